@@ -1,0 +1,250 @@
+//! The bytes between nodes: one fixed header, then the payload as it came. Read in place, written once.
+//!
+//! ```text
+//!  0  version   u8   this file's is 1; others are counted and dropped
+//!  1  kind      u8   1 message, 2 joined, 3 left, 4 note
+//!  2  flags     u8   bit 0: epoch and offset are a cursor
+//!  3  epoch     8 characters, or zeros
+//! 11  offset    u64  the message's offset; for joined and left the presence version
+//! 19  node      u64  ┐
+//! 27  number    u64  │ the tail: written by the publisher, stored in history as it is;
+//! 35  ts        u64  │ the header before it is written by whoever assigns the offset
+//! 43  origin    12   │ (the publish script)
+//! 55  payload        ┘
+//! ```
+//! Integers are big-endian. A presence payload is `user bytes u16, user, info`; user bytes 0xFFFF: anonymous.
+
+use crate::{
+    Cursor, Epoch, Event, MessageId, NodeId, Offset, Origin, PresenceEvent, PresenceKind, Publication, User, Who,
+};
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// The layout's version.
+pub const VERSION: u8 = 1;
+/// Where the tail begins: bytes of header before it.
+pub const TAIL: usize = 19;
+const PAYLOAD: usize = 55;
+const HAS_CURSOR: u8 = 1;
+const ANONYMOUS: u16 = u16::MAX;
+
+/// What an envelope carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A publication.
+    Message = 1,
+    /// A user came.
+    Joined = 2,
+    /// A user left.
+    Left = 3,
+    /// A note between nodes.
+    Note = 4,
+}
+
+/// A decoded envelope.
+#[derive(Debug, Clone)]
+pub enum Envelope {
+    /// Something that happened in a room.
+    Event(Event),
+    /// A note between nodes.
+    Note(Bytes),
+}
+
+/// The bytes are no envelope that this version reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an envelope of version {VERSION}")]
+pub struct Unreadable;
+
+/// The first three bytes of an envelope, for whoever writes the rest of the header.
+#[must_use]
+pub fn head(kind: Kind, has_cursor: bool) -> [u8; 3] {
+    [VERSION, kind as u8, if has_cursor { HAS_CURSOR } else { 0 }]
+}
+
+/// A whole header for what has no cursor.
+fn header(kind: Kind, number: u64) -> [u8; TAIL] {
+    let mut bytes = [0; TAIL];
+    bytes[..3].copy_from_slice(&head(kind, false));
+    bytes[11..].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
+/// Appends the tail: everything from `node` on.
+pub fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, origin: Origin, payload: &[u8]) {
+    out.reserve(PAYLOAD - TAIL + payload.len());
+    out.put_u64(id.node.0);
+    out.put_u64(id.number);
+    out.put_u64(ts_ms);
+    out.put_slice(&origin.0);
+    out.put_slice(payload);
+}
+
+/// A message without cursor, whole.
+#[must_use]
+pub fn message_without_cursor(id: MessageId, ts_ms: u64, origin: Origin, payload: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(PAYLOAD + payload.len());
+    out.put_slice(&header(Kind::Message, 0));
+    put_tail(&mut out, id, ts_ms, origin, payload);
+    out.freeze()
+}
+
+/// A note, whole.
+#[must_use]
+pub fn note(from: NodeId, payload: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(PAYLOAD + payload.len());
+    out.put_slice(&header(Kind::Note, 0));
+    put_tail(&mut out, MessageId { node: from, number: 0 }, 0, Origin::default(), payload);
+    out.freeze()
+}
+
+/// The payload of a presence event.
+#[must_use]
+pub fn presence_payload(who: &Who, info: Option<&[u8]>) -> Vec<u8> {
+    let (len, name) = match who {
+        Who::User(user) => (user.as_str().len().min(usize::from(ANONYMOUS) - 1) as u16, user.as_str().as_bytes()),
+        Who::Session(_) => (ANONYMOUS, &[][..]),
+    };
+    let mut out = Vec::with_capacity(2 + name.len() + info.map_or(0, <[u8]>::len));
+    out.extend(len.to_be_bytes());
+    out.extend(&name[..name.len().min(usize::from(len))]);
+    out.extend(info.unwrap_or_default());
+    out
+}
+
+/// Reads an envelope in place: the payload stays a slice of `bytes`.
+///
+/// # Errors
+/// [`Unreadable`] for other versions and kinds, short input, and a cursor or user name that is none.
+pub fn decode(bytes: &Bytes) -> Result<Envelope, Unreadable> {
+    if bytes.len() < PAYLOAD || bytes[0] != VERSION {
+        return Err(Unreadable);
+    }
+    let number = be64(bytes, 11);
+    let cursor = match bytes[2] & HAS_CURSOR {
+        0 => None,
+        _ => Some(Cursor::new(epoch(&bytes[3..11])?, Offset(number))),
+    };
+    let publication = decode_tail(&bytes.slice(TAIL..), cursor)?;
+    Ok(match bytes[1] {
+        k if k == Kind::Message as u8 => Envelope::Event(Event::Message(publication)),
+        k if k == Kind::Joined as u8 => presence(PresenceKind::Joined, &publication, number)?,
+        k if k == Kind::Left as u8 => presence(PresenceKind::Left, &publication, number)?,
+        k if k == Kind::Note as u8 => Envelope::Note(publication.payload),
+        _ => return Err(Unreadable),
+    })
+}
+
+/// Reads what history stores: the tail of a message whose place is known from elsewhere.
+///
+/// # Errors
+/// [`Unreadable`] for short input.
+pub fn decode_tail(tail: &Bytes, cursor: Option<Cursor>) -> Result<Publication, Unreadable> {
+    if tail.len() < PAYLOAD - TAIL {
+        return Err(Unreadable);
+    }
+    let id = MessageId { node: NodeId(be64(tail, 0)), number: be64(tail, 8) };
+    let origin = Origin(tail[24..36].try_into().map_err(|_| Unreadable)?);
+    Ok(Publication { cursor, id, origin, ts_ms: be64(tail, 16), payload: tail.slice(PAYLOAD - TAIL..) })
+}
+
+fn presence(kind: PresenceKind, p: &Publication, version: u64) -> Result<Envelope, Unreadable> {
+    let (len, rest) = p.payload.split_first_chunk::<2>().ok_or(Unreadable)?;
+    let (who, name_len) = match u16::from_be_bytes(*len) {
+        ANONYMOUS => (Who::Session(p.origin), 0),
+        n => {
+            let name = rest.get(..usize::from(n)).ok_or(Unreadable)?;
+            (Who::User(User::new(std::str::from_utf8(name).map_err(|_| Unreadable)?)), usize::from(n))
+        }
+    };
+    let info = p.payload.slice(2 + name_len..);
+    let info = (!info.is_empty()).then_some(info);
+    Ok(Envelope::Event(Event::Presence(PresenceEvent { kind, who, info, version })))
+}
+
+fn epoch(bytes: &[u8]) -> Result<Epoch, Unreadable> {
+    bytes.try_into().ok().and_then(Epoch::from_bytes).ok_or(Unreadable)
+}
+
+/// Eight bytes at `at`; the caller has checked the length.
+fn be64(bytes: &[u8], at: usize) -> u64 {
+    let mut eight = [0; 8];
+    eight.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_be_bytes(eight)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ID: MessageId = MessageId { node: NodeId(0x0102_0304_0506_0708), number: 9 };
+
+    fn with_cursor(payload: &[u8]) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_slice(&head(Kind::Message, true));
+        out.put_slice(b"Xk2p9QaB");
+        out.put_u64(42);
+        put_tail(&mut out, ID, 1_763_760_000_123, Origin(*b"abcdefghijkl"), payload);
+        out.freeze()
+    }
+
+    /// Golden bytes: nodes of two versions share a Redis during a deploy, so the layout does not move.
+    #[test]
+    fn the_layout_of_a_message() {
+        let bytes = with_cursor(b"hi");
+        let golden = b"\x01\x01\x01Xk2p9QaB\0\0\0\0\0\0\0\x2a\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x09\
+            \0\0\x01\x9a\xa8\x49\xcc\x7babcdefghijklhi";
+        assert_eq!(&bytes[..], &golden[..]);
+        let Ok(Envelope::Event(Event::Message(p))) = decode(&bytes) else { panic!("a message") };
+        assert_eq!(p.cursor.unwrap().to_string(), "Xk2p9QaB.42");
+        assert_eq!((p.id, p.ts_ms, p.origin), (ID, 1_763_760_000_123, Origin(*b"abcdefghijkl")));
+        assert_eq!(&p.payload[..], b"hi");
+        assert_eq!(p.payload.as_ptr(), bytes[PAYLOAD..].as_ptr(), "the payload is not copied");
+    }
+
+    #[test]
+    fn the_layout_of_a_departure() {
+        let mut out = BytesMut::from(&header(Kind::Left, 7)[..]);
+        let payload = presence_payload(&Who::User(User::new("u42")), Some(b"{}"));
+        put_tail(&mut out, ID, 0, Origin(*b"abcdefghijkl"), &payload);
+        assert_eq!(&out[PAYLOAD..], b"\0\x03u42{}");
+        let Ok(Envelope::Event(Event::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
+        assert_eq!((e.kind, e.version), (PresenceKind::Left, 7));
+        assert_eq!(e.who, Who::User(User::new("u42")));
+        assert_eq!(e.info.as_deref(), Some(&b"{}"[..]));
+    }
+
+    #[test]
+    fn an_anonymous_arrival_is_named_by_its_session() {
+        let mut out = BytesMut::from(&header(Kind::Joined, 1)[..]);
+        let session = Origin(*b"abcdefghijkl");
+        put_tail(&mut out, ID, 0, session, &presence_payload(&Who::Session(session), None));
+        let Ok(Envelope::Event(Event::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
+        assert_eq!((e.who, e.info), (Who::Session(session), None));
+    }
+
+    #[test]
+    fn other_versions_and_kinds_are_refused() {
+        for (at, value) in [(0, 2), (1, 0), (1, 5), (3, b'*')] {
+            let mut bytes = with_cursor(b"hi").to_vec();
+            bytes[at] = value;
+            assert_eq!(decode(&bytes.into()).err(), Some(Unreadable), "byte {at} = {value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes.into());
+        }
+
+        #[test]
+        fn no_mangled_envelope_panics(at in 0usize..60, value: u8, cut in 0usize..64) {
+            let mut bytes = with_cursor(b"\0\x03u42").to_vec();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            bytes.truncate(bytes.len().min(cut.max(1)));
+            let _ = decode(&bytes.into());
+        }
+    }
+}

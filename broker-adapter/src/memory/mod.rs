@@ -1,0 +1,235 @@
+//! The embedded broker: everything in this process, nothing to install. Complete: history, cursors, idempotency,
+//! presence. Also joins several in-process nodes in tests, since every subscriber may be another node's.
+//!
+//! Rooms live in stripes, each behind a lock that is held for one operation and never across an await. A publish
+//! delivers under its stripe's lock: that is what gives a room one order.
+
+mod room;
+
+use crate::{
+    Attendance, Broker, BrokerError, Cursor, Delivery, Detail, Event, HistoryQuery, Later, MessageId, NodeId,
+    NodeTarget, Outcome, Page, Presence, Publication, Publish, Published, Reply, Retention, Room, RoomList, RoomQuery,
+    Status, Subscriber, SubscriberId,
+};
+use bytes::Bytes;
+use room::RoomState;
+use std::{
+    collections::HashMap,
+    collections::hash_map::RandomState,
+    future::ready,
+    hash::BuildHasher,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Locks are per stripe: with 64 of them two of a handful of shards rarely meet.
+const STRIPES: usize = 64;
+/// How often a stripe drops what nobody needs any more, at most.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// The embedded broker. See the module's head.
+pub struct MemoryBroker {
+    node: NodeId,
+    subscribers: Vec<Arc<dyn Subscriber>>,
+    stripes: Vec<Mutex<Stripe>>,
+    hasher: RandomState,
+    numbers: AtomicU64,
+    /// Counted up whenever a room that had messages is forgotten, so that its successor has another epoch.
+    era: AtomicU64,
+}
+
+struct Stripe {
+    rooms: HashMap<Room, RoomState>,
+    swept: Instant,
+}
+
+impl MemoryBroker {
+    /// A broker for these subscribers; [`SubscriberId`] is the index.
+    ///
+    /// # Panics
+    /// With more than [`u16::MAX`] subscribers.
+    #[must_use]
+    pub fn new(subscribers: Vec<Arc<dyn Subscriber>>) -> Self {
+        assert!(subscribers.len() <= usize::from(u16::MAX), "a process has fewer subscribers");
+        let swept = Instant::now();
+        Self {
+            node: NodeId::random(),
+            subscribers,
+            stripes: (0..STRIPES).map(|_| Mutex::new(Stripe { rooms: HashMap::new(), swept })).collect(),
+            hasher: RandomState::new(),
+            numbers: AtomicU64::new(1),
+            era: AtomicU64::new(0),
+        }
+    }
+
+    fn stripe(&self, room: &Room) -> MutexGuard<'_, Stripe> {
+        let stripe = &self.stripes[self.hasher.hash_one(room) as usize % STRIPES];
+        let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if now.duration_since(stripe.swept) >= SWEEP_EVERY {
+            stripe.swept = now;
+            self.sweep(&mut stripe, now);
+        }
+        stripe
+    }
+
+    fn sweep(&self, stripe: &mut Stripe, now: Instant) {
+        stripe.rooms.retain(|_, room| {
+            room.expire(now);
+            if !room.forgettable(now) {
+                return true;
+            }
+            self.forget(room);
+            false
+        });
+        stripe.rooms.shrink_to(stripe.rooms.len() * 2);
+    }
+
+    fn forget(&self, room: &RoomState) {
+        if room.has_had_messages() {
+            self.era.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs `f` on the room's state, made if need be, and drops the state again if nothing came of it.
+    fn with_room<T>(&self, name: &Room, f: impl FnOnce(&mut RoomState) -> T) -> T {
+        let mut stripe = self.stripe(name);
+        let era = self.era.load(Ordering::Relaxed);
+        let state = stripe.rooms.entry(name.clone()).or_insert_with(|| RoomState::new(self.epoch_bits(name, era)));
+        let result = f(state);
+        if state.forgettable(Instant::now()) {
+            self.forget(state);
+            stripe.rooms.remove(name);
+        }
+        result
+    }
+
+    /// The same room gets the same epoch until a room with messages was forgotten: a room that never had one may
+    /// come and go without making its cursors foreign.
+    fn epoch_bits(&self, room: &Room, era: u64) -> u64 {
+        self.hasher.hash_one((room, era, self.node.0))
+    }
+
+    fn deliver(&self, name: &Room, room: &RoomState, event: &Event) {
+        for who in room.followers() {
+            if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
+                subscriber.deliver(Delivery { room: name.clone(), event: event.clone() });
+            }
+        }
+    }
+
+    fn publish_now(&self, publish: Publish) -> Published {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let name = publish.room.clone();
+        self.with_room(&name, |room| {
+            let now = Instant::now();
+            if let Some(first) = publish.key.as_ref().and_then(|key| room.published_before(key, now)) {
+                return Published { cursor: first, duplicate: true };
+            }
+            let cursor = publish.retention.map(|_| room.next_cursor());
+            let publication = Publication {
+                cursor,
+                id: MessageId { node: self.node, number },
+                origin: publish.origin,
+                ts_ms: publish.ts_ms,
+                payload: publish.payload,
+            };
+            if let Some(retention) = publish.retention {
+                room.keep(&publication, retention, now);
+            }
+            if let Some(key) = publish.key {
+                room.remember(key, cursor, now);
+            }
+            self.deliver(&name, room, &Event::Message(publication));
+            Published { cursor, duplicate: false }
+        })
+    }
+
+    fn answer(&self, reply: Reply, outcome: Outcome) {
+        match reply {
+            Reply::Nobody | Reply::OnFailure(..) => {}
+            Reply::Ticket(who, ticket) => {
+                if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
+                    subscriber.published(ticket, outcome);
+                }
+            }
+            Reply::Waiter(waiter) => drop(waiter.send(outcome)),
+        }
+    }
+}
+
+impl Broker for MemoryBroker {
+    fn publish(&self, publish: Publish, reply: Reply) {
+        let published = self.publish_now(publish);
+        self.answer(reply, Ok(published));
+    }
+
+    fn subscribe(&self, who: SubscriberId, room: &Room, retention: Option<Retention>) -> Later<'_, Option<Cursor>> {
+        let head = self.with_room(room, |state| {
+            state.follow(who);
+            retention.map(|_| state.head())
+        });
+        Box::pin(ready(Ok(head)))
+    }
+
+    fn unsubscribe(&self, who: SubscriberId, room: &Room) {
+        self.with_room(room, |state| state.unfollow(who));
+    }
+
+    fn history(&self, room: &Room, _: Retention, query: HistoryQuery) -> Later<'_, Page> {
+        let page = self.with_room(room, |state| {
+            state.expire(Instant::now());
+            state.page(query)
+        });
+        Box::pin(ready(Ok(page)))
+    }
+
+    fn attend(&self, room: &Room, attendance: Attendance) -> Later<'_, ()> {
+        self.with_room(room, |state| {
+            if let Some(event) = state.attend(attendance) {
+                self.deliver(room, state, &Event::Presence(event));
+            }
+        });
+        Box::pin(ready(Ok(())))
+    }
+
+    fn presence(&self, room: &Room, detail: Detail) -> Later<'_, Presence> {
+        Box::pin(ready(Ok(self.with_room(room, |state| state.presence(detail)))))
+    }
+
+    fn rooms(&self, query: RoomQuery) -> Later<'_, RoomList> {
+        let mut rooms: Vec<Room> = Vec::new();
+        for stripe in &self.stripes {
+            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            let matching = stripe.rooms.iter().filter(|(name, state)| {
+                state.has_sessions()
+                    && name.as_str().starts_with(&query.prefix)
+                    && query.after.as_deref().is_none_or(|after| name.as_str() > after)
+            });
+            rooms.extend(matching.map(|(name, _)| name.clone()));
+        }
+        rooms.sort_unstable();
+        let more = rooms.len() > query.limit;
+        rooms.truncate(query.limit);
+        Box::pin(ready(Ok(RoomList { rooms, more })))
+    }
+
+    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, ()> {
+        if matches!(target, NodeTarget::All) || target == NodeTarget::One(self.node) {
+            self.subscribers.iter().for_each(|s| s.told(note.clone()));
+        }
+        Box::pin(ready(Ok(())))
+    }
+
+    fn status(&self) -> Status {
+        let rooms = self.stripes.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).rooms.len() as u64);
+        Status { up: true, reconnects: 0, in_flight: 0, rooms: rooms.sum(), unreadable: 0 }
+    }
+
+    fn close(&self) -> Later<'_, ()> {
+        Box::pin(ready(Ok::<(), BrokerError>(())))
+    }
+}

@@ -1,0 +1,299 @@
+//! One room of the embedded broker: its recent messages, its followers, its members. Pure but for the `now` it is
+//! given. A room that only holds one quiet member owns three small allocations; everything else is made on use.
+
+use crate::{
+    Attendance, Cursor, Detail, Epoch, Gap, HistoryQuery, IdempotencyKey, Member, Offset, Page, Presence,
+    PresenceEvent, PresenceKind, Publication, Retention, SessionKey, SubscriberId, User, Who,
+};
+use bytes::Bytes;
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+/// How long a room without members is remembered after its last message went out of history: until then a cursor
+/// into it is answered with an exact count of what was missed.
+const META_TTL: Duration = Duration::from_secs(3600);
+
+/// See the module's head.
+pub(super) struct RoomState {
+    epoch: Epoch,
+    offset: u64,
+    log: VecDeque<Kept>,
+    /// When the room may be forgotten, set by each message.
+    remembered_until: Option<Instant>,
+    followers: Vec<SubscriberId>,
+    sessions: HashMap<SessionKey, Attendee>,
+    /// Named users and how many sessions each has; anonymous sessions are not in here.
+    users: HashMap<User, u32>,
+    presence_version: u64,
+    keys: Option<Box<Keys>>,
+}
+
+struct Kept {
+    publication: Publication,
+    until: Instant,
+}
+
+struct Attendee {
+    user: Option<User>,
+    info: Option<Box<Bytes>>,
+}
+
+#[derive(Default)]
+struct Keys {
+    by_key: HashMap<IdempotencyKey, Option<Cursor>>,
+    expiries: VecDeque<(Instant, IdempotencyKey)>,
+}
+
+impl RoomState {
+    pub(super) fn new(epoch_bits: u64) -> Self {
+        Self {
+            epoch: Epoch::from_bits(epoch_bits),
+            offset: 0,
+            log: VecDeque::new(),
+            remembered_until: None,
+            followers: Vec::new(),
+            sessions: HashMap::new(),
+            users: HashMap::new(),
+            presence_version: 0,
+            keys: None,
+        }
+    }
+
+    pub(super) fn head(&self) -> Cursor {
+        Cursor::new(self.epoch, Offset(self.offset))
+    }
+
+    pub(super) fn has_had_messages(&self) -> bool {
+        self.offset > 0
+    }
+
+    pub(super) fn has_sessions(&self) -> bool {
+        !self.sessions.is_empty()
+    }
+
+    /// Whether nobody could tell that the room's state is gone.
+    pub(super) fn forgettable(&self, now: Instant) -> bool {
+        self.followers.is_empty()
+            && self.sessions.is_empty()
+            && self.keys.is_none()
+            && self.remembered_until.is_none_or(|until| now >= until)
+    }
+
+    // --- messages ---
+
+    pub(super) fn next_cursor(&mut self) -> Cursor {
+        self.offset += 1;
+        self.head()
+    }
+
+    pub(super) fn keep(&mut self, publication: &Publication, retention: Retention, now: Instant) {
+        self.log.push_back(Kept { publication: publication.clone(), until: now + retention.ttl });
+        let surplus = self.log.len().saturating_sub(retention.messages as usize);
+        self.log.drain(..surplus);
+        self.remembered_until = Some(now + retention.ttl.max(META_TTL));
+        self.expire(now);
+    }
+
+    /// Drops messages and keys that have outlived their time.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while self.log.front().is_some_and(|kept| kept.until <= now) {
+            self.log.pop_front();
+        }
+        if self.log.is_empty() {
+            self.log.shrink_to_fit();
+        }
+        if let Some(keys) = &mut self.keys {
+            keys.expire(now);
+            if keys.by_key.is_empty() {
+                self.keys = None;
+            }
+        }
+    }
+
+    pub(super) fn page(&self, query: HistoryQuery) -> Page {
+        let head = self.head();
+        let oldest = self.offset - self.log.len() as u64; // the place before the oldest kept message
+        let (from, gap) = match query.since {
+            None => (self.offset - (query.limit.min(self.log.len()) as u64), None),
+            Some(since) if since.epoch != self.epoch || since.offset.0 > self.offset => {
+                (oldest, Some(Gap { missed: None }))
+            }
+            Some(since) if since.offset.0 < oldest => (oldest, Some(Gap { missed: Some(oldest - since.offset.0) })),
+            Some(since) => (since.offset.0, None),
+        };
+        let publications = self.log.iter().skip((from - oldest) as usize).take(query.limit);
+        Page {
+            publications: publications.map(|kept| kept.publication.clone()).collect(),
+            from: Cursor::new(self.epoch, Offset(from)),
+            head,
+            gap,
+        }
+    }
+
+    // --- idempotency ---
+
+    pub(super) fn published_before(&mut self, key: &IdempotencyKey, now: Instant) -> Option<Option<Cursor>> {
+        let keys = self.keys.as_mut()?;
+        keys.expire(now);
+        keys.by_key.get(key).copied()
+    }
+
+    pub(super) fn remember(&mut self, key: IdempotencyKey, cursor: Option<Cursor>, now: Instant) {
+        let keys = self.keys.get_or_insert_default();
+        keys.expiries.push_back((now + IdempotencyKey::TTL, key.clone()));
+        keys.by_key.insert(key, cursor);
+    }
+
+    // --- followers ---
+
+    pub(super) fn follow(&mut self, who: SubscriberId) {
+        if !self.followers.contains(&who) {
+            self.followers.reserve_exact(1);
+            self.followers.push(who);
+        }
+    }
+
+    pub(super) fn unfollow(&mut self, who: SubscriberId) {
+        self.followers.retain(|f| *f != who);
+    }
+
+    pub(super) fn followers(&self) -> impl Iterator<Item = SubscriberId> {
+        self.followers.iter().copied()
+    }
+
+    // --- presence ---
+
+    /// Returns the event to announce, if the change is one for others.
+    pub(super) fn attend(&mut self, attendance: Attendance) -> Option<PresenceEvent> {
+        match attendance {
+            Attendance::Enter { session, user, info, announce } => {
+                let who = user.clone().map_or(Who::Session(session), Who::User);
+                let attendee = Attendee { user: user.clone(), info: info.clone().map(Box::new) };
+                if self.sessions.insert(session, attendee).is_some() {
+                    return None;
+                }
+                if let Some(user) = user {
+                    let count = self.users.entry(user).or_default();
+                    *count += 1;
+                    if *count > 1 {
+                        return None;
+                    }
+                }
+                self.change(PresenceKind::Joined, who, info, announce)
+            }
+            Attendance::Leave { session, announce } => {
+                let Attendee { user, info } = self.sessions.remove(&session)?;
+                let who = user.clone().map_or(Who::Session(session), Who::User);
+                if let Some(user) = user {
+                    let count = self.users.get_mut(&user)?;
+                    *count -= 1;
+                    if *count > 0 {
+                        return None;
+                    }
+                    self.users.remove(&user);
+                }
+                self.change(PresenceKind::Left, who, info.map(|i| *i), announce)
+            }
+        }
+    }
+
+    fn change(&mut self, kind: PresenceKind, who: Who, info: Option<Bytes>, announce: bool) -> Option<PresenceEvent> {
+        self.presence_version += 1;
+        announce.then_some(PresenceEvent { kind, who, info, version: self.presence_version })
+    }
+
+    pub(super) fn presence(&self, detail: Detail) -> Presence {
+        let anonymous = self.sessions.values().filter(|a| a.user.is_none()).count();
+        let members = match detail {
+            Detail::Counts => Vec::new(),
+            Detail::Members => self.members(),
+        };
+        Presence {
+            sessions: self.sessions.len() as u64,
+            users: (anonymous + self.users.len()) as u64,
+            members,
+            version: self.presence_version,
+            head: (self.has_had_messages() || self.has_sessions()).then(|| self.head()),
+        }
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let mut named: HashMap<&User, Member> = HashMap::with_capacity(self.users.len());
+        let mut members = Vec::new();
+        for (session, attendee) in &self.sessions {
+            let info = attendee.info.as_deref().cloned();
+            match &attendee.user {
+                None => members.push(Member { who: Who::Session(*session), sessions: 1, info }),
+                Some(user) => {
+                    let member = named.entry(user).or_insert_with(|| Member {
+                        who: Who::User(user.clone()),
+                        sessions: 0,
+                        info: None,
+                    });
+                    member.sessions += 1;
+                    member.info = member.info.take().or(info);
+                }
+            }
+        }
+        members.extend(named.into_values());
+        members
+    }
+}
+
+impl Keys {
+    fn expire(&mut self, now: Instant) {
+        while self.expiries.front().is_some_and(|(until, _)| *until <= now) {
+            if let Some((_, key)) = self.expiries.pop_front() {
+                self.by_key.remove(&key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MessageId, NodeId, Origin};
+
+    const KEEP: Retention = Retention { messages: 3, ttl: Duration::from_secs(60) };
+
+    fn publish(room: &mut RoomState, now: Instant) -> Cursor {
+        let cursor = room.next_cursor();
+        let id = MessageId { node: NodeId(1), number: cursor.offset.0 };
+        let publication =
+            Publication { cursor: Some(cursor), id, origin: Origin::default(), ts_ms: 0, payload: Bytes::new() };
+        room.keep(&publication, KEEP, now);
+        cursor
+    }
+
+    fn offsets(page: &Page) -> Vec<u64> {
+        page.publications.iter().map(|p| p.cursor.unwrap().offset.0).collect()
+    }
+
+    #[test]
+    fn what_is_trimmed_is_counted_as_missed() {
+        let (mut room, now) = (RoomState::new(1), Instant::now());
+        for _ in 0..5 {
+            publish(&mut room, now);
+        }
+        let since = |offset| HistoryQuery { since: Some(Cursor::new(room.epoch, Offset(offset))), limit: 10 };
+        let page = room.page(since(0));
+        assert_eq!((offsets(&page), page.gap), (vec![3, 4, 5], Some(Gap { missed: Some(2) })));
+        let page = room.page(since(2));
+        assert_eq!((offsets(&page), page.gap), (vec![3, 4, 5], None));
+        let page = room.page(since(6));
+        assert_eq!(page.gap, Some(Gap { missed: None }));
+    }
+
+    #[test]
+    fn messages_and_then_the_room_are_forgotten_by_time() {
+        let (mut room, now) = (RoomState::new(1), Instant::now());
+        publish(&mut room, now);
+        room.expire(now + Duration::from_secs(61));
+        assert!(room.page(HistoryQuery { since: None, limit: 10 }).publications.is_empty());
+        assert!(!room.forgettable(now + Duration::from_secs(61)), "its cursors still mean something");
+        assert!(room.forgettable(now + META_TTL));
+    }
+}
