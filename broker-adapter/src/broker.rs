@@ -122,7 +122,7 @@ pub enum Reply {
 
 /// A subscriber's own name for one publish in flight; the broker only hands it back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket(pub [u64; 2]);
+pub struct Ticket(pub [u64; 3]);
 
 /// A message as members get it.
 #[derive(Debug, Clone)]
@@ -164,8 +164,8 @@ pub trait Subscriber: Send + Sync + 'static {
     /// Takes an event of a room this subscriber follows. A full subscriber notes the room and catches up from
     /// history later: an event in a room with history is never lost in silence.
     fn deliver(&self, delivery: Delivery);
-    /// What became of a publish that asked for it by ticket. Never lost: publishes in flight are bounded.
-    fn published(&self, ticket: Ticket, outcome: Outcome);
+    /// What became of a publish into `room` that asked for it by ticket. Never lost: publishes in flight are bounded.
+    fn published(&self, ticket: Ticket, room: Room, outcome: Outcome);
     /// A note that some node sent by [`Broker::tell`].
     fn told(&self, note: Bytes);
 }

@@ -1,1 +1,136 @@
-//! contract
+//! The contract as tests: what the crate's head promises, in cases that every broker passes. A broker's own tests make
+//! a fixture of three or more [`Node`]s and hand it to [`contract_tests!`](crate::contract_tests). Cases wait for
+//! conditions with a deadline and never look inside a broker.
+
+mod history;
+mod messages;
+mod presence;
+mod recorder;
+mod replies;
+mod subscriptions;
+
+pub use history::*;
+pub use messages::*;
+pub use presence::*;
+pub use recorder::{Recorder, WAIT_MAX};
+pub use replies::*;
+pub use subscriptions::*;
+
+use crate::{
+    Broker, Cursor, HistoryQuery, IdempotencyKey, NodeId, Origin, Page, Publication, Publish, Published, Reply,
+    Retention, Room, SubscriberId,
+};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::oneshot;
+
+/// What the cases keep of a room's past, where they do not say otherwise.
+pub const KEEP: Retention = Retention { messages: 1000, ttl: Duration::from_secs(300) };
+
+/// One consumer: a subscriber of a broker, which may be shared with other nodes of the fixture.
+#[derive(Clone)]
+pub struct Node {
+    pub broker: Arc<dyn Broker>,
+    pub me: SubscriberId,
+    pub seen: Arc<Recorder>,
+}
+
+impl Node {
+    pub async fn subscribe(&self, room: &Room) -> Cursor {
+        self.broker.subscribe(self.me, room, Some(KEEP)).await.unwrap().expect("a head where there is history")
+    }
+
+    pub async fn publish(&self, publish: Publish) -> Published {
+        self.try_publish(publish).await.unwrap()
+    }
+
+    pub async fn try_publish(&self, publish: Publish) -> crate::Outcome {
+        let (tx, rx) = oneshot::channel();
+        self.broker.publish(publish, Reply::Waiter(tx));
+        tokio::time::timeout(WAIT_MAX, rx).await.expect("an outcome in time").expect("an outcome")
+    }
+
+    pub async fn say(&self, room: &Room, text: &str) -> Cursor {
+        self.publish(message(room, text)).await.cursor.expect("a cursor where there is history")
+    }
+
+    pub async fn since(&self, room: &Room, since: Cursor, limit: usize) -> Page {
+        self.broker.history(room, KEEP, HistoryQuery { since: Some(since), limit }).await.unwrap()
+    }
+
+    pub async fn last(&self, room: &Room, limit: usize) -> Page {
+        self.broker.history(room, KEEP, HistoryQuery { since: None, limit }).await.unwrap()
+    }
+
+    /// The id of the process behind the node, as messages tell it.
+    pub async fn id(&self) -> NodeId {
+        let room = room("id");
+        self.broker.subscribe(self.me, &room, None).await.unwrap();
+        self.publish(Publish { retention: None, ..message(&room, "who am I") }).await;
+        self.seen.messages(&room, 1).await[0].id.node
+    }
+}
+
+/// A room that no other case uses, also when fixtures share a backplane.
+pub fn room(case: &str) -> Room {
+    Room::parse(&format!("{case}:{:x}", crate::cursor::random_u64())).unwrap()
+}
+
+/// A message in a room with history.
+pub fn message(room: &Room, text: &str) -> Publish {
+    Publish {
+        room: room.clone(),
+        retention: Some(KEEP),
+        origin: Origin(*b"contract-org"),
+        ts_ms: 1_763_760_000_123,
+        payload: Bytes::copy_from_slice(text.as_bytes()),
+        key: None,
+    }
+}
+
+/// A message with an idempotency key.
+pub fn keyed(room: &Room, text: &str, key: &str) -> Publish {
+    Publish { key: IdempotencyKey::parse(key), ..message(room, text) }
+}
+
+pub fn offsets(publications: &[Publication]) -> Vec<u64> {
+    publications.iter().map(|p| p.cursor.expect("a cursor").offset.0).collect()
+}
+
+pub fn texts(publications: &[Publication]) -> Vec<String> {
+    publications.iter().map(|p| String::from_utf8_lossy(&p.payload).into_owned()).collect()
+}
+
+/// One test per case. `$fixture` is an async function that gives the nodes and whatever must outlive them;
+/// the attribute is the test attribute to put on each.
+#[macro_export]
+macro_rules! contract_tests {
+    (#[$test:meta] $fixture:path) => {
+        $crate::contract_tests!(@each #[$test] $fixture:
+            every_node_sees_one_order, the_acknowledged_cursor_is_the_one_that_members_see,
+            a_thread_s_publishes_keep_their_order, payloads_are_untouched,
+            a_room_without_history_has_no_cursors, rooms_do_not_mix,
+            the_same_key_publishes_once, the_same_key_from_two_nodes_at_once_publishes_once,
+            the_same_key_publishes_once_without_history,
+            a_subscriber_has_everything_after_its_head, a_publish_right_after_the_join_is_heard,
+            unsubscribing_ends_deliveries, subscribing_again_begins_them_again,
+            flapping_never_loses_a_subscription,
+            the_last_messages, messages_since_a_cursor, pages_follow_one_another, what_was_trimmed_is_counted,
+            a_cursor_of_another_epoch_is_a_gap, a_cursor_beyond_the_head_is_a_gap, an_empty_room_has_a_stable_head,
+            at_least_so_many_are_kept, messages_outlive_their_ttl,
+            counts_and_members, one_event_per_user, anonymous_sessions_are_users_of_their_own,
+            entering_again_replaces_the_info, versions_merge_with_the_listing, silent_members_count,
+            leaving_twice_leaves_no_trace, rooms_with_members_are_listed,
+            a_note_to_all_and_to_one, every_reply_is_given, a_failure_is_not_made_up,
+        );
+    };
+    (@each #[$test:meta] $fixture:path: $($case:ident,)*) => {
+        $(
+            #[$test]
+            async fn $case() {
+                let (nodes, _keep) = $fixture().await;
+                $crate::contract::$case(&nodes).await;
+            }
+        )*
+    };
+}

@@ -39,6 +39,7 @@ mod cursor;
 pub mod envelope;
 mod memory;
 mod position;
+pub mod redis;
 mod room;
 
 pub use broker::{
@@ -49,4 +50,5 @@ pub use broker::{
 pub use cursor::{Cursor, CursorInvalid, Epoch, Offset};
 pub use memory::MemoryBroker;
 pub use position::{Position, Verdict};
+pub use redis::RedisBroker;
 pub use room::{Room, RoomInvalid};

@@ -148,12 +148,12 @@ impl MemoryBroker {
         })
     }
 
-    fn answer(&self, reply: Reply, outcome: Outcome) {
+    fn answer(&self, reply: Reply, room: Room, outcome: Outcome) {
         match reply {
             Reply::Nobody | Reply::OnFailure(..) => {}
             Reply::Ticket(who, ticket) => {
                 if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
-                    subscriber.published(ticket, outcome);
+                    subscriber.published(ticket, room, outcome);
                 }
             }
             Reply::Waiter(waiter) => drop(waiter.send(outcome)),
@@ -163,8 +163,9 @@ impl MemoryBroker {
 
 impl Broker for MemoryBroker {
     fn publish(&self, publish: Publish, reply: Reply) {
+        let room = publish.room.clone();
         let published = self.publish_now(publish);
-        self.answer(reply, Ok(published));
+        self.answer(reply, room, Ok(published));
     }
 
     fn subscribe(&self, who: SubscriberId, room: &Room, retention: Option<Retention>) -> Later<'_, Option<Cursor>> {
@@ -232,4 +233,24 @@ impl Broker for MemoryBroker {
     fn close(&self) -> Later<'_, ()> {
         Box::pin(ready(Ok::<(), BrokerError>(())))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::{Node, Recorder};
+
+    /// Three subscribers of one broker stand for three nodes.
+    async fn three_nodes() -> (Vec<Node>, ()) {
+        let seen: Vec<Arc<Recorder>> = (0..3).map(|_| Arc::default()).collect();
+        let subscribers = seen.iter().map(|s| Arc::clone(s) as Arc<dyn Subscriber>).collect();
+        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(subscribers));
+        let node = |(n, seen)| Node { broker: Arc::clone(&broker), me: SubscriberId(n), seen };
+        ((0..).zip(seen).map(node).collect(), ())
+    }
+
+    crate::contract_tests!(
+        #[tokio::test]
+        three_nodes
+    );
 }

@@ -1,0 +1,200 @@
+//! Cases about who is in a room, and about the list of rooms.
+
+use super::{Node, room};
+use crate::{
+    Attendance, Detail, Member, Origin, Presence, PresenceEvent, PresenceKind, Room, RoomQuery, SessionKey, User, Who,
+};
+use bytes::Bytes;
+
+fn session(n: u8) -> SessionKey {
+    let mut bytes = *b"session-0000";
+    bytes[11] = n;
+    Origin(bytes)
+}
+
+fn enter(n: u8, user: Option<&str>, info: Option<&'static str>) -> Attendance {
+    let info = info.map(|i| Bytes::from_static(i.as_bytes()));
+    Attendance::Enter { session: session(n), user: user.map(User::new), info, announce: true }
+}
+
+fn leave(n: u8) -> Attendance {
+    Attendance::Leave { session: session(n), announce: true }
+}
+
+async fn attend(node: &Node, room: &Room, attendance: Attendance) {
+    node.broker.attend(room, attendance).await.unwrap();
+}
+
+async fn members(node: &Node, room: &Room) -> Presence {
+    let mut presence = node.broker.presence(room, Detail::Members).await.unwrap();
+    presence.members.sort_by_key(|m| format!("{:?}", m.who));
+    presence
+}
+
+fn user(name: &str, sessions: u32, info: Option<&'static str>) -> Member {
+    Member { who: Who::User(User::new(name)), sessions, info: info.map(|i| Bytes::from_static(i.as_bytes())) }
+}
+
+fn kinds(events: &[PresenceEvent]) -> Vec<(PresenceKind, Who)> {
+    events.iter().map(|e| (e.kind, e.who.clone())).collect()
+}
+
+fn named(kind: PresenceKind, name: &str) -> (PresenceKind, Who) {
+    (kind, Who::User(User::new(name)))
+}
+
+pub async fn counts_and_members(nodes: &[Node]) {
+    let room = room("count");
+    assert_eq!(members(&nodes[0], &room).await.users, 0);
+    attend(&nodes[0], &room, enter(1, Some("ann"), Some(r#"{"n":1}"#))).await;
+    attend(&nodes[1], &room, enter(2, Some("ann"), Some(r#"{"n":1}"#))).await;
+    attend(&nodes[2], &room, enter(3, Some("bob"), None)).await;
+    for node in nodes {
+        let counts = node.broker.presence(&room, Detail::Counts).await.unwrap();
+        assert_eq!((counts.sessions, counts.users, counts.members.len()), (3, 2, 0));
+        let listing = members(node, &room).await;
+        assert_eq!((listing.sessions, listing.users), (3, 2));
+        assert_eq!(listing.members, [user("ann", 2, Some(r#"{"n":1}"#)), user("bob", 1, None)]);
+    }
+    attend(&nodes[1], &room, leave(2)).await;
+    attend(&nodes[2], &room, leave(3)).await;
+    let listing = members(&nodes[1], &room).await;
+    assert_eq!(listing.members, [user("ann", 1, Some(r#"{"n":1}"#))]);
+    attend(&nodes[0], &room, leave(1)).await;
+    let counts = nodes[2].broker.presence(&room, Detail::Counts).await.unwrap();
+    assert_eq!((counts.sessions, counts.users), (0, 0));
+}
+
+pub async fn one_event_per_user(nodes: &[Node]) {
+    let room = room("events");
+    for node in nodes {
+        node.subscribe(&room).await;
+    }
+    for n in 0..3 {
+        attend(&nodes[usize::from(n)], &room, enter(n, Some("ann"), Some("1"))).await;
+    }
+    attend(&nodes[1], &room, enter(9, Some("bob"), None)).await;
+    for n in 0..3 {
+        attend(&nodes[usize::from(n)], &room, leave(n)).await;
+    }
+    for node in nodes {
+        let seen = node.seen.presence(&room, 3).await;
+        let expected =
+            [named(PresenceKind::Joined, "ann"), named(PresenceKind::Joined, "bob"), named(PresenceKind::Left, "ann")];
+        assert_eq!(kinds(&seen), expected);
+        assert_eq!(seen[0].info.as_deref(), Some(&b"1"[..]));
+        assert_eq!(seen[1].info, None);
+    }
+}
+
+pub async fn anonymous_sessions_are_users_of_their_own(nodes: &[Node]) {
+    let room = room("anonymous");
+    nodes[2].subscribe(&room).await;
+    attend(&nodes[0], &room, enter(1, None, None)).await;
+    attend(&nodes[1], &room, enter(2, None, Some("2"))).await;
+    let listing = members(&nodes[2], &room).await;
+    assert_eq!((listing.sessions, listing.users), (2, 2));
+    assert_eq!(listing.members[0], Member { who: Who::Session(session(1)), sessions: 1, info: None });
+    assert_eq!(listing.members[1].who, Who::Session(session(2)));
+    attend(&nodes[0], &room, leave(1)).await;
+    let seen = nodes[2].seen.presence(&room, 3).await;
+    let who = |n| Who::Session(session(n));
+    let expected = [(PresenceKind::Joined, who(1)), (PresenceKind::Joined, who(2)), (PresenceKind::Left, who(1))];
+    assert_eq!(kinds(&seen), expected);
+}
+
+pub async fn entering_again_replaces_the_info(nodes: &[Node]) {
+    let room = room("info");
+    nodes[1].subscribe(&room).await;
+    attend(&nodes[0], &room, enter(1, Some("ann"), Some("1"))).await;
+    attend(&nodes[0], &room, enter(1, Some("ann"), Some("2"))).await;
+    assert_eq!(members(&nodes[2], &room).await.members, [user("ann", 1, Some("2"))]);
+    attend(&nodes[0], &room, leave(1)).await;
+    let seen = nodes[1].seen.presence(&room, 2).await;
+    assert_eq!(kinds(&seen), [named(PresenceKind::Joined, "ann"), named(PresenceKind::Left, "ann")]);
+    assert_eq!(seen[1].info.as_deref(), Some(&b"2"[..]));
+    assert_eq!(members(&nodes[2], &room).await.sessions, 0);
+}
+
+/// A listing read in the midst of changes, plus the events after its version, is the truth at the end.
+pub async fn versions_merge_with_the_listing(nodes: &[Node]) {
+    let room = room("versions");
+    nodes[1].subscribe(&room).await;
+    let changes = async {
+        for n in 0..40 {
+            attend(&nodes[0], &room, enter(n, Some(&format!("u{n}")), None)).await;
+            if n % 3 == 0 {
+                attend(&nodes[0], &room, leave(n)).await;
+            }
+        }
+    };
+    let listing = async {
+        nodes[1].seen.presence(&room, 5).await;
+        members(&nodes[2], &room).await
+    };
+    let ((), listing) = tokio::join!(changes, listing);
+    let seen = nodes[1].seen.presence(&room, 40 + 14).await;
+    assert!(seen.windows(2).all(|pair| pair[0].version < pair[1].version), "versions grow");
+    let mut present: Vec<Who> = listing.members.into_iter().map(|m| m.who).collect();
+    for event in seen.iter().filter(|event| event.version > listing.version) {
+        match event.kind {
+            PresenceKind::Joined => present.push(event.who.clone()),
+            PresenceKind::Left => present.retain(|who| *who != event.who),
+        }
+    }
+    present.sort_by_key(|who| format!("{who:?}"));
+    let now = members(&nodes[0], &room).await;
+    assert_eq!(present, now.members.into_iter().map(|m| m.who).collect::<Vec<_>>());
+    assert_eq!(now.version, seen.last().unwrap().version);
+}
+
+pub async fn silent_members_count(nodes: &[Node]) {
+    let room = room("silent");
+    nodes[1].subscribe(&room).await;
+    let quiet = Attendance::Enter { session: session(1), user: Some(User::new("ann")), info: None, announce: false };
+    attend(&nodes[0], &room, quiet).await;
+    assert_eq!(members(&nodes[1], &room).await.members, [user("ann", 1, None)]);
+    attend(&nodes[0], &room, Attendance::Leave { session: session(1), announce: false }).await;
+    attend(&nodes[0], &room, enter(2, Some("bob"), None)).await;
+    let seen = nodes[1].seen.presence(&room, 1).await;
+    assert_eq!(kinds(&seen), [named(PresenceKind::Joined, "bob")]);
+}
+
+pub async fn leaving_twice_leaves_no_trace(nodes: &[Node]) {
+    let room = room("twice");
+    nodes[1].subscribe(&room).await;
+    attend(&nodes[0], &room, leave(1)).await;
+    attend(&nodes[0], &room, enter(2, Some("ann"), None)).await;
+    attend(&nodes[0], &room, leave(2)).await;
+    attend(&nodes[0], &room, leave(2)).await;
+    attend(&nodes[0], &room, enter(3, Some("bob"), None)).await;
+    let seen = nodes[1].seen.presence(&room, 3).await;
+    let expected =
+        [named(PresenceKind::Joined, "ann"), named(PresenceKind::Left, "ann"), named(PresenceKind::Joined, "bob")];
+    assert_eq!(kinds(&seen), expected);
+    assert_eq!(members(&nodes[2], &room).await.users, 1);
+}
+
+pub async fn rooms_with_members_are_listed(nodes: &[Node]) {
+    let base = room("list");
+    let rooms: Vec<Room> = (0..7).map(|n| Room::parse(&format!("{base}/{n}")).unwrap()).collect();
+    for (n, room) in rooms.iter().enumerate() {
+        attend(&nodes[n % nodes.len()], room, enter(n as u8, Some("ann"), None)).await;
+    }
+    nodes[0].subscribe(&base).await;
+    attend(&nodes[3 % nodes.len()], &rooms[3], leave(3)).await;
+    let present: Vec<Room> = rooms.iter().enumerate().filter(|(n, _)| *n != 3).map(|(_, r)| r.clone()).collect();
+    let query = |after: Option<&Room>, limit| RoomQuery {
+        prefix: base.to_string(),
+        after: after.map(ToString::to_string),
+        limit,
+    };
+    let all = nodes[1].broker.rooms(query(None, 100)).await.unwrap();
+    assert_eq!((all.rooms, all.more), (present.clone(), false), "only rooms with members, in name order");
+    let page = nodes[1].broker.rooms(query(None, 4)).await.unwrap();
+    assert_eq!((&page.rooms[..], page.more), (&present[..4], true));
+    let page = nodes[2].broker.rooms(query(page.rooms.last(), 4)).await.unwrap();
+    assert_eq!((&page.rooms[..], page.more), (&present[4..], false));
+    let none = RoomQuery { prefix: format!("{base}/x"), after: None, limit: 10 };
+    assert!(nodes[0].broker.rooms(none).await.unwrap().rooms.is_empty());
+}

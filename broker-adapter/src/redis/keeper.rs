@@ -1,0 +1,197 @@
+//! Keeps presence true: says every second that this node lives, writes what could not be written, writes everything
+//! again when Redis has forgotten it, and removes the members of nodes that died.
+
+use super::{
+    config::Config,
+    presence::{Loss, Roster},
+    publisher::Publisher,
+    reads::Reads,
+    script::{Change, Fence, Maker, Owner, What},
+};
+use crate::{BrokerError, NodeId, Room};
+use futures_util::future::join_all;
+use redis::{FromRedisValue, Value};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+/// Changes that are written again at a time.
+const BATCH: usize = 256;
+/// How long closing waits for the last changes to be written.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+/// See the module's head.
+pub(super) struct Keeper {
+    pub(super) config: Config,
+    pub(super) publisher: Arc<Publisher>,
+    pub(super) roster: Arc<Roster>,
+    pub(super) reads: Arc<Reads>,
+    pub(super) maker: Maker,
+}
+
+/// What the last heartbeats left behind.
+struct Known {
+    fence: Option<Fence>,
+    /// The last name under which this node said that it lives.
+    introduced: NodeId,
+    /// Whom this node has swept since.
+    swept: Vec<NodeId>,
+}
+
+impl Known {
+    fn name(&self, owner: NodeId) -> Owner {
+        if owner == self.introduced { Owner::Known(owner) } else { Owner::New(owner) }
+    }
+}
+
+/// What a heartbeat was answered with.
+#[derive(Debug, PartialEq, Eq)]
+struct Heard {
+    loss: Option<Loss>,
+    claimed: Vec<NodeId>,
+}
+
+impl Keeper {
+    /// Says for the first time that this node lives: from then on others answer for its members if it dies.
+    pub(super) async fn introduce(&self) -> Result<(), BrokerError> {
+        self.say(Owner::New(self.roster.owner()), &[]).await.map(drop)
+    }
+
+    /// Keeps until `stop` is true.
+    pub(super) async fn keep(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut ups = self.publisher.link.ups();
+        ups.mark_unchanged();
+        let mut beats = interval(self.config.heartbeat);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut known =
+            Known { fence: self.publisher.link.fence(), introduced: self.roster.owner(), swept: Vec::new() };
+        let mut sweeps: JoinSet<Option<NodeId>> = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                Some(done) = sweeps.join_next(), if !sweeps.is_empty() => {
+                    // One that failed is claimed again when its claim runs out.
+                    known.swept.extend(done.ok().flatten());
+                    continue;
+                }
+                changed = ups.changed() => if changed.is_err() { return },
+                _ = beats.tick() => {}
+            }
+            if !self.publisher.link.is_up() {
+                continue;
+            }
+            for dead in self.round(&mut known).await.unwrap_or_default() {
+                let keeper = Arc::clone(&self);
+                sweeps.spawn(async move { keeper.sweep(dead).await.ok().map(|()| dead) });
+            }
+        }
+    }
+
+    /// One heartbeat, and what follows from it. Says whom to sweep.
+    async fn round(&self, known: &mut Known) -> Result<Vec<NodeId>, BrokerError> {
+        // Another memory than before: an old snapshot may hold any state of ours.
+        let fence = self.publisher.link.fence();
+        if known.fence != fence {
+            known.fence = fence;
+            self.roster.rewrite(Loss::Forgotten);
+        }
+        let owner = self.roster.owner();
+        let mut heard = self.say(known.name(owner), &known.swept).await?;
+        known.swept.clear();
+        known.introduced = owner;
+        if let Some(loss) = heard.loss {
+            tracing::warn!(?loss, "Redis has lost this node's presence; it is written again");
+            self.roster.rewrite(loss);
+            let owner = self.roster.owner();
+            heard.claimed.extend(self.say(Owner::New(owner), &[]).await?.claimed);
+            known.introduced = owner;
+        }
+        self.write(&mut Vec::new()).await;
+        Ok(heard.claimed)
+    }
+
+    async fn say(&self, owner: Owner, swept: &[NodeId]) -> Result<Heard, BrokerError> {
+        heard(self.publisher.run(self.maker.beat(owner, self.config.dead_after, swept)).await?)
+            .ok_or_else(|| BrokerError::Protocol("an answer to a heartbeat that is none".into()))
+    }
+
+    /// Writes what has not been written, for as long as that works and no heartbeat is due.
+    async fn write(&self, failed: &mut Vec<BrokerError>) {
+        let writing = async {
+            while !self.roster.is_written() && failed.is_empty() {
+                for outcome in join_all(self.roster.send_unwritten(BATCH, &self.publisher)).await {
+                    failed.extend(outcome.unwrap_or(Err(BrokerError::Unavailable)).err());
+                }
+            }
+        };
+        // What is not done by then goes on after the next heartbeat.
+        let _ = timeout(self.config.heartbeat, writing).await;
+    }
+
+    /// Removes a dead owner's members room by room and tells the others.
+    async fn sweep(&self, dead: NodeId) -> Result<(), BrokerError> {
+        let rooms = self.reads.rooms_of(dead).await?;
+        if !rooms.is_empty() {
+            tracing::info!(owner = %dead, rooms = rooms.len(), "removing a dead node's members");
+        }
+        for room in &rooms {
+            self.sweep_room(dead, room).await?;
+        }
+        Ok(())
+    }
+
+    async fn sweep_room(&self, dead: NodeId, room: &Room) -> Result<(), BrokerError> {
+        let mut step = 0;
+        loop {
+            let (next, sessions) = self.reads.sessions_of(dead, room, step).await?;
+            let leaves = sessions.iter().map(|session| {
+                let change = Change { room, session, owner: dead, what: What::Leave, tell: true };
+                self.publisher.begin(self.maker.attend(&change, super::presence::now_ms()))
+            });
+            for outcome in join_all(leaves).await {
+                outcome?;
+            }
+            step = next;
+            if step == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Everybody leaves, and this node with them. What cannot be written is left for others to sweep.
+    pub(super) async fn close(&self) {
+        self.roster.leave_all();
+        let closing = async {
+            let mut failed = Vec::new();
+            while !self.roster.is_empty() && failed.is_empty() {
+                self.write(&mut failed).await;
+            }
+            if failed.is_empty() {
+                let mut leave = redis::cmd("ZREM");
+                leave.arg(self.maker.names.nodes()).arg(self.roster.owner().to_string());
+                failed.extend(self.publisher.run(leave).await.err());
+            }
+            failed.is_empty()
+        };
+        if !timeout(CLOSE_MAX, closing).await.unwrap_or(false) {
+            tracing::warn!(
+                "not every member's leave was written; other nodes do it when this one's heartbeat is missed"
+            );
+        }
+    }
+}
+
+fn heard(answer: Value) -> Option<Heard> {
+    let mut words = Vec::<String>::from_redis_value(answer).ok()?.into_iter();
+    let loss = match words.next()?.as_str() {
+        "alive" => None,
+        "swept" => Some(Loss::Swept),
+        _ => Some(Loss::Forgotten),
+    };
+    let claimed = words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect();
+    Some(Heard { loss, claimed })
+}

@@ -1,0 +1,379 @@
+//! One connection to Redis and the task that keeps it: connects, probes, drops, connects again, as `supervisor.rs`
+//! says. What the connection is for is the [`Carrier`]'s business.
+
+use super::{
+    config::Config,
+    script::{self, Fence},
+    supervisor::{CONNECT_MAX, DEAD_AFTER, Input, State, Step, Supervisor},
+};
+use futures_util::future::BoxFuture;
+use redis::{
+    AsyncConnectionConfig, Client, PushInfo, PushKind, RedisError, RedisResult, Value,
+    aio::{MultiplexedConnection, SendError},
+    io::tcp::{TcpSettings, socket2::TcpKeepalive},
+};
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::{sleep_until, timeout},
+};
+
+/// The kernel gives a connection up when the peer has acknowledged nothing for so long.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes that may wait in the connection's write buffer before the next batch waits: a full batch of usual messages.
+const WRITE_BUFFER_BYTES: usize = 256 * 1024;
+
+/// No connection to Redis could be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody there, wrong password, no RESP3 (Redis 6 is the oldest with it), no right to a command, …
+    #[error("Redis at {address}: {why}")]
+    Refused {
+        /// Host and port.
+        address: String,
+        /// What went wrong.
+        why: String,
+    },
+    /// The address is that of a replica, which would take messages and keep them to itself.
+    #[error("Redis at {address} is a replica, not the master")]
+    Replica {
+        /// Host and port.
+        address: String,
+    },
+    /// The [`Config`] cannot be used.
+    #[error(transparent)]
+    Config(#[from] super::config::ConfigError),
+}
+
+/// What other tasks see of a connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) name: String,
+    up: AtomicBool,
+    connected: AtomicU64,
+    fence: Mutex<Option<Fence>>,
+    /// Counts how often it came up.
+    ups: watch::Sender<u64>,
+}
+
+impl Link {
+    pub(super) fn new(name: String) -> Self {
+        let (ups, _) = watch::channel(0);
+        Self { name, up: AtomicBool::new(false), connected: AtomicU64::new(0), fence: Mutex::new(None), ups }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Connections made after the first one.
+    pub(super) fn reconnects(&self) -> u64 {
+        self.connected.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    /// Of the last connection.
+    pub(super) fn fence(&self) -> Option<Fence> {
+        self.fence.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) async fn wait_until_up(&self) {
+        let mut ups = self.ups();
+        // The sender lives as long as `self`.
+        let _ = ups.wait_for(|ups| *ups > 0).await;
+    }
+
+    /// Changes each time it comes up.
+    pub(super) fn ups(&self) -> watch::Receiver<u64> {
+        self.ups.subscribe()
+    }
+
+    fn connected(&self, fence: &Fence) {
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        *self.fence.lock().unwrap_or_else(PoisonError::into_inner) = Some(fence.clone());
+    }
+
+    fn enter(&self, state: State) {
+        let up = state == State::Up;
+        if self.up.swap(up, Ordering::AcqRel) != up && up {
+            self.ups.send_modify(|ups| *ups += 1);
+        }
+    }
+}
+
+/// A connection that is ready for use.
+#[derive(Clone)]
+pub(super) struct Connected {
+    pub(super) conn: MultiplexedConnection,
+    pub(super) fence: Fence,
+    /// `ROLE`, which also tells when a master was demoted; `PING` where that is forbidden.
+    probe: &'static str,
+}
+
+/// What a [`Carrier`] and the connection itself have to say about it.
+#[derive(Debug, Default)]
+pub(super) struct Signals {
+    synced: Notify,
+    late: Notify,
+    lost: Notify,
+}
+
+impl Signals {
+    /// Everything lost meanwhile is made up for.
+    pub(super) fn synced(&self) {
+        self.synced.notify_one();
+    }
+
+    /// A command was not answered in its time.
+    pub(super) fn late(&self) {
+        self.late.notify_one();
+    }
+
+    /// The connection is of no use any more.
+    pub(super) fn lost(&self) {
+        self.lost.notify_one();
+    }
+
+    async fn next(&self) -> Input {
+        tokio::select! {
+            biased;
+            () = self.lost.notified() => Input::Lost,
+            () = self.synced.notified() => Input::Synced,
+            () = self.late.notified() => Input::Late,
+        }
+    }
+}
+
+/// What a connection is for.
+pub(super) trait Carrier: Send {
+    /// Takes what Redis sends unasked; called in the connection's own task, must not block.
+    fn receiver(&mut self) -> Box<dyn Fn(PushInfo) + Send + Sync>;
+
+    /// How long a command may take.
+    fn answer_max(&self) -> Duration;
+
+    /// Works on a connection until dropped.
+    fn carry<'a>(&'a mut self, on: Connected, signals: &'a Signals) -> BoxFuture<'a, ()>;
+
+    /// Passes the time without a connection until dropped.
+    fn idle(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(pending())
+    }
+}
+
+/// The settings of every connection, the pool's too.
+pub(super) fn client(config: &Config) -> RedisResult<Client> {
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(1)).with_retries(3);
+    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(TCP_USER_TIMEOUT);
+    Client::open(config.connection.clone().set_tcp_settings(tcp))
+}
+
+async fn open(
+    config: &Config,
+    answer_max: Duration,
+    receive: impl Fn(PushInfo) + Send + Sync + 'static,
+) -> Result<Connected, ConnectError> {
+    let refused = |why: RedisError| ConnectError::Refused { address: config.address(), why: why.to_string() };
+    let settings = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_MAX))
+        .set_response_timeout(Some(answer_max))
+        .set_write_backpressure_boundary(WRITE_BUFFER_BYTES)
+        .set_push_sender(move |push| {
+            receive(push);
+            Ok::<(), SendError>(())
+        });
+    let handshake = async {
+        let client = client(config)?;
+        let mut conn = client.get_multiplexed_async_connection_with_config(&settings).await?;
+        let role = conn.send_packed_command(&redis::cmd("ROLE")).await?;
+        let info: String = redis::cmd("INFO").arg("server").query_async(&mut conn).await.unwrap_or_default();
+        script::load(&mut conn).await?;
+        Ok((conn, role, info))
+    };
+    let (conn, role, info) = match timeout(CONNECT_MAX, handshake).await {
+        Ok(done) => done.map_err(refused)?,
+        Err(_) => return Err(ConnectError::Refused { address: config.address(), why: "no answer in time".into() }),
+    };
+    if is_replica(&role) {
+        return Err(ConnectError::Replica { address: config.address() });
+    }
+    let probe = if matches!(role, Value::ServerError(_)) { "PING" } else { "ROLE" };
+    // A proxy may hide the run id; then restarts are only told apart by the keys that they lose.
+    let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or("-");
+    Ok(Connected { conn, fence: Fence::new(run_id.trim()), probe })
+}
+
+fn is_replica(role: &Value) -> bool {
+    let Value::Array(parts) = role else { return false };
+    matches!(parts.first(), Some(Value::BulkString(name)) if name != b"master")
+        || matches!(parts.first(), Some(Value::SimpleString(name)) if name != "master")
+}
+
+/// Asks whether the connection lives and still leads to a master. How long an answer may take is the supervisor's
+/// business, so this one waits.
+async fn probe(mut on: Connected) -> Input {
+    on.conn.set_response_timeout(DEAD_AFTER * 2);
+    match on.conn.send_packed_command(&redis::cmd(on.probe)).await {
+        Ok(role) if is_replica(&role) => Input::Lost,
+        Ok(_) => Input::Answered,
+        Err(_) => Input::Lost,
+    }
+}
+
+/// Keeps a connection until `stop` is true. `first` hears how the first attempt went.
+pub(super) async fn keep(
+    config: Config,
+    link: Arc<Link>,
+    mut carrier: impl Carrier,
+    first: oneshot::Sender<Result<(), ConnectError>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let supervisor = Supervisor::new(Instant::now());
+    let mut keeper = Keeper { config, link: Arc::clone(&link), supervisor, seen: State::Down, first: Some(first) };
+    let work = async {
+        loop {
+            let (on, signals) = keeper.connect(&mut carrier).await;
+            let work = carrier.carry(on.clone(), &signals);
+            keeper.watch(on, &signals, work).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    link.enter(State::Down);
+}
+
+struct Keeper {
+    config: Config,
+    link: Arc<Link>,
+    supervisor: Supervisor,
+    /// The state that was last shown.
+    seen: State,
+    first: Option<oneshot::Sender<Result<(), ConnectError>>>,
+}
+
+impl Keeper {
+    /// Tries until there is a connection.
+    async fn connect(&mut self, carrier: &mut impl Carrier) -> (Connected, Arc<Signals>) {
+        loop {
+            let step = self.supervisor.step(Instant::now(), jitter());
+            self.show();
+            match step {
+                Step::Wait(until) => idle_until(carrier, sleep_until(until.into())).await,
+                Step::Connect => {
+                    let signals = Arc::new(Signals::default());
+                    let (lost, receive) = (Arc::clone(&signals), carrier.receiver());
+                    let attempt = open(&self.config, carrier.answer_max(), move |push: PushInfo| match push.kind {
+                        PushKind::Disconnection => lost.lost(),
+                        _ => receive(push),
+                    });
+                    let result = idle_until(carrier, attempt).await;
+                    if let Some(on) = self.tried(result) {
+                        return (on, signals);
+                    }
+                }
+                Step::Probe | Step::Drop => {}
+            }
+        }
+    }
+
+    fn tried(&mut self, result: Result<Connected, ConnectError>) -> Option<Connected> {
+        let (input, on, outcome) = match result {
+            Ok(on) => (Input::Connected, Some(on), Ok(())),
+            Err(error) => {
+                tracing::debug!(connection = %self.link.name, %error, "Redis cannot be reached");
+                (Input::Refused, None, Err(error))
+            }
+        };
+        if let Some(on) = &on {
+            self.link.connected(&on.fence);
+        }
+        self.supervisor.on(input, Instant::now(), jitter());
+        self.show();
+        if let Some(first) = self.first.take() {
+            // The one who asked may have stopped waiting.
+            let _ = first.send(outcome);
+        }
+        on
+    }
+
+    /// Watches over a connection while `work` uses it; returns when it is to be dropped.
+    async fn watch(&mut self, on: Connected, signals: &Signals, work: impl Future<Output = ()>) {
+        let mut work = pin!(work);
+        let mut asked: Option<BoxFuture<'static, Input>> = None;
+        loop {
+            let step = self.supervisor.step(Instant::now(), jitter());
+            self.show();
+            let until = match step {
+                Step::Wait(until) => until,
+                Step::Probe => {
+                    asked = Some(Box::pin(probe(on.clone())));
+                    continue;
+                }
+                Step::Drop | Step::Connect => return,
+            };
+            let answer = async {
+                match &mut asked {
+                    Some(answer) => answer.await,
+                    None => pending().await,
+                }
+            };
+            let input = tokio::select! {
+                biased;
+                input = signals.next() => input,
+                input = answer => {
+                    asked = None;
+                    input
+                }
+                () = &mut work => Input::Lost,
+                () = sleep_until(until.into()) => continue,
+            };
+            self.supervisor.on(input, Instant::now(), jitter());
+            self.show();
+        }
+    }
+
+    /// Shows a change of state to the other tasks, and to the log.
+    fn show(&mut self) {
+        let (was, now) = (self.seen, self.supervisor.state());
+        if was == now {
+            return;
+        }
+        self.seen = now;
+        self.link.enter(now);
+        let connection = &self.link.name;
+        match now {
+            State::Up => tracing::info!(%connection, reconnects = self.link.reconnects(), "Redis connection up"),
+            State::Suspect => tracing::warn!(%connection, "Redis connection suspect: it answers late"),
+            State::Down if was != State::Connecting => tracing::warn!(%connection, "Redis connection down"),
+            _ => tracing::debug!(%connection, state = ?now, "Redis connection"),
+        }
+    }
+}
+
+/// Lets the carrier idle until something else is done.
+async fn idle_until<T>(carrier: &mut impl Carrier, done: impl Future<Output = T>) -> T {
+    let idle = async {
+        carrier.idle().await;
+        pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        done = done => done,
+        () = idle => unreachable!("it is pending after its end"),
+    }
+}
+
+/// 0 to 1.
+fn jitter() -> f64 {
+    crate::cursor::random_u64() as f64 / u64::MAX as f64
+}

@@ -1,0 +1,316 @@
+//! The command connection: everything that this node writes, in the order in which it was asked for. What waits is
+//! collected into one pipeline, with a few pipelines in flight: an idle publisher adds no delay, a busy one no round
+//! trips. Never waits for itself: a full queue and a backplane that is not up are answered at once.
+
+use super::{
+    link::{Carrier, Connected, Link, Signals},
+    presence::Attend,
+    script::{self, Maker},
+};
+use crate::{BrokerError, Outcome, Publish, Published, Reply, Room, Subscriber};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
+use redis::{Cmd, PushInfo, RedisError, ServerError, ServerErrorKind, Value};
+use std::{
+    future::pending,
+    mem::take,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands in one pipeline: above it the cost per command no longer falls.
+const BATCH: usize = 256;
+/// Pipelines in flight: enough that Redis never waits for the next one.
+const BATCHES: usize = 4;
+/// Commands that may wait: half a second's worth of publishes with history.
+const QUEUE: usize = 16 * 1024;
+/// Bytes of payload that may wait or be in flight.
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+/// An answer that takes longer is none: with the wait in the queue, publishers hear within a second.
+const ANSWER_MAX: Duration = Duration::from_millis(800);
+
+/// Something to write.
+pub(super) struct Command {
+    what: What,
+    since: Instant,
+}
+
+enum What {
+    Publish {
+        publish: Publish,
+        number: u64,
+        answer: Answer,
+    },
+    Attend(Attend),
+    /// Anything rare.
+    Other {
+        cmd: Cmd,
+        answer: oneshot::Sender<Result<Value, BrokerError>>,
+    },
+}
+
+/// Tells whoever asked what became of a publish, once; dropped without a word it says "not available".
+struct Answer {
+    reply: Option<(Reply, Room)>,
+    subscribers: Arc<[Arc<dyn Subscriber>]>,
+    waiting: Arc<Waiting>,
+    bytes: usize,
+}
+
+/// What waits or is in flight.
+#[derive(Debug, Default)]
+struct Waiting {
+    publishes: AtomicU64,
+    bytes: AtomicUsize,
+}
+
+impl Answer {
+    fn give(mut self, outcome: Outcome) {
+        self.tell(outcome);
+    }
+
+    fn tell(&mut self, outcome: Outcome) {
+        let Some((reply, room)) = self.reply.take() else { return };
+        self.waiting.publishes.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        match reply {
+            Reply::Nobody => {}
+            Reply::OnFailure(..) if outcome.is_ok() => {}
+            Reply::Ticket(who, ticket) | Reply::OnFailure(who, ticket) => {
+                if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
+                    subscriber.published(ticket, room, outcome);
+                }
+            }
+            // A waiter that went away does not want to know.
+            Reply::Waiter(waiter) => drop(waiter.send(outcome)),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.tell(Err(BrokerError::Unavailable));
+    }
+}
+
+/// The end that takes commands.
+pub(super) struct Publisher {
+    pub(super) link: Arc<Link>,
+    queue: mpsc::Sender<Command>,
+    subscribers: Arc<[Arc<dyn Subscriber>]>,
+    waiting: Arc<Waiting>,
+    numbers: AtomicU64,
+}
+
+impl Publisher {
+    /// The two ends: one for the broker, one for the task that keeps the connection.
+    pub(super) fn new(subscribers: Arc<[Arc<dyn Subscriber>]>, maker: Maker) -> (Self, Pipe) {
+        let (queue, commands) = mpsc::channel(QUEUE);
+        let link = Arc::new(Link::new("commands".into()));
+        let pipe = Pipe { link: Arc::clone(&link), commands, maker };
+        (Self { link, queue, subscribers, waiting: Arc::default(), numbers: AtomicU64::new(1) }, pipe)
+    }
+
+    pub(super) fn in_flight(&self) -> u64 {
+        self.waiting.publishes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn publish(&self, publish: Publish, reply: Reply) {
+        let bytes = publish.payload.len();
+        self.waiting.publishes.fetch_add(1, Ordering::Relaxed);
+        let waiting = self.waiting.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let answer = Answer {
+            reply: Some((reply, publish.room.clone())),
+            subscribers: Arc::clone(&self.subscribers),
+            waiting: Arc::clone(&self.waiting),
+            bytes,
+        };
+        if !self.link.is_up() {
+            return answer.give(Err(BrokerError::Unavailable));
+        }
+        if waiting > QUEUE_BYTES {
+            return answer.give(Err(BrokerError::Overloaded));
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        if let Some((What::Publish { answer, .. }, error)) = self.send(What::Publish { publish, number, answer }) {
+            answer.give(Err(error));
+        }
+    }
+
+    /// Takes a session's change. One that comes back was not taken.
+    pub(super) fn attend(&self, attend: Attend) -> Option<(Attend, BrokerError)> {
+        match self.send(What::Attend(attend)) {
+            Some((What::Attend(attend), error)) => Some((attend, error)),
+            _ => None,
+        }
+    }
+
+    /// Runs any command in its turn.
+    pub(super) async fn run(&self, cmd: Cmd) -> Result<Value, BrokerError> {
+        self.begin(cmd).await
+    }
+
+    /// As [`Publisher::run`], but the command has its turn from now on.
+    pub(super) fn begin(&self, cmd: Cmd) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
+        let (answer, outcome) = oneshot::channel();
+        let refused = self.send(What::Other { cmd, answer }).map(|(_, error)| error);
+        async move {
+            match refused {
+                Some(error) => Err(error),
+                None => outcome.await.unwrap_or(Err(BrokerError::Unavailable)),
+            }
+        }
+    }
+
+    /// Gives back what cannot be taken, and why.
+    fn send(&self, what: What) -> Option<(What, BrokerError)> {
+        if !self.link.is_up() {
+            return Some((what, BrokerError::Unavailable));
+        }
+        match self.queue.try_send(Command { what, since: Instant::now() }) {
+            Ok(()) => None,
+            Err(mpsc::error::TrySendError::Full(command)) => Some((command.what, BrokerError::Overloaded)),
+            Err(mpsc::error::TrySendError::Closed(command)) => Some((command.what, BrokerError::Unavailable)),
+        }
+    }
+}
+
+/// The end that writes.
+pub(super) struct Pipe {
+    link: Arc<Link>,
+    commands: mpsc::Receiver<Command>,
+    maker: Maker,
+}
+
+type Answered = (Vec<Command>, Result<Vec<Value>, RedisError>);
+
+impl Carrier for Pipe {
+    fn receiver(&mut self) -> Box<dyn Fn(PushInfo) + Send + Sync> {
+        Box::new(|_| {})
+    }
+
+    fn answer_max(&self) -> Duration {
+        ANSWER_MAX
+    }
+
+    fn carry<'a>(&'a mut self, on: Connected, signals: &'a Signals) -> BoxFuture<'a, ()> {
+        Box::pin(self.write(on, signals))
+    }
+
+    /// What got into the queue while the connection went down is refused, not kept for later.
+    fn idle(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async { while self.commands.recv().await.is_some() {} })
+    }
+}
+
+impl Pipe {
+    async fn write(&mut self, mut on: Connected, signals: &Signals) {
+        self.maker.fence = on.fence.clone();
+        let mut running = FuturesOrdered::new();
+        let mut again: Vec<Command> = Vec::new();
+        let mut next = Vec::with_capacity(BATCH);
+        signals.synced();
+        loop {
+            if !again.is_empty() && running.is_empty() {
+                if script::load(&mut on.conn).await.is_err() {
+                    signals.lost();
+                    return pending().await;
+                }
+                self.send(&mut running, &on, take(&mut again));
+            }
+            tokio::select! {
+                biased;
+                Some(answered) = running.next(), if !running.is_empty() => settle(answered, &mut again, signals),
+                count = self.commands.recv_many(&mut next, BATCH), if running.len() < BATCHES && again.is_empty() => {
+                    if count == 0 {
+                        return pending().await;
+                    }
+                    // A connection that is not up any more refuses what had been taken before.
+                    if self.link.is_up() {
+                        self.send(&mut running, &on, std::mem::replace(&mut next, Vec::with_capacity(BATCH)));
+                    }
+                    next.clear();
+                }
+            }
+        }
+    }
+
+    fn send(
+        &self,
+        running: &mut FuturesOrdered<BoxFuture<'static, Answered>>,
+        on: &Connected,
+        mut commands: Vec<Command>,
+    ) {
+        let now = Instant::now();
+        commands.retain(|command| now.duration_since(command.since) < ANSWER_MAX);
+        if commands.is_empty() {
+            return;
+        }
+        let mut pipe = redis::Pipeline::with_capacity(commands.len());
+        for command in &commands {
+            pipe.add_command(match &command.what {
+                What::Publish { publish, number, .. } => self.maker.publish(publish, *number),
+                What::Attend(attend) => attend.command(&self.maker),
+                What::Other { cmd, .. } => cmd.clone(),
+            });
+        }
+        let mut conn = on.conn.clone();
+        running.push_back(Box::pin(async move {
+            let result = conn.send_packed_commands(&pipe, 0, commands.len()).await;
+            (commands, result)
+        }));
+    }
+}
+
+/// Hands out what Redis answered. Commands whose script Redis has forgotten go to `again`, in order.
+fn settle((commands, result): Answered, again: &mut Vec<Command>, signals: &Signals) {
+    let values = match result {
+        Ok(values) => values,
+        // Dropped commands answer for themselves.
+        Err(error) if error.is_timeout() => return signals.late(),
+        Err(_) => return signals.lost(),
+    };
+    for (command, value) in commands.into_iter().zip(values) {
+        if script::is_forgotten(&value) {
+            again.push(command);
+            continue;
+        }
+        let value = match value {
+            Value::ServerError(error) => {
+                if is_elsewhere(&error) {
+                    signals.lost();
+                }
+                Err(refusal(&error))
+            }
+            value => Ok(value),
+        };
+        match command.what {
+            What::Publish { answer, .. } => answer.give(value.and_then(|value| read(&value))),
+            What::Attend(attend) => attend.settle(value.map(drop)),
+            What::Other { answer, .. } => drop(answer.send(value)),
+        }
+    }
+}
+
+fn read(value: &Value) -> Result<Published, BrokerError> {
+    script::published(value).ok_or_else(|| BrokerError::Protocol("an answer to a publish that is none".into()))
+}
+
+/// Whether the error says that this server is no master, or not yet: another connection may find one.
+pub(super) fn is_elsewhere(error: &ServerError) -> bool {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
+    matches!(error.kind(), Some(ReadOnly | BusyLoading | MasterDown | ClusterDown))
+}
+
+/// What an error answer means to whoever asked.
+pub(super) fn refusal(error: &ServerError) -> BrokerError {
+    match error.code() {
+        _ if is_elsewhere(error) => BrokerError::Unavailable,
+        "OOM" => BrokerError::Overloaded,
+        // Neither room names nor payloads are in Redis's error texts, but commands' names are.
+        code => BrokerError::Protocol(format!("{code} {}", error.details().unwrap_or_default())),
+    }
+}

@@ -1,0 +1,235 @@
+//! The Lua scripts, and the commands that call them. Each declares all its keys, and they share one slot.
+//! Redis forgets scripts when it restarts or is told to: whoever gets NOSCRIPT loads them again and repeats.
+
+use super::names::{Names, Part, Partition};
+use crate::{
+    Cursor, Epoch, IdempotencyKey, NodeId, Offset, Publish, Published, Retention, Room, SessionKey,
+    envelope::{self, Kind},
+};
+use bytes::BytesMut;
+use redis::{Cmd, RedisResult, Script, ServerErrorKind, Value, aio::MultiplexedConnection};
+use std::{sync::LazyLock, time::Duration};
+
+static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/publish.lua")));
+static ONCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/once.lua")));
+static HEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/head.lua")));
+static ATTEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/attend.lua")));
+static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
+
+/// How long a room is remembered after its last message or join, at least: until then its cursors mean something.
+const META_TTL: Duration = Duration::from_secs(24 * 3600);
+/// The first version of a room's presence is the time in units of which a second has so many, so that versions go on
+/// growing when Redis has forgotten the last one.
+const VERSIONS_PER_MS: u64 = 1000;
+
+/// Loads every script.
+pub(super) async fn load(conn: &mut MultiplexedConnection) -> RedisResult<()> {
+    let mut pipe = redis::pipe();
+    for code in [
+        include_str!("scripts/publish.lua"),
+        include_str!("scripts/once.lua"),
+        include_str!("scripts/head.lua"),
+        include_str!("scripts/attend.lua"),
+        include_str!("scripts/beat.lua"),
+    ] {
+        pipe.cmd("SCRIPT").arg("LOAD").arg(code).ignore();
+    }
+    pipe.exec_async(conn).await
+}
+
+/// Whether Redis has forgotten the script.
+pub(super) fn is_forgotten(value: &Value) -> bool {
+    matches!(value, Value::ServerError(e) if e.kind() == Some(ServerErrorKind::NoScript))
+}
+
+fn call(script: &Script, keys: usize, args: usize) -> Cmd {
+    let mut cmd = Cmd::with_capacity(3 + keys + args, 256);
+    cmd.arg("EVALSHA").arg(script.get_hash()).arg(keys);
+    cmd
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 45)
+}
+
+fn meta_ttl(retention: Retention) -> u64 {
+    millis(META_TTL.max(retention.ttl.saturating_mul(2)))
+}
+
+/// Whose memory gave out a room's offsets: a prefix of Redis's `run_id`, which every restart and failover changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fence(String);
+
+impl Fence {
+    /// 16 of the 40 hexadecimal digits: enough, and each room's meta holds a copy.
+    pub(super) fn new(run_id: &str) -> Self {
+        Self(run_id.chars().take(16).collect())
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What commands are made with.
+#[derive(Debug, Clone)]
+pub(super) struct Maker {
+    pub(super) names: Names,
+    pub(super) node: NodeId,
+    pub(super) fence: Fence,
+}
+
+impl Maker {
+    /// The command that publishes, with this running number.
+    pub(super) fn publish(&self, p: &Publish, number: u64) -> Cmd {
+        let id = crate::MessageId { node: self.node, number };
+        let Some(retention) = p.retention else {
+            return self.publish_live(p, &envelope::message_without_cursor(id, p.ts_ms, p.origin, &p.payload));
+        };
+        let mut tail = BytesMut::new();
+        envelope::put_tail(&mut tail, id, p.ts_ms, p.origin, &p.payload);
+        let keys = 2 + usize::from(p.key.is_some());
+        let mut cmd = call(&PUBLISH, keys, 9);
+        cmd.arg(self.names.of(Part::Meta, &p.room)).arg(self.names.of(Part::Stream, &p.room));
+        if let Some(key) = &p.key {
+            cmd.arg(self.names.idempotency(&p.room, key));
+        }
+        cmd.arg(self.names.of(Part::Channel, &p.room))
+            .arg(&envelope::head(Kind::Message, true)[..])
+            .arg(&tail[..])
+            .arg(self.fence.as_str())
+            .arg(&Epoch::random().as_bytes()[..])
+            .arg(retention.messages)
+            .arg(millis(retention.ttl))
+            .arg(meta_ttl(retention))
+            .arg(millis(IdempotencyKey::TTL));
+        cmd
+    }
+
+    fn publish_live(&self, p: &Publish, message: &[u8]) -> Cmd {
+        let channel = self.names.of(Part::Channel, &p.room);
+        let Some(key) = &p.key else {
+            let mut cmd = Cmd::with_capacity(3, 32 + channel.len() + message.len());
+            cmd.arg("PUBLISH").arg(channel).arg(message);
+            return cmd;
+        };
+        let mut cmd = call(&ONCE, 1, 3);
+        cmd.arg(self.names.idempotency(&p.room, key)).arg(channel).arg(message).arg(millis(IdempotencyKey::TTL));
+        cmd
+    }
+
+    /// The command that reads a room's head, and begins the room if there is none.
+    pub(super) fn head(&self, room: &Room, retention: Retention) -> Cmd {
+        let mut cmd = call(&HEAD, 2, 3);
+        cmd.arg(self.names.of(Part::Meta, room))
+            .arg(self.names.of(Part::Stream, room))
+            .arg(self.fence.as_str())
+            .arg(&Epoch::random().as_bytes()[..])
+            .arg(meta_ttl(retention));
+        cmd
+    }
+
+    /// The command that notes a session's coming or going.
+    pub(super) fn attend(&self, change: &Change<'_>, ts_ms: u64) -> Cmd {
+        let room = change.room;
+        let partition = Partition::of(room);
+        let mut tail = BytesMut::new();
+        envelope::put_tail(&mut tail, crate::MessageId { node: self.node, number: 0 }, ts_ms, *change.session, &[]);
+        let (enter, payload, announced) = match change.what {
+            What::Enter { payload, announced } => (true, payload, announced),
+            What::Leave => (false, &[][..], true),
+        };
+        let mut cmd = call(&ATTEND, 4, 11);
+        cmd.arg(self.names.of(Part::Sessions, room))
+            .arg(self.names.of(Part::Users, room))
+            .arg(self.names.rooms(partition))
+            .arg(self.names.rooms_of(change.owner, partition))
+            .arg(if enter { "enter" } else { "leave" })
+            .arg(&change.session.0[..])
+            .arg(&change.owner.0.to_be_bytes()[..])
+            .arg(payload)
+            .arg(u8::from(announced))
+            .arg(u8::from(change.tell))
+            .arg(self.names.of(Part::Channel, room))
+            .arg(&envelope::head(Kind::Joined, false)[..])
+            .arg(&envelope::head(Kind::Left, false)[..])
+            .arg(&tail[..])
+            .arg(room.as_str())
+            .arg(ts_ms * VERSIONS_PER_MS);
+        cmd
+    }
+
+    /// The command that says that `owner` lives, notes which dead ones have been swept, and claims others.
+    pub(super) fn beat(&self, owner: Owner, dead_after: Duration, swept: &[NodeId]) -> Cmd {
+        let (owner, news) = match owner {
+            Owner::New(owner) => (owner, "new"),
+            Owner::Known(owner) => (owner, "known"),
+        };
+        let mut cmd = call(&BEAT, 1, 3 + swept.len());
+        cmd.arg(self.names.nodes()).arg(owner.to_string()).arg(millis(dead_after)).arg(news);
+        for dead in swept {
+            cmd.arg(dead.to_string());
+        }
+        cmd
+    }
+}
+
+/// In whose name a heartbeat speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// For the first time, as far as anybody knows.
+    New(NodeId),
+    /// Again.
+    Known(NodeId),
+}
+
+/// A session's coming or going, for [`Maker::attend`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Change<'a> {
+    pub(super) room: &'a Room,
+    pub(super) session: &'a SessionKey,
+    /// Who answers for the entry. Only the owner's leave removes it.
+    pub(super) owner: NodeId,
+    pub(super) what: What<'a>,
+    /// Whether members hear of it now, if it is one for others.
+    pub(super) tell: bool,
+}
+
+/// Coming or going.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum What<'a> {
+    /// With what [`envelope::presence_payload`] made, and whether its going is to be announced one day.
+    Enter {
+        payload: &'a [u8],
+        announced: bool,
+    },
+    Leave,
+}
+
+/// What the publish command's answer means; `None`: nothing that any script here answers.
+pub(super) fn published(answer: &Value) -> Option<Published> {
+    match answer {
+        // PUBLISH: how many heard it.
+        Value::Int(_) => Some(Published { cursor: None, duplicate: false }),
+        Value::BulkString(text) => {
+            let (mark, rest) = text.split_first()?;
+            let cursor = if rest.is_empty() { None } else { Some(cursor(rest)?) };
+            Some(Published { cursor, duplicate: *mark == b'=' })
+        }
+        _ => None,
+    }
+}
+
+/// A head, as scripts answer with it.
+pub(super) fn head(answer: &Value) -> Option<Cursor> {
+    match answer {
+        Value::BulkString(text) => cursor(text),
+        _ => None,
+    }
+}
+
+/// Eight characters of epoch, then the offset in decimal.
+fn cursor(text: &[u8]) -> Option<Cursor> {
+    let (epoch, offset) = text.split_first_chunk::<{ Epoch::LEN }>()?;
+    Some(Cursor::new(Epoch::from_bytes(*epoch)?, Offset(std::str::from_utf8(offset).ok()?.parse().ok()?)))
+}

@@ -1,0 +1,292 @@
+//! How one connection is judged: a state machine without I/O. Inputs and the time go in, the next step comes out; the
+//! task in `link.rs` does what it says.
+//!
+//! ```text
+//! down -> connecting -> syncing -> up <-> suspect
+//!   ^---------- lost, refused, or a probe unanswered for DEAD_AFTER -----------|
+//! ```
+//! A closed connection is down at once. A stalled one is down at most PROBE_EVERY + DEAD_AFTER = 2.5 s after it
+//! stalled: a probe is due within 1 s, and it has 1.5 s to be answered.
+
+use std::time::{Duration, Instant};
+
+/// From an answered probe to the next one.
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// A probe that waits longer makes the connection suspect.
+pub(super) const SUSPECT_AFTER: Duration = Duration::from_millis(700);
+/// A probe that waits longer ends the connection.
+pub(super) const DEAD_AFTER: Duration = Duration::from_millis(1500);
+/// How long connecting and its handshake may take.
+pub(super) const CONNECT_MAX: Duration = Duration::from_millis(1500);
+/// Between the end of a connection and the next attempt, at least.
+pub(super) const RETRY_MIN: Duration = Duration::from_millis(50);
+/// And at most.
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// No connection; the next attempt has its time.
+    Down,
+    /// An attempt is under way.
+    Connecting,
+    /// Connected; what was lost meanwhile is being made up for.
+    Syncing,
+    /// In use.
+    Up,
+    /// Connected, but it answers late: nothing new is sent.
+    Suspect,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    /// The attempt succeeded.
+    Connected,
+    /// The attempt failed.
+    Refused,
+    /// Everything that was lost is made up for.
+    Synced,
+    /// The probe was answered.
+    Answered,
+    /// A command was not answered in its time.
+    Late,
+    /// The connection ended, or is of no use any more.
+    Lost,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Connect.
+    Connect,
+    /// Ask whether it lives.
+    Probe,
+    /// Drop the connection.
+    Drop,
+    /// Nothing before this time, unless something happens.
+    Wait(Instant),
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    state: State,
+    /// Ends of connections and failed attempts since the last time that it was well.
+    failures: u32,
+    /// Down: the next attempt. Connecting: the end of the attempt. Else: the next probe.
+    due: Instant,
+    /// When the unanswered probe was sent.
+    asked: Option<Instant>,
+    drop_first: bool,
+}
+
+impl Supervisor {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { state: State::Down, failures: 0, due: now, asked: None, drop_first: false }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Takes note of what happened. `jitter` is 0 to 1, fresh for each call.
+    pub(super) fn on(&mut self, input: Input, now: Instant, jitter: f64) {
+        match (self.state, input) {
+            (State::Connecting, Input::Connected) => {
+                self.state = State::Syncing;
+                self.asked = None;
+                self.due = now + PROBE_EVERY;
+            }
+            (State::Syncing, Input::Synced) => self.state = State::Up,
+            (State::Syncing | State::Up | State::Suspect, Input::Answered) => self.answered(now),
+            (State::Up, Input::Late) => {
+                self.state = State::Suspect;
+                self.due = now;
+            }
+            (State::Down, _) => {}
+            (_, Input::Lost | Input::Refused) => self.fall(now, jitter),
+            _ => {}
+        }
+    }
+
+    /// Says what to do now. Call again after doing it, and after every input.
+    pub(super) fn step(&mut self, now: Instant, jitter: f64) -> Step {
+        if std::mem::take(&mut self.drop_first) {
+            return Step::Drop;
+        }
+        match (self.state, self.asked) {
+            (State::Down, _) if now >= self.due => {
+                self.state = State::Connecting;
+                self.due = now + CONNECT_MAX;
+                Step::Connect
+            }
+            (State::Connecting, _) if now >= self.due => self.end(now, jitter),
+            (State::Down | State::Connecting, _) => Step::Wait(self.due),
+            (_, None) if now >= self.due => {
+                self.asked = Some(now);
+                Step::Probe
+            }
+            (_, None) => Step::Wait(self.due),
+            (_, Some(asked)) if now >= asked + DEAD_AFTER => self.end(now, jitter),
+            (State::Up, Some(asked)) if now < asked + SUSPECT_AFTER => Step::Wait(asked + SUSPECT_AFTER),
+            (state, Some(asked)) => {
+                if state == State::Up {
+                    self.state = State::Suspect;
+                }
+                Step::Wait(asked + DEAD_AFTER)
+            }
+        }
+    }
+
+    fn answered(&mut self, now: Instant) {
+        self.asked = None;
+        self.due = now + PROBE_EVERY;
+        if self.state != State::Syncing {
+            self.state = State::Up;
+            self.failures = 0;
+        }
+    }
+
+    fn end(&mut self, now: Instant, jitter: f64) -> Step {
+        self.fall(now, jitter);
+        self.drop_first = false;
+        Step::Drop
+    }
+
+    fn fall(&mut self, now: Instant, jitter: f64) {
+        let most = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
+        self.state = State::Down;
+        self.failures = self.failures.saturating_add(1);
+        self.asked = None;
+        self.due = now + RETRY_MIN + (most - RETRY_MIN).mul_f64(jitter.clamp(0.0, 1.0));
+        self.drop_first = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn up(now: Instant) -> Supervisor {
+        let mut supervisor = Supervisor::new(now);
+        assert_eq!(supervisor.step(now, 0.5), Step::Connect);
+        supervisor.on(Input::Connected, now, 0.5);
+        supervisor.on(Input::Synced, now, 0.5);
+        assert_eq!(supervisor.state(), State::Up);
+        supervisor
+    }
+
+    #[test]
+    fn a_lost_connection_is_down_at_once_and_tried_again_soon() {
+        let now = Instant::now();
+        let mut supervisor = up(now);
+        supervisor.on(Input::Lost, now, 1.0);
+        assert_eq!(supervisor.state(), State::Down);
+        assert_eq!(supervisor.step(now, 1.0), Step::Drop);
+        assert_eq!(supervisor.step(now, 1.0), Step::Wait(now + Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn a_late_answer_is_suspect_and_a_missing_one_the_end() {
+        let now = Instant::now();
+        let mut supervisor = up(now);
+        let probed = now + PROBE_EVERY;
+        assert_eq!(supervisor.step(probed, 0.5), Step::Probe);
+        assert_eq!(supervisor.step(probed, 0.5), Step::Wait(probed + SUSPECT_AFTER));
+        assert_eq!(supervisor.step(probed + SUSPECT_AFTER, 0.5), Step::Wait(probed + DEAD_AFTER));
+        assert_eq!(supervisor.state(), State::Suspect);
+        supervisor.on(Input::Answered, probed + SUSPECT_AFTER, 0.5);
+        assert_eq!(supervisor.state(), State::Up);
+        let probed = probed + SUSPECT_AFTER + PROBE_EVERY;
+        assert_eq!(supervisor.step(probed, 0.5), Step::Probe);
+        assert_eq!(supervisor.step(probed + DEAD_AFTER, 0.5), Step::Drop);
+        assert_eq!(supervisor.state(), State::Down);
+    }
+
+    #[test]
+    fn a_late_command_brings_the_probe_forward() {
+        let now = Instant::now();
+        let mut supervisor = up(now);
+        supervisor.on(Input::Late, now, 0.5);
+        assert_eq!(supervisor.state(), State::Suspect);
+        assert_eq!(supervisor.step(now, 0.5), Step::Probe);
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum World {
+        Pass(u64),
+        Happens(Input),
+    }
+
+    fn world() -> impl Strategy<Value = World> {
+        let inputs = [Input::Connected, Input::Refused, Input::Synced, Input::Answered, Input::Late, Input::Lost];
+        prop_oneof![
+            (0u64..3000).prop_map(World::Pass),
+            proptest::sample::select(inputs.to_vec()).prop_map(World::Happens)
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: steps fit the connection that there is, a silent connection is down
+        /// in time, attempts are neither too close nor too far apart, and it never waits for the past.
+        #[test]
+        fn whatever_happens(events in proptest::collection::vec(world(), 0..200), jitter in 0.0f64..=1.0) {
+            let start = Instant::now();
+            let (mut now, mut heard) = (start, start);
+            let mut supervisor = Supervisor::new(now);
+            let (mut connection, mut ended): (bool, Option<Instant>) = (false, None);
+            for event in events {
+                match event {
+                    World::Pass(ms) => {
+                        // Time passes no further than the step allows, as in the task.
+                        let target = now + Duration::from_millis(ms);
+                        loop {
+                            let was = supervisor.state();
+                            match supervisor.step(now, jitter) {
+                                Step::Connect => {
+                                    prop_assert!(!connection && was == State::Down);
+                                    if let Some(ended) = ended {
+                                        prop_assert!(now >= ended + RETRY_MIN && now <= ended + RETRY_MAX);
+                                    }
+                                    heard = now;
+                                }
+                                Step::Probe => prop_assert!(connection),
+                                Step::Drop => {
+                                    connection = false;
+                                    ended = Some(now);
+                                    prop_assert_eq!(supervisor.state(), State::Down);
+                                }
+                                Step::Wait(until) => {
+                                    prop_assert!(until > now, "never for the past");
+                                    if until > target { break; }
+                                    now = until;
+                                }
+                            }
+                            if connection {
+                                prop_assert!(now <= heard + PROBE_EVERY + DEAD_AFTER, "silent for too long");
+                            }
+                        }
+                        now = target;
+                    }
+                    World::Happens(input) => {
+                        let before = supervisor.state();
+                        supervisor.on(input, now, jitter);
+                        match (before, input) {
+                            (State::Connecting, Input::Connected) => { connection = true; heard = now; }
+                            (State::Syncing | State::Up | State::Suspect, Input::Answered) => heard = now,
+                            _ => {}
+                        }
+                        if before != State::Down && supervisor.state() == State::Down {
+                            prop_assert_eq!(supervisor.step(now, jitter), Step::Drop);
+                            connection = false;
+                            ended = Some(now);
+                        }
+                    }
+                }
+                prop_assert_eq!(connection, matches!(supervisor.state(), State::Syncing | State::Up | State::Suspect));
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Presence when nodes die and Redis forgets.
+
+use super::{Config, Gateway, server::Server, until};
+use crate::{
+    Attendance, Broker, Detail, Origin, PresenceKind, Room, RoomQuery, User, Who,
+    contract::{WAIT_MAX, room},
+};
+use std::time::Duration;
+
+fn enter(n: u8, user: &str) -> Attendance {
+    Attendance::Enter { session: Origin([n; 12]), user: Some(User::new(user)), info: None, announce: true }
+}
+
+fn leave(n: u8) -> Attendance {
+    Attendance::Leave { session: Origin([n; 12]), announce: true }
+}
+
+/// Times short enough for tests.
+fn hasty(server: &Server) -> Config {
+    Config { heartbeat: Duration::from_millis(100), dead_after: Duration::from_secs(1), ..server.config() }
+}
+
+async fn users(gateway: &Gateway, room: &Room) -> Vec<String> {
+    let presence = gateway.broker.presence(room, Detail::Members).await.unwrap();
+    let name = |who: &Who| match who {
+        Who::User(user) => user.as_str().to_owned(),
+        Who::Session(_) => "anonymous".to_owned(),
+    };
+    let mut names: Vec<_> = presence.members.iter().map(|m| name(&m.who)).collect();
+    names.sort();
+    assert_eq!(presence.users, names.len() as u64);
+    names
+}
+
+#[tokio::test]
+async fn a_dead_node_s_members_leave_once() {
+    let server = Server::start().await;
+    let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
+    let dying = Gateway::connect(hasty(&server)).await;
+    let rooms: Vec<Room> = (0..20).map(|_| room("sweep")).collect();
+    for room in &rooms {
+        a.node.subscribe(room).await;
+        dying.broker.attend(room, enter(1, "ann")).await.unwrap();
+        dying.broker.attend(room, enter(2, "bob")).await.unwrap();
+        b.broker.attend(room, enter(3, "ann")).await.unwrap();
+    }
+    drop(dying);
+    for room in &rooms {
+        let events = a.node.seen.presence(room, 3).await;
+        assert_eq!(events.len(), 3, "ann, bob, and bob gone");
+        assert_eq!((events[2].kind, &events[2].who), (PresenceKind::Left, &Who::User(User::new("bob"))));
+        assert_eq!(users(&a, room).await, ["ann"]);
+    }
+    // The two that are left have nothing more to sweep, and nothing of the dead one stays behind.
+    b.broker.attend(&rooms[0], leave(3)).await.unwrap();
+    assert_eq!(a.node.seen.presence(&rooms[0], 4).await.len(), 4);
+    until("the sweep to be noted", WAIT_MAX, || async {
+        let nodes: Vec<String> = server.ask("ZRANGE fanfare:nodes 0 -1").await;
+        nodes.len() == 3 && nodes.iter().filter(|node| node.starts_with('s')).count() == 1
+    })
+    .await;
+    let left: Vec<String> = server.ask("KEYS *:nr:*").await;
+    assert!(left.iter().all(|key| key.ends_with(&b.broker.node_id().to_string())), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_flush_is_noticed_and_presence_written_again_in_silence() {
+    let server = Server::start().await;
+    let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
+    let room = room("flush");
+    b.node.subscribe(&room).await;
+    a.broker.attend(&room, enter(1, "ann")).await.unwrap();
+    b.broker.attend(&room, enter(2, "bob")).await.unwrap();
+    let before = a.broker.presence(&room, Detail::Counts).await.unwrap().version;
+    server.tell("FLUSHALL").await;
+    until("everybody to be back", WAIT_MAX, || async { users(&a, &room).await == ["ann", "bob"] }).await;
+    a.broker.attend(&room, leave(1)).await.unwrap();
+    let events = b.node.seen.presence(&room, 3).await;
+    assert_eq!(events.len(), 3, "nobody came twice: {events:?}");
+    assert_eq!((events[2].kind, &events[2].who), (PresenceKind::Left, &Who::User(User::new("ann"))));
+    assert!(events[2].version > before, "versions go on growing");
+    assert_eq!(users(&b, &room).await, ["bob"]);
+}
+
+#[tokio::test]
+async fn an_empty_restart_brings_everybody_back_and_what_happened_meanwhile_counts() {
+    let mut server = Server::start().await;
+    let a = Gateway::connect(hasty(&server)).await;
+    let room = room("restart");
+    for (n, user) in [(1, "ann"), (2, "bob")] {
+        a.broker.attend(&room, enter(n, user)).await.unwrap();
+    }
+    server.kill();
+    until("the broker to be down", WAIT_MAX, || async { !a.broker.status().up }).await;
+    assert!(a.broker.attend(&room, enter(3, "cid")).await.is_err(), "noted, not written");
+    drop(a.broker.attend(&room, leave(2)));
+    server.run().await;
+    let there = || async { a.broker.status().up && users(&a, &room).await == ["ann", "cid"] };
+    until("who is there", WAIT_MAX, there).await;
+}
+
+/// A lost connection alone: what could not be written is, once it is back.
+#[tokio::test]
+async fn a_change_during_a_stall_is_written_after_it() {
+    let server = Server::start().await;
+    let a = Gateway::connect(server.config()).await;
+    let room = room("stalled");
+    a.broker.attend(&room, enter(1, "ann")).await.unwrap();
+    server.stall();
+    assert!(a.broker.attend(&room, enter(2, "bob")).await.is_err());
+    assert!(a.broker.attend(&room, leave(1)).await.is_err());
+    server.wake();
+    let there = || async { a.broker.status().up && users(&a, &room).await == ["bob"] };
+    until("who is there", WAIT_MAX, there).await;
+}
+
+/// Others took this node for dead while it could not say that it lives.
+#[tokio::test]
+async fn a_node_that_was_swept_alive_comes_back() {
+    let server = Server::start().await;
+    let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
+    let room = room("alive");
+    b.node.subscribe(&room).await;
+    a.broker.attend(&room, enter(1, "ann")).await.unwrap();
+    // As if its heartbeats had been missing for a while: b claims it before it says the next one, or it does not.
+    until("the sweep", WAIT_MAX, || async {
+        server.tell(&format!("ZADD fanfare:nodes XX 1 {}", a.broker.node_id())).await;
+        b.node.seen.now().presence(&room).len() > 1
+    })
+    .await;
+    until("who is there", WAIT_MAX, || async { users(&b, &room).await == ["ann"] }).await;
+    let events = b.node.seen.presence(&room, 3).await;
+    let kinds: Vec<_> = events.iter().take(3).map(|event| event.kind).collect();
+    assert_eq!(kinds, [PresenceKind::Joined, PresenceKind::Left, PresenceKind::Joined]);
+}
+
+#[tokio::test]
+async fn closing_leaves_at_once() {
+    let server = Server::start().await;
+    let (a, b) = (Gateway::connect(server.config()).await, Gateway::connect(server.config()).await);
+    let rooms: Vec<Room> = (0..300).map(|_| room("close")).collect();
+    for room in &rooms {
+        drop(a.broker.attend(room, enter(1, "ann")));
+    }
+    b.node.subscribe(&rooms[0]).await;
+    a.broker.attend(&rooms[0], enter(2, "bob")).await.unwrap();
+    a.broker.close().await.unwrap();
+    let query = RoomQuery { prefix: "close:".into(), after: None, limit: 10 };
+    assert!(b.broker.rooms(query).await.unwrap().rooms.is_empty());
+    let nodes: Vec<String> = server.ask("ZRANGE fanfare:nodes 0 -1").await;
+    assert_eq!(nodes, [b.broker.node_id().to_string()]);
+    assert!(!a.broker.status().up);
+    until("the connections to close", WAIT_MAX, || async {
+        let clients: String = server.ask("CLIENT LIST TYPE pubsub").await;
+        (1..=2).contains(&clients.lines().count())
+    })
+    .await;
+    let left: Vec<String> = server.ask("KEYS *:nr:*").await;
+    assert_eq!(left, Vec::<String>::new());
+}
+
+/// A session that another node has taken over is not removed by the first one's leave.
+#[tokio::test]
+async fn a_session_that_moved_stays() {
+    let server = Server::start().await;
+    let (a, b) = (Gateway::connect(server.config()).await, Gateway::connect(server.config()).await);
+    let room = room("moved");
+    b.node.subscribe(&room).await;
+    a.broker.attend(&room, enter(1, "ann")).await.unwrap();
+    b.broker.attend(&room, enter(1, "ann")).await.unwrap();
+    a.broker.attend(&room, leave(1)).await.unwrap();
+    assert_eq!(users(&a, &room).await, ["ann"]);
+    b.broker.attend(&room, leave(1)).await.unwrap();
+    let events = b.node.seen.presence(&room, 2).await;
+    assert_eq!(events.len(), 2);
+    assert_eq!(users(&a, &room).await, Vec::<String>::new());
+}

@@ -1,0 +1,96 @@
+//! A real Redis server for one test: a free port of the loopback, a directory of its own, killed with the test.
+
+use crate::redis::Config;
+use redis::{FromRedisValue, Value};
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// See the module's head.
+pub(super) struct Server {
+    port: u16,
+    dir: PathBuf,
+    process: Option<Child>,
+}
+
+impl Server {
+    pub(super) async fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let dir = std::env::temp_dir().join(format!("fanfare-redis-{}-{port}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut server = Self { port, dir, process: None };
+        server.run().await;
+        server
+    }
+
+    /// Begins a server that remembers what the last one saved, if it saved anything.
+    pub(super) async fn run(&mut self) {
+        let process = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"])
+            .args(["--dir", self.dir.to_str().unwrap()])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.process = Some(process);
+        super::until("Redis to start", Duration::from_secs(20), || async {
+            self.client().get_multiplexed_async_connection().await.is_ok()
+        })
+        .await;
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    pub(super) fn config(&self) -> Config {
+        Config::parse(&self.url()).unwrap()
+    }
+
+    fn client(&self) -> redis::Client {
+        redis::Client::open(self.url()).unwrap()
+    }
+
+    /// Runs a command, words separated by spaces.
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &str) -> T {
+        let mut conn = self.client().get_multiplexed_async_connection().await.unwrap();
+        let mut words = command.split(' ');
+        let mut cmd = redis::cmd(words.next().unwrap());
+        cmd.arg(words.collect::<Vec<_>>());
+        cmd.query_async(&mut conn).await.unwrap()
+    }
+
+    pub(super) async fn tell(&self, command: &str) {
+        let _: Value = self.ask(command).await;
+    }
+
+    pub(super) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// Stops the process without closing anything.
+    pub(super) fn stall(&self) {
+        self.signal("-STOP");
+    }
+
+    pub(super) fn wake(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.process.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}

@@ -1,0 +1,80 @@
+//! What operators ask: metrics, health, drain. On a thread and runtime of its own, so that it answers while the data
+//! plane is saturated. Sees counters and switches only.
+
+use crate::{drain::Drain, metrics::Metrics};
+use axum::{
+    Router,
+    extract::{RawQuery, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use fanfare_broker::Broker;
+use std::{io, net::TcpListener, sync::Arc};
+
+/// What the admin listener looks at.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) drain: Arc<Drain>,
+    /// Whether a lost backplane makes the node unready.
+    pub(crate) ready_needs_backplane: bool,
+}
+
+/// Serves for as long as the process lives.
+///
+/// # Errors
+/// When the thread or its runtime cannot be had.
+pub(crate) fn spawn(admin: Admin, listener: TcpListener) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            let served = match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => axum::serve(listener, router(admin)).await,
+                Err(why) => Err(why),
+            };
+            if let Err(why) = served {
+                tracing::error!(%why, "the admin listener ended");
+            }
+        });
+    })?;
+    Ok(())
+}
+
+fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/drain", post(drain))
+        .with_state(admin)
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let text = admin.metrics.text(admin.broker.status());
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
+}
+
+/// 200 while new clients are welcome. A lost backplane alone does not change that, since all nodes would leave the
+/// balancer at once; who wants it otherwise asks with `?backplane=1` or sets `ready_needs_backplane`.
+async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
+    let up = admin.broker.status().up;
+    let asked = query.as_deref().unwrap_or_default().split('&').any(|pair| pair == "backplane=1");
+    let state = match (admin.drain.is_draining(), admin.drain.is_ready()) {
+        (true, _) => "draining",
+        (false, false) => "starting",
+        (false, true) => "ready",
+    };
+    let fine = admin.drain.is_ready() && (up || !(asked || admin.ready_needs_backplane));
+    let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let backplane = if up { "up" } else { "down" };
+    let body = format!("{{\"status\":\"{state}\",\"backplane\":\"{backplane}\"}}\n");
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Begins what SIGTERM begins.
+async fn drain(State(admin): State<Admin>) -> StatusCode {
+    admin.drain.begin();
+    StatusCode::ACCEPTED
+}

@@ -1,0 +1,35 @@
+//! Sending users away: out of a room, or off the cluster. Every node hears of it; the answer does not wait for them.
+
+use super::{Named, named};
+use crate::{
+    auth::{self, Act},
+    error::Refusal,
+    node::Node,
+    shard::Note,
+};
+use axum::{extract::State, http::StatusCode};
+use fanfare_broker::{NodeTarget, Room};
+use std::sync::Arc;
+
+/// `DELETE /v1/rooms/{room}/members/{user}`.
+pub(super) async fn member(
+    State(node): State<Arc<Node>>,
+    path: Named<(String, String)>,
+) -> Result<StatusCode, Refusal> {
+    let (room, user) = named(path)?;
+    let room = Room::parse(&room)?;
+    auth::permit(None, Act::Administer, &room)?;
+    tell(&node, &Note::Kick { room, user }).await
+}
+
+/// `DELETE /v1/users/{user}`.
+pub(super) async fn user(State(node): State<Arc<Node>>, path: Named<String>) -> Result<StatusCode, Refusal> {
+    let user = named(path)?;
+    auth::permit_everywhere(None, Act::Administer)?;
+    tell(&node, &Note::Disconnect { user }).await
+}
+
+async fn tell(node: &Node, note: &Note) -> Result<StatusCode, Refusal> {
+    node.broker.tell(NodeTarget::All, note.encode()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

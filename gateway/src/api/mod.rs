@@ -1,0 +1,72 @@
+//! The HTTP API (docs/protocol.md, section 7): for back ends in any language. Requests come from `transport::http`, after
+//! the checks that all requests pass; everything here goes straight to the broker, so that any node can take any request.
+
+mod kick;
+mod problem;
+mod publish;
+mod rooms;
+
+pub(crate) use problem::{allow_origin, method_not_allowed, preflight, problem};
+
+use crate::{
+    error::{ErrorCode, Refusal},
+    node::Node,
+    transport::ENVELOPE_BYTES,
+};
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Path, rejection::PathRejection},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use fanfare_broker::Room;
+use std::sync::Arc;
+
+/// Bytes of a batch's body.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// The routes. A clone per connection is a few reference counts.
+pub(crate) fn router(node: Arc<Node>) -> Router {
+    // JSON text can be six times as long as what it stands for, and white space goes before the limit is applied.
+    let body = DefaultBodyLimit::max(node.limits.message_bytes.saturating_mul(2) + ENVELOPE_BYTES);
+    Router::new()
+        .route("/v1/rooms", get(rooms::list).fallback(|| wrong_method("GET")))
+        .route("/v1/rooms/{room}", get(rooms::occupancy).post(publish::one).fallback(|| wrong_method("GET, POST")))
+        .layer(body)
+        .route("/v1/rooms/{room}/history", get(rooms::history).fallback(|| wrong_method("GET")))
+        .route("/v1/rooms/{room}/presence", get(rooms::presence).fallback(|| wrong_method("GET")))
+        .route("/v1/rooms/{room}/members/{user}", delete(kick::member).fallback(|| wrong_method("DELETE")))
+        .route("/v1/users/{user}", delete(kick::user).fallback(|| wrong_method("DELETE")))
+        .route(
+            "/v1/publish",
+            post(publish::batch).fallback(|| wrong_method("POST")).layer(DefaultBodyLimit::max(BATCH_BYTES)),
+        )
+        .fallback(not_found)
+        .with_state(node)
+}
+
+async fn wrong_method(allowed: &'static str) -> Response {
+    method_not_allowed(allowed)
+}
+
+async fn not_found() -> Refusal {
+    Refusal::new(ErrorCode::NotFound, "there is nothing at this path")
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        problem(&self)
+    }
+}
+
+/// What stands in a path's braces, percent-decoded.
+type Named<T> = Result<Path<T>, PathRejection>;
+
+/// The room in a path.
+fn room(path: Named<String>) -> Result<Room, Refusal> {
+    Ok(Room::parse(&named(path)?)?)
+}
+
+fn named<T>(path: Named<T>) -> Result<T, Refusal> {
+    path.map(|Path(names)| names).map_err(|_| Refusal::bad_request("the path is not percent-encoded UTF-8"))
+}

@@ -1,0 +1,115 @@
+//! Questions about rooms: who is there, what was said, which there are. Cluster-wide, from any node.
+
+use super::{Named, problem::json, room};
+use crate::{
+    auth::{self, Act},
+    command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
+    error::{ErrorCode, Refusal},
+    event::MemberView,
+    node::Node,
+    protocol::native,
+};
+use axum::{
+    body::Body,
+    extract::{Query, State, rejection::QueryRejection},
+    http::{Response, StatusCode},
+};
+use fanfare_broker::{Detail, HistoryQuery, RoomQuery};
+use serde::{Deserialize, Serialize};
+use std::{borrow::Cow, sync::Arc};
+
+/// Rooms in one answer: at most, and without being asked.
+const ROOMS_MAX: usize = 1000;
+const ROOMS: usize = 100;
+
+#[derive(Serialize)]
+struct Occupancy<'a> {
+    room: &'a str,
+    sessions: u64,
+    users: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<String>,
+}
+
+/// `GET /v1/rooms/{room}`.
+pub(super) async fn occupancy(State(node): State<Arc<Node>>, path: Named<String>) -> Result<Response<Body>, Refusal> {
+    let room = room(path)?;
+    auth::permit(None, Act::Read, &room)?;
+    let presence = node.broker.presence(&room, Detail::Counts).await?;
+    let numbered = node.classes.of(room.as_str()).history.is_some();
+    Ok(answer(&Occupancy {
+        room: room.as_str(),
+        sessions: presence.sessions,
+        users: presence.users,
+        cursor: presence.head.filter(|_| numbered).map(|cursor| cursor.to_string()),
+    }))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ListParams {
+    #[serde(default)]
+    prefix: String,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    rooms: Vec<&'a str>,
+    /// Give it as `after` to read on; absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<&'a str>,
+}
+
+/// `GET /v1/rooms?prefix=&after=&limit=`.
+pub(super) async fn list(
+    State(node): State<Arc<Node>>,
+    params: Result<Query<ListParams>, QueryRejection>,
+) -> Result<Response<Body>, Refusal> {
+    auth::permit_everywhere(None, Act::Read)?;
+    let Query(ListParams { prefix, after, limit }) = params.map_err(|why| Refusal::bad_request(why.body_text()))?;
+    let limit = limit.unwrap_or(ROOMS).clamp(1, ROOMS_MAX);
+    let list = node.broker.rooms(RoomQuery { prefix, after, limit }).await?;
+    let rooms: Vec<&str> = list.rooms.iter().map(fanfare_broker::Room::as_str).collect();
+    let next = rooms.last().copied().filter(|_| list.more);
+    Ok(answer(&List { rooms, next }))
+}
+
+#[derive(Deserialize)]
+pub(super) struct HistoryParams {
+    since: Option<String>,
+    limit: Option<usize>,
+}
+
+/// `GET /v1/rooms/{room}/history?since=&limit=`.
+pub(super) async fn history(
+    State(node): State<Arc<Node>>,
+    path: Named<String>,
+    params: Result<Query<HistoryParams>, QueryRejection>,
+) -> Result<Response<Body>, Refusal> {
+    let room = room(path)?;
+    auth::permit(None, Act::History, &room)?;
+    let Query(HistoryParams { since, limit }) = params.map_err(|why| Refusal::bad_request(why.body_text()))?;
+    let since = native::cursor(since.map(Cow::Owned))?;
+    let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX);
+    let retention = node.classes.of(room.as_str()).history;
+    let retention = retention.ok_or_else(|| Refusal::new(ErrorCode::HistoryOff, "this room keeps no history"))?;
+    let page = node.broker.history(&room, retention, HistoryQuery { since, limit }).await?;
+    Ok(json(StatusCode::OK, native::history(None, &room, &page)))
+}
+
+/// `GET /v1/rooms/{room}/presence`.
+pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>) -> Result<Response<Body>, Refusal> {
+    let room = room(path)?;
+    auth::permit(None, Act::Presence, &room)?;
+    if !node.classes.of(room.as_str()).presence {
+        return Err(Refusal::new(ErrorCode::PresenceOff, "members of this room do not see each other"));
+    }
+    let presence = node.broker.presence(&room, Detail::Members).await?;
+    let members = presence.members.iter().map(MemberView::from).collect();
+    Ok(answer(&crate::event::Event::Presence { id: None, room: &room, count: presence.users, members }))
+}
+
+fn answer(value: &impl Serialize) -> Response<Body> {
+    json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
+}

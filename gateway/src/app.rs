@@ -1,0 +1,255 @@
+//! The assembly, and the only file that knows every module: everything is built and bound before anything runs; then the
+//! shards serve until the drain is over.
+
+use crate::{
+    admin::{self, Admin},
+    api,
+    auth::{OriginPolicy, PeerPolicy},
+    config::{Config, RedisUrl},
+    drain::Drain,
+    metrics::Metrics,
+    node::Node,
+    session::OutboxLimits,
+    shard::{Inbox, Shard},
+    transport::{self, Arrival, ShardDoor, WAITING_MAX},
+};
+use axum::Router;
+use fanfare_broker::{Broker, MemoryBroker, Subscriber, SubscriberId, redis::RedisBroker};
+use md5::{Digest as _, Md5};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    rc::Rc,
+    sync::{Arc, atomic::AtomicUsize},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use tokio::{
+    runtime::LocalOptions,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+/// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 65_535;
+/// Between two attempts to reach Redis at the start.
+const REDIS_RETRY: Duration = Duration::from_millis(250);
+/// What of the drain window is left for the last clients and the broker's farewell.
+const DRAIN_RESERVE: f64 = 0.15;
+/// How long the broker may take to say farewell.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why the process cannot start; each is one line for the operator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot listen on {address}: {why}")]
+    Listen { address: SocketAddr, why: io::Error },
+    #[error("cannot use Redis at {url}: {why}")]
+    Redis { url: String, why: String },
+    #[error("cannot write {path}: {why}")]
+    ReadyFile { path: String, why: io::Error },
+    #[error("the operating system refuses a thread, a signal or a runtime: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Runs the gateway until it has drained.
+///
+/// # Errors
+/// [`StartError`]; nothing has been served then.
+pub(crate) async fn run(config: Config) -> Result<(), StartError> {
+    let public = bind(config.listen)?;
+    let admin = bind(config.admin)?;
+    let addresses = (public.local_addr()?, admin.local_addr()?);
+    tracing::info!(listen = %addresses.0, admin = %addresses.1, node = %config.node, shards = config.shards, "fanfare");
+    let metrics = Metrics::new(&config.node);
+    let drain = Arc::new(Drain::new(Arc::clone(&metrics)));
+    let inboxes: Vec<Arc<Inbox>> = (0..config.shards).map(|_| Arc::new(Inbox::new(Arc::clone(&metrics)))).collect();
+    let broker = broker(&config, &inboxes).await?;
+    let seen = Admin {
+        broker: Arc::clone(&broker),
+        metrics: Arc::clone(&metrics),
+        drain: Arc::clone(&drain),
+        ready_needs_backplane: config.ready_needs_backplane,
+    };
+    admin::spawn(seen, admin)?;
+    let node = Arc::new(node(&config, broker, addresses.0, metrics, drain));
+    let (doors, threads) = spawn_shards(&node, inboxes, drain_window(config.drain))?;
+    if let Some(path) = &config.ready_file {
+        let body = format!("{{\"listen\":\"{}\",\"admin\":\"{}\"}}\n", addresses.0, addresses.1);
+        std::fs::write(path, body).map_err(|why| StartError::ReadyFile { path: path.display().to_string(), why })?;
+    }
+    let listener = tokio::net::TcpListener::from_std(public)?;
+    let acceptor = tokio::spawn(transport::accept(listener, doors, Arc::clone(&node.metrics)));
+    node.drain.start();
+    until_drained(&node, threads).await?;
+    acceptor.abort();
+    Ok(())
+}
+
+/// Waits for a signal or `POST /drain`, then for the shards' sessions to leave. A second signal ends it at once.
+async fn until_drained(node: &Node, threads: Vec<JoinHandle<()>>) -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut signalled = async || {
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    };
+    tokio::select! { () = signalled() => {} () = node.drain.begun() => {} }
+    node.drain.begin();
+    tracing::info!("draining");
+    let left = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
+    tokio::select! {
+        () = signalled() => tracing::warn!("a second signal: not waiting for clients"),
+        _ = left => {}
+    }
+    // Leaves are written, and this node is taken off the others' list, before the process ends.
+    if tokio::time::timeout(FAREWELL, node.broker.close()).await.is_err() {
+        tracing::warn!("the backplane did not take our farewell");
+    }
+    node.drain.finish();
+    tracing::info!("drained");
+    Ok(())
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let listen = || {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    listen().map_err(|why| StartError::Listen { address, why })
+}
+
+async fn broker(config: &Config, inboxes: &[Arc<Inbox>]) -> Result<Arc<dyn Broker>, StartError> {
+    let subscribers: Vec<Arc<dyn Subscriber>> =
+        inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Subscriber>).collect();
+    match &config.redis[..] {
+        [] => Ok(Arc::new(MemoryBroker::new(subscribers))),
+        [url] => Ok(connect(url, config.redis_wait, subscribers).await?),
+        [url, ..] => Err(StartError::Redis { url: url.to_string(), why: "this version uses one Redis".to_owned() }),
+    }
+}
+
+async fn connect(
+    url: &RedisUrl,
+    wait: Duration,
+    subscribers: Vec<Arc<dyn Subscriber>>,
+) -> Result<Arc<RedisBroker>, StartError> {
+    let failed = |why: String| StartError::Redis { url: url.to_string(), why };
+    let settings = fanfare_broker::redis::Config::parse(url.expose()).map_err(|why| failed(why.to_string()))?;
+    let deadline = Instant::now() + wait;
+    loop {
+        match RedisBroker::connect(settings.clone(), subscribers.clone()).await {
+            Ok(broker) => return Ok(broker),
+            Err(why) if Instant::now() >= deadline => return Err(failed(why.to_string())),
+            Err(why) => tracing::warn!(%why, "waiting for Redis"),
+        }
+        tokio::time::sleep(REDIS_RETRY).await;
+    }
+}
+
+fn node(
+    config: &Config,
+    broker: Arc<dyn Broker>,
+    listen: SocketAddr,
+    metrics: Arc<Metrics>,
+    drain: Arc<Drain>,
+) -> Node {
+    let limits = config.limits;
+    let total = if limits.outbox_total_bytes == 0 { usize::MAX } else { limits.outbox_total_bytes };
+    Node {
+        name: config.node.clone(),
+        route: route(config.advertise.unwrap_or_else(|| reachable(listen))),
+        broker,
+        classes: config.classes.clone(),
+        limits,
+        outbox_limits: OutboxLimits {
+            bytes: limits.outbox_bytes,
+            frames: limits.outbox_messages,
+            age_ms: u32::try_from(limits.outbox_age.as_millis()).unwrap_or(u32::MAX),
+        },
+        shard_outbox_bytes: (total / config.shards).max(limits.outbox_bytes),
+        origins: OriginPolicy::new(config.origins.clone()),
+        peers: PeerPolicy::new(config.trusted_proxies.clone(), limits.connections_per_ip),
+        metrics,
+        drain,
+    }
+}
+
+/// What nginx's `sticky` computes for a server: the lower-case hex MD5 of its address and port.
+fn route(address: SocketAddr) -> String {
+    let digest = Md5::digest(address.to_string());
+    digest.iter().fold(String::with_capacity(32), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// The address under which others reach a listener: its own, or the host's if it listens on all of them. Connecting a
+/// UDP socket sends nothing; it asks the kernel which address it would send from (192.0.2.0/24 is for examples).
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    if !listen.ip().is_unspecified() {
+        return listen;
+    }
+    let own = || -> io::Result<IpAddr> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    SocketAddr::new(own().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), listen.port())
+}
+
+// --- shards ---
+
+/// Closes are spread over this part of the drain window.
+fn drain_window(drain: Duration) -> Duration {
+    drain.mul_f64(1.0 - DRAIN_RESERVE)
+}
+
+fn spawn_shards(
+    node: &Arc<Node>,
+    inboxes: Vec<Arc<Inbox>>,
+    window: Duration,
+) -> io::Result<(Vec<ShardDoor>, Vec<JoinHandle<()>>)> {
+    let router = api::router(Arc::clone(node));
+    let spawn = |(i, inbox): (usize, Arc<Inbox>)| {
+        let load = Arc::new(AtomicUsize::new(0));
+        let (arrivals, arriving) = mpsc::channel(WAITING_MAX);
+        let (shard_node, shard_load, router) = (Arc::clone(node), Arc::clone(&load), router.clone());
+        let thread = std::thread::Builder::new().name(format!("shard-{i}")).spawn(move || {
+            // A local runtime: its tasks stay on this thread, so that a shard's state needs no lock.
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+            match runtime {
+                Ok(runtime) => runtime.block_on(async {
+                    let shard = Shard::new(shard_node, SubscriberId(i as u16), inbox, shard_load);
+                    run_shard(shard, router, arriving, window).await;
+                }),
+                Err(why) => tracing::error!(%why, "a shard has no runtime"),
+            }
+        })?;
+        Ok((ShardDoor { arrivals, load }, thread))
+    };
+    let shards: io::Result<Vec<_>> = inboxes.into_iter().enumerate().map(spawn).collect();
+    Ok(shards?.into_iter().unzip())
+}
+
+/// One shard's thread: takes arrivals and serves them; when the node drains, takes leave of its sessions.
+async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receiver<Arrival>, window: Duration) {
+    tokio::task::spawn_local(Rc::clone(&shard).run());
+    tokio::task::spawn_local(Rc::clone(&shard).run_timers());
+    let serve_arrivals = async {
+        while let Some((socket, peer)) = arriving.recv().await {
+            match tokio::net::TcpStream::from_std(socket) {
+                Ok(socket) => {
+                    let connection = transport::serve(Rc::clone(&shard), router.clone(), socket, peer);
+                    tokio::task::spawn_local(connection);
+                }
+                Err(why) => tracing::warn!(%why, "a socket could not be taken over"),
+            }
+        }
+    };
+    let leave = async {
+        shard.node.drain.begun().await;
+        Rc::clone(&shard).take_leave(window).await;
+    };
+    tokio::select! { () = serve_arrivals => {} () = leave => {} }
+}

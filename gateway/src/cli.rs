@@ -1,0 +1,326 @@
+//! The command line: which command is meant and with what, or the exit that ends the matter (help, version, faults).
+//! `main` calls [`invocation`] first and acts on the result. It starts nothing, opens no socket, and prints only what is
+//! the command line's own: help, faults, and the verdict of `check`.
+
+use crate::{
+    client::{Health, Publish, Subscribe, Token},
+    config::{self, Config, Environment, Flags, Kind, Spec},
+};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::{
+    ffi::OsString,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// The exit code of a wrong configuration, file, variable or flag: `EX_CONFIG` of sysexits.h.
+const EXIT_CONFIG: u8 = 78;
+
+/// What the process was started for.
+#[derive(Debug)]
+pub(crate) enum Invocation {
+    /// Run the gateway.
+    Serve(Box<Config>),
+    /// Print a room's messages.
+    Sub(Subscribe),
+    /// Publish.
+    Pub(Publish),
+    /// Validate a configuration file: call [`check`].
+    Check(PathBuf),
+    /// Ask a node whether it is ready.
+    Health(Health),
+}
+
+/// Why there is nothing to do: what to print and the code to end with.
+#[derive(Debug, PartialEq, Eq)]
+struct Exit {
+    code: u8,
+    text: String,
+}
+
+impl Exit {
+    fn faults(text: impl std::fmt::Display) -> Self {
+        Self { code: EXIT_CONFIG, text: text.to_string() }
+    }
+
+    /// Help and version go to standard output, faults to standard error. A closed one is nobody's concern.
+    fn print(&self) -> ExitCode {
+        let text = self.text.trim_end();
+        let _ = match self.code {
+            0 => writeln!(std::io::stdout(), "{text}"),
+            _ => writeln!(std::io::stderr(), "{text}"),
+        };
+        ExitCode::from(self.code)
+    }
+}
+
+/// Reads this process's arguments and environment.
+///
+/// # Errors
+/// The exit code, after everything there is to say has been printed: 0 for help and version, 78 for faults.
+pub(crate) fn invocation() -> Result<Invocation, ExitCode> {
+    parse(std::env::args_os(), &Environment::of_process()).map_err(|exit| exit.print())
+}
+
+/// Validates a configuration file as `serve` would with it in this environment; prints `ok` or every fault.
+pub(crate) fn check(file: &Path) -> ExitCode {
+    verdict(config::check(file, &Environment::of_process())).print()
+}
+
+fn verdict(checked: Result<(), config::Faults>) -> Exit {
+    match checked {
+        Ok(()) => Exit { code: 0, text: "ok".to_owned() },
+        Err(faults) => Exit::faults(faults),
+    }
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> Result<Invocation, Exit> {
+    let matches = command().try_get_matches_from(arguments).map_err(|error| Exit {
+        code: if error.use_stderr() { EXIT_CONFIG } else { 0 },
+        text: error.render().to_string(),
+    })?;
+    match matches.subcommand() {
+        None => serve(&matches, environment),
+        Some(("serve", matches)) => serve(matches, environment),
+        Some(("sub", matches)) => Ok(Invocation::Sub(Subscribe {
+            rooms: strings(matches, "ROOM"),
+            since: string(matches, "since"),
+            history: matches.get_one("history").copied(),
+            url: url(matches, environment),
+            token: token(matches, environment),
+        })),
+        Some(("pub", matches)) => publish(matches, environment),
+        Some(("check", matches)) if matches.get_flag("reference") => Err(Exit { code: 0, text: config::reference() }),
+        Some(("check", matches)) => Ok(Invocation::Check(string(matches, "FILE").unwrap_or_default().into())),
+        Some((_, matches)) => {
+            let admin = string(matches, "admin").or_else(|| environment.get("FANFARE_ADMIN").map(str::to_owned));
+            Ok(Invocation::Health(Health { admin: admin.unwrap_or_else(|| "127.0.0.1:8081".to_owned()) }))
+        }
+    }
+}
+
+fn serve(matches: &ArgMatches, environment: &Environment) -> Result<Invocation, Exit> {
+    let given = |spec: &Spec| matches.get_many::<String>(spec.name).map(|v| v.cloned().collect::<Vec<_>>().join(" "));
+    let flags: Flags = config::options().filter_map(|spec| Some((spec.name, given(spec)?))).collect();
+    config::load(&flags, environment).map(Box::new).map(Invocation::Serve).map_err(Exit::faults)
+}
+
+fn publish(matches: &ArgMatches, environment: &Environment) -> Result<Invocation, Exit> {
+    let publish = Publish {
+        room: string(matches, "ROOM").unwrap_or_default(),
+        data: string(matches, "DATA").unwrap_or_default(),
+        event: string(matches, "event"),
+        key: string(matches, "key"),
+        url: url(matches, environment),
+        token: token(matches, environment),
+    };
+    if publish.data == "-" && publish.key.is_some() {
+        return Err(Exit::faults("--key: one key would make one message of all lines; it goes with DATA, not with -"));
+    }
+    Ok(Invocation::Pub(publish))
+}
+
+fn string(matches: &ArgMatches, name: &str) -> Option<String> {
+    matches.get_one::<String>(name).cloned()
+}
+
+fn strings(matches: &ArgMatches, name: &str) -> Vec<String> {
+    matches.get_many::<String>(name).map(|values| values.cloned().collect()).unwrap_or_default()
+}
+
+fn url(matches: &ArgMatches, environment: &Environment) -> String {
+    let url = string(matches, "url").or_else(|| environment.get("FANFARE_URL").map(str::to_owned));
+    url.unwrap_or_else(|| "ws://127.0.0.1:8080".to_owned())
+}
+
+fn token(matches: &ArgMatches, environment: &Environment) -> Option<Token> {
+    string(matches, "token").or_else(|| environment.get("FANFARE_TOKEN").map(str::to_owned)).map(Token::new)
+}
+
+/// The whole command line. `serve` is what happens without a command, so its flags stand at the top as well.
+fn command() -> Command {
+    Command::new("fanfare")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A realtime gateway: rooms over WebSocket, through Redis, on every node.\nWithout a command it serves.")
+        .after_help("Example:\n  fanfare --listen 127.0.0.1:8080\n  fanfare sub news &\n  fanfare pub news '{\"hello\":\"world\"}'")
+        .args(config::options().map(flag))
+        .args_conflicts_with_subcommands(true)
+        .disable_help_subcommand(true)
+        .subcommand(
+            Command::new("serve")
+                .about("Run the gateway (the default)")
+                .args(config::options().map(flag))
+                .after_help("Example:\n  fanfare serve --listen 0.0.0.0:8080 --open --redis redis://redis:6379 --log json"),
+        )
+        .subcommand(sub_command())
+        .subcommand(pub_command())
+        .subcommand(
+            Command::new("check")
+                .about("Validate a configuration file: print ok or every fault (exit code 78)")
+                .arg(Arg::new("FILE").required_unless_present("reference").help("The file"))
+                .arg(Arg::new("reference").long("reference").action(ArgAction::SetTrue).help(
+                    "Print the reference of all options and sections instead (Markdown)",
+                ))
+                .after_help("Example:\n  fanfare check /etc/fanfare.toml"),
+        )
+        .subcommand(
+            Command::new("health")
+                .about("Ask a node's admin listener whether it is ready: exit code 0 if so, else 1")
+                .arg(value("admin", "HOST:PORT", "The admin listener [env: FANFARE_ADMIN] [default: 127.0.0.1:8081]"))
+                .after_help("Example:\n  fanfare health --admin 127.0.0.1:8081"),
+        )
+}
+
+fn sub_command() -> Command {
+    Command::new("sub")
+        .about("Print the messages of rooms as JSON lines until Ctrl-C; reconnects and resumes by itself")
+        .arg(Arg::new("ROOM").required(true).num_args(1..).help("Rooms to join"))
+        .arg(value("since", "CURSOR", "Start after this place; with several rooms their cursors joined by ~"))
+        .arg(
+            value("history", "N", "Start with the last N messages of each room")
+                .value_parser(clap::value_parser!(u32))
+                .conflicts_with("since"),
+        )
+        .args(server_flags())
+        .after_help("Example:\n  fanfare sub chat:1 chat:2 --history 10")
+}
+
+fn pub_command() -> Command {
+    Command::new("pub")
+        .about("Publish a message, or every line of standard input, and print where it stands")
+        .arg(Arg::new("ROOM").required(true).help("The room"))
+        .arg(
+            Arg::new("DATA")
+                .required(true)
+                .allow_negative_numbers(true)
+                .help("The message, as JSON; - reads one message per line from standard input"),
+        )
+        .arg(value("event", "NAME", "The message's event name"))
+        .arg(value("key", "KEY", "Idempotency key: a repetition within 5 minutes publishes nothing new"))
+        .args(server_flags())
+        .after_help("Example:\n  fanfare pub chat:1 '{\"text\":\"hello\"}'\n  seq 10 | fanfare pub numbers -")
+}
+
+fn server_flags() -> [Arg; 2] {
+    [
+        value("url", "URL", "The gateway, ws:// or http:// [env: FANFARE_URL] [default: ws://127.0.0.1:8080]"),
+        value("token", "TOKEN", "Token or API key [env: FANFARE_TOKEN]"),
+    ]
+}
+
+fn value(name: &'static str, shape: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(shape).help(help)
+}
+
+/// An option of the table as a flag; its value is read by the table, together with the other layers.
+fn flag(spec: &Spec) -> Arg {
+    let help = format!("{} [env: {}] [default: {}]", spec.help, spec.variable(), spec.default);
+    let flag = Arg::new(spec.name).long(spec.flag()).help(help);
+    match spec.kind {
+        Kind::Switch => {
+            let flag = flag.value_name("true|false").num_args(0..=1).require_equals(true);
+            flag.default_missing_value("true")
+        }
+        Kind::List => flag.value_name(spec.value).action(ArgAction::Append),
+        Kind::Text | Kind::Number => flag.value_name(spec.value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(line: &str) -> Result<Invocation, Exit> {
+        parse(line.split(' ').map(OsString::from), &Environment::default())
+    }
+
+    fn exit(line: &str) -> Exit {
+        run(line).expect_err(line)
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn serving_is_the_default_and_has_the_same_flags() {
+        let node = |line: &str| match run(line) {
+            Ok(Invocation::Serve(config)) => (config.node, config.listen.port(), config.redis.len()),
+            other => panic!("{line}: {other:?}"),
+        };
+        let expected = ("a".to_owned(), 0, 2);
+        let flags = "--node a --listen 127.0.0.1:0 --redis redis://a --redis redis://b --open";
+        assert_eq!(node(&format!("fanfare serve {flags}")), expected);
+        assert_eq!(node(&format!("fanfare {flags}=false")), expected);
+        assert!(matches!(run("fanfare"), Ok(Invocation::Serve(_))));
+    }
+
+    #[test]
+    fn help_and_version_end_well_and_everything_wrong_ends_with_78() {
+        for line in ["fanfare --help", "fanfare serve --help", "fanfare sub --help", "fanfare pub --help"] {
+            let exit = exit(line);
+            assert!(exit.code == 0 && exit.text.contains("Example:"), "{line}: {exit:?}");
+        }
+        for line in ["fanfare check --help", "fanfare health --help", "fanfare check --reference"] {
+            assert_eq!(exit(line).code, 0, "{line}");
+        }
+        assert_eq!(exit("fanfare --version"), Exit { code: 0, text: "fanfare 0.1.0\n".to_owned() });
+        for line in [
+            "fanfare --nope",
+            "fanfare nope",
+            "fanfare serve --listen",
+            "fanfare serve --shards 0 --log xml",
+            "fanfare sub",
+            "fanfare sub a --since x.1 --history 3",
+            "fanfare pub a",
+            "fanfare pub a - --key k",
+            "fanfare check",
+        ] {
+            assert_eq!(exit(line).code, EXIT_CONFIG, "{line}");
+        }
+        assert_eq!(exit("fanfare --shards 0 --log xml").text.lines().count(), 2);
+    }
+
+    #[test]
+    fn every_option_of_the_table_is_in_the_help() {
+        let help = exit("fanfare serve --help").text;
+        for spec in config::options() {
+            assert!(help.contains(&format!("--{}", spec.flag())) && help.contains(&spec.variable()), "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn check_says_ok_or_every_fault() {
+        assert_eq!(verdict(Ok(())), Exit { code: 0, text: "ok".to_owned() });
+        let missing = verdict(config::check(Path::new("/nowhere/at/all.toml"), &Environment::default()));
+        assert_eq!(missing.code, EXIT_CONFIG);
+        assert!(missing.text.contains("cannot be opened"));
+    }
+
+    #[test]
+    fn client_commands_take_the_flag_before_the_environment_before_the_default() {
+        let environment: Environment = [("FANFARE_URL", "ws://b"), ("FANFARE_ADMIN", "b:1"), ("FANFARE_TOKEN", "t")]
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), OsString::from(value)))
+            .collect();
+        let sub = |line: &str, environment: &Environment| match parse(line.split(' ').map(OsString::from), environment)
+        {
+            Ok(Invocation::Sub(sub)) => (sub.url, sub.token),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(sub("fanfare sub a", &Environment::default()), ("ws://127.0.0.1:8080".to_owned(), None));
+        assert_eq!(sub("fanfare sub a", &environment), ("ws://b".to_owned(), Some(Token::new("t".to_owned()))));
+        assert_eq!(
+            sub("fanfare sub a --url ws://c --token u", &environment),
+            ("ws://c".into(), Some(Token::new("u".to_owned())))
+        );
+        let Ok(Invocation::Health(health)) = parse(["fanfare", "health"].map(OsString::from), &environment) else {
+            panic!("health is no command")
+        };
+        assert_eq!(health.admin, "b:1");
+        let Ok(Invocation::Pub(publish)) = run("fanfare pub a -1") else { panic!("pub is no command") };
+        assert_eq!(publish.data, "-1");
+    }
+}

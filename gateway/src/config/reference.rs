@@ -1,0 +1,103 @@
+//! docs/configuration.md, written from the option table and the sections' tables. `fanfare check --reference` prints it; a
+//! test compares the file with it and rewrites it on request. It knows no option of its own.
+
+use super::{
+    options::{self, Kind, Spec},
+    sections::{AUTH, Key, LIMITS, ROOMS},
+};
+use crate::limits::Limits;
+use std::fmt::Write as _;
+
+const HEAD: &str = "\
+# Configuration
+
+<!-- Generated from the option table in gateway/src/config: `FANFARE_BLESS=1 cargo test -p fanfare config` rewrites it. -->
+
+Every option can be set in four places; the later one wins: its default, the file (`--config FILE`, TOML), the
+environment, a flag. `fanfare serve --help` shows the same options, `fanfare check --reference` prints this page, and
+`fanfare check FILE` says `ok` or every fault that `serve` would find with that file in the same environment.
+
+Configuration is strict. An unknown key, flag or `FANFARE_…` variable, a value out of range or of another type stops the
+start with exit code 78, and all faults are listed at once on standard error, one per line, each with where it stands.
+The same holds for a public listener that is not loopback without `open`: nobody serves the world by accident.
+(`FANFARE_URL` and `FANFARE_TOKEN` belong to the client commands; variables of the shape that Kubernetes and Docker
+links make for a service, such as `FANFARE_PORT_8080_TCP` and `FANFARE_SERVICE_HOST`, are not ours and are ignored.)
+
+## Options
+
+| flag | environment | file | default | |
+|---|---|---|---|---|
+";
+
+const SECTIONS: &str = "
+A switch as a flag alone means `true`; `--open=false` turns off what the file turned on. Several Redis URLs: the flag
+repeated, separated by blanks in the environment, an array in the file.
+
+## Sections of the file
+
+What follows can be set in the file only.
+";
+
+const EXAMPLE: &str = r#"
+## Example
+
+```toml
+listen = "0.0.0.0:8080"
+redis = "redis://redis:6379"
+open = true                          # anybody may read and write every room
+
+[auth]
+origins = ["https://app.example.com"]
+trusted_proxies = ["10.0.0.0/8"]
+
+[[rooms]]                            # the first match wins
+match = "typing:*"
+history = "off"
+
+[[rooms]]
+match = "chat:*"
+history = { messages = 1000, ttl = "24h" }
+presence = true
+
+[limits]
+publishes_per_second = 20
+```
+"#;
+
+/// The whole page.
+pub(super) fn markdown() -> String {
+    let mut page = HEAD.to_owned();
+    for spec in options::all() {
+        page.push_str(&row(spec));
+    }
+    page.push_str(SECTIONS);
+    section(&mut page, "[auth]", AUTH);
+    section(&mut page, "[[rooms]]", ROOMS);
+    page.push_str("\nA rule that does not set `history` or `presence` leaves it at its default, as does a name that no rule matches.\n");
+    page.push_str("\n### `[limits]`\n\n| key | default | range | |\n|---|---|---|---|\n");
+    for limit in LIMITS {
+        let (name, help, range) = (limit.name, limit.help, &limit.range);
+        let default = (limit.get)(&Limits::default());
+        let _ = writeln!(page, "| `{name}` | {default} | {} to {} | {help} |", range.start(), range.end());
+    }
+    page.push_str(EXAMPLE);
+    page
+}
+
+fn row(spec: &Spec) -> String {
+    let value = if spec.value.is_empty() { String::new() } else { format!(" {}", spec.value.replace('|', "\\|")) };
+    let key = match spec.kind {
+        _ if spec.name == options::CONFIG_FILE.name => "".to_owned(),
+        Kind::Number | Kind::Switch => format!("`{} = {}`", spec.name, spec.example),
+        Kind::Text | Kind::List => format!("`{} = \"{}\"`", spec.name, spec.example),
+    };
+    let (flag, variable) = (spec.flag(), spec.variable());
+    format!("| `--{flag}{value}` | `{variable}` | {key} | {} | {} |\n", spec.default, spec.help)
+}
+
+fn section(page: &mut String, title: &str, keys: &[Key]) {
+    let _ = write!(page, "\n### `{title}`\n\n| key | default | |\n|---|---|---|\n");
+    for key in keys {
+        let _ = writeln!(page, "| `{}` | {} | {} |", key.name, key.default, key.help);
+    }
+}

@@ -1,0 +1,172 @@
+//! The values a configuration is made of, and how each is read from text. The option table and the file's sections call
+//! it. Its errors say what would be right and are ready to be shown; it never prints what may hold a password.
+
+use crate::auth::is_host;
+use std::{fmt, net::SocketAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one object per line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("must be text or json, not {text:?}")),
+        }
+    }
+}
+
+/// The least important lines that are still logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogLevel {
+    /// Something an operator must act on.
+    Error,
+    /// Something an operator may want to act on.
+    Warn,
+    /// What the process does.
+    Info,
+    /// What sessions do.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "error" => Ok(Self::Error),
+            "warn" => Ok(Self::Warn),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            "trace" => Ok(Self::Trace),
+            _ => Err(format!("must be error, warn, info, debug or trace, not {text:?}")),
+        }
+    }
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// The address of a Redis server, of a sentinel group, or of one of several servers. It may hold a password, which
+/// neither `Debug` nor `Display` shows.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct RedisUrl(String);
+
+impl RedisUrl {
+    /// The whole URL, password included: for the connection only.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RedisUrl {
+    type Err = String;
+
+    /// Errors never repeat the text: a password in it would end up in a log.
+    fn from_str(text: &str) -> Result<Self, String> {
+        const SHAPE: &str = "must be redis://, rediss:// or redis-sentinel:// and a host";
+        let (scheme, rest) = text.split_once("://").ok_or(SHAPE)?;
+        let address = rest.split(['?', '#']).next().unwrap_or_default();
+        let (authority, path) = address.split_once('/').unwrap_or((address, ""));
+        let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+        match scheme {
+            "redis" | "rediss" if !is_host(hosts) => Err(format!("{scheme}:// needs HOST or HOST:PORT")),
+            "redis" | "rediss" if !path.is_empty() && path.parse::<u32>().is_err() => {
+                Err(format!("{scheme}:// takes a database number as its path"))
+            }
+            "redis-sentinel" if !hosts.split(',').all(is_host) => Err("needs HOST:PORT,HOST:PORT of sentinels".into()),
+            "redis-sentinel" if path.is_empty() => Err("needs the service's name: …/SERVICE".into()),
+            "redis" | "rediss" | "redis-sentinel" => Ok(Self(text.to_owned())),
+            _ => Err(SHAPE.into()),
+        }
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.0.split(['?', '#']).next().unwrap_or_default();
+        match (address.split_once("://"), address.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, hosts))) => write!(f, "{scheme}://***@{hosts}"),
+            _ => f.write_str(address),
+        }
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An address to listen on or to be reached at.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("must be IP:PORT such as 0.0.0.0:8080 or [::1]:8080, not {text:?}"))
+}
+
+/// A whole number within bounds.
+pub(super) fn whole(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
+    let wrong = || format!("must be a whole number from {} to {}, not {text:?}", range.start(), range.end());
+    text.parse().ok().filter(|number| range.contains(number)).ok_or_else(wrong)
+}
+
+/// A time in whole seconds, up to an hour.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    whole(text, 0..=3600).map(Duration::from_secs)
+}
+
+/// A time with its unit: `90s`, `5m`, `24h`, `7d`; from a second to 30 days.
+pub(super) fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("must be a time from 1s to 30d, such as \"90s\", \"5m\" or \"24h\", not {text:?}");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    let total = number.checked_mul(seconds).filter(|total| (1..=30 * 86_400).contains(total)).ok_or_else(wrong)?;
+    Ok(Duration::from_secs(total))
+}
+
+/// On or off.
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("must be true or false, not {text:?}")),
+    }
+}
+
+/// A node's name: it stands in frames, metrics and logs.
+pub(super) fn node(text: &str) -> Result<String, String> {
+    let fits = (1..=64).contains(&text.len()) && text.bytes().all(is_name_byte);
+    let wrong = || format!("must be 1 to 64 letters, digits, '.', '_' or '-', not {text:?}");
+    fits.then(|| text.to_owned()).ok_or_else(wrong)
+}
+
+/// Whether a byte may stand in a node's name.
+pub(super) fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
+}

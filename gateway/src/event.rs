@@ -1,0 +1,155 @@
+//! What a client is told, whatever protocol it speaks; messages aside, which are encoded once for many (`protocol`).
+
+use crate::{command::RequestId, error::ErrorCode, session::SessionId};
+use fanfare_broker::{Cursor, Gap, Member, Room, Who};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use std::borrow::Cow;
+
+/// A frame to one client. Field names and order are the native protocol's; absent means `None`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Event<'a> {
+    Welcome {
+        session: SessionId,
+        node: &'a str,
+        route: &'a str,
+        ping_ms: u64,
+        limits: WelcomeLimits,
+    },
+    Joined {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_text")]
+        cursor: Option<Cursor>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        resumed: Option<bool>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        gap: Option<Missed>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        members: Option<Vec<MemberView<'a>>>,
+    },
+    Left {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+    },
+    Published {
+        id: u64,
+        room: Cow<'a, str>,
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_text")]
+        cursor: Option<Cursor>,
+    },
+    Presence {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        count: u64,
+        members: Vec<MemberView<'a>>,
+    },
+    MemberJoined {
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        member: MemberView<'a>,
+    },
+    MemberLeft {
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        member: MemberView<'a>,
+    },
+    Gap {
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        #[serde(serialize_with = "text")]
+        from: Cursor,
+        #[serde(serialize_with = "text")]
+        to: Cursor,
+    },
+    Reconnect {
+        after_ms: u64,
+        reason: &'static str,
+    },
+    Pong {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+    },
+    Error {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        room: Option<Cow<'a, str>>,
+        code: ErrorCode,
+        message: Cow<'a, str>,
+        retryable: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+}
+
+/// The limits that a client needs to know to stay within them.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct WelcomeLimits {
+    pub(crate) message_bytes: usize,
+    pub(crate) rooms: usize,
+}
+
+/// How many messages a gap swallowed; `null` when nobody can know.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Missed {
+    missed: Option<u64>,
+}
+
+impl From<Gap> for Missed {
+    fn from(gap: Gap) -> Self {
+        Self { missed: gap.missed }
+    }
+}
+
+/// A member as others see it.
+#[derive(Debug)]
+pub(crate) struct MemberView<'a> {
+    pub(crate) who: &'a Who,
+    pub(crate) sessions: Option<u32>,
+    /// JSON text.
+    pub(crate) info: Option<&'a [u8]>,
+}
+
+impl<'a> From<&'a Member> for MemberView<'a> {
+    fn from(member: &'a Member) -> Self {
+        Self { who: &member.who, sessions: Some(member.sessions), info: member.info.as_deref() }
+    }
+}
+
+impl Serialize for MemberView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self.who {
+            Who::User(user) => map.serialize_entry("user", user.as_str())?,
+            Who::Session(session) => map.serialize_entry("user", &SessionId::from(*session))?,
+        }
+        if let Some(sessions) = self.sessions {
+            map.serialize_entry("sessions", &sessions)?;
+        }
+        let info = self.info.and_then(|json| serde_json::from_slice::<&serde_json::value::RawValue>(json).ok());
+        if let Some(info) = info {
+            map.serialize_entry("info", info)?;
+        }
+        map.end()
+    }
+}
+
+fn text<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn optional_text<T: std::fmt::Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}

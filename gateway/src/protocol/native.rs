@@ -1,0 +1,305 @@
+//! The native protocol (docs/protocol.md): JSON objects, one a frame. Decoding borrows; a message is encoded once,
+//! from bytes that its publisher's node laid out, and never parsed again on its way.
+
+use super::json;
+use crate::{
+    command::{
+        Ask, Command, EVENT_BYTES_MAX, EXCLUDE_MAX, EchoWish, HISTORY_LIMIT, HISTORY_LIMIT_MAX, JoinOptions,
+        PresenceWish, PublishAsk, REQUEST_ID_MAX, RequestId,
+    },
+    error::{ErrorCode, Refusal},
+    event::Event,
+    session::SessionId,
+};
+use fanfare_broker::{Cursor, Page, Publication, Room, User};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use smallvec::SmallVec;
+use std::{borrow::Cow, io::Write as _};
+
+/// A frame that is no command.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum DecodeError {
+    /// Not JSON, or JSON that is not an object: the session ends.
+    NotOurProtocol,
+    /// A refusal to send, with what could be read of the request.
+    Refused { id: RequestId, refusal: Refusal },
+}
+
+/// Every field of every command, as raw text; which of them matter depends on `type`.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    room: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    event: Option<&'a RawValue>,
+    #[serde(borrow)]
+    key: Option<&'a RawValue>,
+    #[serde(borrow)]
+    since: Option<&'a RawValue>,
+    #[serde(borrow)]
+    history: Option<&'a RawValue>,
+    #[serde(borrow)]
+    limit: Option<&'a RawValue>,
+    #[serde(borrow)]
+    presence: Option<&'a RawValue>,
+    #[serde(borrow)]
+    echo: Option<&'a RawValue>,
+    #[serde(borrow)]
+    exclude: Option<&'a RawValue>,
+    #[serde(borrow)]
+    token: Option<&'a RawValue>,
+}
+
+/// Reads one frame.
+///
+/// # Errors
+/// [`DecodeError`]; a refusal names the field that is wrong.
+pub(crate) fn decode(text: &str) -> Result<Command<'_>, DecodeError> {
+    let is_object = text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{');
+    let fields: Fields<'_> = match serde_json::from_str(text) {
+        Ok(fields) if is_object => fields,
+        Err(why) if is_object && why.is_data() => {
+            let refusal = Refusal::bad_request("a field stands twice");
+            return Err(DecodeError::Refused { id: None, refusal });
+        }
+        _ => return Err(DecodeError::NotOurProtocol),
+    };
+    let id = request_id(fields.id).map_err(|refusal| DecodeError::Refused { id: None, refusal })?;
+    ask(&fields).map(|ask| Command { id, ask }).map_err(|refusal| DecodeError::Refused { id, refusal })
+}
+
+fn ask<'a>(fields: &Fields<'a>) -> Result<Ask<'a>, Refusal> {
+    let kind = string(fields.kind, "type")?.ok_or_else(|| Refusal::bad_request("type is missing"))?;
+    match &*kind {
+        "join" => Ok(Ask::Join { room: room(fields)?, options: join_options(fields)? }),
+        "leave" => Ok(Ask::Leave { room: room(fields)? }),
+        "publish" => Ok(Ask::Publish(PublishAsk {
+            room: room(fields)?,
+            data: fields.data.ok_or_else(|| Refusal::bad_request("data is missing"))?.get(),
+            event: event_name(string(fields.event, "event")?)?,
+            key: string(fields.key, "key")?,
+        })),
+        "presence" => Ok(Ask::Presence { room: room(fields)? }),
+        "history" => Ok(Ask::History {
+            room: room(fields)?,
+            since: cursor(string(fields.since, "since")?)?,
+            limit: number(fields.limit, "limit")?.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX),
+        }),
+        "auth" => match string(fields.token, "token")? {
+            Some(_) => Ok(Ask::Auth),
+            None => Err(Refusal::bad_request("token is missing")),
+        },
+        "ping" => Ok(Ask::Ping),
+        _ => Err(Refusal::new(
+            ErrorCode::UnknownType,
+            "type is none of join, leave, publish, presence, history, auth, ping",
+        )),
+    }
+}
+
+fn room<'a>(fields: &Fields<'a>) -> Result<Cow<'a, str>, Refusal> {
+    string(fields.room, "room")?.ok_or_else(|| Refusal::bad_request("room is missing"))
+}
+
+fn join_options(fields: &Fields<'_>) -> Result<JoinOptions, Refusal> {
+    Ok(JoinOptions {
+        since: cursor(string(fields.since, "since")?)?,
+        last: number(fields.history, "history")?.unwrap_or(0),
+        presence: if flag(fields.presence, "presence")?.unwrap_or(false) {
+            PresenceWish::Members
+        } else {
+            PresenceWish::No
+        },
+        echo: if flag(fields.echo, "echo")?.unwrap_or(true) { EchoWish::Yes } else { EchoWish::No },
+        exclude: sessions(fields.exclude)?,
+    })
+}
+
+// --- fields: absent and null are the same ---
+
+fn present(raw: Option<&RawValue>) -> Option<&str> {
+    raw.map(RawValue::get).filter(|text| *text != "null")
+}
+
+fn string<'a>(raw: Option<&'a RawValue>, name: &'static str) -> Result<Option<Cow<'a, str>>, Refusal> {
+    let Some(text) = present(raw) else { return Ok(None) };
+    // The usual string has no escapes and is borrowed as it stands.
+    let inner = text.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
+    match inner {
+        Some(inner) if !inner.contains('\\') => Ok(Some(Cow::Borrowed(inner))),
+        Some(_) => match serde_json::from_str(text) {
+            Ok(owned) => Ok(Some(Cow::Owned(owned))),
+            Err(_) => Err(Refusal::bad_request(format!("{name} is no valid string"))),
+        },
+        None => Err(Refusal::bad_request(format!("{name} is not a string"))),
+    }
+}
+
+fn number(raw: Option<&RawValue>, name: &'static str) -> Result<Option<usize>, Refusal> {
+    present(raw)
+        .map(|text| text.parse().map_err(|_| Refusal::bad_request(format!("{name} is not a whole number"))))
+        .transpose()
+}
+
+fn flag(raw: Option<&RawValue>, name: &'static str) -> Result<Option<bool>, Refusal> {
+    present(raw)
+        .map(|text| text.parse().map_err(|_| Refusal::bad_request(format!("{name} is neither true nor false"))))
+        .transpose()
+}
+
+fn request_id(raw: Option<&RawValue>) -> Result<RequestId, Refusal> {
+    let Some(text) = present(raw) else { return Ok(None) };
+    match text.parse() {
+        Ok(id) if id <= REQUEST_ID_MAX => Ok(Some(id)),
+        _ => Err(Refusal::bad_request("id is not a whole number from 0 to 2^53")),
+    }
+}
+
+pub(crate) fn cursor(text: Option<Cow<'_, str>>) -> Result<Option<Cursor>, Refusal> {
+    text.map(|text| text.parse().map_err(|_| Refusal::bad_request("since is no cursor"))).transpose()
+}
+
+/// Checks an event name: 1 to 64 bytes.
+pub(crate) fn event_name(name: Option<Cow<'_, str>>) -> Result<Option<Cow<'_, str>>, Refusal> {
+    match name {
+        Some(name) if name.is_empty() || name.len() > EVENT_BYTES_MAX => {
+            Err(Refusal::bad_request("event has 1 to 64 bytes"))
+        }
+        name => Ok(name),
+    }
+}
+
+fn sessions(raw: Option<&RawValue>) -> Result<SmallVec<[SessionId; 1]>, Refusal> {
+    let wrong = || Refusal::bad_request("exclude is a list of up to 8 session ids");
+    let Some(text) = present(raw) else { return Ok(SmallVec::new()) };
+    let list: Vec<Cow<'_, str>> = serde_json::from_str(text).map_err(|_| wrong())?;
+    if list.len() > EXCLUDE_MAX {
+        return Err(wrong());
+    }
+    list.iter().map(|id| id.parse().map_err(|()| wrong())).collect()
+}
+
+// --- encoding ---
+
+/// One frame's text.
+pub(crate) fn encode(event: &Event<'_>) -> Vec<u8> {
+    // Events are built from checked parts; serialising them to memory cannot fail.
+    serde_json::to_vec(event).unwrap_or_default()
+}
+
+/// The part of a message that its publisher decides, as it travels between nodes: `"data":…`, then `event` and `from`
+/// where there are any. `data` is valid JSON.
+pub(crate) fn payload(data: &str, event: Option<&str>, from: From<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(data.len() + 96);
+    out.extend_from_slice(b"\"data\":");
+    json::put_compact(&mut out, data);
+    if let Some(event) = event {
+        out.extend_from_slice(b",\"event\":");
+        json::put_string(&mut out, event);
+    }
+    from.put(&mut out);
+    out
+}
+
+/// Bytes of `data` in what [`payload`] made of it, for the message limit.
+pub(crate) fn compact_len(data: &str) -> usize {
+    let mut out = Vec::new();
+    json::put_compact(&mut out, data);
+    out.len()
+}
+
+/// Who published.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum From<'a> {
+    /// A back end: members see no `from`.
+    Backend,
+    /// A session, and its user unless it is anonymous.
+    Session(SessionId, Option<&'a User>),
+}
+
+impl From<'_> {
+    fn put(self, out: &mut Vec<u8>) {
+        let Self::Session(session, user) = self else { return };
+        out.extend_from_slice(b",\"from\":{\"session\":\"");
+        out.extend_from_slice(&session.text());
+        out.push(b'"');
+        if let Some(user) = user {
+            out.extend_from_slice(b",\"user\":");
+            json::put_string(out, user.as_str());
+        }
+        out.push(b'}');
+    }
+}
+
+/// A message in pieces: before the payload, the payload, after it.
+pub(crate) struct MessageText {
+    before: SmallVec<[u8; 128]>,
+    after: SmallVec<[u8; 32]>,
+}
+
+impl MessageText {
+    /// Lays out the message object of docs/protocol.md, the same bytes on every transport.
+    pub(crate) fn new(room: &Room, publication: &Publication) -> Self {
+        let mut before = SmallVec::new();
+        before.extend_from_slice(b"{\"type\":\"message\",\"room\":\"");
+        before.extend_from_slice(room.as_str().as_bytes());
+        before.extend_from_slice(b"\",");
+        if let Some(cursor) = publication.cursor {
+            before.extend_from_slice(b"\"cursor\":\"");
+            before.extend_from_slice(cursor.epoch.as_bytes());
+            // Writing to memory cannot fail.
+            let _ = write!(before, ".{}\",", cursor.offset.0);
+        }
+        let mut after = SmallVec::new();
+        let _ = write!(after, ",\"ts\":{}}}", publication.ts_ms);
+        Self { before, after }
+    }
+
+    /// The pieces in order.
+    pub(crate) fn parts<'a>(&'a self, publication: &'a Publication) -> [&'a [u8]; 3] {
+        [&self.before, &publication.payload, &self.after]
+    }
+}
+
+/// A `history` answer: the messages as members got them.
+pub(crate) fn history(id: RequestId, room: &Room, page: &Page) -> Vec<u8> {
+    let mut out = b"{\"type\":\"history\"".to_vec();
+    if let Some(id) = id {
+        // Writing to memory cannot fail; nor below.
+        let _ = write!(out, ",\"id\":{id}");
+    }
+    let _ = write!(out, ",\"room\":\"{room}\",");
+    put_page(&mut out, room, page);
+    out.push(b'}');
+    out
+}
+
+/// The fields of a page of history: `"messages":[…],"cursor":…` and `gap` where there is one.
+pub(crate) fn put_page(out: &mut Vec<u8>, room: &Room, page: &Page) {
+    out.extend_from_slice(b"\"messages\":[");
+    for (i, publication) in page.publications.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        let text = MessageText::new(room, publication);
+        text.parts(publication).into_iter().for_each(|part| out.extend_from_slice(part));
+    }
+    let _ = write!(out, "],\"cursor\":\"{}\"", page.end());
+    if let Some(gap) = page.gap {
+        let _ = match gap.missed {
+            Some(missed) => write!(out, ",\"gap\":{{\"missed\":{missed}}}"),
+            None => write!(out, ",\"gap\":{{\"missed\":null}}"),
+        };
+    }
+}
+
+#[cfg(test)]
+#[path = "native_tests.rs"]
+mod tests;

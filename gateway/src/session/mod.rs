@@ -1,0 +1,203 @@
+//! A client's session: who it is, which rooms it is in, what it may do. Sans-I/O: `handle(command, now)` in, an
+//! `Action` out; the shard does what the action says. No clock, socket, broker or task in here.
+
+mod id;
+mod outbox;
+mod rate;
+
+pub(crate) use id::SessionId;
+pub(crate) use outbox::{Frames, Outbox, OutboxLimits, SLICES_MAX};
+pub(crate) use rate::TokenBucket;
+
+use crate::{
+    auth::{Act, Identity},
+    close::CloseReason,
+    command::{Ask, Command, JoinOptions, PresenceWish, PublishAsk, RequestId},
+    error::{ErrorCode, Refusal},
+    limits::Limits,
+};
+use fanfare_broker::{Cursor, IdempotencyKey, Room, User};
+use rate::ErrorWindow;
+use smallvec::SmallVec;
+use std::borrow::Cow;
+
+/// A session's place in a room: joining until its history has been sent, then a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Joining,
+    Member,
+}
+
+/// A room that a session is in, by the shard's key for it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Membership {
+    pub(crate) room: u32,
+    pub(crate) stage: Stage,
+    /// Which join this is, so that the end of an older one (left, joined again) is not taken for it.
+    pub(crate) join: u32,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    identity: Option<Box<Identity>>,
+    memberships: SmallVec<[Membership; 1]>,
+    joins: u32,
+    publishes: TokenBucket,
+    errors: ErrorWindow,
+}
+
+/// What a command comes to.
+#[derive(Debug)]
+pub(crate) enum Action<'a> {
+    Join(Room, JoinOptions),
+    Leave(Cow<'a, str>),
+    Publish(PublishAction<'a>),
+    Presence(Room),
+    History { room: Room, since: Option<Cursor>, limit: usize },
+    Pong,
+    Refuse { room: Option<Cow<'a, str>>, refusal: Refusal, close: Option<CloseReason> },
+}
+
+/// A publish that the session's rights and limits allow.
+#[derive(Debug)]
+pub(crate) struct PublishAction<'a> {
+    pub(crate) room: Room,
+    pub(crate) data: &'a str,
+    pub(crate) event: Option<Cow<'a, str>>,
+    pub(crate) key: Option<IdempotencyKey>,
+}
+
+impl Session {
+    pub(crate) fn new(id: SessionId, identity: Option<Box<Identity>>, limits: &Limits, now_ms: u32) -> Self {
+        let publishes = TokenBucket::full(limits.publishes_per_second, now_ms);
+        Self { id, identity, memberships: SmallVec::new(), joins: 0, publishes, errors: ErrorWindow::default() }
+    }
+
+    /// The user; `None` for an anonymous session.
+    pub(crate) fn user(&self) -> Option<&User> {
+        self.identity.as_ref().and_then(|i| i.user.as_ref())
+    }
+
+    /// Judges a command.
+    pub(crate) fn handle<'a>(&mut self, command: Command<'a>, limits: &Limits, now_ms: u32) -> Action<'a> {
+        match command.ask {
+            Ask::Join { room, options } => self.join(room, options, now_ms),
+            Ask::Leave { room } => match Room::check(&room) {
+                Ok(()) => Action::Leave(room),
+                Err(why) => self.refuse(Some(room), why.into(), now_ms),
+            },
+            Ask::Publish(ask) => self.publish(ask, limits, now_ms),
+            Ask::Presence { room } => match self.permit(&room, Act::Presence) {
+                Ok(room) => Action::Presence(room),
+                Err(refusal) => self.refuse(Some(room), refusal, now_ms),
+            },
+            Ask::History { room, since, limit } => match self.permit(&room, Act::History) {
+                Ok(room) => Action::History { room, since, limit },
+                Err(refusal) => self.refuse(Some(room), refusal, now_ms),
+            },
+            Ask::Auth => {
+                let refusal = Refusal::new(ErrorCode::Unauthorized, "this gateway is open: it takes no tokens");
+                self.refuse(None, refusal, now_ms)
+            }
+            Ask::Ping => Action::Pong,
+        }
+    }
+
+    /// Refuses something, and closes when it was one error too many.
+    pub(crate) fn refuse<'a>(&mut self, room: Option<Cow<'a, str>>, refusal: Refusal, now_ms: u32) -> Action<'a> {
+        let close = self.errors.count(now_ms).then_some(CloseReason::TooManyErrors);
+        Action::Refuse { room, refusal, close }
+    }
+
+    fn join<'a>(&mut self, room: Cow<'a, str>, options: JoinOptions, now_ms: u32) -> Action<'a> {
+        let permitted = self.permit(&room, Act::Join).and_then(|name| match options.presence {
+            PresenceWish::No => Ok(name),
+            PresenceWish::Members => self.permit(&room, Act::Presence),
+        });
+        match permitted {
+            Ok(name) => Action::Join(name, options),
+            Err(refusal) => self.refuse(Some(room), refusal, now_ms),
+        }
+    }
+
+    fn publish<'a>(&mut self, ask: PublishAsk<'a>, limits: &Limits, now_ms: u32) -> Action<'a> {
+        let PublishAsk { room, data, event, key } = ask;
+        let name = match self.permit(&room, Act::Publish) {
+            Ok(name) => name,
+            Err(refusal) => return self.refuse(Some(room), refusal, now_ms),
+        };
+        if let Err(ms) = self.publishes.take(limits.publishes_per_second, now_ms) {
+            let refusal = Refusal::new(ErrorCode::RateLimited, "too many publishes").retry_after(ms);
+            return self.refuse(Some(room), refusal, now_ms);
+        }
+        let key = match key.as_deref().map(|k| IdempotencyKey::parse(k).ok_or(())).transpose() {
+            Ok(key) => key,
+            Err(()) => {
+                return self.refuse(Some(room), Refusal::bad_request("key has 1 to 64 bytes"), now_ms);
+            }
+        };
+        Action::Publish(PublishAction { room: name, data, event, key })
+    }
+
+    /// The one place where a session's rights are asked.
+    fn permit(&self, room: &str, act: Act) -> Result<Room, Refusal> {
+        let name = Room::parse(room)?;
+        crate::auth::permit(self.identity.as_deref(), act, &name)?;
+        Ok(name)
+    }
+
+    // --- memberships: the shard tells, the session remembers ---
+
+    /// Whether the session may come into one more room.
+    pub(crate) fn may_enter(&self, limits: &Limits) -> Result<(), Refusal> {
+        if self.memberships.len() < limits.rooms_per_session {
+            return Ok(());
+        }
+        Err(Refusal::new(ErrorCode::RoomLimit, "this session is in as many rooms as it may be"))
+    }
+
+    /// Notes that a join begins and numbers it; a join of a room the session is in already starts over.
+    pub(crate) fn begin_join(&mut self, room: u32) -> u32 {
+        self.joins = self.joins.wrapping_add(1);
+        let membership = Membership { room, stage: Stage::Joining, join: self.joins };
+        match self.memberships.iter_mut().find(|m| m.room == room) {
+            Some(existing) => *existing = membership,
+            None => self.memberships.push(membership),
+        }
+        self.joins
+    }
+
+    /// Notes that join number `join` is complete; `false` if it is no longer wanted.
+    pub(crate) fn complete_join(&mut self, room: u32, join: u32) -> bool {
+        let joining = self.memberships.iter_mut().find(|m| m.room == room && m.join == join);
+        joining.map(|m| m.stage = Stage::Member).is_some()
+    }
+
+    /// Whether join number `join` is still wanted.
+    pub(crate) fn is_joining(&self, room: u32, join: u32) -> bool {
+        self.memberships.iter().any(|m| m.room == room && m.join == join && m.stage == Stage::Joining)
+    }
+
+    pub(crate) fn membership(&self, room: u32) -> Option<Membership> {
+        self.memberships.iter().copied().find(|m| m.room == room)
+    }
+
+    pub(crate) fn leave(&mut self, room: u32) -> Option<Membership> {
+        let place = self.memberships.iter().position(|m| m.room == room)?;
+        Some(self.memberships.swap_remove(place))
+    }
+
+    pub(crate) fn take_memberships(&mut self) -> SmallVec<[Membership; 1]> {
+        std::mem::take(&mut self.memberships)
+    }
+}
+
+/// The number of a request, for its answer.
+pub(crate) fn answer_id(id: RequestId) -> u64 {
+    id.unwrap_or(NO_ID)
+}
+
+/// Stands for "no id" where a number is needed; above every request id.
+pub(crate) const NO_ID: u64 = u64::MAX;

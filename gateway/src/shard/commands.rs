@@ -1,0 +1,223 @@
+//! What clients ask for, done: the session judges a command, this file acts. Called by `transport` with whole frames.
+
+use super::{Shard, State, conn::SessionRef};
+use crate::{
+    close::CloseReason,
+    command::{JoinOptions, RequestId},
+    error::{ErrorCode, Refusal},
+    event::Event,
+    node::unix_ms,
+    protocol::native::{self, DecodeError, From},
+    session::{Action, NO_ID, PublishAction, answer_id},
+};
+use fanfare_broker::{Cursor, Detail, HistoryQuery, Origin, Outcome, Publish, Reply, Room, Ticket};
+use std::{borrow::Cow, rc::Rc};
+
+impl Shard {
+    /// One text frame of a client.
+    pub(crate) fn receive(self: &Rc<Self>, who: SessionRef, text: &str) {
+        let state = &mut *self.state.borrow_mut();
+        let now_ms = self.now_ms();
+        let Some(conn) = state.sessions.open(who) else { return };
+        let (id, action) = match native::decode(text) {
+            Ok(command) => (command.id, conn.session.handle(command, &self.node.limits, now_ms)),
+            Err(DecodeError::Refused { id, refusal }) => (id, conn.session.refuse(None, refusal, now_ms)),
+            Err(DecodeError::NotOurProtocol) => return self.end(state, who, CloseReason::NotOurProtocol, None),
+        };
+        self.act(state, who, id, action);
+    }
+
+    /// A room that stands in the URL.
+    pub(crate) fn join_by_url(self: &Rc<Self>, who: SessionRef, room: &str, options: Result<JoinOptions, Refusal>) {
+        let state = &mut *self.state.borrow_mut();
+        let refusal = match (Room::parse(room), options) {
+            (Ok(room), Ok(options)) => return self.join(state, who, None, &room, options),
+            (Err(why), _) => why.into(),
+            (_, Err(refusal)) => refusal,
+        };
+        self.refuse(state, who, None, Some(Cow::Borrowed(room)), refusal);
+    }
+
+    /// Something else in the URL is wrong.
+    pub(crate) fn refuse_url(&self, who: SessionRef, refusal: Refusal) {
+        self.refuse(&mut self.state.borrow_mut(), who, None, None, refusal);
+    }
+
+    fn act(self: &Rc<Self>, state: &mut State, who: SessionRef, id: RequestId, action: Action<'_>) {
+        match action {
+            Action::Publish(publish) => self.publish(state, who, id, publish),
+            Action::Join(room, options) => self.join(state, who, id, &room, options),
+            Action::Leave(room) => {
+                if !self.leave(state, who, &room) {
+                    let refusal = Refusal::new(ErrorCode::NotJoined, "this session is not in the room");
+                    return self.refuse(state, who, id, Some(room), refusal);
+                }
+                if let Ok(room) = Room::parse(&room) {
+                    self.send(state, who.index, &Event::Left { id, room: &room, reason: None });
+                }
+            }
+            Action::Presence(room) => drop(tokio::task::spawn_local(Rc::clone(self).presence(who, id, room))),
+            Action::History { room, since, limit } => {
+                let query = HistoryQuery { since, limit };
+                drop(tokio::task::spawn_local(Rc::clone(self).history(who, id, room, query)));
+            }
+            Action::Pong => self.send(state, who.index, &Event::Pong { id }),
+            Action::Refuse { room, refusal, close } => self.send_refusal(state, who, id, (room, refusal), close),
+        }
+    }
+
+    /// Refuses a request on the session's account.
+    pub(super) fn refuse(
+        &self,
+        state: &mut State,
+        who: SessionRef,
+        id: RequestId,
+        room: Option<Cow<'_, str>>,
+        refusal: Refusal,
+    ) {
+        let now_ms = self.now_ms();
+        let Some(conn) = state.sessions.open(who) else { return };
+        if let Action::Refuse { room, refusal, close } = conn.session.refuse(room, refusal, now_ms) {
+            self.send_refusal(state, who, id, (room, refusal), close);
+        }
+    }
+
+    fn send_refusal(
+        &self,
+        state: &mut State,
+        who: SessionRef,
+        id: RequestId,
+        (room, refusal): (Option<Cow<'_, str>>, Refusal),
+        close: Option<CloseReason>,
+    ) {
+        if refusal.code == ErrorCode::RateLimited {
+            self.node.metrics.rate_limited_publish.inc();
+        }
+        let error = Event::Error {
+            id,
+            room,
+            code: refusal.code,
+            message: refusal.message,
+            retryable: refusal.code.retryable(),
+            retry_after_ms: refusal.retry_after_ms,
+        };
+        self.send(state, who.index, &error);
+        if let Some(reason) = close {
+            self.node.metrics.rate_limited_errors.inc();
+            self.end(state, who, reason, None);
+        }
+    }
+
+    // --- publishing ---
+
+    fn publish(self: &Rc<Self>, state: &mut State, who: SessionRef, id: RequestId, publish: PublishAction<'_>) {
+        let PublishAction { room, data, event, key } = publish;
+        let limit = self.node.limits.message_bytes;
+        if data.len() > limit && native::compact_len(data) > limit {
+            let refusal = Refusal::new(ErrorCode::MessageTooLarge, format!("data has more than {limit} bytes"));
+            return self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), refusal);
+        }
+        let Some(conn) = state.sessions.open(who) else { return };
+        let from = From::Session(conn.session.id, conn.session.user());
+        let payload = native::payload(data, event.as_deref(), from);
+        let ticket = Ticket([who.to_u64(), answer_id(id), u64::from(self.now_ms())]);
+        let publish = Publish {
+            retention: self.retention(state, &room),
+            origin: self.origin(state, who),
+            room,
+            ts_ms: unix_ms(),
+            payload: payload.into(),
+            key,
+        };
+        self.node.metrics.published_ws.inc();
+        let reply = match id {
+            Some(_) => Reply::Ticket(self.me, ticket),
+            None => Reply::OnFailure(self.me, ticket),
+        };
+        self.node.broker.publish(publish, reply);
+    }
+
+    /// The room's class, from its entry if the shard follows it: no pattern is matched per message then.
+    fn retention(&self, state: &State, room: &Room) -> Option<fanfare_broker::Retention> {
+        let followed = state.rooms.find(room.as_str()).and_then(|key| state.rooms.get(key));
+        followed.map_or_else(|| self.node.classes.of(room.as_str()), |entry| entry.class).history
+    }
+
+    fn origin(&self, state: &mut State, who: SessionRef) -> Origin {
+        state.sessions.open(who).map(|conn| conn.session.id.into()).unwrap_or_default()
+    }
+
+    /// The broker's answer to a publish.
+    pub(super) fn on_published(&self, state: &mut State, ticket: Ticket, room: &Room, outcome: Outcome) {
+        let Ticket([session, id, began_ms]) = ticket;
+        let who = SessionRef::from_u64(session);
+        if state.sessions.open(who).is_none() {
+            return;
+        }
+        match outcome {
+            Ok(published) => {
+                let ms = self.now_ms().wrapping_sub(began_ms as u32);
+                self.node.metrics.publish_seconds.observe(f64::from(ms) / 1000.0);
+                let room = Cow::Borrowed(room.as_str());
+                self.send(state, who.index, &Event::Published { id, room, cursor: published.cursor });
+            }
+            Err(why) => {
+                let id = Some(id).filter(|id| *id != NO_ID);
+                self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), why.into());
+            }
+        }
+    }
+
+    // --- questions that the broker answers ---
+
+    async fn presence(self: Rc<Self>, who: SessionRef, id: RequestId, room: Room) {
+        let answer = if self.node.classes.of(room.as_str()).presence {
+            self.node.broker.presence(&room, Detail::Members).await.map_err(Refusal::from)
+        } else {
+            Err(Refusal::new(ErrorCode::PresenceOff, "members of this room do not see each other"))
+        };
+        let state = &mut *self.state.borrow_mut();
+        if state.sessions.open(who).is_none() {
+            return;
+        }
+        match answer {
+            Ok(presence) => {
+                let members = presence.members.iter().map(Into::into).collect();
+                self.send(state, who.index, &Event::Presence { id, room: &room, count: presence.users, members });
+            }
+            Err(refusal) => self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), refusal),
+        }
+    }
+
+    async fn history(self: Rc<Self>, who: SessionRef, id: RequestId, room: Room, query: HistoryQuery) {
+        let answer = match self.node.classes.of(room.as_str()).history {
+            Some(retention) => self.node.broker.history(&room, retention, query).await.map_err(Refusal::from),
+            None => Err(Refusal::new(ErrorCode::HistoryOff, "this room keeps no history")),
+        };
+        let state = &mut *self.state.borrow_mut();
+        if state.sessions.open(who).is_none() {
+            return;
+        }
+        match answer {
+            Ok(page) => self.send_text(state, who.index, &native::history(id, &room, &page)),
+            Err(refusal) => self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), refusal),
+        }
+    }
+}
+
+/// The `since` of a URL with several rooms: one part a room, in their order.
+///
+/// # Errors
+/// A refusal when the number of parts is wrong. A malformed part is its room's own fault.
+pub(crate) fn split_since(since: Option<&str>, rooms: usize) -> Result<Vec<Result<Option<Cursor>, Refusal>>, Refusal> {
+    let Some(since) = since else { return Ok((0..rooms).map(|_| Ok(None)).collect()) };
+    let parts: Vec<&str> = since.split('~').collect();
+    if parts.len() != rooms {
+        return Err(Refusal::bad_request("since has one part per room, joined by ~"));
+    }
+    let part = |text: &str| match text {
+        "" | "-" => Ok(None),
+        text => native::cursor(Some(Cow::Borrowed(text))),
+    };
+    Ok(parts.into_iter().map(part).collect())
+}

@@ -1,0 +1,132 @@
+//! One session as its shard holds it: socket, outbox, session, liveness; and the table of them. Exactly one function
+//! removes a session (`Sessions::remove`), called from one place (`Shard::remove`).
+
+use crate::{
+    auth::Seat,
+    close::CloseReason,
+    live::Live,
+    session::{Outbox, Session},
+};
+use slab::Slab;
+use std::rc::Rc;
+use tokio::{net::TcpStream, sync::oneshot};
+
+/// A session of this shard: its place in the table, and which of the place's tenants it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SessionRef {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl SessionRef {
+    pub(super) fn to_u64(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    pub(super) fn from_u64(bits: u64) -> Self {
+        Self { index: bits as u32, generation: (bits >> 32) as u32 }
+    }
+}
+
+/// Which flush queue a session waits in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// None: nothing to write, or the socket is full.
+    None,
+    /// Behind the other members of a large room.
+    Bulk,
+    /// Before those.
+    Urgent,
+}
+
+/// How far a session's life has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Open,
+    /// Its last frames go out; it is in no room any more.
+    Closing,
+}
+
+/// See the module's head.
+pub(super) struct Conn {
+    pub(super) generation: u32,
+    pub(super) lane: Lane,
+    pub(super) phase: Phase,
+    /// The socket takes no more; a task waits until it does.
+    pub(super) blocked: bool,
+    pub(super) live: Live,
+    pub(super) socket: Rc<TcpStream>,
+    pub(super) outbox: Outbox,
+    pub(super) session: Session,
+    /// Told when the outbox is empty: a join that sends history in portions.
+    pub(super) drained: Option<oneshot::Sender<()>>,
+    /// Its place among its address's connections.
+    pub(super) _seat: Option<Seat>,
+}
+
+/// What the wheel is to look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Timer {
+    /// Ping, or give up.
+    Live(SessionRef),
+    /// The oldest frame has waited for too long.
+    Stale(SessionRef),
+    /// A closing session has had its time.
+    Closed(SessionRef),
+}
+
+/// The sessions of a shard.
+#[derive(Default)]
+pub(super) struct Sessions {
+    conns: Slab<Box<Conn>>,
+    generations: u32,
+}
+
+impl Sessions {
+    pub(super) fn len(&self) -> usize {
+        self.conns.len()
+    }
+
+    pub(super) fn insert(&mut self, make: impl FnOnce(u32) -> Conn) -> SessionRef {
+        self.generations = self.generations.wrapping_add(1);
+        let generation = self.generations;
+        let index = self.conns.insert(Box::new(make(generation))) as u32;
+        SessionRef { index, generation }
+    }
+
+    pub(super) fn remove(&mut self, session: SessionRef) -> Option<Box<Conn>> {
+        self.get(session)?;
+        self.conns.try_remove(session.index as usize)
+    }
+
+    pub(super) fn at(&mut self, index: u32) -> Option<&mut Conn> {
+        self.conns.get_mut(index as usize).map(|conn| &mut **conn)
+    }
+
+    /// The session, if it is still there and has not begun to close.
+    pub(super) fn open(&mut self, session: SessionRef) -> Option<&mut Conn> {
+        self.get(session).filter(|conn| conn.phase == Phase::Open)
+    }
+
+    /// The session, if it is still there.
+    pub(super) fn get(&mut self, session: SessionRef) -> Option<&mut Conn> {
+        self.at(session.index).filter(|conn| conn.generation == session.generation)
+    }
+
+    /// All that are open.
+    pub(super) fn all_open(&self) -> impl Iterator<Item = (SessionRef, &Conn)> {
+        let open = self.conns.iter().filter(|(_, conn)| conn.phase == Phase::Open);
+        open.map(|(index, conn)| (SessionRef { index: index as u32, generation: conn.generation }, &**conn))
+    }
+
+    /// The one with the fullest outbox.
+    pub(super) fn fullest(&self) -> Option<SessionRef> {
+        let (session, _) = self.all_open().max_by_key(|(_, conn)| conn.outbox.bytes())?;
+        Some(session)
+    }
+}
+
+/// Whether a reason leaves the outbox's content worth sending.
+pub(super) fn keeps_outbox(reason: CloseReason) -> bool {
+    !matches!(reason, CloseReason::TooSlow | CloseReason::Silent | CloseReason::Gone)
+}

@@ -1,0 +1,44 @@
+//! How a shard takes leave of its sessions when the node drains: each is told when to come back and closed, spread
+//! evenly over the window, so that the other nodes see a stream of reconnects and not a storm.
+
+use super::{Shard, State, conn::SessionRef};
+use crate::{close::CloseReason, event::Event};
+use std::{rc::Rc, time::Duration};
+
+/// How often closes go out.
+const STEP: Duration = Duration::from_millis(20);
+/// The hint in `reconnect` is up to this: closes are spread already, it only parts those of one step.
+const AFTER_MS_MAX: u64 = 200;
+
+impl Shard {
+    /// Closes all sessions over `window`, or faster if there are few; returns when the last one is gone and the last
+    /// request answered, or have had their time.
+    pub(crate) async fn take_leave(self: Rc<Self>, window: Duration) {
+        let total = self.state.borrow().sessions.all_open().count();
+        let steps = ((window.as_millis() / STEP.as_millis()) as usize).min(total).max(1);
+        let mut ticks = tokio::time::interval(STEP);
+        for step in 1..=steps {
+            ticks.tick().await;
+            let state = &mut *self.state.borrow_mut();
+            let open = state.sessions.all_open().count();
+            let keep = total - total * step / steps;
+            let leaving: Vec<SessionRef> =
+                state.sessions.all_open().map(|(who, _)| who).take(open.saturating_sub(keep)).collect();
+            for who in leaving {
+                self.dismiss(state, who);
+            }
+        }
+        // The last close frames need a moment to be read; stragglers are cut by their closing timer.
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(super::CLOSING_MS));
+        let busy = || self.state.borrow().sessions.len() > 0 || self.requests.get() > 0;
+        while busy() && tokio::time::Instant::now() < deadline {
+            ticks.tick().await;
+        }
+    }
+
+    fn dismiss(&self, state: &mut State, who: SessionRef) {
+        let after_ms = getrandom::u64().unwrap_or_default() % AFTER_MS_MAX;
+        self.send(state, who.index, &Event::Reconnect { after_ms, reason: "draining" });
+        self.end(state, who, CloseReason::Draining, None);
+    }
+}

@@ -1,0 +1,320 @@
+//! A shard: one thread that owns its sessions, its rooms' member lists and its sockets. A session lives its whole
+//! life on one shard. Nothing here is shared or locked; other threads reach a shard through its inbox alone.
+//!
+//! Called by `transport` (sockets, bytes in) and `app` (the loop). Never waits while it holds its state.
+//!
+//! | file | |
+//! |---|---|
+//! | `inbox` | what other threads have for a shard |
+//! | `rooms`, `feed` | rooms, members, and deliveries without holes |
+//! | `join` | coming and going |
+//! | `commands` | what clients ask for |
+//! | `fanout`, `flush` | the hot path: encode once, queue, write |
+//! | `timers`, `wheel` | pings, deadlines, lingering rooms |
+//! | `conn`, `notes`, `leave_taking` | the table of sessions; kicks; drain |
+
+mod commands;
+mod conn;
+mod fanout;
+mod feed;
+mod flush;
+mod inbox;
+mod join;
+mod leave_taking;
+mod notes;
+mod rooms;
+mod timers;
+mod wheel;
+
+pub(crate) use commands::split_since;
+pub(crate) use conn::SessionRef;
+pub(crate) use inbox::Inbox;
+pub(crate) use notes::Note;
+
+use crate::{
+    auth::Seat,
+    close::CloseReason,
+    event::{Event, WelcomeLimits},
+    live::Live,
+    node::{Node, unix_ms},
+    protocol::{FrameShape, control, native, put_frame},
+    session::{Frames, Outbox, Session, SessionId},
+};
+use bytes::{Bytes, BytesMut};
+use conn::{Conn, Lane, Phase, Sessions, Timer};
+use fanfare_broker::{Delivery, Event as Delivered, SubscriberId};
+use inbox::Item;
+use rooms::Rooms;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+use tokio::{net::TcpStream, sync::Notify};
+
+/// How long a closing session may take to read its last frames and go, in milliseconds.
+const CLOSING_MS: u32 = 3_000;
+
+/// See the module's head.
+pub(crate) struct Shard {
+    pub(crate) node: Arc<Node>,
+    me: SubscriberId,
+    inbox: Arc<Inbox>,
+    /// Sessions, for the acceptor that balances them.
+    load: Arc<AtomicUsize>,
+    started: Instant,
+    /// Wakes the timer task when something is filed after nothing was.
+    timers: Notify,
+    /// HTTP requests being answered: a drain waits for them.
+    requests: Rc<Cell<usize>>,
+    state: RefCell<State>,
+}
+
+/// What a shard owns.
+struct State {
+    sessions: Sessions,
+    rooms: Rooms,
+    /// Rooms with a batch to hand to their members at the end of this pass.
+    dirty: Vec<u32>,
+    urgent: VecDeque<u32>,
+    bulk: VecDeque<u32>,
+    wheel: wheel::Wheel<Timer>,
+    lingering: VecDeque<(u32, rooms::RoomKey)>,
+    /// Bytes in all outboxes, and how many of them the metric knows of.
+    outbox_bytes: usize,
+    outbox_told: i64,
+    /// Spare for [`Inbox::take`].
+    items: Vec<Item>,
+}
+
+/// An HTTP request that is being answered.
+pub(crate) struct CountedRequest(Rc<Cell<usize>>);
+
+impl Drop for CountedRequest {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Shard {
+    pub(crate) fn new(node: Arc<Node>, me: SubscriberId, inbox: Arc<Inbox>, load: Arc<AtomicUsize>) -> Rc<Self> {
+        let state = State {
+            sessions: Sessions::default(),
+            rooms: Rooms::default(),
+            dirty: Vec::new(),
+            urgent: VecDeque::new(),
+            bulk: VecDeque::new(),
+            wheel: wheel::Wheel::new(),
+            lingering: VecDeque::new(),
+            outbox_bytes: 0,
+            outbox_told: 0,
+            items: Vec::new(),
+        };
+        Rc::new(Self {
+            node,
+            me,
+            inbox,
+            load,
+            started: Instant::now(),
+            timers: Notify::new(),
+            requests: Rc::default(),
+            state: RefCell::new(state),
+        })
+    }
+
+    /// The shard's clock: milliseconds since it started, wrapping after 49 days. Monotonic: no clock step moves it.
+    fn now_ms(&self) -> u32 {
+        self.started.elapsed().as_millis() as u32
+    }
+
+    /// Serves for ever: takes the inbox, fans out, flushes, and lets others run in between.
+    pub(crate) async fn run(self: Rc<Self>) {
+        loop {
+            while self.is_idle() {
+                self.inbox.woken().await;
+            }
+            let began = Instant::now();
+            let delivered = self.take_inbox();
+            self.flush_some();
+            if delivered {
+                self.node.metrics.fanout_seconds.observe(began.elapsed().as_secs_f64());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.state.borrow();
+        state.urgent.is_empty() && state.bulk.is_empty() && state.dirty.is_empty() && self.inbox.is_empty()
+    }
+
+    /// Does all that waits in the inbox; `true` if members were delivered to.
+    fn take_inbox(self: &Rc<Self>) -> bool {
+        let state = &mut *self.state.borrow_mut();
+        let mut items = std::mem::take(&mut state.items);
+        self.inbox.take(&mut items);
+        self.observe_lag(&items);
+        for item in items.drain(..) {
+            match item {
+                Item::Deliver(delivery) => self.on_delivery(state, delivery),
+                Item::Published(ticket, room, outcome) => self.on_published(state, ticket, &room, outcome),
+                Item::Told(note) => self.on_note(state, &note),
+                Item::Behind(room) => self.on_behind(state, &room),
+            }
+        }
+        state.items = items;
+        self.fan_out(state)
+    }
+
+    /// How old the newest message is: one look at the clock per batch.
+    fn observe_lag(&self, items: &[Item]) {
+        let newest = items.iter().rev().find_map(|item| match item {
+            Item::Deliver(Delivery { event: Delivered::Message(message), .. }) => Some(message.ts_ms),
+            _ => None,
+        });
+        if let Some(ts_ms) = newest {
+            let lag_ms = unix_ms().saturating_sub(ts_ms);
+            self.node.metrics.backplane_lag_seconds.observe(lag_ms as f64 / 1000.0);
+        }
+    }
+
+    // --- a session's life ---
+
+    /// Takes a socket whose handshake is done, and greets the client.
+    pub(crate) fn open(&self, socket: Rc<TcpStream>, seat: Option<Seat>) -> SessionRef {
+        let now_ms = self.now_ms();
+        let id = SessionId::random();
+        let limits = &self.node.limits;
+        let session = Session::new(id, None, limits, now_ms);
+        let state = &mut *self.state.borrow_mut();
+        let who = state.sessions.insert(|generation| Conn {
+            generation,
+            lane: Lane::None,
+            phase: Phase::Open,
+            blocked: false,
+            live: Live::new(now_ms),
+            socket,
+            outbox: Outbox::default(),
+            session,
+            drained: None,
+            _seat: seat,
+        });
+        self.load.store(state.sessions.len(), Ordering::Relaxed);
+        self.node.metrics.sessions.inc();
+        self.node.metrics.sessions_opened.inc();
+        let ping_ms = self.ping_ms(who.index);
+        self.start_wheel_entry(state, Timer::Live(who), ping_ms);
+        let welcome = Event::Welcome {
+            session: id,
+            node: &self.node.name,
+            route: &self.node.route,
+            ping_ms: u64::from(ping_ms),
+            limits: WelcomeLimits { message_bytes: limits.message_bytes, rooms: limits.rooms_per_session },
+        };
+        self.send(state, who.index, &welcome);
+        who
+    }
+
+    /// Ends a session: it leaves its rooms at once, its last frames and a close frame go out, then it is removed.
+    /// `reply` is the codec's own answer to a client's close frame, sent in place of ours.
+    fn end(&self, state: &mut State, who: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
+        let Some(conn) = state.sessions.open(who) else { return };
+        conn.phase = Phase::Closing;
+        conn.drained = None;
+        let before = conn.outbox.bytes();
+        if !conn::keeps_outbox(reason) {
+            conn.outbox.discard();
+        }
+        let bytes = reply.unwrap_or_else(|| control::close(reason));
+        conn.outbox.push_unbounded(Frames { bytes, count: 1 }, self.now_ms());
+        state.outbox_bytes = state.outbox_bytes + conn.outbox.bytes() - before;
+        self.leave_all(state, who);
+        self.node.metrics.sessions.dec();
+        self.node.metrics.session_closed(reason);
+        if reason == CloseReason::TooSlow {
+            self.node.metrics.slow_consumers.inc();
+        }
+        self.start_wheel_entry(state, Timer::Closed(who), CLOSING_MS);
+        self.mark_dirty(state, who.index, Lane::Urgent);
+    }
+
+    /// The reader's last word: the socket gives no more bytes. The one place where a session is removed.
+    pub(crate) fn remove(&self, who: SessionRef) {
+        let state = &mut *self.state.borrow_mut();
+        self.end(state, who, CloseReason::Gone, Some(Bytes::new()));
+        if let Some(conn) = state.sessions.remove(who) {
+            state.outbox_bytes -= conn.outbox.bytes();
+        }
+        self.load.store(state.sessions.len(), Ordering::Relaxed);
+    }
+
+    /// Any bytes from the client are a sign of life.
+    pub(crate) fn heard(&self, who: SessionRef) {
+        let now_ms = self.now_ms();
+        if let Some(conn) = self.state.borrow_mut().sessions.open(who) {
+            conn.live.heard(now_ms);
+        }
+    }
+
+    /// Queues what the WebSocket codec answers by itself (pongs), at a frame border like everything else.
+    pub(crate) fn answer_control(&self, who: SessionRef, frames: Bytes) {
+        let state = &mut *self.state.borrow_mut();
+        if state.sessions.open(who).is_some() {
+            self.queue(state, who.index, Frames { bytes: frames, count: 1 });
+        }
+    }
+
+    /// Ends a session because of what its client sent.
+    pub(crate) fn close(&self, who: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
+        self.end(&mut self.state.borrow_mut(), who, reason, reply);
+    }
+
+    /// Counts an HTTP request for as long as the result lives.
+    pub(crate) fn count_request(&self) -> CountedRequest {
+        self.requests.set(self.requests.get() + 1);
+        CountedRequest(Rc::clone(&self.requests))
+    }
+
+    // --- sending to one session ---
+
+    fn send(&self, state: &mut State, index: u32, event: &Event<'_>) {
+        self.send_text(state, index, &native::encode(event));
+    }
+
+    fn send_text(&self, state: &mut State, index: u32, text: &[u8]) {
+        let mut bytes = BytesMut::new();
+        put_frame(&mut bytes, FrameShape::NativeWebSocket, &[text]);
+        self.queue(state, index, Frames { bytes: bytes.freeze(), count: 1 });
+    }
+
+    /// Queues frames for one open session; one that reads too slowly is closed.
+    fn queue(&self, state: &mut State, index: u32, frames: Frames) {
+        let Some(conn) = state.sessions.at(index) else { return };
+        let bytes = frames.bytes.len();
+        if conn.outbox.push(frames, self.now_ms(), &self.node.outbox_limits).is_err() {
+            let who = SessionRef { index, generation: conn.generation };
+            return self.end(state, who, CloseReason::TooSlow, None);
+        }
+        state.outbox_bytes += bytes;
+        self.mark_dirty(state, index, Lane::Urgent);
+    }
+
+    /// Puts a session into a flush queue, unless it is in one or its socket is full.
+    fn mark_dirty(&self, state: &mut State, index: u32, lane: Lane) {
+        let Some(conn) = state.sessions.at(index) else { return };
+        if conn.blocked || conn.lane == Lane::Urgent || conn.lane == lane {
+            return;
+        }
+        conn.lane = lane;
+        let queue = if lane == Lane::Urgent { &mut state.urgent } else { &mut state.bulk };
+        if queue.is_empty() {
+            self.inbox.wake();
+        }
+        queue.push_back(index);
+    }
+}

@@ -1,0 +1,65 @@
+//! One timer wheel per shard: a session costs one entry of 16 bytes, not a timer of its own. Pure but for `now`.
+
+/// Milliseconds per slot: how late a ping or a deadline may be.
+pub(crate) const TICK_MS: u32 = 250;
+/// Slots: the horizon is 32 s; what is due later is filed at the horizon and looked at again.
+const SLOTS: usize = 128;
+
+/// See the module's head. `T` is what is due.
+#[derive(Debug)]
+pub(crate) struct Wheel<T> {
+    slots: Vec<Vec<T>>,
+    /// The tick that was turned to last.
+    tick: u64,
+    len: usize,
+}
+
+impl<T> Wheel<T> {
+    pub(crate) fn new() -> Self {
+        Self { slots: (0..SLOTS).map(|_| Vec::new()).collect(), tick: 0, len: 0 }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Files `entry` for `after_ms` from the last turn, rounded up to a tick; at most the horizon.
+    pub(crate) fn file(&mut self, entry: T, after_ms: u32) {
+        let ticks = u64::from(after_ms.div_ceil(TICK_MS)).clamp(1, SLOTS as u64 - 1);
+        let slot = (self.tick + ticks) as usize % SLOTS;
+        self.slots[slot].push(entry);
+        self.len += 1;
+    }
+
+    /// Turns by one tick and takes what is due into `due`.
+    pub(crate) fn turn(&mut self, due: &mut Vec<T>) {
+        self.tick += 1;
+        let slot = &mut self.slots[self.tick as usize % SLOTS];
+        self.len -= slot.len();
+        due.append(slot);
+        if slot.capacity() > 64 {
+            *slot = Vec::new(); // a storm of connects leaves no large slots behind
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_out_once_at_their_tick() {
+        let mut wheel = Wheel::new();
+        for (entry, after) in [(0, 0), (1, 250), (2, 251), (3, 31_750), (4, 1_000_000)] {
+            wheel.file(entry, after);
+        }
+        let mut seen = vec![];
+        for tick in 1..=SLOTS {
+            let mut due = vec![];
+            wheel.turn(&mut due);
+            seen.extend(due.into_iter().map(|entry| (entry, tick)));
+        }
+        assert_eq!(seen, [(0, 1), (1, 1), (2, 2), (3, 127), (4, 127)]);
+        assert!(wheel.is_empty());
+    }
+}
