@@ -13,6 +13,20 @@ use crate::{
 use fanfare_broker::{Cursor, Detail, HistoryQuery, Origin, Outcome, Publish, Reply, Room, Ticket};
 use std::{borrow::Cow, rc::Rc};
 
+/// Who asked, and by which number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker {
+    pub(super) who: SessionRef,
+    pub(super) id: RequestId,
+}
+
+impl Asker {
+    /// A session that did not ask by a command.
+    fn unnumbered(who: SessionRef) -> Self {
+        Self { who, id: None }
+    }
+}
+
 impl Shard {
     /// One text frame of a client.
     pub(crate) fn receive(self: &Rc<Self>, who: SessionRef, text: &str) {
@@ -24,69 +38,62 @@ impl Shard {
             Err(DecodeError::Refused { id, refusal }) => (id, conn.session.refuse(None, refusal, now_ms)),
             Err(DecodeError::NotOurProtocol) => return self.end(state, who, CloseReason::NotOurProtocol, None),
         };
-        self.act(state, who, id, action);
+        self.act(state, Asker { who, id }, action);
     }
 
     /// A room that stands in the URL.
     pub(crate) fn join_by_url(self: &Rc<Self>, who: SessionRef, room: &str, options: Result<JoinOptions, Refusal>) {
         let state = &mut *self.state.borrow_mut();
         let refusal = match (Room::parse(room), options) {
-            (Ok(room), Ok(options)) => return self.join(state, who, None, &room, options),
+            (Ok(room), Ok(options)) => return self.join(state, Asker::unnumbered(who), &room, options),
             (Err(why), _) => why.into(),
             (_, Err(refusal)) => refusal,
         };
-        self.refuse(state, who, None, Some(Cow::Borrowed(room)), refusal);
+        self.refuse(state, Asker::unnumbered(who), Some(Cow::Borrowed(room)), refusal);
     }
 
     /// Something else in the URL is wrong.
     pub(crate) fn refuse_url(&self, who: SessionRef, refusal: Refusal) {
-        self.refuse(&mut self.state.borrow_mut(), who, None, None, refusal);
+        self.refuse(&mut self.state.borrow_mut(), Asker::unnumbered(who), None, refusal);
     }
 
-    fn act(self: &Rc<Self>, state: &mut State, who: SessionRef, id: RequestId, action: Action<'_>) {
+    fn act(self: &Rc<Self>, state: &mut State, asker: Asker, action: Action<'_>) {
+        let Asker { who, id } = asker;
         match action {
-            Action::Publish(publish) => self.publish(state, who, id, publish),
-            Action::Join(room, options) => self.join(state, who, id, &room, options),
+            Action::Publish(publish) => self.publish(state, asker, publish),
+            Action::Join(room, options) => self.join(state, asker, &room, options),
             Action::Leave(room) => {
                 if !self.leave(state, who, &room) {
                     let refusal = Refusal::new(ErrorCode::NotJoined, "this session is not in the room");
-                    return self.refuse(state, who, id, Some(room), refusal);
+                    return self.refuse(state, asker, Some(room), refusal);
                 }
                 if let Ok(room) = Room::parse(&room) {
                     self.send(state, who.index, &Event::Left { id, room: &room, reason: None });
                 }
             }
-            Action::Presence(room) => drop(tokio::task::spawn_local(Rc::clone(self).presence(who, id, room))),
+            Action::Presence(room) => drop(tokio::task::spawn_local(Rc::clone(self).presence(asker, room))),
             Action::History { room, since, limit } => {
                 let query = HistoryQuery { since, limit };
-                drop(tokio::task::spawn_local(Rc::clone(self).history(who, id, room, query)));
+                drop(tokio::task::spawn_local(Rc::clone(self).history(asker, room, query)));
             }
             Action::Pong => self.send(state, who.index, &Event::Pong { id }),
-            Action::Refuse { room, refusal, close } => self.send_refusal(state, who, id, (room, refusal), close),
+            Action::Refuse { room, refusal, close } => self.send_refusal(state, asker, (room, refusal), close),
         }
     }
 
     /// Refuses a request on the session's account.
-    pub(super) fn refuse(
-        &self,
-        state: &mut State,
-        who: SessionRef,
-        id: RequestId,
-        room: Option<Cow<'_, str>>,
-        refusal: Refusal,
-    ) {
+    pub(super) fn refuse(&self, state: &mut State, asker: Asker, room: Option<Cow<'_, str>>, refusal: Refusal) {
         let now_ms = self.now_ms();
-        let Some(conn) = state.sessions.open(who) else { return };
+        let Some(conn) = state.sessions.open(asker.who) else { return };
         if let Action::Refuse { room, refusal, close } = conn.session.refuse(room, refusal, now_ms) {
-            self.send_refusal(state, who, id, (room, refusal), close);
+            self.send_refusal(state, asker, (room, refusal), close);
         }
     }
 
     fn send_refusal(
         &self,
         state: &mut State,
-        who: SessionRef,
-        id: RequestId,
+        Asker { who, id }: Asker,
         (room, refusal): (Option<Cow<'_, str>>, Refusal),
         close: Option<CloseReason>,
     ) {
@@ -110,12 +117,13 @@ impl Shard {
 
     // --- publishing ---
 
-    fn publish(self: &Rc<Self>, state: &mut State, who: SessionRef, id: RequestId, publish: PublishAction<'_>) {
+    fn publish(&self, state: &mut State, asker: Asker, publish: PublishAction<'_>) {
+        let Asker { who, id } = asker;
         let PublishAction { room, data, event, key } = publish;
         let limit = self.node.limits.message_bytes;
         if data.len() > limit && native::compact_len(data) > limit {
             let refusal = Refusal::new(ErrorCode::MessageTooLarge, format!("data has more than {limit} bytes"));
-            return self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), refusal);
+            return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
         }
         let Some(conn) = state.sessions.open(who) else { return };
         let from = From::Session(conn.session.id, conn.session.user());
@@ -163,20 +171,21 @@ impl Shard {
             }
             Err(why) => {
                 let id = Some(id).filter(|id| *id != NO_ID);
-                self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), why.into());
+                self.refuse(state, Asker { who, id }, Some(Cow::Borrowed(room.as_str())), why.into());
             }
         }
     }
 
     // --- questions that the broker answers ---
 
-    async fn presence(self: Rc<Self>, who: SessionRef, id: RequestId, room: Room) {
+    async fn presence(self: Rc<Self>, asker: Asker, room: Room) {
         let answer = if self.node.classes.of(room.as_str()).presence {
             self.node.broker.presence(&room, Detail::Members).await.map_err(Refusal::from)
         } else {
             Err(Refusal::new(ErrorCode::PresenceOff, "members of this room do not see each other"))
         };
         let state = &mut *self.state.borrow_mut();
+        let Asker { who, id } = asker;
         if state.sessions.open(who).is_none() {
             return;
         }
@@ -185,22 +194,23 @@ impl Shard {
                 let members = presence.members.iter().map(Into::into).collect();
                 self.send(state, who.index, &Event::Presence { id, room: &room, count: presence.users, members });
             }
-            Err(refusal) => self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), refusal),
+            Err(refusal) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         }
     }
 
-    async fn history(self: Rc<Self>, who: SessionRef, id: RequestId, room: Room, query: HistoryQuery) {
+    async fn history(self: Rc<Self>, asker: Asker, room: Room, query: HistoryQuery) {
         let answer = match self.node.classes.of(room.as_str()).history {
             Some(retention) => self.node.broker.history(&room, retention, query).await.map_err(Refusal::from),
             None => Err(Refusal::new(ErrorCode::HistoryOff, "this room keeps no history")),
         };
         let state = &mut *self.state.borrow_mut();
+        let Asker { who, id } = asker;
         if state.sessions.open(who).is_none() {
             return;
         }
         match answer {
             Ok(page) => self.send_text(state, who.index, &native::history(id, &room, &page)),
-            Err(refusal) => self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), refusal),
+            Err(refusal) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         }
     }
 }

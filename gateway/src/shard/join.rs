@@ -3,8 +3,8 @@
 
 use super::{
     Shard, State,
+    commands::Asker,
     conn::SessionRef,
-    fanout::{append, append_gap},
     feed::Step,
     rooms::{RoomKey, Special},
 };
@@ -27,7 +27,7 @@ const PAGE: usize = 100;
 /// How long an empty room stays followed: its next member costs no subscription, and flapping costs none at all.
 const LINGER_MS: u32 = 2_000;
 /// Waits between attempts when the broker fails: they double up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How long a join waits for a feed that is behind it.
 const FEED_WAIT: Duration = Duration::from_millis(20);
 
@@ -52,6 +52,9 @@ struct Progress {
     pending: VecDeque<Publication>,
 }
 
+/// How `joined` begins: the place from which messages follow, and what is missing before it.
+type Opening = (Option<Cursor>, Option<Gap>);
+
 /// What a join that cannot complete yet waits for.
 enum Wait {
     /// A page of history.
@@ -64,21 +67,13 @@ enum Wait {
 
 impl Shard {
     /// Begins a join that the session permits.
-    pub(super) fn join(
-        self: &Rc<Self>,
-        state: &mut State,
-        who: SessionRef,
-        id: RequestId,
-        room: &Room,
-        options: JoinOptions,
-    ) {
-        let class = || self.node.classes.of(room.as_str());
-        let entered = self.enter(state, who, room, options.presence, class);
+    pub(super) fn join(self: &Rc<Self>, state: &mut State, asker: Asker, room: &Room, options: JoinOptions) {
+        let entered = self.enter(state, asker.who, room, options.presence);
         let (key, number) = match entered {
             Ok(entered) => entered,
-            Err(refusal) => return self.refuse(state, who, id, Some(Cow::Borrowed(room.as_str())), refusal),
+            Err(refusal) => return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         };
-        let join = Join { session: who, room: key, number, id, options };
+        let join = Join { session: asker.who, room: key, number, id: asker.id, options };
         let Some(entry) = state.rooms.get_mut(key.0) else { return };
         if entry.feed.is_subscribing() {
             entry.waiting.push(join);
@@ -94,7 +89,6 @@ impl Shard {
         who: SessionRef,
         room: &Room,
         wish: PresenceWish,
-        class: impl FnOnce() -> crate::class::Class,
     ) -> Result<(RoomKey, u32), Refusal> {
         let found = state.rooms.find(room.as_str());
         let conn = state.sessions.open(who).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the session is gone"))?;
@@ -104,7 +98,7 @@ impl Shard {
         }
         let class = match found.and_then(|key| state.rooms.get(key)) {
             Some(entry) => entry.class,
-            None => class(),
+            None => self.node.classes.of(room.as_str()),
         };
         if wish == PresenceWish::Members && !class.presence {
             return Err(Refusal::new(ErrorCode::PresenceOff, "members of this room do not see each other"));
@@ -237,20 +231,20 @@ impl Shard {
         match (entry.feed.position().map(fanfare_broker::Position::cursor), since) {
             (None, since) => {
                 let gap = since.map(|_| Gap { missed: None });
-                self.open_join(state, join, progress, None, gap);
+                self.open_join(state, join, progress, (None, gap));
             }
-            (Some(at), None) if join.options.last == 0 => self.open_join(state, join, progress, Some(at), None),
+            (Some(at), None) if join.options.last == 0 => self.open_join(state, join, progress, (Some(at), None)),
             (Some(_), None) => {
                 let limit = join.options.last.min(HISTORY_LIMIT_MAX);
                 return Some(Wait::History(HistoryQuery { since: None, limit }));
             }
-            (Some(at), Some(since)) if since == at => self.open_join(state, join, progress, Some(at), None),
+            (Some(at), Some(since)) if since == at => self.open_join(state, join, progress, (Some(at), None)),
             (Some(at), Some(since)) if since.epoch == at.epoch && since.offset < at.offset => {
                 let Some(missed) = entry.ring_after(since) else {
                     return Some(Wait::History(HistoryQuery { since: Some(since), limit: PAGE }));
                 };
                 let missed: VecDeque<Publication> = missed.cloned().collect();
-                self.open_join(state, join, progress, Some(since), None);
+                self.open_join(state, join, progress, (Some(since), None));
                 progress.pending = missed;
                 return self.advance(state, join, progress);
             }
@@ -313,7 +307,7 @@ impl Shard {
         let step = if behind { entry.feed.on_head(page.head) } else { Step::Nothing };
         self.obey(state, join.room.0, step);
         match progress.reached {
-            None => self.open_join(state, join, progress, Some(page.from), page.gap),
+            None => self.open_join(state, join, progress, (Some(page.from), page.gap)),
             Some(from) if page.gap.is_some() => {
                 self.send(state, join.session.index, &Event::Gap { room: &name, from, to: page.from });
                 progress.reached = Some(page.from);
@@ -324,14 +318,7 @@ impl Shard {
     }
 
     /// Sends `joined`, once.
-    fn open_join(
-        &self,
-        state: &mut State,
-        join: &Join,
-        progress: &mut Progress,
-        cursor: Option<Cursor>,
-        gap: Option<Gap>,
-    ) {
+    fn open_join(&self, state: &mut State, join: &Join, progress: &mut Progress, (cursor, gap): Opening) {
         if progress.reached.is_some() {
             return;
         }
@@ -381,7 +368,8 @@ impl Shard {
         conn.session.leave(join.room.0);
         let Some(name) = state.rooms.get(join.room.0).map(|entry| entry.name.clone()) else { return };
         self.vacate(state, join.session, join.room.0, Stage::Joining);
-        self.refuse(state, join.session, join.id, Some(Cow::Borrowed(name.as_str())), refusal);
+        let asker = Asker { who: join.session, id: join.id };
+        self.refuse(state, asker, Some(Cow::Borrowed(name.as_str())), refusal);
     }
 
     // --- going ---
@@ -440,54 +428,9 @@ impl Shard {
         }
     }
 
-    // --- catching up ---
-
-    pub(super) fn start_catch_up(self: &Rc<Self>, state: &mut State, key: u32, since: Cursor) {
-        let Some(entry) = state.rooms.get(key) else { return };
-        tokio::task::spawn_local(Rc::clone(self).catch_up((key, entry.generation), since));
-    }
-
-    /// Reads a hole from history until the feed is live again.
-    async fn catch_up(self: Rc<Self>, key: RoomKey, mut since: Cursor) {
-        let mut retry = RETRY.0;
-        loop {
-            let query = HistoryQuery { since: Some(since), limit: HISTORY_LIMIT_MAX };
-            match self.read_history(key, query).await {
-                None => return,
-                Some(Ok(page)) => {
-                    retry = RETRY.0;
-                    let Some(again) = self.fill(key, page) else { return };
-                    since = again;
-                }
-                Some(Err(why)) => {
-                    tracing::debug!(%why, "cannot catch up yet");
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(RETRY.1);
-                }
-            }
-        }
-    }
-
-    fn fill(&self, key: RoomKey, page: Page) -> Option<Cursor> {
-        let state = &mut *self.state.borrow_mut();
-        let filled = state.rooms.same(key)?.feed.on_page(page);
-        if let Some((from, to)) = filled.gap {
-            self.node.metrics.gaps_told.inc();
-            append_gap(state, key.0, from, to);
-        } else {
-            self.node.metrics.gaps_filled.inc();
-        }
-        for publication in filled.deliver {
-            append(state, key.0, publication);
-        }
-        // Before anybody else can join: a batch is for those who are members now.
-        self.fan_out(state);
-        filled.again
-    }
-
     // --- reading ---
 
-    async fn read_history(&self, key: RoomKey, query: HistoryQuery) -> Option<Result<Page, BrokerError>> {
+    pub(super) async fn read_history(&self, key: RoomKey, query: HistoryQuery) -> Option<Result<Page, BrokerError>> {
         let (name, retention) = self.room(key, |entry| (entry.name.clone(), entry.class.history))?;
         match retention {
             Some(retention) => Some(self.node.broker.history(&name, retention, query).await),

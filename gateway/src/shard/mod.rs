@@ -7,12 +7,13 @@
 //! |---|---|
 //! | `inbox` | what other threads have for a shard |
 //! | `rooms`, `feed` | rooms, members, and deliveries without holes |
-//! | `join` | coming and going |
+//! | `join`, `catch_up` | coming and going; filling holes |
 //! | `commands` | what clients ask for |
 //! | `fanout`, `flush` | the hot path: encode once, queue, write |
 //! | `timers`, `wheel` | pings, deadlines, lingering rooms |
 //! | `conn`, `notes`, `leave_taking` | the table of sessions; kicks; drain |
 
+mod catch_up;
 mod commands;
 mod conn;
 mod fanout;

@@ -18,6 +18,9 @@ pub(super) struct Door {
     last: usize,
 }
 
+/// A room of the URL and how to join it, or what is wrong with that one.
+pub(super) type UrlJoin<'a> = (&'a str, Result<JoinOptions, Refusal>);
+
 impl Door {
     /// `None` if the path is no transport's.
     pub(super) fn of(uri: &Uri) -> Option<Result<Self, Refusal>> {
@@ -59,7 +62,7 @@ impl Door {
     ///
     /// # Errors
     /// A refusal of the whole list: `since` has the wrong number of parts.
-    pub(super) fn joins(&self) -> Result<Vec<(&str, Result<JoinOptions, Refusal>)>, Refusal> {
+    pub(super) fn joins(&self) -> Result<Vec<UrlJoin<'_>>, Refusal> {
         let since = split_since(self.since.as_deref(), self.rooms.len())?;
         let options = |since: Result<_, Refusal>| {
             since.map(|since| JoinOptions {
@@ -133,7 +136,10 @@ mod tests {
         assert_eq!(second.since.unwrap().to_string(), "Xk2p9QaB.1");
         assert_eq!((second.presence, second.echo, second.last), (PresenceWish::Members, EchoWish::No, 5));
         assert!(joins[3].1.is_err());
-        let short = super::tests::door("/ws?room=a&room=b&since=x").unwrap().unwrap();
-        assert!(short.joins().is_err());
+    }
+
+    #[test]
+    fn since_with_too_few_parts_is_refused_as_a_whole() {
+        assert!(door("/ws?room=a&room=b&since=x").unwrap().unwrap().joins().is_err());
     }
 }
