@@ -34,8 +34,6 @@ use tokio::{
 const BACKLOG: i32 = 65_535;
 /// Between two attempts to reach Redis at the start.
 const REDIS_RETRY: Duration = Duration::from_millis(250);
-/// What of the drain window is left for the last clients and the broker's farewell.
-const DRAIN_RESERVE: f64 = 0.15;
 /// How long the broker may take to say farewell.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -73,7 +71,7 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     };
     admin::spawn(seen, admin)?;
     let node = Arc::new(node(&config, broker, addresses.0, metrics, drain));
-    let (doors, threads) = spawn_shards(&node, inboxes, drain_window(config.drain))?;
+    let (doors, threads) = spawn_shards(&node, inboxes, config.drain)?;
     if let Some(path) = &config.ready_file {
         let body = format!("{{\"listen\":\"{}\",\"admin\":\"{}\"}}\n", addresses.0, addresses.1);
         std::fs::write(path, body).map_err(|why| StartError::ReadyFile { path: path.display().to_string(), why })?;
@@ -198,11 +196,6 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 }
 
 // --- shards ---
-
-/// Closes are spread over this part of the drain window.
-fn drain_window(drain: Duration) -> Duration {
-    drain.mul_f64(1.0 - DRAIN_RESERVE)
-}
 
 fn spawn_shards(
     node: &Arc<Node>,

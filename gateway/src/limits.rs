@@ -3,6 +3,10 @@
 
 use std::time::Duration;
 
+/// A WebSocket frame may be so much larger than the message limit before it ends the session, and a published body than
+/// its data: room for the other fields.
+pub(crate) const ENVELOPE_BYTES: usize = 4096;
+
 /// How much one client, one address and the whole node may use. Every field is in the unit its name ends in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {

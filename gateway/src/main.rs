@@ -17,6 +17,7 @@ mod limits;
 mod live;
 mod metrics;
 mod node;
+mod problem;
 mod protocol;
 mod session;
 mod shard;

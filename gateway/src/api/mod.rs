@@ -2,16 +2,14 @@
 //! the checks that all requests pass; everything here goes straight to the broker, so that any node can take any request.
 
 mod kick;
-mod problem;
 mod publish;
 mod rooms;
 
-pub(crate) use problem::{allow_origin, method_not_allowed, preflight, problem};
-
 use crate::{
     error::{ErrorCode, Refusal},
+    limits::ENVELOPE_BYTES,
     node::Node,
-    transport::ENVELOPE_BYTES,
+    problem::{method_not_allowed, problem},
 };
 use axum::{
     Router,

@@ -1,10 +1,11 @@
 //! Publishing by HTTP: one message, or a batch with an answer for each.
 
-use super::{Named, problem::json, room};
+use super::{Named, room};
 use crate::{
     auth::{self, Act},
     error::{ErrorCode, Refusal},
     node::{Node, unix_ms},
+    problem::json,
     protocol::{
         json::{is_value, put_string},
         native,

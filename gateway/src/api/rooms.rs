@@ -1,12 +1,13 @@
 //! Questions about rooms: who is there, what was said, which there are. Cluster-wide, from any node.
 
-use super::{Named, problem::json, room};
+use super::{Named, room};
 use crate::{
     auth::{self, Act},
     command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
     error::{ErrorCode, Refusal},
     event::MemberView,
     node::Node,
+    problem::json,
     protocol::native,
 };
 use axum::{

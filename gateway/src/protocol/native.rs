@@ -35,7 +35,7 @@ struct Fields<'a> {
     id: Option<&'a RawValue>,
     #[serde(borrow)]
     room: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "even_null")]
     data: Option<&'a RawValue>,
     #[serde(borrow)]
     event: Option<&'a RawValue>,
@@ -55,6 +55,11 @@ struct Fields<'a> {
     exclude: Option<&'a RawValue>,
     #[serde(borrow)]
     token: Option<&'a RawValue>,
+}
+
+/// For the one field of which `null` is a value like any other.
+fn even_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
 }
 
 /// Reads one frame.

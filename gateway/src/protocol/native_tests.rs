@@ -69,7 +69,9 @@ fn wrong_fields_are_refused_with_the_id() {
 }
 
 #[test]
-fn null_is_absent() {
+fn null_is_absent_but_as_data() {
+    let publish = decode(r#"{"type":"publish","room":"a","data":null,"event":null}"#);
+    assert!(matches!(publish, Ok(Command { ask: Ask::Publish(PublishAsk { data: "null", event: None, .. }), .. })));
     assert!(matches!(decode(r#"{"type":"ping","id":null}"#), Ok(Command { id: None, ask: Ask::Ping })));
 }
 

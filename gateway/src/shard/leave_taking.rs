@@ -5,15 +5,19 @@ use super::{Shard, State, conn::SessionRef};
 use crate::{close::CloseReason, event::Event};
 use std::{rc::Rc, time::Duration};
 
+/// What of the window is left for the last clients.
+const RESERVE: f64 = 0.15;
 /// How often closes go out.
 const STEP: Duration = Duration::from_millis(20);
 /// The hint in `reconnect` is up to this: closes are spread already, it only parts those of one step.
 const AFTER_MS_MAX: u64 = 200;
 
 impl Shard {
-    /// Closes all sessions over `window`, or faster if there are few; returns when the last one is gone and the last
-    /// request answered, or have had their time.
+    /// Closes all sessions, spread over most of `window` or faster if there are few; returns when the last one is gone
+    /// and the last request answered, or at the window's end.
     pub(crate) async fn take_leave(self: Rc<Self>, window: Duration) {
+        let end = tokio::time::Instant::now() + window;
+        let window = window.mul_f64(1.0 - RESERVE);
         let total = self.state.borrow().sessions.all_open().count();
         let steps = ((window.as_millis() / STEP.as_millis()) as usize).min(total).max(1);
         let mut ticks = tokio::time::interval(STEP);
@@ -29,7 +33,7 @@ impl Shard {
             }
         }
         // The last close frames need a moment to be read; stragglers are cut by their closing timer.
-        let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(super::CLOSING_MS));
+        let deadline = end.min(tokio::time::Instant::now() + Duration::from_millis(u64::from(super::CLOSING_MS)));
         let busy = || self.state.borrow().sessions.len() > 0 || self.requests.get() > 0;
         while busy() && tokio::time::Instant::now() < deadline {
             ticks.tick().await;

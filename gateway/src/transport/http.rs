@@ -3,8 +3,8 @@
 
 use super::{door::Door, ws};
 use crate::{
-    api::{self, problem},
     error::{ErrorCode, Refusal},
+    problem::{self, problem},
     shard::Shard,
 };
 use axum::{Router, body::Body};
@@ -19,7 +19,6 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, net::IpAddr, rc::Rc, time::Duration};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tower::ServiceExt as _;
 
 /// Time for a request's head to come in, and for an idle connection to ask again: nginx keeps one for 4 s.
@@ -64,8 +63,8 @@ async fn answer(shard: &Rc<Shard>, router: Router, peer: IpAddr, mut request: Re
     }
     let client = node.peers.client(peer, text(FORWARDED_FOR));
     let mut response = match Door::of(request.uri()) {
-        _ if request.method() == Method::OPTIONS && origin.is_some() => api::preflight(),
-        Some(_) if request.method() != Method::GET => api::method_not_allowed("GET"),
+        _ if request.method() == Method::OPTIONS && origin.is_some() => problem::preflight(),
+        Some(_) if request.method() != Method::GET => problem::method_not_allowed("GET"),
         Some(Ok(door)) => match accept(shard, client, request.headers()) {
             Ok((response, seat)) => {
                 let upgraded = hyper::upgrade::on(&mut request);
@@ -81,7 +80,7 @@ async fn answer(shard: &Rc<Shard>, router: Router, peer: IpAddr, mut request: Re
         },
     };
     if let Some(origin) = origin {
-        api::allow_origin(response.headers_mut(), origin);
+        problem::allow_origin(response.headers_mut(), origin);
     }
     if node.drain.is_draining() {
         response.headers_mut().entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
@@ -119,7 +118,7 @@ fn accept(
     let out = response.headers_mut();
     out.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     out.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
+    if let Ok(accept) = HeaderValue::from_str(&ws::accept_key(key.as_bytes())) {
         out.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     if has(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {

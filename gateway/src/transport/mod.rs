@@ -8,4 +8,3 @@ mod ws;
 
 pub(crate) use acceptor::{Arrival, ShardDoor, WAITING_MAX, accept};
 pub(crate) use http::serve;
-pub(crate) use ws::ENVELOPE_BYTES;

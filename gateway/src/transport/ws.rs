@@ -4,6 +4,7 @@
 
 use crate::{
     close::CloseReason,
+    limits::ENVELOPE_BYTES,
     shard::{SessionRef, Shard},
 };
 use bytes::{Bytes, BytesMut};
@@ -20,8 +21,6 @@ use tokio_tungstenite::tungstenite::{
     protocol::{Role, WebSocketConfig, WebSocketContext},
 };
 
-/// A frame may be so much larger than the message limit before it ends the session: room for the other fields.
-pub(crate) const ENVELOPE_BYTES: usize = 4096;
 /// tungstenite's buffer per connection: it holds what is left of an incomplete frame and is refilled from [`SCRATCH`],
 /// so it need not be large to be fast.
 const BUFFER_BYTES: usize = 128;
@@ -29,6 +28,11 @@ const BUFFER_BYTES: usize = 128;
 thread_local! {
     /// Where a shard's sockets are read into, one after the other.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 << 10]);
+}
+
+/// What answers `Sec-WebSocket-Key` (RFC 6455 section 4.2.2).
+pub(super) fn accept_key(key: &[u8]) -> String {
+    tokio_tungstenite::tungstenite::handshake::derive_accept_key(key)
 }
 
 /// The codec's state for one connection.

@@ -1,4 +1,4 @@
-//! Answers that are the same for every path: problem documents (RFC 9457), and what cross-origin pages need to be told.
+//! HTTP answers that are the same wherever they are given, in `api` and in `transport`: problem documents (RFC 9457), and what cross-origin pages need to be told.
 
 use crate::error::{ErrorCode, Refusal};
 use axum::{
@@ -37,7 +37,7 @@ pub(crate) fn problem(refusal: &Refusal) -> Response<Body> {
 }
 
 /// A JSON answer.
-pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+pub(crate) fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

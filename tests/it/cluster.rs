@@ -1,0 +1,174 @@
+//! Three nodes over one Redis, reached directly: one order, one history, one presence, and nodes that go away. One
+//! node with the embedded broker keeps the same promises.
+
+use std::time::Duration;
+
+use fanfare_tests::load::{Load, Timing, heads};
+use fanfare_tests::member::{settle, stop_all};
+use fanfare_tests::wait::{eventually, patient};
+use fanfare_tests::{Client, Cluster, Front};
+use serde_json::json;
+
+use crate::sentences::{self, KEEP_ALL, judge, members, rooms};
+
+async fn three_nodes() -> Cluster {
+    Cluster::over_redis(3).config(KEEP_ALL).start().await
+}
+
+#[tokio::test]
+async fn a_node_alone_keeps_the_promises_of_a_cluster() {
+    let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
+    let front = Front::direct(&cluster);
+    sentences::a_publish_right_after_joined_comes(&front).await;
+    sentences::all_agree_on_one_order(&front).await;
+    sentences::history_is_the_same_everywhere(&front).await;
+    sentences::presence_is_the_same_everywhere(&front).await;
+    sentences::kicks_reach_every_node(&front).await;
+}
+
+#[tokio::test]
+async fn a_node_alone_loses_nothing_at_joins_amid_publishes() {
+    let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
+    sentences::a_join_amid_publishes_misses_nothing_after_its_cursor(&Front::direct(&cluster)).await;
+}
+
+#[tokio::test]
+async fn a_node_alone_loses_and_repeats_nothing_at_resumes() {
+    let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
+    sentences::a_resume_on_another_node_loses_and_repeats_nothing(&Front::direct(&cluster)).await;
+}
+
+#[tokio::test]
+async fn three_nodes_agree_on_one_order_under_concurrent_publishers() {
+    let cluster = three_nodes().await;
+    sentences::all_agree_on_one_order(&Front::direct(&cluster)).await;
+}
+
+#[tokio::test]
+async fn a_publish_right_after_joined_comes_from_any_node() {
+    let cluster = three_nodes().await;
+    sentences::a_publish_right_after_joined_comes(&Front::direct(&cluster)).await;
+}
+
+#[tokio::test]
+async fn a_join_amid_publishes_misses_nothing_after_its_cursor() {
+    let cluster = three_nodes().await;
+    sentences::a_join_amid_publishes_misses_nothing_after_its_cursor(&Front::direct(&cluster)).await;
+}
+
+#[tokio::test]
+async fn a_resume_on_another_node_loses_and_repeats_nothing() {
+    let cluster = three_nodes().await;
+    sentences::a_resume_on_another_node_loses_and_repeats_nothing(&Front::direct(&cluster)).await;
+}
+
+#[tokio::test]
+async fn history_presence_and_kicks_span_the_cluster() {
+    let cluster = three_nodes().await;
+    let front = Front::direct(&cluster);
+    sentences::history_is_the_same_everywhere(&front).await;
+    sentences::presence_is_the_same_everywhere(&front).await;
+    sentences::kicks_reach_every_node(&front).await;
+}
+
+#[tokio::test]
+async fn the_same_key_at_two_nodes_publishes_once() {
+    let cluster = three_nodes().await;
+    let mut one = Client::connect(cluster.address(0)).await;
+    let mut other = Client::connect(cluster.address(1)).await;
+    let start = one.join("a").await["cursor"].clone();
+    for n in 0..50 {
+        let publish = |key: &str| json!({"room": "a", "data": n, "key": key});
+        let key = format!("k{n}");
+        let (first, second) = (publish(&key), publish(&key));
+        let (first, second) = tokio::join!(one.publish_with(first), other.publish_with(second));
+        assert_eq!(first["cursor"], second["cursor"], "{n}");
+    }
+    let expected: Vec<_> = (0..50).map(|n| json!(n)).collect();
+    assert_eq!(one.data(50).await, expected);
+    other.join_with(json!({"room": "a", "since": start})).await;
+    assert_eq!(other.data(50).await, expected);
+    assert!(one.so_far().await.is_empty() && other.so_far().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_members_lose_nothing_of_twenty_thousand_publishes() {
+    let cluster = three_nodes().await;
+    sentences::nothing_is_lost_under_load(&Front::direct(&cluster), 300, 20_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_node_hands_its_members_over_and_exits_within_its_window() {
+    let window_s = 4;
+    let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(window_s).start().await;
+    let front = Front::direct(&cluster);
+    let rooms = rooms(6);
+    let members = members(&front, 36, &rooms, None).await;
+    let pace = Duration::from_millis(4);
+    let load = Load { front: front.clone(), publishers: 3, rooms, total: 6_000, window: 4, pace };
+    let running = load.start(Timing::new(6_000));
+    eventually("the load is under way", async || running.acknowledged() > 500).await;
+
+    cluster.nodes[0].terminate();
+    let window = Duration::from_secs(u64::from(window_s));
+    let status = cluster.nodes[0].exit(patient(window)).await;
+    assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
+
+    let published = running.finish().await;
+    settle(&members, &heads(&published)).await;
+    let reports = stop_all(members).await;
+    let verdict = judge(&front, &published, &reports);
+    assert!(verdict.is_clean() && verdict.published == 6_000, "{verdict}");
+    for report in &reports {
+        let was_there = report.nodes[0] == "a";
+        assert_eq!(report.nodes.len() > 1, was_there, "only the members of the drained node move: {:?}", report.nodes);
+        if was_there {
+            assert_eq!(report.closes.first(), Some(&Some(1012)), "{:?}", report.closes);
+            assert!(report.reconnect_hints >= 1);
+        }
+    }
+    assert!(reports.iter().filter(|report| report.nodes[0] == "a").count() >= 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_a_killed_node_resume_elsewhere_and_lose_nothing() {
+    let mut cluster = three_nodes().await;
+    let front = Front::direct(&cluster);
+    let rooms = rooms(6);
+    let members = members(&front, 36, &rooms, None).await;
+    let pace = Duration::from_millis(4);
+    let load = Load { front: front.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
+    let running = load.start(Timing::new(4_000));
+    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    cluster.nodes[1].kill();
+    let published = running.finish().await;
+    settle(&members, &heads(&published)).await;
+    let reports = stop_all(members).await;
+    let verdict = judge(&front, &published, &reports);
+    assert!(verdict.is_clean() && verdict.published == 4_000, "{verdict}");
+    assert!(reports.iter().all(|report| report.nodes.last().is_some_and(|node| node != "b")));
+}
+
+#[tokio::test]
+async fn a_killed_node_leaves_no_ghosts_in_the_presence() {
+    let mut cluster = three_nodes().await;
+    let mut watcher = Client::connect(cluster.address(0)).await;
+    watcher.join_with(json!({"room": "a", "presence": true})).await;
+    let mut doomed = Client::connect(cluster.address(1)).await;
+    doomed.join("a").await;
+    let user = doomed.session();
+    cluster.nodes[1].kill();
+    let mut left = None;
+    // A node counts as dead after 10 s without a heartbeat, and the sweeper needs a moment more.
+    fanfare_tests::wait::within_time(patient(Duration::from_secs(20)), "the ghost is swept", async {
+        while left.is_none() {
+            if let fanfare_tests::client::Event::Frame(frame) = watcher.event().await {
+                left = (frame.kind() == "member_left").then_some(frame.json);
+            }
+        }
+    })
+    .await;
+    assert_eq!(left.map(|frame| frame["member"]["user"].clone()), Some(json!(user)));
+    let reply = watcher.ask(json!({"type": "presence", "room": "a"})).await;
+    assert_eq!(reply["count"], 1, "{reply}");
+}

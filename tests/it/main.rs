@@ -1,0 +1,12 @@
+//! The one integration binary: whole gateways, a real Redis, a real nginx. `tests/run` builds what it needs and runs
+//! it; each module holds the sentences about one part of what the outside sees.
+
+mod backplane;
+mod cluster;
+mod http_api;
+mod process;
+mod protocol;
+mod sentences;
+mod stage;
+mod through_nginx;
+mod tree;

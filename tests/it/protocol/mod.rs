@@ -1,0 +1,10 @@
+//! PROTOCOL's WebSocket section against one node: every command, every reply, every refusal.
+
+mod bytes;
+mod joining;
+mod limits;
+mod presence;
+mod publishing;
+mod refusals;
+mod resuming;
+mod welcome;

@@ -1,0 +1,238 @@
+//! Publishers under load: a window of unanswered publishes each, numbers in `data`, retries with the same key until
+//! the acknowledgement stands. Called by the tests under load; it never counts a publish that was not acknowledged.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::client::{Client, Event};
+use crate::front::Front;
+use crate::history::{Position, Published};
+use crate::wait::{patient, ticks, within_time};
+
+/// The longest a whole load may take.
+const LOAD_MAX: Duration = Duration::from_secs(90);
+
+/// What is to be published.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Where the publishers connect, dealt in turn.
+    pub front: Front,
+    /// How many of them.
+    pub publishers: usize,
+    /// The rooms, dealt in turn to the publications.
+    pub rooms: Vec<String>,
+    /// How many publications in all.
+    pub total: u64,
+    /// How many of them each publisher leaves unanswered at most.
+    pub window: usize,
+    /// The least time between two sends of one publisher: zero for as fast as acknowledgements come.
+    pub pace: Duration,
+}
+
+/// A publication with its place in the order of all acknowledgements.
+type Acknowledged = (u64, Published);
+
+/// When each publication was sent.
+#[derive(Debug)]
+pub struct Timing {
+    start: Instant,
+    /// Microseconds since `start`; zero for what has not been sent.
+    sent_us: Vec<AtomicU64>,
+}
+
+/// A load under way.
+#[derive(Debug)]
+pub struct Running {
+    /// How many were acknowledged so far.
+    acknowledged: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<Vec<Acknowledged>>>,
+    /// When each was sent.
+    pub timing: Arc<Timing>,
+}
+
+impl Timing {
+    /// For the numbers `0..total`.
+    #[must_use]
+    pub fn new(total: u64) -> Arc<Self> {
+        let sent_us = (0..total).map(|_| AtomicU64::new(0)).collect();
+        Arc::new(Self { start: Instant::now(), sent_us })
+    }
+
+    fn sent(&self, n: u64) {
+        let now = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+        if let Some(slot) = self.slot(n) {
+            // A retry does not make a slow publication look fast.
+            let _ = slot.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// How long before `now` it was sent.
+    #[must_use]
+    pub fn since_sent(&self, n: u64, now: Instant) -> Option<Duration> {
+        let sent = self.slot(n)?.load(Ordering::Relaxed);
+        (sent > 0).then(|| now.saturating_duration_since(self.start + Duration::from_micros(sent)))
+    }
+
+    fn slot(&self, n: u64) -> Option<&AtomicU64> {
+        self.sent_us.get(usize::try_from(n).ok()?)
+    }
+}
+
+impl Load {
+    /// Starts it; members that are to log latencies were given the same `timing`.
+    #[must_use]
+    pub fn start(self, timing: Arc<Timing>) -> Running {
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let load = Arc::new(self);
+        let publisher = |index| {
+            let numbers = (index as u64..load.total).step_by(load.publishers).collect();
+            let publisher = Publisher {
+                load: Arc::clone(&load),
+                timing: Arc::clone(&timing),
+                acknowledged: Arc::clone(&acknowledged),
+                attempt: index,
+                waiting: numbers,
+                unanswered: BTreeSet::new(),
+                done: Vec::new(),
+            };
+            tokio::spawn(publisher.run())
+        };
+        let tasks = (0..load.publishers).map(publisher).collect();
+        Running { acknowledged, tasks, timing }
+    }
+}
+
+impl Running {
+    /// How many were acknowledged so far.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// All acknowledged publications in the order of their acknowledgements, once all are.
+    ///
+    /// # Panics
+    /// When that takes too long, or a publisher was refused for good.
+    pub async fn finish(self) -> Vec<Published> {
+        let mut published = Vec::new();
+        for task in self.tasks {
+            let list = within_time(patient(LOAD_MAX), "all publications are acknowledged", task).await;
+            published.extend(list.expect("the publisher lived to the end"));
+        }
+        published.sort_unstable_by_key(|(sequence, _)| *sequence);
+        published.into_iter().map(|(_, publication)| publication).collect()
+    }
+}
+
+/// The last place of each room, of publications in the order of their acknowledgements.
+#[must_use]
+pub fn heads(published: &[Published]) -> BTreeMap<String, Position> {
+    let mut heads: BTreeMap<String, Position> = BTreeMap::new();
+    for publication in published {
+        let head = heads.entry(publication.room.clone()).or_insert_with(|| publication.at.clone());
+        if head.epoch != publication.at.epoch || head.offset < publication.at.offset {
+            *head = publication.at.clone();
+        }
+    }
+    heads
+}
+
+struct Publisher {
+    load: Arc<Load>,
+    timing: Arc<Timing>,
+    acknowledged: Arc<AtomicU64>,
+    attempt: usize,
+    /// Not sent yet, or to be sent again, in order.
+    waiting: VecDeque<u64>,
+    unanswered: BTreeSet<u64>,
+    done: Vec<Acknowledged>,
+}
+
+impl Publisher {
+    async fn run(mut self) -> Vec<Acknowledged> {
+        let mut tick = ticks(Duration::from_millis(50));
+        while !self.waiting.is_empty() || !self.unanswered.is_empty() {
+            tick.tick().await;
+            let address = self.load.front.address(self.attempt);
+            let attempt = timeout(Duration::from_secs(2), Client::try_open(address, "/ws", &[]));
+            if let Ok(Ok(client)) = attempt.await {
+                self.publish_over(client).await;
+            }
+            // Whatever had no answer goes again, over another connection and with the same key.
+            self.attempt += 1;
+            for n in std::mem::take(&mut self.unanswered).into_iter().rev() {
+                self.waiting.push_front(n);
+            }
+        }
+        self.done
+    }
+
+    /// Until all are done, or the connection ends.
+    async fn publish_over(&mut self, mut client: Client) {
+        let node = client.node();
+        let mut pace = ticks(self.load.pace.max(Duration::from_micros(1)));
+        while !self.waiting.is_empty() || !self.unanswered.is_empty() {
+            let may_send = !self.waiting.is_empty() && self.unanswered.len() < self.load.window;
+            tokio::select! {
+                _ = pace.tick(), if may_send => {
+                    let Some(n) = self.waiting.pop_front() else { continue };
+                    self.unanswered.insert(n);
+                    self.timing.sent(n);
+                    if client.try_send(self.command(n, &node).to_string().into()).await.is_err() {
+                        return;
+                    }
+                }
+                event = client.event() => match event {
+                    Event::Frame(frame) => self.answer(&frame.json),
+                    Event::Closed(_) => return,
+                },
+            }
+        }
+    }
+
+    fn room(&self, n: u64) -> &str {
+        &self.load.rooms[usize::try_from(n).unwrap_or_default() % self.load.rooms.len()]
+    }
+
+    fn command(&self, n: u64, node: &str) -> Value {
+        let room = self.room(n);
+        json!({"type": "publish", "id": n, "room": room, "key": format!("n{n}"), "data": {"n": n, "node": node}})
+    }
+
+    fn answer(&mut self, reply: &Value) {
+        match reply["type"].as_str() {
+            Some("published") => {
+                let n = reply["id"].as_u64().expect("an acknowledgement has the id of its command");
+                let at = reply["cursor"].as_str().and_then(Position::parse);
+                let at =
+                    at.unwrap_or_else(|| panic!("an acknowledgement in a room with history has a cursor: {reply}"));
+                if self.unanswered.remove(&n) {
+                    let sequence = self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                    self.done.push((sequence, Published { room: self.room(n).to_owned(), id: n, at }));
+                }
+            }
+            Some("error") => {
+                assert_eq!(reply["retryable"], true, "refused for good: {reply}");
+                if let Some(n) = reply["id"].as_u64()
+                    && self.unanswered.remove(&n)
+                {
+                    self.waiting.push_back(n);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The value below which `percent` of the sorted list lie; nothing for an empty one.
+#[must_use]
+pub fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
+    let place = (sorted.len() * percent / 100).min(sorted.len().checked_sub(1)?);
+    sorted.get(place).copied()
+}

@@ -1,0 +1,201 @@
+//! Child processes that end with the test that started them. Called by `cluster`, `redis`, `nginx` and the tests of
+//! the program itself; it never signals a process it did not start.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::wait::{eventually_within, patience};
+
+/// How much of a log a failed test shows, in bytes from its end.
+const LOG_TAIL: usize = 4_000;
+
+/// What is to be started, kept so that it can be started again.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<(String, String)>,
+    /// What the kernel sends when the test process dies, and what a drop sends first: KILL, or TERM for a server
+    /// that has children of its own to take along.
+    end: &'static str,
+}
+
+impl Launch {
+    /// `program`, called `name` in messages and in its log's file name.
+    #[must_use]
+    pub fn new(name: &str, program: impl Into<PathBuf>) -> Self {
+        Self { name: name.to_owned(), program: program.into(), args: Vec::new(), env: Vec::new(), end: "KILL" }
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// More arguments.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// One more environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Ends it with SIGTERM first, for servers with children of their own.
+    #[must_use]
+    pub fn ends_by_term(mut self) -> Self {
+        self.end = "TERM";
+        self
+    }
+
+    /// A command with the right environment: nothing that the gateway would read from the developer's own.
+    fn command(&self) -> Command {
+        let setpriv = Path::new("/usr/bin/setpriv");
+        let mut command = if setpriv.exists() {
+            // The parent may be killed with no chance to clean up; then the kernel ends the child.
+            let mut command = Command::new(setpriv);
+            command.arg("--pdeathsig").arg(self.end).arg("--").arg(&self.program);
+            command
+        } else {
+            Command::new(&self.program)
+        };
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("FANFARE_") {
+                command.env_remove(name);
+            }
+        }
+        command.args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it with its output in `directory/<name>.log`; a second start appends.
+    ///
+    /// # Panics
+    /// When the program or its log cannot be opened.
+    #[must_use]
+    pub fn start(&self, directory: &Path) -> Process {
+        let log = directory.join(format!("{}.log", self.name));
+        let out = File::options().create(true).append(true).open(&log).expect("the log file opens");
+        let err = out.try_clone().expect("a log has two handles");
+        let child = self.command().stdout(out).stderr(err).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        Process { name: self.name.clone(), child, log, end: self.end }
+    }
+
+    /// Runs it to its end and gives back what it said.
+    ///
+    /// # Panics
+    /// When it does not end within the patience of the tests.
+    pub async fn run(&self) -> Output {
+        let limit = patience();
+        let mut command = tokio::process::Command::from(self.command());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        let what = format!("the end of {}", self.name);
+        let output = crate::wait::within_time(limit, &what, child.wait_with_output()).await;
+        let output = output.expect("the output of a child is readable");
+        Output {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// What a program that ran to its end said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// The exit status, absent when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// A running child. Dropping it ends it; while a test panics, its log's end is printed.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    end: &'static str,
+}
+
+impl Process {
+    /// What it has written so far, both streams.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal by its name without `SIG`.
+    ///
+    /// # Panics
+    /// When `kill` cannot be run.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
+        assert!(status.expect("kill runs").success(), "{}: no such process", self.name);
+    }
+
+    /// Kills it with SIGKILL and reaps it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Its exit status, once it has ended by itself.
+    ///
+    /// # Panics
+    /// When it still runs after `limit`.
+    pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
+        let name = self.name.clone();
+        let mut status = None;
+        eventually_within(limit, &format!("{name} has ended"), async || {
+            status = self.child.try_wait().expect("a child can be waited for");
+            status.is_some()
+        })
+        .await;
+        status.expect("the condition was that there is one")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.is_running() {
+            if self.end == "TERM" {
+                self.signal("TERM");
+                let deadline = Instant::now() + Duration::from_secs(2);
+                while self.is_running() && Instant::now() < deadline {
+                    std::thread::yield_now();
+                }
+            }
+            self.kill();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let mut from = log.len().saturating_sub(LOG_TAIL);
+            while !log.is_char_boundary(from) {
+                from += 1;
+            }
+            eprintln!("--- the log of {} ends ---\n{}", self.name, &log[from..]);
+        }
+    }
+}
