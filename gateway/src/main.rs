@@ -27,7 +27,7 @@ use cli::Invocation;
 use config::{Config, LogFormat};
 use std::process::ExitCode;
 
-/// The densest allocator for many small connections (docs/performance.md).
+/// The densest allocator for many small connections.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         }
         Invocation::Sub(subscribe) => runtime.block_on(client::subscribe(subscribe)),
         Invocation::Pub(publish) => runtime.block_on(client::publish(publish)),
+        Invocation::Bench(order) => runtime.block_on(client::bench(*order)),
         Invocation::Check(file) => cli::check(&file),
         Invocation::Health(health) => runtime.block_on(client::health(health)),
     }

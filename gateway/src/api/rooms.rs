@@ -68,7 +68,7 @@ pub(super) async fn list(
     params: Result<Query<ListParams>, QueryRejection>,
 ) -> Result<Response<Body>, Refusal> {
     auth::permit_everywhere(None, Act::Read)?;
-    let Query(ListParams { prefix, after, limit }) = params.map_err(|why| Refusal::bad_request(why.body_text()))?;
+    let Query(ListParams { prefix, after, limit }) = params.map_err(|_| wrong_query())?;
     let limit = limit.unwrap_or(ROOMS).clamp(1, ROOMS_MAX);
     let list = node.broker.rooms(RoomQuery { prefix, after, limit }).await?;
     let rooms: Vec<&str> = list.rooms.iter().map(fanfare_broker::Room::as_str).collect();
@@ -90,7 +90,7 @@ pub(super) async fn history(
 ) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
     auth::permit(None, Act::History, &room)?;
-    let Query(HistoryParams { since, limit }) = params.map_err(|why| Refusal::bad_request(why.body_text()))?;
+    let Query(HistoryParams { since, limit }) = params.map_err(|_| wrong_query())?;
     let since = native::cursor(since.map(Cow::Owned))?;
     let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX);
     let retention = node.classes.of(room.as_str()).history;
@@ -113,4 +113,8 @@ pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>)
 
 fn answer(value: &impl Serialize) -> Response<Body> {
     json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
+}
+
+fn wrong_query() -> Refusal {
+    Refusal::bad_request("limit is a whole number, and no name stands twice in the URL")
 }

@@ -5,7 +5,9 @@ use super::{Shard, State, conn::SessionRef};
 use crate::{close::CloseReason, event::Event};
 use std::{rc::Rc, time::Duration};
 
-/// What of the window is left for the last clients.
+/// What of the window is left for the broker's farewell.
+const FAREWELL: f64 = 0.05;
+/// What of the window is left for that and the last clients.
 const RESERVE: f64 = 0.15;
 /// How often closes go out.
 const STEP: Duration = Duration::from_millis(20);
@@ -16,7 +18,7 @@ impl Shard {
     /// Closes all sessions, spread over most of `window` or faster if there are few; returns when the last one is gone
     /// and the last request answered, or at the window's end.
     pub(crate) async fn take_leave(self: Rc<Self>, window: Duration) {
-        let end = tokio::time::Instant::now() + window;
+        let end = tokio::time::Instant::now() + window.mul_f64(1.0 - FAREWELL);
         let window = window.mul_f64(1.0 - RESERVE);
         let total = self.state.borrow().sessions.all_open().count();
         let steps = ((window.as_millis() / STEP.as_millis()) as usize).min(total).max(1);
