@@ -375,7 +375,7 @@ pub enum BrokerError {
     Protocol(String),
 }
 
-/// A backplane. See the crate's head for what each call promises; [`crate::contract`] tests it.
+/// A backplane. See the crate's head for what each call promises; the `contract` suite tests it.
 ///
 /// `publish` and `attend` take effect in the order in which one thread calls them for one room.
 pub trait Broker: Send + Sync + 'static {
@@ -383,7 +383,8 @@ pub trait Broker: Send + Sync + 'static {
     fn publish(&self, publish: Publish, reply: Reply);
 
     /// Begins to deliver the room's events to `who`. Answers with the room's head once deliveries are certain
-    /// (`None` for a room without history). Waits as long as the backplane is away.
+    /// (`None` for a room without history). Waits as long as the backplane is away. Takes effect whether or not the
+    /// answer is awaited; the answer to one that `unsubscribe` has undone says nothing about a later one.
     fn subscribe(&self, who: SubscriberId, room: &Room, retention: Option<Retention>) -> Later<'_, Option<Cursor>>;
 
     /// Ends the deliveries to `who`; a few may still be under way.
@@ -393,7 +394,7 @@ pub trait Broker: Send + Sync + 'static {
     fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> Later<'_, Page>;
 
     /// Notes that a session came or went. Takes effect whether or not the answer is awaited; survives a time
-    /// without backplane (what stands at its end is written then).
+    /// without backplane (what stands at its end is written then). An error means: not written yet.
     fn attend(&self, room: &Room, attendance: Attendance) -> Later<'_, ()>;
 
     /// Who is in a room, cluster-wide.

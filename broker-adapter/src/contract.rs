@@ -12,7 +12,7 @@ mod subscriptions;
 pub use history::*;
 pub use messages::*;
 pub use presence::*;
-pub use recorder::{Recorder, WAIT_MAX};
+pub use recorder::{Recorder, Seen, WAIT_MAX};
 pub use replies::*;
 pub use subscriptions::*;
 

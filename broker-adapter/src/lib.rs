@@ -29,7 +29,7 @@
 //! **Presence.** One [`PresenceEvent`] per user and room: with the first session in, with the last one out. Events
 //! carry a version, and a listing tells the version it contains, so that the two can be merged exactly.
 //!
-//! [`contract`] is the suite that holds every broker to this.
+//! `contract` (behind the feature of that name) is the suite that holds every broker to this.
 
 mod broker;
 #[cfg(any(test, feature = "contract"))]

@@ -132,12 +132,15 @@ impl Interest {
             entry.subscribed = false;
             entry.queued = true;
             self.queue.push_back(Work::Change(entry.room.clone()));
-            if let (Some(retention), Some(_)) = (entry.retention, entry.last) {
-                self.queue.push_back(Work::Ask(Ask::Check(entry.room.clone(), retention)));
-            }
+            self.queue.extend(entry.check());
         }
         self.queue.push_back(Work::Ask(Ask::Synced));
         self.queue.extend(joins.into_iter().map(Work::Ask));
+    }
+
+    /// Compares every room's head.
+    pub(super) fn refresh(&mut self) {
+        self.queue.extend(self.rooms.values().filter_map(Entry::check));
     }
 
     /// What is due now; `None` if nothing is. What it asks for is in flight until [`Interest::settle`].
@@ -237,6 +240,10 @@ impl Interest {
 }
 
 impl Entry {
+    fn check(&self) -> Option<Work> {
+        self.last.and(self.retention).map(|retention| Work::Ask(Ask::Check(self.room.clone(), retention)))
+    }
+
     fn deliver(&self, event: &Event, subscribers: &[Arc<dyn Subscriber>]) {
         for who in &self.followers {
             if let Some(subscriber) = subscribers.get(usize::from(who.0)) {
@@ -251,6 +258,134 @@ impl Ask {
         match self {
             Self::Head(_, _, joined) | Self::Confirm(joined) => joined.is_closed(),
             Self::Check(..) | Self::Synced => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Epoch, Offset, contract::Recorder};
+    use proptest::prelude::*;
+    use std::{collections::HashSet, time::Duration};
+
+    const KEEP: Retention = Retention { messages: 10, ttl: Duration::from_secs(60) };
+
+    fn name(n: u8) -> Room {
+        Room::parse(&format!("r{n}")).unwrap()
+    }
+
+    fn cursor(offset: u64) -> Cursor {
+        Cursor::new(Epoch::from_bytes(*b"aaaaaaaa").unwrap(), Offset(offset))
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Happens {
+        Follow(u16, u8),
+        Unfollow(u16, u8),
+        Send,
+        Answer,
+        Reconnect,
+    }
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        prop_oneof![
+            4 => (0u16..3, 0u8..4).prop_map(|(who, room)| Happens::Follow(who, room)),
+            4 => (0u16..3, 0u8..4).prop_map(|(who, room)| Happens::Unfollow(who, room)),
+            4 => Just(Happens::Send),
+            3 => Just(Happens::Answer),
+            1 => Just(Happens::Reconnect),
+        ]
+    }
+
+    /// What Redis makes of the batches.
+    #[derive(Default)]
+    struct Backplane {
+        subscribed: HashSet<Room>,
+        unanswered: VecDeque<usize>,
+    }
+
+    impl Backplane {
+        fn take(&mut self, batch: Batch) -> Result<(), TestCaseError> {
+            for room in batch.subscribe {
+                prop_assert!(self.subscribed.insert(room), "subscribed twice");
+            }
+            for room in batch.unsubscribe {
+                prop_assert!(self.subscribed.remove(&room), "some servers refuse what was not subscribed");
+            }
+            self.unanswered.push_back(batch.heads.len());
+            Ok(())
+        }
+    }
+
+    proptest! {
+        /// However fast rooms come and go and connections break: at the end Redis sends what is followed and no
+        /// more, every join that somebody waits for is answered, and none before its room was subscribed.
+        #[test]
+        fn interest_and_subscriptions_end_up_equal(events in proptest::collection::vec(happens(), 0..300)) {
+            let seen: Vec<Arc<dyn Subscriber>> = (0..3).map(|_| Arc::new(Recorder::default()) as Arc<dyn Subscriber>).collect();
+            let (mut interest, mut backplane) = (Interest::default(), Backplane::default());
+            let mut followed: HashSet<(u16, u8)> = HashSet::new();
+            let mut joins = Vec::new();
+            let mut connection = 1;
+            interest.begin(connection);
+            let drain = std::iter::repeat_n([Happens::Send, Happens::Answer], 400).flatten();
+            for event in events.into_iter().chain(drain) {
+                match event {
+                    Happens::Follow(who, room) => {
+                        let (joined, heard) = oneshot::channel();
+                        followed.insert((who, room));
+                        interest.follow(SubscriberId(who), &name(room), Some(KEEP), joined);
+                        joins.push((Some((who, room)), heard));
+                    }
+                    Happens::Unfollow(who, room) => {
+                        followed.remove(&(who, room));
+                        // The answer to a join that was undone says nothing about a later one.
+                        joins.iter_mut().filter(|(join, _)| *join == Some((who, room))).for_each(|(join, _)| *join = None);
+                        interest.unfollow(SubscriberId(who), &name(room));
+                    }
+                    Happens::Send => if let Some(batch) = interest.batch() { backplane.take(batch)? },
+                    Happens::Answer => if let Some(heads) = backplane.unanswered.pop_front() {
+                        interest.settle(vec![Ok(cursor(7)); heads], &seen);
+                        for (join, heard) in &mut joins {
+                            if let (Ok(_), Some((_, room))) = (heard.try_recv(), join) {
+                                prop_assert!(backplane.subscribed.contains(&name(*room)), "answered too early");
+                            }
+                        }
+                    },
+                    Happens::Reconnect => {
+                        connection += 1;
+                        backplane = Backplane::default();
+                        interest.begin(connection);
+                    }
+                }
+            }
+            let rooms: HashSet<Room> = followed.iter().map(|(_, room)| name(*room)).collect();
+            prop_assert_eq!(&backplane.subscribed, &rooms);
+            prop_assert_eq!(interest.rooms(), rooms.len());
+            prop_assert!(interest.batch().is_none() && interest.in_flight.is_empty());
+            for (_, heard) in &mut joins {
+                prop_assert_ne!(heard.try_recv().err(), Some(oneshot::error::TryRecvError::Empty), "a join was forgotten");
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_told_only_to_those_who_are_not_there() {
+        let recorder = Arc::new(Recorder::default());
+        let seen: Vec<Arc<dyn Subscriber>> = vec![recorder.clone()];
+        let mut interest = Interest::default();
+        interest.begin(1);
+        let (joined, _heard) = oneshot::channel();
+        interest.follow(SubscriberId(0), &name(1), Some(KEEP), joined);
+        interest.batch();
+        interest.settle(vec![Ok(cursor(5))], &seen);
+        for (head, told) in [(5, 0), (7, 1), (7, 1), (6, 1)] {
+            interest.begin(2);
+            let batch = interest.batch().unwrap();
+            assert_eq!((batch.subscribe.len(), batch.heads.len()), (1, 1));
+            assert!(interest.settle(vec![Ok(cursor(head))], &seen), "synced");
+            assert_eq!(recorder.now().heads(&name(1)).len(), told, "head {head}");
         }
     }
 }

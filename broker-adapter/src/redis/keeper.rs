@@ -3,6 +3,7 @@
 
 use super::{
     config::Config,
+    names::Partition,
     presence::{Loss, Roster},
     publisher::Publisher,
     reads::Reads,
@@ -11,7 +12,7 @@ use super::{
 use crate::{BrokerError, NodeId, Room};
 use futures_util::future::join_all;
 use redis::{FromRedisValue, Value};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -140,6 +141,13 @@ impl Keeper {
         }
         for room in &rooms {
             self.sweep_room(dead, room).await?;
+        }
+        // What is left names rooms whose sessions others have taken over.
+        let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
+        for partition in partitions {
+            let mut rest = redis::cmd("DEL");
+            rest.arg(self.maker.names.rooms_of(dead, partition));
+            self.publisher.run(rest).await?;
         }
         Ok(())
     }

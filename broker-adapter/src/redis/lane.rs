@@ -27,12 +27,18 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, interval_at},
+};
 
 /// Batches in flight. With 512 rooms each, 100,000 rooms are back in about half a second.
 const BATCHES: usize = 8;
 /// A batch that takes longer ends the connection. Whether Redis lives at all is the probe's business.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// How often the heads of quiet rooms are read: that renews the time for which Redis remembers a room, a day at least.
+const REFRESH_EVERY: Duration = Duration::from_secs(6 * 3600);
 
 /// See the module's head.
 pub(super) struct Lane {
@@ -175,6 +181,7 @@ impl Rails {
         }
         self.lane.interest().begin(self.connection);
         let mut running = FuturesOrdered::new();
+        let mut refresh = interval_at(Instant::now() + REFRESH_EVERY, REFRESH_EVERY);
         loop {
             while running.len() < BATCHES {
                 let Some(batch) = self.lane.interest().batch() else { break };
@@ -190,6 +197,7 @@ impl Rails {
                     }
                 }
                 () = self.lane.due.notified(), if running.len() < BATCHES => {}
+                _ = refresh.tick() => self.lane.interest().refresh(),
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use super::{
     config::Config,
+    publisher::GRACE,
     script::{self, Fence},
     supervisor::{CONNECT_MAX, DEAD_AFTER, Input, State, Step, Supervisor},
 };
@@ -123,6 +124,8 @@ pub(super) struct Signals {
     synced: Notify,
     late: Notify,
     lost: Notify,
+    /// Something came in since the last look.
+    heard: AtomicBool,
 }
 
 impl Signals {
@@ -134,6 +137,14 @@ impl Signals {
     /// A command was not answered in its time.
     pub(super) fn late(&self) {
         self.late.notify_one();
+    }
+
+    fn heard(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    fn has_heard(&self) -> bool {
+        self.heard.swap(false, Ordering::Relaxed)
     }
 
     /// The connection is of no use any more.
@@ -237,12 +248,13 @@ pub(super) async fn keep(
     mut stop: watch::Receiver<bool>,
 ) {
     let supervisor = Supervisor::new(Instant::now());
-    let mut keeper = Keeper { config, link: Arc::clone(&link), supervisor, seen: State::Down, first: Some(first) };
+    let mut watcher =
+        Watcher { config, link: Arc::clone(&link), supervisor, seen: State::Down, first: Some(first), silent: true };
     let work = async {
         loop {
-            let (on, signals) = keeper.connect(&mut carrier).await;
+            let (on, signals) = watcher.connect(&mut carrier).await;
             let work = carrier.carry(on.clone(), &signals);
-            keeper.watch(on, &signals, work).await;
+            watcher.watch(on, &signals, work).await;
         }
     };
     tokio::select! {
@@ -252,16 +264,18 @@ pub(super) async fn keep(
     link.enter(State::Down);
 }
 
-struct Keeper {
+struct Watcher {
     config: Config,
     link: Arc<Link>,
     supervisor: Supervisor,
     /// The state that was last shown.
     seen: State,
     first: Option<oneshot::Sender<Result<(), ConnectError>>>,
+    /// Whether the log knows that it cannot be reached.
+    silent: bool,
 }
 
-impl Keeper {
+impl Watcher {
     /// Tries until there is a connection.
     async fn connect(&mut self, carrier: &mut impl Carrier) -> (Connected, Arc<Signals>) {
         loop {
@@ -271,10 +285,13 @@ impl Keeper {
                 Step::Wait(until) => idle_until(carrier, sleep_until(until.into())).await,
                 Step::Connect => {
                     let signals = Arc::new(Signals::default());
-                    let (lost, receive) = (Arc::clone(&signals), carrier.receiver());
+                    let (ears, receive) = (Arc::clone(&signals), carrier.receiver());
                     let attempt = open(&self.config, carrier.answer_max(), move |push: PushInfo| match push.kind {
-                        PushKind::Disconnection => lost.lost(),
-                        _ => receive(push),
+                        PushKind::Disconnection => ears.lost(),
+                        _ => {
+                            ears.heard();
+                            receive(push);
+                        }
                     });
                     let result = idle_until(carrier, attempt).await;
                     if let Some(on) = self.tried(result) {
@@ -290,11 +307,17 @@ impl Keeper {
         let (input, on, outcome) = match result {
             Ok(on) => (Input::Connected, Some(on), Ok(())),
             Err(error) => {
-                tracing::debug!(connection = %self.link.name, %error, "Redis cannot be reached");
+                if self.silent {
+                    tracing::debug!(connection = %self.link.name, %error, "Redis cannot be reached");
+                } else {
+                    tracing::warn!(connection = %self.link.name, %error, "Redis cannot be reached; trying again");
+                }
+                self.silent = true;
                 (Input::Refused, None, Err(error))
             }
         };
         if let Some(on) = &on {
+            self.silent = false;
             self.link.connected(&on.fence);
         }
         self.supervisor.on(input, Instant::now(), jitter());
@@ -330,13 +353,21 @@ impl Keeper {
             let input = tokio::select! {
                 biased;
                 input = signals.next() => input,
-                input = answer => {
-                    asked = None;
-                    input
-                }
+                input = answer => input,
                 () = &mut work => Input::Lost,
-                () = sleep_until(until.into()) => continue,
+                // A probe's answer that waits behind a flood of messages is no missing one.
+                () = sleep_until(until.into()) => match &mut asked {
+                    None => continue,
+                    Some(_) if signals.has_heard() => Input::Answered,
+                    Some(answer) => match timeout(GRACE, answer).await {
+                        Ok(input) => input,
+                        Err(_) => continue,
+                    },
+                },
             };
+            if input == Input::Answered {
+                asked = None;
+            }
             self.supervisor.on(input, Instant::now(), jitter());
             self.show();
         }
@@ -364,12 +395,12 @@ impl Keeper {
 async fn idle_until<T>(carrier: &mut impl Carrier, done: impl Future<Output = T>) -> T {
     let idle = async {
         carrier.idle().await;
-        pending::<()>().await;
+        pending().await
     };
     tokio::select! {
         biased;
         done = done => done,
-        () = idle => unreachable!("it is pending after its end"),
+        never = idle => never,
     }
 }
 

@@ -144,6 +144,8 @@ impl RedisBroker {
         let head = self.lane(room).head(room, retention);
         let head = timeout(HEAD_MAX, head).await.map_err(|_| BrokerError::Unavailable)?;
         let head = head.unwrap_or(Err(BrokerError::Unavailable))?.ok_or(BrokerError::HistoryOff)?;
+        // The lane has just been answered, so its fence is the one that counts.
+        let fence = self.lane(room).link.fence().unwrap_or(fence);
         if let Some(page) = self.reads.history(room, &fence, query).await? {
             return Ok(page);
         }

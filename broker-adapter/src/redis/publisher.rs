@@ -13,13 +13,17 @@ use redis::{Cmd, PushInfo, RedisError, ServerError, ServerErrorKind, Value};
 use std::{
     future::pending,
     mem::take,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 /// Commands in one pipeline: above it the cost per command no longer falls.
 const BATCH: usize = 256;
@@ -27,10 +31,14 @@ const BATCH: usize = 256;
 const BATCHES: usize = 4;
 /// Commands that may wait: half a second's worth of publishes with history.
 const QUEUE: usize = 16 * 1024;
+/// Places in the queue that publishes leave to others: a flood must not keep a heartbeat from being heard.
+const RESERVED: usize = 1024;
 /// Bytes of payload that may wait or be in flight.
 const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// An answer that takes longer is none: with the wait in the queue, publishers hear within a second.
-const ANSWER_MAX: Duration = Duration::from_millis(800);
+const ANSWER_MAX: Duration = Duration::from_millis(750);
+/// After that, time for an answer that has arrived and was not looked at, because this process had no processor.
+pub(super) const GRACE: Duration = Duration::from_millis(100);
 
 /// Something to write.
 pub(super) struct Command {
@@ -131,7 +139,7 @@ impl Publisher {
         if !self.link.is_up() {
             return answer.give(Err(BrokerError::Unavailable));
         }
-        if waiting > QUEUE_BYTES {
+        if waiting > QUEUE_BYTES || self.queue.capacity() <= RESERVED {
             return answer.give(Err(BrokerError::Overloaded));
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -185,7 +193,8 @@ pub(super) struct Pipe {
     maker: Maker,
 }
 
-type Answered = (Vec<Command>, Result<Vec<Value>, RedisError>);
+/// `None`: not in time.
+type Answered = (Vec<Command>, Option<Result<Vec<Value>, RedisError>>);
 
 impl Carrier for Pipe {
     fn receiver(&mut self) -> Box<dyn Fn(PushInfo) + Send + Sync> {
@@ -193,7 +202,8 @@ impl Carrier for Pipe {
     }
 
     fn answer_max(&self) -> Duration {
-        ANSWER_MAX
+        // Judged here, not by the client library: see GRACE.
+        ANSWER_MAX * 4
     }
 
     fn carry<'a>(&'a mut self, on: Connected, signals: &'a Signals) -> BoxFuture<'a, ()> {
@@ -245,7 +255,11 @@ impl Pipe {
         mut commands: Vec<Command>,
     ) {
         let now = Instant::now();
-        commands.retain(|command| now.duration_since(command.since) < ANSWER_MAX);
+        // With nothing in flight the wait was not for Redis, and is over.
+        let late = |command: &mut Command| !running.is_empty() && now.duration_since(command.since) >= ANSWER_MAX;
+        for late in commands.extract_if(.., late) {
+            late.settle(Err(BrokerError::Overloaded));
+        }
         if commands.is_empty() {
             return;
         }
@@ -259,7 +273,13 @@ impl Pipe {
         }
         let mut conn = on.conn.clone();
         running.push_back(Box::pin(async move {
-            let result = conn.send_packed_commands(&pipe, 0, commands.len()).await;
+            let result = {
+                let mut answer = pin!(conn.send_packed_commands(&pipe, 0, commands.len()));
+                match timeout(ANSWER_MAX, &mut answer).await {
+                    Ok(result) => Some(result),
+                    Err(_) => timeout(GRACE, answer).await.ok(),
+                }
+            };
             (commands, result)
         }));
     }
@@ -268,10 +288,10 @@ impl Pipe {
 /// Hands out what Redis answered. Commands whose script Redis has forgotten go to `again`, in order.
 fn settle((commands, result): Answered, again: &mut Vec<Command>, signals: &Signals) {
     let values = match result {
-        Ok(values) => values,
+        Some(Ok(values)) => values,
         // Dropped commands answer for themselves.
-        Err(error) if error.is_timeout() => return signals.late(),
-        Err(_) => return signals.lost(),
+        Some(Err(_)) => return signals.lost(),
+        None => return signals.late(),
     };
     for (command, value) in commands.into_iter().zip(values) {
         if script::is_forgotten(&value) {
@@ -287,7 +307,13 @@ fn settle((commands, result): Answered, again: &mut Vec<Command>, signals: &Sign
             }
             value => Ok(value),
         };
-        match command.what {
+        command.settle(value);
+    }
+}
+
+impl Command {
+    fn settle(self, value: Result<Value, BrokerError>) {
+        match self.what {
             What::Publish { answer, .. } => answer.give(value.and_then(|value| read(&value))),
             What::Attend(attend) => attend.settle(value.map(drop)),
             What::Other { answer, .. } => drop(answer.send(value)),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// From an answered probe to the next one.
 pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A probe that waits longer makes the connection suspect.
-pub(super) const SUSPECT_AFTER: Duration = Duration::from_millis(700);
+pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 /// A probe that waits longer ends the connection.
 pub(super) const DEAD_AFTER: Duration = Duration::from_millis(1500);
 /// How long connecting and its handshake may take.

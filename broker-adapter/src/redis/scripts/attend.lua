@@ -63,10 +63,16 @@ if entry then
   end
   return 0
 end
-if count('n' .. owner, 1) == 1 then redis.call('SADD', own, room) end
 if redis.call('HLEN', sessions) == 1 then
   redis.call('ZADD', rooms, 0, room)
+  if (redis.call('HGET', users, 'U') or '0') ~= '0' then
+    -- The sessions were evicted and their counts were not.
+    local version = redis.call('HGET', users, 'v')
+    redis.call('DEL', users)
+    redis.call('HSET', users, 'v', version or ARGV[12])
+  end
   redis.call('PERSIST', users)
 end
+if count('n' .. owner, 1) == 1 then redis.call('SADD', own, room) end
 if not user or count(user, 1) == 1 then change(1, ARGV[8], ARGV[4], ARGV[6] == '1') end
 return 1

@@ -2,7 +2,7 @@
 
 use super::{Gateway, connect, server::Server, until};
 use crate::{
-    Broker, BrokerError, Cursor, Gap, Offset, Publish, Reply, Room,
+    Broker, BrokerError, Cursor, Gap, Offset, Publication, Publish, Reply, Room, Ticket,
     contract::{Node, WAIT_MAX, message, offsets, room, texts},
     redis::{ConnectError, RedisBroker, names::Names, names::Part},
 };
@@ -27,6 +27,17 @@ async fn caught_up(node: &Node, room: &Room, since: Cursor) -> (Vec<String>, Opt
             return (seen, gap);
         }
     }
+}
+
+/// The numbers of the publishes by ticket that were taken, once all are answered. A busy machine may refuse some.
+async fn acknowledged(node: &Node, count: usize) -> Vec<u64> {
+    let all = |seen: &crate::contract::Seen| Some(seen.outcomes.clone()).filter(|outcomes| outcomes.len() == count);
+    let outcomes = node.seen.wait_for("every outcome", all).await;
+    outcomes.iter().filter(|(_, _, outcome)| outcome.is_ok()).map(|(ticket, _, _)| ticket.0[0]).collect()
+}
+
+fn number(publication: &Publication) -> u64 {
+    String::from_utf8_lossy(&publication.payload).parse().unwrap()
 }
 
 async fn up(broker: &RedisBroker) {
@@ -144,10 +155,13 @@ async fn forgotten_scripts_are_loaded_again_and_keep_the_order() {
         if i % 500 == 250 {
             server.tell("SCRIPT FLUSH").await;
         }
-        a.node.broker.publish(message(&room, &i.to_string()), Reply::Nobody);
+        a.node.broker.publish(message(&room, &i.to_string()), Reply::Ticket(a.node.me, Ticket([i as u64; 3])));
     }
-    let seen = a.node.seen.messages(&room, COUNT).await;
-    assert_eq!(texts(&seen), (0..COUNT).map(|i| i.to_string()).collect::<Vec<_>>());
+    let acknowledged = acknowledged(&a.node, COUNT).await;
+    assert!(acknowledged.iter().any(|i| *i > COUNT as u64 - 250), "after the last flush too");
+    let seen: Vec<u64> = a.node.seen.messages(&room, acknowledged.len()).await.iter().map(number).collect();
+    assert!(seen.is_sorted(), "in order");
+    assert!(acknowledged.iter().all(|i| seen.contains(i)), "nothing acknowledged is lost");
     server.tell("SCRIPT FLUSH").await;
     a.node.subscribe(&other).await;
 }
@@ -268,11 +282,12 @@ async fn many_rooms_are_followed_again_after_a_reconnect() {
     server.tell("CLIENT KILL TYPE pubsub").await;
     down(&a.broker).await;
     // While the lanes are away, one message in each room.
-    for room in &rooms {
-        a.node.broker.publish(message(room, "missed"), Reply::Nobody);
+    for (n, room) in (0..).zip(&rooms) {
+        a.node.broker.publish(message(room, "missed"), Reply::Ticket(a.node.me, Ticket([n; 3])));
     }
     up(&a.broker).await;
-    for room in &rooms {
+    for n in acknowledged(&a.node, ROOMS).await {
+        let room = &rooms[n as usize];
         a.node
             .seen
             .wait_for("the message or the head", |seen| {
