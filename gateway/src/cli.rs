@@ -3,7 +3,7 @@
 //! the command line's own: help, faults, and the verdict of `check`.
 
 use crate::{
-    client::{Health, Publish, Subscribe, Token},
+    client::{Bench, Format, Health, Pace, Publish, Subscribe, Token},
     config::{self, Config, Environment, Flags, Kind, Spec},
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -26,6 +26,8 @@ pub(crate) enum Invocation {
     Sub(Subscribe),
     /// Publish.
     Pub(Publish),
+    /// Load a gateway.
+    Bench(Box<Bench>),
     /// Validate a configuration file: call [`check`].
     Check(PathBuf),
     /// Ask a node whether it is ready.
@@ -91,6 +93,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>, environment: &Environmen
             token: token(matches, environment),
         })),
         Some(("pub", matches)) => publish(matches, environment),
+        Some(("bench", matches)) => bench(matches, environment),
         Some(("check", matches)) if matches.get_flag("reference") => Err(Exit { code: 0, text: config::reference() }),
         Some(("check", matches)) => Ok(Invocation::Check(string(matches, "FILE").unwrap_or_default().into())),
         Some((_, matches)) => {
@@ -119,6 +122,36 @@ fn publish(matches: &ArgMatches, environment: &Environment) -> Result<Invocation
         return Err(Exit::faults("--key: one key would make one message of all lines; it goes with DATA, not with -"));
     }
     Ok(Invocation::Pub(publish))
+}
+
+fn bench(matches: &ArgMatches, environment: &Environment) -> Result<Invocation, Exit> {
+    fn one<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str, otherwise: T) -> T {
+        matches.get_one::<T>(name).cloned().unwrap_or(otherwise)
+    }
+    fn all<T: Copy + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> Vec<T> {
+        matches.get_many::<T>(name).map(|values| values.copied().collect()).unwrap_or_default()
+    }
+    let in_flight = Pace::InFlight(one(matches, "in-flight", 1_u32) as usize);
+    let count = |name, otherwise| one::<u32>(matches, name, otherwise) as usize;
+    let order = Bench {
+        urls: url(matches, environment).split(',').map(str::to_owned).collect(),
+        publish_url: string(matches, "publish-url"),
+        token: token(matches, environment),
+        members: if matches.get_flag("publish-only") { 0 } else { count("members", 1000) },
+        rooms: count("rooms", 1),
+        room_prefix: one(matches, "room-prefix", "bench:".to_owned()),
+        publishers: count("publishers", 1),
+        pace: matches.get_one("rate").map_or(in_flight, |rate| Pace::Rate(*rate)),
+        payload_bytes: count("payload", 128),
+        seconds: one(matches, "seconds", 10.0),
+        idle_seconds: one(matches, "idle", 0.0),
+        connects_per_second: matches.get_one("connect-rate").copied(),
+        from: all(matches, "from"),
+        pids: all(matches, "pids"),
+        format: if matches.get_flag("json") { Format::Json } else { Format::Text },
+        progress: matches.get_flag("progress"),
+    };
+    order.checked().map(|order| Invocation::Bench(Box::new(order))).map_err(Exit::faults)
 }
 
 fn string(matches: &ArgMatches, name: &str) -> Option<String> {
@@ -155,6 +188,7 @@ fn command() -> Command {
         )
         .subcommand(sub_command())
         .subcommand(pub_command())
+        .subcommand(bench_command())
         .subcommand(
             Command::new("check")
                 .about("Validate a configuration file: print ok or every fault (exit code 78)")
@@ -200,6 +234,55 @@ fn pub_command() -> Command {
         .arg(value("key", "KEY", "Idempotency key: a repetition within 5 minutes publishes nothing new"))
         .args(server_flags())
         .after_help("Example:\n  fanfare pub chat:1 '{\"text\":\"hello\"}'\n  seq 10 | fanfare pub numbers -")
+}
+
+fn bench_command() -> Command {
+    let count = |name, help| value(name, "N", help).value_parser(clap::value_parser!(u32).range(1..=10_000_000));
+    let seconds = |name, help| value(name, "SECONDS", help).value_parser(clap::value_parser!(f64));
+    let switch = |name, help| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    Command::new("bench")
+        .about("Load a gateway and report what it did and what that cost: exit code 1 if anything was lost, repeated, out of order or refused")
+        .args(server_flags().map(|flag| match flag.get_id().as_str() {
+            "url" => flag.help("The gateway; several nodes, with commas, share the members [env: FANFARE_URL] [default: ws://127.0.0.1:8080]"),
+            _ => flag,
+        }))
+        .arg(value("publish-url", "URL", "The node that the publishers use [default: the first of --url]"))
+        .arg(value("transport", "NAME", "What the members speak [default: ws]").value_parser(["ws"]))
+        .arg(count("members", "Sessions that each join one room [default: 1000]"))
+        .arg(count("rooms", "Rooms, which the members and the messages take in turn [default: 1]"))
+        .arg(value("room-prefix", "TEXT", "The rooms' names but for their number [default: bench:]"))
+        .arg(
+            value("rate", "MSG/S", "Publish so many a second by the clock; latency counts from the time by the clock")
+                .value_parser(clap::value_parser!(f64))
+                .conflicts_with("in-flight"),
+        )
+        .arg(count("in-flight", "Publish as fast as so many messages on their way allow; one is, until all members of its room have it [default: 1]"))
+        .arg(
+            value("publishers", "N", "Publisher sessions, which share the rooms; 0: only count what another run publishes [default: 1]")
+                .value_parser(clap::value_parser!(u32).range(0..=10_000)),
+        )
+        .arg(switch("publish-only", "No members: measure acknowledged publishes").conflicts_with("members"))
+        .arg(count("payload", "Size of a message's data, in bytes [default: 128]"))
+        .arg(seconds("seconds", "How long to publish [default: 10]"))
+        .arg(seconds("idle", "Do nothing for so long between joining and publishing, and report the gateway's CPU [default: 0]"))
+        .arg(count("connect-rate", "Connections to begin in a second [default: as they are accepted]"))
+        .arg(
+            value("from", "IP,IP", "Local addresses to connect from in turn, for more than 28,000 connections to one address")
+                .value_parser(clap::value_parser!(std::net::IpAddr))
+                .value_delimiter(','),
+        )
+        .arg(
+            value("pids", "PID,PID", "Processes on this machine whose CPU and memory to report")
+                .value_parser(clap::value_parser!(u32))
+                .value_delimiter(','),
+        )
+        .arg(switch("progress", "Show every second how it goes, also where standard error is no terminal"))
+        .arg(switch("json", "Print the report as one JSON object"))
+        .after_help(
+            "Examples:\n  fanfare bench --members 1000 --rate 20 --pids $(pidof fanfare)\n  \
+             fanfare bench --publish-only --rooms 64 --publishers 4 --in-flight 4096\n\n\
+             The gateway's limits count: [limits] publishes_per_second = 0 lifts the one on publishers.",
+        )
 }
 
 fn server_flags() -> [Arg; 2] {
@@ -259,9 +342,15 @@ mod tests {
 
     #[test]
     fn help_and_version_end_well_and_everything_wrong_ends_with_78() {
-        for line in ["fanfare --help", "fanfare serve --help", "fanfare sub --help", "fanfare pub --help"] {
+        for line in [
+            "fanfare --help",
+            "fanfare serve --help",
+            "fanfare sub --help",
+            "fanfare pub --help",
+            "fanfare bench --help",
+        ] {
             let exit = exit(line);
-            assert!(exit.code == 0 && exit.text.contains("Example:"), "{line}: {exit:?}");
+            assert!(exit.code == 0 && exit.text.contains("Example"), "{line}: {exit:?}");
         }
         for line in ["fanfare check --help", "fanfare health --help", "fanfare check --reference"] {
             assert_eq!(exit(line).code, 0, "{line}");
@@ -277,6 +366,11 @@ mod tests {
             "fanfare pub a",
             "fanfare pub a - --key k",
             "fanfare check",
+            "fanfare bench --rate 1 --in-flight 1",
+            "fanfare bench --rate 0",
+            "fanfare bench --payload 8",
+            "fanfare bench --publish-only --members 3",
+            "fanfare bench --room-prefix a\"b",
         ] {
             assert_eq!(exit(line).code, EXIT_CONFIG, "{line}");
         }
@@ -297,6 +391,21 @@ mod tests {
         let missing = verdict(config::check(Path::new("/nowhere/at/all.toml"), &Environment::default()));
         assert_eq!(missing.code, EXIT_CONFIG);
         assert!(missing.text.contains("cannot be opened"));
+    }
+
+    #[test]
+    fn a_load_run_is_read_with_its_defaults() {
+        let bench = |line: &str| match run(line) {
+            Ok(Invocation::Bench(order)) => order,
+            other => panic!("{line}: {other:?}"),
+        };
+        let order = bench("fanfare bench");
+        assert_eq!((order.members, order.rooms, order.publishers, order.pace), (1000, 1, 1, Pace::InFlight(1)));
+        let order =
+            bench("fanfare bench --url ws://a,ws://b --rate 2.5 --from 127.0.0.2,127.0.0.3 --pids 1,2 --publish-only");
+        assert_eq!((order.urls.len(), order.from.len(), order.pids.len(), order.members), (2, 2, 2, 0));
+        assert_eq!((order.pace, order.format), (Pace::Rate(2.5), Format::Text));
+        assert_eq!(bench("fanfare bench --publishers 9 --rooms 8 --in-flight 4").publishers, 4, "none without work");
     }
 
     #[test]

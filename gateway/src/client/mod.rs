@@ -1,7 +1,8 @@
-//! The client commands: `fanfare sub`, `pub` and `health`. `main` runs one of them on a small runtime of its own and ends
+//! The client commands: `fanfare sub`, `pub`, `bench` and `health`. `main` runs one of them on a small runtime of its own and ends
 //! with its exit code. They speak the public protocol and nothing else: no part of the server is used here.
 
 mod backoff;
+mod bench;
 mod health;
 mod http;
 mod publish;
@@ -9,6 +10,7 @@ mod server;
 mod subscribe;
 mod subscription;
 
+pub(crate) use bench::{Bench, Format, Pace, bench};
 pub(crate) use health::{Health, health};
 pub(crate) use publish::{Publish, publish};
 pub(crate) use subscribe::{Subscribe, subscribe};

@@ -19,7 +19,7 @@ const UNANSWERED_MAX: usize = 65_536;
 /// All of a run's state.
 #[derive(Debug)]
 pub(super) struct Board {
-    /// Whose messages count; learned from the first one when this run publishes nothing itself.
+    /// Whose messages count; those of any run when this one publishes nothing itself.
     run: Option<u32>,
     pub(super) tally: Tally,
     rooms: Vec<Room>,
@@ -50,6 +50,8 @@ struct Room {
 struct Member {
     room: usize,
     sequence: Sequence,
+    /// Whose sequence that is.
+    run: Option<u32>,
     is_open: bool,
 }
 
@@ -109,7 +111,7 @@ impl Board {
 
     /// A member that is to join a room; gives its index.
     pub(super) fn enter(&mut self, room: usize) -> usize {
-        self.members.push(Member { room, sequence: Sequence::default(), is_open: false });
+        self.members.push(Member { room, sequence: Sequence::default(), run: self.run, is_open: false });
         self.members.len() - 1
     }
 
@@ -131,9 +133,9 @@ impl Board {
         }
     }
 
-    /// From now on there is publishing, until `end_ns`.
-    pub(super) fn begin(&mut self, now_ns: u64, end_ns: u64) {
-        self.window = (now_ns, end_ns);
+    /// There is publishing from the one time to the other; ending it early is saying so again.
+    pub(super) fn begin(&mut self, begin_ns: u64, end_ns: u64) {
+        self.window = (begin_ns, end_ns);
     }
 
     /// Appends the frame of the publisher's next message to `out`, if it is time for one.
@@ -154,7 +156,8 @@ impl Board {
         let index = (mine.next % rooms) as usize;
         // The next of its rooms, in this round or, when the round has no more, the first one in the next.
         let step = mine.next % rooms + sessions;
-        mine.next = if step < rooms { mine.next + sessions } else { (mine.next / rooms + 1) * rooms + publisher as u64 };
+        mine.next =
+            if step < rooms { mine.next + sessions } else { (mine.next / rooms + 1) * rooms + publisher as u64 };
         let room = &mut self.rooms[index];
         room.published += 1;
         if matches!(self.pace, Pace::InFlight(_)) {
@@ -181,13 +184,13 @@ impl Board {
     pub(super) fn received(&mut self, member: usize, text: &[u8], now_ns: u64) -> Result<Option<usize>, ()> {
         let stamp = Stamp::find(text, &mut self.stamp_place).ok_or(())?;
         let is_listener = self.publishers.is_empty();
-        if *self.run.get_or_insert(stamp.run) != stamp.run {
-            self.tally.strange += 1;
-            return Ok(None);
-        }
         let member = &mut self.members[member];
-        if is_listener && member.sequence.last() == 0 {
-            member.sequence.begin_at(stamp.sequence);
+        if member.run != Some(stamp.run) {
+            if !is_listener {
+                self.tally.strange += 1;
+                return Ok(None);
+            }
+            self.tally.lost_before += member.begin(stamp);
         }
         match member.sequence.arrived(stamp.sequence) {
             Arrival::InOrder => {}
@@ -243,7 +246,7 @@ impl Board {
     }
 
     /// Deliveries of acknowledged messages that a connected member lacks. A run that publishes nothing itself knows only
-    /// of those between the first and the last one that a member has.
+    /// of those between the first and the last one that a member has of one run.
     pub(super) fn lost(&self) -> u64 {
         let mut excused: Vec<Vec<u64>> = self.rooms.iter().map(|room| room.refused.clone()).collect();
         for ask in self.publishers.iter().flat_map(|publisher| &publisher.asks).filter(|ask| ask.is_open) {
@@ -256,7 +259,20 @@ impl Board {
             let holes = member.sequence.missing(self.rooms[member.room].published);
             holes.map(|hole| hole.end() + 1 - hole.start() - (below(hole.end() + 1) - below(*hole.start()))).sum()
         };
-        self.members.iter().filter(|member| member.is_open).map(lacks).sum()
+        self.tally.lost_before + self.members.iter().filter(|member| member.is_open).map(lacks).sum::<u64>()
+    }
+}
+
+impl Member {
+    /// Counts another run's messages from now on: the first one it hears from where it came in, later ones from their
+    /// beginning. Says what is missing of the one before.
+    fn begin(&mut self, stamp: Stamp) -> u64 {
+        let before = std::mem::take(&mut self.sequence);
+        let missing = before.missing(before.last()).map(|hole| hole.end() + 1 - hole.start()).sum();
+        if self.run.replace(stamp.run).is_none() {
+            self.sequence.begin_at(stamp.sequence);
+        }
+        missing
     }
 }
 

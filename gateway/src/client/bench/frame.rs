@@ -8,7 +8,7 @@
 pub(super) const FRAME_BYTES_MAX: usize = 192 * 1024;
 
 /// A frame of the server.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Frame<'a> {
     /// A message of the protocol above.
     Text(&'a [u8]),
@@ -117,7 +117,8 @@ mod tests {
         assert_eq!(next(b"\x8a\x00"), Ok(Some((Frame::Pong, 2))));
         assert_eq!(next(b"\x88\x00"), Ok(Some((Frame::Close(1005, b""), 2))));
         assert_eq!(next(b"\x88\x04\x11\x9cab"), Ok(Some((Frame::Close(4508, b"ab"), 6))));
-        for bytes in [&b"\x01\x01a"[..], b"\x82\x01a", b"\xc1\x01a", b"\x81\x81a", b"\x81\x7f\x00\x00\x00\x00\xff\xff\xff\xff"]
+        for bytes in
+            [&b"\x01\x01a"[..], b"\x82\x01a", b"\xc1\x01a", b"\x81\x81a", b"\x81\x7f\x00\x00\x00\x00\xff\xff\xff\xff"]
         {
             assert!(next(bytes).is_err(), "{bytes:?}");
         }

@@ -18,14 +18,13 @@ pub(super) struct Way {
     pub(super) door: Rc<Door>,
     pub(super) from: Option<IpAddr>,
     pub(super) room: usize,
-    /// Held until the room has been joined: so few are on their way at a time.
-    pub(super) permit: OwnedSemaphorePermit,
     /// Rung when it has been joined.
     pub(super) joined: Rc<Notify>,
 }
 
-/// Lives as long as the connection does.
-pub(super) async fn attend(stage: Rc<Stage>, way: Way) {
+/// Lives as long as the connection does. The permit is held until the room has been joined: so few members are on their way
+/// at a time.
+pub(super) async fn attend(stage: Rc<Stage>, way: Way, permit: OwnedSemaphorePermit) {
     let index = stage.board.borrow_mut().enter(way.room);
     let mut link = match way.door.open(way.from).await {
         Ok(link) => link,
@@ -35,7 +34,7 @@ pub(super) async fn attend(stage: Rc<Stage>, way: Way) {
         return stage.fail(why);
     }
     way.joined.notify_one();
-    drop(way);
+    drop((way, permit));
     let why = loop {
         if let Err(why) = receive(&stage, &mut link, index).await {
             break why;
@@ -49,8 +48,9 @@ async fn join(stage: &Stage, link: &mut Link<TcpStream>, index: usize, way: &Way
     let name = stage.order.room(way.room);
     frame::text(format!(r#"{{"type":"join","id":1,"room":"{name}"}}"#).as_bytes(), &mut ask);
     link.stream.write_all(&ask).await.map_err(|error| error.to_string())?;
+    // The welcome may have come with the handshake's answer; nothing else can have.
+    link.take_early(&mut |_, _| {})?;
     let mut outcome = None;
-    link.take_early(&mut |_, frame| outcome = outcome.take().or_else(|| joined(frame)))?;
     while outcome.is_none() {
         poll_fn(|context| {
             let mut scratch = stage.scratch.borrow_mut();
@@ -67,7 +67,6 @@ async fn join(stage: &Stage, link: &mut Link<TcpStream>, index: usize, way: &Way
         })
         .await?;
     }
-    stage.board.borrow_mut().joined(index);
     outcome.unwrap_or(Ok(()))
 }
 

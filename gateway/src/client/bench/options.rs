@@ -79,7 +79,8 @@ impl Bench {
         if self.room_prefix.len() > 240 || !self.room_prefix.bytes().all(is_plain) {
             return Err("--room-prefix: at most 240 bytes of visible ASCII without { } \" \\ `".to_owned());
         }
-        if !matches!(self.pace, Pace::Rate(rate) if (0.001..=1e7).contains(&rate)) && matches!(self.pace, Pace::Rate(_)) {
+        if !matches!(self.pace, Pace::Rate(rate) if (0.001..=1e7).contains(&rate)) && matches!(self.pace, Pace::Rate(_))
+        {
             return Err("--rate: 0.001 to 10000000 messages a second".to_owned());
         }
         for (name, seconds) in [("seconds", self.seconds), ("idle", self.idle_seconds)] {

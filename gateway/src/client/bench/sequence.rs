@@ -61,11 +61,10 @@ impl Sequence {
     }
 
     fn hole(&mut self, hole: RangeInclusive<u64>) {
-        match self.holes.last_mut() {
-            Some(last) if self.holes.len() == HOLES_MAX => {
-                *last = *last.start().min(hole.start())..=*last.end().max(hole.end());
-            }
-            _ => self.holes.push(hole),
+        let is_full = self.holes.len() == HOLES_MAX;
+        match self.holes.last_mut().filter(|_| is_full) {
+            Some(last) => *last = *last.start().min(hole.start())..=*last.end().max(hole.end()),
+            None => self.holes.push(hole),
         }
     }
 }

@@ -79,7 +79,12 @@ mod tests {
 
     #[test]
     fn other_frames_have_none() {
-        for frame in ["", "{\"type\":\"joined\"}", "{\"bench\":\"00", "{\"bench\":\"gggggggggggggggggggggggggggggggggggggggggg\""] {
+        for frame in [
+            "",
+            "{\"type\":\"joined\"}",
+            "{\"bench\":\"00",
+            "{\"bench\":\"gggggggggggggggggggggggggggggggggggggggggg\"",
+        ] {
             assert_eq!(Stamp::find(frame.as_bytes(), &mut 0), None, "{frame}");
         }
     }

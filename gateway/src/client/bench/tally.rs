@@ -28,6 +28,8 @@ pub(super) struct Tally {
     pub(super) repeated: u64,
     /// Deliveries that came after a later one.
     pub(super) out_of_order: u64,
+    /// What a listening run has found missing of the runs before the last one.
+    pub(super) lost_before: u64,
     /// `gap` frames: the gateway says itself that something is missing.
     pub(super) gaps: u64,
     /// Messages of another run in the same rooms.
