@@ -78,6 +78,11 @@ impl Outbox {
         }
     }
 
+    /// Whether half of what may wait does.
+    pub(crate) fn is_half_full(&self, limits: &OutboxLimits) -> bool {
+        self.bytes > limits.bytes / 2 || self.frames as usize > limits.frames / 2
+    }
+
     /// Whether the oldest frame has waited longer than allowed.
     pub(crate) fn is_stale(&self, now_ms: u32, limits: &OutboxLimits) -> bool {
         self.first.is_some() && now_ms.wrapping_sub(self.since_ms) > limits.age_ms

@@ -59,7 +59,7 @@ pub(super) struct Conn {
     pub(super) outbox: Outbox,
     pub(super) session: Session,
     /// Told when the outbox is empty: a join that sends history in portions.
-    pub(super) drained: Option<oneshot::Sender<()>>,
+    pub(super) drained: Vec<oneshot::Sender<()>>,
     /// Its place among its address's connections.
     pub(super) _seat: Option<Seat>,
 }
@@ -119,10 +119,15 @@ impl Sessions {
         open.map(|(index, conn)| (SessionRef { index: index as u32, generation: conn.generation }, &**conn))
     }
 
-    /// The one with the fullest outbox.
-    pub(super) fn fullest(&self) -> Option<SessionRef> {
-        let (session, _) = self.all_open().max_by_key(|(_, conn)| conn.outbox.bytes())?;
-        Some(session)
+    /// What sockets have refused to take, of all open sessions.
+    pub(super) fn refused_bytes(&self) -> usize {
+        self.all_open().filter(|(_, conn)| conn.blocked).map(|(_, conn)| conn.outbox.bytes()).sum()
+    }
+
+    /// Of those the one with the fullest outbox, and how full it is.
+    pub(super) fn fullest(&self) -> Option<(SessionRef, usize)> {
+        let blocked = self.all_open().filter(|(_, conn)| conn.blocked);
+        blocked.map(|(who, conn)| (who, conn.outbox.bytes())).max_by_key(|(_, bytes)| *bytes)
     }
 }
 

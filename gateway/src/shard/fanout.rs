@@ -3,7 +3,7 @@
 
 use super::{
     Shard, State,
-    conn::{Lane, SessionRef},
+    conn::Lane,
     feed::Step,
     rooms::{Batch, Mark, MarkKind, RoomEntry},
 };
@@ -53,23 +53,23 @@ impl Shard {
         let mut dirty = std::mem::take(&mut state.dirty);
         let any = !dirty.is_empty();
         let now_ms = self.now_ms();
-        let mut too_slow = Vec::new();
+        let mut overflowed = Vec::new();
         let mut delivered = 0;
         for key in dirty.drain(..) {
-            delivered += self.hand_out(state, key, now_ms, &mut too_slow);
+            delivered += self.hand_out(state, key, now_ms, &mut overflowed);
+            for (index, frames) in overflowed.drain(..) {
+                self.queue(state, index, frames);
+            }
         }
         state.dirty = dirty;
         self.node.metrics.delivered_ws.inc_by(delivered);
-        for who in too_slow {
-            self.end(state, who, CloseReason::TooSlow, None);
-        }
         if state.outbox_bytes > self.node.shard_outbox_bytes {
             self.evict_fullest(state);
         }
         any
     }
 
-    fn hand_out(&self, state: &mut State, key: u32, now_ms: u32, too_slow: &mut Vec<SessionRef>) -> u64 {
+    fn hand_out(&self, state: &mut State, key: u32, now_ms: u32, overflowed: &mut Vec<(u32, Frames)>) -> u64 {
         let Some(entry) = state.rooms.get_mut(key) else { return 0 };
         let Some(batch) = entry.batch.take() else { return 0 };
         let Batch { bytes, count, marks } = *batch;
@@ -82,8 +82,9 @@ impl Shard {
         let mut push = |index: u32, frames: Frames| {
             let Some(conn) = state.sessions.at(index) else { return };
             let (bytes, count) = (frames.bytes.len(), frames.count);
-            if conn.outbox.push(frames, now_ms, limits).is_err() {
-                too_slow.push(SessionRef { index, generation: conn.generation });
+            let again = overflowed.last().is_some_and(|(last, _)| *last == index);
+            if again || conn.outbox.push(frames.clone(), now_ms, limits).is_err() {
+                overflowed.push((index, frames));
                 return;
             }
             state.outbox_bytes += bytes;
@@ -108,13 +109,11 @@ impl Shard {
 
     /// Over the node's budget the fullest outbox goes first, until there is room.
     fn evict_fullest(&self, state: &mut State) {
-        while state.outbox_bytes > self.node.shard_outbox_bytes {
-            let Some(who) = state.sessions.fullest() else { return };
-            let before = state.outbox_bytes;
+        let mut refused = state.sessions.refused_bytes();
+        while refused > self.node.shard_outbox_bytes {
+            let Some((who, bytes)) = state.sessions.fullest() else { return };
+            refused -= bytes;
             self.end(state, who, CloseReason::TooSlow, None);
-            if state.outbox_bytes >= before {
-                return; // what is left is on its way out already
-            }
         }
     }
 

@@ -44,7 +44,7 @@ impl Shard {
     }
 
     /// Writes one session's outbox; returns the bytes that the kernel took.
-    fn flush(self: &Rc<Self>, state: &mut State, index: u32) -> usize {
+    pub(super) fn flush(&self, state: &mut State, index: u32) -> usize {
         let Some(conn) = state.sessions.at(index) else { return 0 };
         conn.lane = Lane::None;
         let before = conn.outbox.bytes();
@@ -68,7 +68,7 @@ impl Shard {
         let who = SessionRef { index, generation: conn.generation };
         match wrote {
             Wrote::All => {
-                if let Some(waiter) = conn.drained.take() {
+                for waiter in std::mem::take(&mut conn.drained) {
                     let _ = waiter.send(()); // the join may have been given up
                 }
                 if conn.phase == Phase::Closing {
@@ -79,7 +79,9 @@ impl Shard {
                 conn.blocked = true;
                 let age_ms = self.node.outbox_limits.age_ms;
                 self.start_wheel_entry(state, Timer::Stale(who), age_ms + super::wheel::TICK_MS);
-                tokio::task::spawn_local(Rc::clone(self).wait_until_writable(who));
+                if let Some(this) = self.this.upgrade() {
+                    tokio::task::spawn_local(this.wait_until_writable(who));
+                }
             }
             // The reader sees the end and removes the session.
             Wrote::Failed => shut(conn, std::net::Shutdown::Both),

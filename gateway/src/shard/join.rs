@@ -76,6 +76,7 @@ impl Shard {
         let join = Join { session: asker.who, room: key, number, id: asker.id, options };
         let Some(entry) = state.rooms.get_mut(key.0) else { return };
         if entry.feed.is_subscribing() {
+            entry.waiting.retain(|earlier| earlier.session != join.session);
             entry.waiting.push(join);
         } else {
             self.admit(state, join);
@@ -264,7 +265,14 @@ impl Shard {
         let name = entry.name.clone();
         let conn = state.sessions.open(join.session)?;
         let without = Special::of(join.session.index, conn.session.id, &join.options, 0).map(|s| s.without);
-        while let Some(publication) = progress.pending.pop_front() {
+        while !progress.pending.is_empty() {
+            let conn = state.sessions.open(join.session)?;
+            if conn.outbox.is_half_full(&self.node.outbox_limits) {
+                let (tell, drained) = oneshot::channel();
+                conn.drained.push(tell);
+                return Some(Wait::Outbox(drained));
+            }
+            let Some(publication) = progress.pending.pop_front() else { break };
             let Some(cursor) = publication.cursor else { continue };
             // What the feed has not had yet comes live.
             if at.is_some_and(|at| at.cursor().epoch == cursor.epoch && !at.covers(cursor)) {
@@ -276,12 +284,6 @@ impl Shard {
                 continue;
             }
             self.send_message(state, join.session, &name, &publication);
-            let conn = state.sessions.open(join.session)?;
-            if conn.outbox.bytes() > self.node.outbox_limits.bytes / 2 {
-                let (tell, drained) = oneshot::channel();
-                conn.drained = Some(tell);
-                return Some(Wait::Outbox(drained));
-            }
         }
         None
     }
@@ -301,6 +303,10 @@ impl Shard {
     /// Takes a page of history: `joined` goes out with the first, a later one may tell a gap.
     fn open_page(self: &Rc<Self>, join: &Join, progress: &mut Progress, page: Page) {
         let state = &mut *self.state.borrow_mut();
+        let wanted = |conn: &mut super::Conn| conn.session.is_joining(join.room.0, join.number);
+        if !state.sessions.open(join.session).is_some_and(wanted) {
+            return; // left or gone meanwhile: the next step sees it too
+        }
         let Some(entry) = state.rooms.same(join.room) else { return };
         let name = entry.name.clone();
         let behind = entry.feed.position().is_some_and(|at| at.cursor().epoch != page.head.epoch);

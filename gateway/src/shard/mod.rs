@@ -74,6 +74,7 @@ pub(crate) struct Shard {
     /// HTTP requests being answered: a drain waits for them.
     requests: Rc<Cell<usize>>,
     state: RefCell<State>,
+    this: std::rc::Weak<Self>,
 }
 
 /// What a shard owns.
@@ -116,7 +117,8 @@ impl Shard {
             outbox_told: 0,
             items: Vec::new(),
         };
-        Rc::new(Self {
+        Rc::new_cyclic(|this| Self {
+            this: this.clone(),
             node,
             me,
             inbox,
@@ -202,7 +204,7 @@ impl Shard {
             socket,
             outbox: Outbox::default(),
             session,
-            drained: None,
+            drained: Vec::new(),
             _seat: seat,
         });
         self.load.store(state.sessions.len(), Ordering::Relaxed);
@@ -226,7 +228,7 @@ impl Shard {
     fn end(&self, state: &mut State, who: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
         let Some(conn) = state.sessions.open(who) else { return };
         conn.phase = Phase::Closing;
-        conn.drained = None;
+        conn.drained = Vec::new();
         let before = conn.outbox.bytes();
         if !conn::keeps_outbox(reason) {
             conn.outbox.discard();
@@ -297,9 +299,16 @@ impl Shard {
     fn queue(&self, state: &mut State, index: u32, frames: Frames) {
         let Some(conn) = state.sessions.at(index) else { return };
         let bytes = frames.bytes.len();
-        if conn.outbox.push(frames, self.now_ms(), &self.node.outbox_limits).is_err() {
-            let who = SessionRef { index, generation: conn.generation };
-            return self.end(state, who, CloseReason::TooSlow, None);
+        let who = SessionRef { index, generation: conn.generation };
+        if conn.outbox.push(frames.clone(), self.now_ms(), &self.node.outbox_limits).is_err() {
+            // The shard may not have come round to it yet: the socket has its say first.
+            if !conn.blocked {
+                self.flush(state, index);
+            }
+            let Some(conn) = state.sessions.open(who) else { return };
+            if conn.outbox.push(frames, self.now_ms(), &self.node.outbox_limits).is_err() {
+                return self.end(state, who, CloseReason::TooSlow, None);
+            }
         }
         state.outbox_bytes += bytes;
         self.mark_dirty(state, index, Lane::Urgent);

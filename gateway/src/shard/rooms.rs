@@ -103,7 +103,11 @@ impl RoomEntry {
 
     /// The kept messages after `since`, if they reach back that far.
     pub(super) fn ring_after(&self, since: Cursor) -> Option<impl Iterator<Item = &Publication>> {
-        let first = self.ring.front()?.cursor?;
+        let (first, last) = (self.ring.front()?.cursor?, self.ring.back()?.cursor?);
+        // After a gap the ring ends before the feed does: it knows nothing of what came to be missing.
+        if self.feed.position()?.cursor() != last {
+            return None;
+        }
         let skip = (since.offset.0 + 1).checked_sub(first.offset.0)?;
         (first.epoch == since.epoch).then(|| self.ring.iter().skip(skip as usize))
     }

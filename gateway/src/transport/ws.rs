@@ -144,9 +144,11 @@ pub(super) async fn read(shard: Rc<Shard>, who: SessionRef, socket: Rc<TcpStream
     drop(early);
     // `poll_read_ready` keeps one waker in the socket's own slot; `readable()` would be a larger future.
     while let Ok(()) = poll_fn(|cx| socket.poll_read_ready(cx)).await {
+        let mut full = false;
         let more = SCRATCH.with_borrow_mut(|scratch| match socket.try_read(scratch) {
             Ok(0) => false,
             Ok(n) => {
+                full = n == scratch.len();
                 if open {
                     shard.heard(who);
                     open = reader.feed(&shard, who, &scratch[..n]);
@@ -157,6 +159,9 @@ pub(super) async fn read(shard: Rc<Shard>, who: SessionRef, socket: Rc<TcpStream
         });
         if !more {
             break;
+        }
+        if full {
+            tokio::task::yield_now().await;
         }
     }
     shard.remove(who);
