@@ -267,7 +267,7 @@ fn bench_command() -> Command {
         .arg(seconds("idle", "Do nothing for so long between joining and publishing, and report the gateway's CPU [default: 0]"))
         .arg(count("connect-rate", "Connections to begin in a second [default: as they are accepted]"))
         .arg(
-            value("from", "IP,IP", "Local addresses to connect from in turn, for more than 28,000 connections to one address")
+            value("from", "IP,IP", "Local addresses to connect from in turn: each has 28,000 ports, and past half of them finding one takes long")
                 .value_parser(clap::value_parser!(std::net::IpAddr))
                 .value_delimiter(','),
         )

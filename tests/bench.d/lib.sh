@@ -22,6 +22,19 @@ prepare() {
     trap 'exit 130' INT TERM
 }
 
+# note_load: other work on the machine hardly moves a CPU figure, but a latency is then the machine's and not the gateway's.
+note_load() {
+    local idle_before total_before idle total
+    read -r idle_before total_before < <(processor_time)
+    read -rt 1 <> <(:) || true
+    read -r idle total < <(processor_time)
+    local percent=$(((idle - idle_before) * 100 / (total - total_before)))
+    [ "$percent" -ge 90 ] || echo "   this machine was $((100 - percent)) % busy before: latencies and rates below are not the gateway's alone"
+}
+
+# idle and total ticks of all processors.
+processor_time() { awk '/^cpu /{ for (i = 2; i <= 9; i++) sum += $i; print $5 + $6, sum }' /proc/stat; }
+
 # Ends what was started, last first: a node says goodbye to Redis.
 end_all() {
     local index
@@ -38,7 +51,7 @@ wait_for() {
     shift
     until "$@" 2> /dev/null; do
         [ "$SECONDS" -lt "$deadline" ] || { echo "tests/bench: $what took more than a minute" >&2; exit 1; }
-        read -rt 0.05 <> <(:) || true
+        read -rt 0.2 <> <(:) || true
     done
 }
 

@@ -138,6 +138,15 @@ impl Board {
         self.window = (begin_ns, end_ns);
     }
 
+    /// When the publisher's next message is to go out, at a fixed rate, while there is publishing and it is not held up by
+    /// missing answers.
+    pub(super) fn due_ns(&self, publisher: usize) -> Option<u64> {
+        let (begin_ns, end_ns) = self.window;
+        let mine = &self.publishers[publisher];
+        let at_ns = due(self.pace, begin_ns, mine.next).filter(|at_ns| *at_ns < end_ns)?;
+        (mine.asks.len() < UNANSWERED_MAX).then_some(at_ns)
+    }
+
     /// Appends the frame of the publisher's next message to `out`, if it is time for one.
     pub(super) fn publish(&mut self, publisher: usize, now_ns: u64, out: &mut Vec<u8>) -> bool {
         let (begin_ns, end_ns) = self.window;
@@ -146,10 +155,7 @@ impl Board {
         if now_ns < begin_ns || now_ns >= end_ns || mine.asks.len() >= UNANSWERED_MAX {
             return false;
         }
-        let at_ns = match self.pace {
-            Pace::Rate(rate) => begin_ns + (mine.next as f64 * 1e9 / rate) as u64,
-            Pace::InFlight(_) => now_ns,
-        };
+        let at_ns = due(self.pace, begin_ns, mine.next).unwrap_or(now_ns);
         if at_ns > now_ns || at_ns >= end_ns || mine.in_flight >= mine.in_flight_max {
             return false;
         }
@@ -160,6 +166,7 @@ impl Board {
             if step < rooms { mine.next + sessions } else { (mine.next / rooms + 1) * rooms + publisher as u64 };
         let room = &mut self.rooms[index];
         room.published += 1;
+        self.tally.lateness.record(now_ns - at_ns);
         if matches!(self.pace, Pace::InFlight(_)) {
             mine.in_flight += 1;
             room.flights.push_back(room.members.max(1));
@@ -260,6 +267,14 @@ impl Board {
             holes.map(|hole| hole.end() + 1 - hole.start() - (below(hole.end() + 1) - below(*hole.start()))).sum()
         };
         self.tally.lost_before + self.members.iter().filter(|member| member.is_open).map(lacks).sum::<u64>()
+    }
+}
+
+/// The time by the clock of a run's message, from 0.
+fn due(pace: Pace, begin_ns: u64, message: u64) -> Option<u64> {
+    match pace {
+        Pace::Rate(rate) => Some(begin_ns.saturating_add((message as f64 * 1e9 / rate) as u64)),
+        Pace::InFlight(_) => None,
     }
 }
 

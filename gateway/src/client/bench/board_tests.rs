@@ -59,8 +59,10 @@ fn a_rate_follows_the_clock_and_ends_with_the_window() {
     let mut board = board(Pace::Rate(100.0), 1, 1, 0);
     assert!(publish(&mut board, 0, 0).is_some() && publish(&mut board, 0, 9_999_999).is_none());
     let due = (0..1000).take_while(|_| publish(&mut board, 0, 500_000_000).is_some()).count();
-    assert_eq!(due, 50);
+    assert_eq!((due, board.due_ns(0)), (50, Some(510_000_000)));
     assert!(publish(&mut board, 0, 1_000_000_000).is_none());
+    board.begin(0, 500_000_000);
+    assert_eq!(board.due_ns(0), None, "ended early");
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(crate) struct Bench {
     pub(crate) idle_seconds: f64,
     /// Connections to begin in a second; as fast as they are accepted without it.
     pub(crate) connects_per_second: Option<u32>,
-    /// Local addresses to connect from in turn: each has some 28,000 ports.
+    /// Local addresses to connect from in turn: each has some 28,000 ports, and past half of them finding one takes long.
     pub(crate) from: Vec<IpAddr>,
     /// Processes whose cost is measured.
     pub(crate) pids: Vec<u32>,

@@ -123,6 +123,8 @@ pub(super) struct Report {
     latency_ms: Latency,
     /// From there to the acknowledgement.
     acknowledged_ms: Latency,
+    /// How late this tool published at a fixed rate: its own share of both.
+    late_ms: Latency,
     /// Acknowledged, but a connected member never got it: counted per member.
     lost: u64,
     repeated: u64,
@@ -177,6 +179,7 @@ impl Report {
             deliveries_per_second: per_second(costs.delivered_in_window),
             latency_ms: Latency::of(&tally.latency),
             acknowledged_ms: Latency::of(&tally.acknowledgement),
+            late_ms: Latency::of(&tally.lateness),
             lost: board.lost(),
             repeated: tally.repeated,
             out_of_order: tally.out_of_order,
@@ -250,6 +253,7 @@ impl fmt::Display for Report {
             ("delivered", delivered),
             ("publish to member", latency(&self.latency_ms)),
             ("publish to acknowledgement", latency(&self.acknowledged_ms)),
+            ("of that, bench late by", self.offered.and_then(|_| latency(&self.late_ms))),
             ("gateway CPU per delivery", figure(self.cpu_us_per_delivery, "µs")),
             ("gateway CPU per publish", figure(self.cpu_us_per_publish, "µs")),
             ("gateway CPU", figure(self.gateway_cores, "cores")),

@@ -14,6 +14,8 @@ pub(super) struct Tally {
     pub(super) disconnected: u64,
     /// Messages that were handed to a connection.
     pub(super) published: u64,
+    /// How late that was by the clock of a fixed rate, in nanoseconds: this tool's own share of the latency.
+    pub(super) lateness: Histogram,
     /// Those that were acknowledged, and how long that took, in nanoseconds.
     pub(super) acknowledged: u64,
     pub(super) acknowledgement: Histogram,
