@@ -307,6 +307,24 @@ pub struct Page {
 }
 
 impl Page {
+    /// Cuts the page to about `bytes` of payload, but never to nothing: its newest messages stay if `newest`, else its
+    /// first ones, and [`Page::end`] says where to read on.
+    pub fn cut(&mut self, bytes: usize, newest: bool) {
+        let mut room = bytes;
+        let mut fits = |p: &Publication| {
+            let fits = room > 0;
+            room = room.saturating_sub(p.payload.len());
+            fits
+        };
+        if !newest {
+            let keep = self.publications.iter().take_while(|p| fits(p)).count();
+            return self.publications.truncate(keep);
+        }
+        let keep = self.publications.iter().rev().take_while(|p| fits(p)).count();
+        let gone = self.publications.drain(..self.publications.len() - keep).last();
+        self.from = gone.and_then(|p| p.cursor).unwrap_or(self.from);
+    }
+
     /// The place after the last message of the page.
     #[must_use]
     pub fn end(&self) -> Cursor {

@@ -227,8 +227,8 @@ fn spawn_shards(
 
 /// One shard's thread: takes arrivals and serves them; when the node drains, takes leave of its sessions.
 async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receiver<Arrival>, window: Duration) {
-    tokio::task::spawn_local(Rc::clone(&shard).run());
-    tokio::task::spawn_local(Rc::clone(&shard).run_timers());
+    let engine = tokio::task::spawn_local(Rc::clone(&shard).run());
+    let timers = tokio::task::spawn_local(Rc::clone(&shard).run_timers());
     let serve_arrivals = async {
         while let Some((socket, peer)) = arriving.recv().await {
             match tokio::net::TcpStream::from_std(socket) {
@@ -244,5 +244,14 @@ async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receive
         shard.node.drain.begun().await;
         Rc::clone(&shard).take_leave(window).await;
     };
-    tokio::select! { () = serve_arrivals => {} () = leave => {} }
+    tokio::select! {
+        () = serve_arrivals => {}
+        () = leave => {}
+        // Neither ends by itself. A shard without them would accept and never deliver: better a node that is gone.
+        _ = engine => std::process::exit(EX_SOFTWARE),
+        _ = timers => std::process::exit(EX_SOFTWARE),
+    }
 }
+
+/// `EX_SOFTWARE` of sysexits.h: a fault of this program, which its panic message has told.
+const EX_SOFTWARE: i32 = 70;

@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     pub(crate) delivered_bytes: IntCounter,
     pub(crate) fanout_seconds: Histogram,
     pub(crate) publish_seconds: Histogram,
+    pub(crate) backplane_publish_seconds: Histogram,
     pub(crate) outbox_bytes: IntGauge,
     pub(crate) slow_consumers: IntCounter,
     pub(crate) inbox_overflows: IntCounter,
@@ -114,6 +115,10 @@ impl Metrics {
             delivered_bytes: make.counter("delivered_bytes_total", "Bytes written to clients' sockets."),
             fanout_seconds: make.histogram("fanout_seconds", "From taking deliveries off a shard's inbox until each had a first write to its members' sockets; one observation per batch."),
             publish_seconds: make.histogram("publish_seconds", "From a publish to its acknowledgement, where one was asked for."),
+            backplane_publish_seconds: make.histogram(
+                "backplane_publish_seconds",
+                "What of publish_seconds was spent waiting for the backplane.",
+            ),
             outbox_bytes: make.gauge("outbox_bytes", "Bytes that wait for clients to read."),
             slow_consumers: make.counter("slow_consumers_total", "Sessions closed because they read too slowly."),
             inbox_overflows: make.counter("inbox_overflows_total", "Deliveries that did not fit a shard's inbox."),

@@ -45,6 +45,13 @@ pub(crate) fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
     response
 }
 
+/// The body came too slowly: the connection ends with the answer.
+pub(crate) fn too_slow() -> Response<Body> {
+    let mut response = problem(&Refusal::bad_request("the request did not come in within 10 seconds"));
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
 /// 405 with the methods that are allowed.
 pub(crate) fn method_not_allowed(allowed: &'static str) -> Response<Body> {
     let mut response = problem(&Refusal::new(ErrorCode::MethodNotAllowed, format!("this path takes {allowed}")));

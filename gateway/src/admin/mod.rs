@@ -5,7 +5,7 @@ use crate::{drain::Drain, metrics::Metrics};
 use axum::{
     Router,
     extract::{RawQuery, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -73,8 +73,11 @@ async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respons
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// Begins what SIGTERM begins.
-async fn drain(State(admin): State<Admin>) -> StatusCode {
+/// Begins what SIGTERM begins. A request that a web page sends is refused: operators' tools name no origin.
+async fn drain(State(admin): State<Admin>, headers: HeaderMap) -> StatusCode {
+    if headers.contains_key(header::ORIGIN) {
+        return StatusCode::FORBIDDEN;
+    }
     admin.drain.begin();
     StatusCode::ACCEPTED
 }

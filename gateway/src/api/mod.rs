@@ -25,7 +25,7 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// The routes. A clone per connection is a few reference counts.
 pub(crate) fn router(node: Arc<Node>) -> Router {
-    // JSON text can be six times as long as what it stands for, and white space goes before the limit is applied.
+    // White space goes before the message limit is applied, so a body may be somewhat longer than what it stands for.
     let body = DefaultBodyLimit::max(node.limits.message_bytes.saturating_mul(2) + ENVELOPE_BYTES);
     Router::new()
         .route("/v1/rooms", get(rooms::list).fallback(|| wrong_method("GET")))

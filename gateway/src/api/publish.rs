@@ -171,7 +171,9 @@ async fn publish(node: &Node, order: Order) -> Result<Published, Refusal> {
     };
     node.metrics.published_http.inc();
     node.broker.publish(publish, Reply::Waiter(tell));
+    let handed_over = Instant::now();
     let outcome = told.await.unwrap_or(Err(BrokerError::Unavailable))?;
+    node.metrics.backplane_publish_seconds.observe(handed_over.elapsed().as_secs_f64());
     node.metrics.publish_seconds.observe(began.elapsed().as_secs_f64());
     Ok(outcome)
 }

@@ -95,7 +95,8 @@ pub(super) async fn history(
     let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX);
     let retention = node.classes.of(room.as_str()).history;
     let retention = retention.ok_or_else(|| Refusal::new(ErrorCode::HistoryOff, "this room keeps no history"))?;
-    let page = node.broker.history(&room, retention, HistoryQuery { since, limit }).await?;
+    let mut page = node.broker.history(&room, retention, HistoryQuery { since, limit }).await?;
+    page.cut(node.outbox_limits.bytes / 2, since.is_none());
     Ok(json(StatusCode::OK, native::history(None, &room, &page)))
 }
 

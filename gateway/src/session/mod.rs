@@ -37,6 +37,10 @@ pub(crate) struct Membership {
     pub(crate) join: u32,
 }
 
+/// Joins, leaves, presence and history requests of one session, with bursts of twice that: a reconnect to all the rooms
+/// a session may be in passes at once.
+const REQUESTS_PER_SECOND: u32 = 500;
+
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -45,6 +49,8 @@ pub(crate) struct Session {
     memberships: SmallVec<[Membership; 1]>,
     joins: u32,
     publishes: TokenBucket,
+    /// Joins, leaves and questions: each costs the broker something.
+    requests: TokenBucket,
     errors: ErrorWindow,
 }
 
@@ -72,7 +78,9 @@ pub(crate) struct PublishAction<'a> {
 impl Session {
     pub(crate) fn new(id: SessionId, identity: Option<Box<Identity>>, limits: &Limits, now_ms: u32) -> Self {
         let publishes = TokenBucket::full(limits.publishes_per_second, now_ms);
-        Self { id, identity, memberships: SmallVec::new(), joins: 0, publishes, errors: ErrorWindow::default() }
+        let requests = TokenBucket::full(REQUESTS_PER_SECOND, now_ms);
+        let (memberships, errors) = (SmallVec::new(), ErrorWindow::default());
+        Self { id, identity, memberships, joins: 0, publishes, requests, errors }
     }
 
     /// The user; `None` for an anonymous session.
@@ -82,6 +90,12 @@ impl Session {
 
     /// Judges a command.
     pub(crate) fn handle<'a>(&mut self, command: Command<'a>, limits: &Limits, now_ms: u32) -> Action<'a> {
+        if !matches!(command.ask, Ask::Publish(_) | Ask::Ping | Ask::Auth)
+            && let Err(ms) = self.requests.take(REQUESTS_PER_SECOND, now_ms)
+        {
+            let refusal = Refusal::new(ErrorCode::RateLimited, "too many requests").retry_after(ms);
+            return self.refuse(None, refusal, now_ms);
+        }
         match command.ask {
             Ask::Join { room, options } => self.join(room, options, now_ms),
             Ask::Leave { room } => match Room::check(&room) {

@@ -39,7 +39,7 @@ pub(crate) struct Outbox {
     frames: u32,
     /// Set when the first entry has been written in part: it must then go out to its end, or frames would break.
     cut: bool,
-    /// When the oldest frame came in, in milliseconds of the shard's clock.
+    /// When the outbox last came on: something was written, or began to wait. Milliseconds of the shard's clock.
     since_ms: u32,
 }
 
@@ -58,7 +58,7 @@ impl Outbox {
         let bytes = self.bytes + frames.bytes.len();
         let count = self.frames.saturating_add(frames.count);
         let old = self.first.is_some() && now_ms.wrapping_sub(self.since_ms) > limits.age_ms;
-        // A single entry passes whatever its size: it came within the message limit, and nothing else waits.
+        // A single entry passes whatever its size: nothing else waits, and what makes entries bounds them.
         if self.first.is_some() && (bytes > limits.bytes || count as usize > limits.frames || old) {
             return Err(Overflow);
         }

@@ -166,6 +166,7 @@ impl Shard {
             Ok(published) => {
                 let ms = self.now_ms().wrapping_sub(began_ms as u32);
                 self.node.metrics.publish_seconds.observe(f64::from(ms) / 1000.0);
+                self.node.metrics.backplane_publish_seconds.observe(f64::from(ms) / 1000.0);
                 let room = Cow::Borrowed(room.as_str());
                 self.send(state, who.index, &Event::Published { id, room, cursor: published.cursor });
             }
@@ -209,7 +210,10 @@ impl Shard {
             return;
         }
         match answer {
-            Ok(page) => self.send_text(state, who.index, &native::history(id, &room, &page)),
+            Ok(mut page) => {
+                page.cut(self.node.outbox_limits.bytes / 2, query.since.is_none());
+                self.send_text(state, who.index, &native::history(id, &room, &page));
+            }
             Err(refusal) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         }
     }

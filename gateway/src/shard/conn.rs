@@ -54,6 +54,8 @@ pub(super) struct Conn {
     pub(super) phase: Phase,
     /// The socket takes no more; a task waits until it does.
     pub(super) blocked: bool,
+    /// The wheel holds a [`Timer::Stale`] for it.
+    pub(super) stale_filed: bool,
     pub(super) live: Live,
     pub(super) socket: Rc<TcpStream>,
     pub(super) outbox: Outbox,

@@ -5,7 +5,7 @@ use super::{
     Shard, State,
     conn::Lane,
     feed::Step,
-    rooms::{Batch, Mark, MarkKind, RoomEntry},
+    rooms::{Batch, COMING_MAX, Mark, MarkKind, RoomEntry},
 };
 use crate::{
     close::CloseReason,
@@ -58,14 +58,12 @@ impl Shard {
         for key in dirty.drain(..) {
             delivered += self.hand_out(state, key, now_ms, &mut overflowed);
             for (index, frames) in overflowed.drain(..) {
+                delivered += u64::from(frames.count);
                 self.queue(state, index, frames);
             }
         }
         state.dirty = dirty;
         self.node.metrics.delivered_ws.inc_by(delivered);
-        if state.outbox_bytes > self.node.shard_outbox_bytes {
-            self.evict_fullest(state);
-        }
         any
     }
 
@@ -107,8 +105,13 @@ impl Shard {
         delivered
     }
 
-    /// Over the node's budget the fullest outbox goes first, until there is room.
-    fn evict_fullest(&self, state: &mut State) {
+    /// Over the node's budget the fullest outbox goes first, until there is room. Only what sockets have refused counts:
+    /// frames that are about to be written are shared by their members. Called by the timers: looking at all sessions
+    /// is nothing for every pass, and within one tick each outbox has its own limit.
+    pub(super) fn evict_fullest(&self, state: &mut State) {
+        if state.outbox_bytes <= self.node.shard_outbox_bytes {
+            return;
+        }
         let mut refused = state.sessions.refused_bytes();
         while refused > self.node.shard_outbox_bytes {
             let Some((who, bytes)) = state.sessions.fullest() else { return };
@@ -122,7 +125,7 @@ impl Shard {
         let Some(entry) = state.rooms.get(key) else { return };
         let wishing = entry.special.iter().filter(|s| s.presence_after.is_some_and(|after| event.version > after));
         let wishing: Vec<u32> = wishing.map(|s| s.session).collect();
-        if wishing.is_empty() {
+        if wishing.is_empty() && entry.coming.is_empty() {
             return;
         }
         let member = MemberView { who: &event.who, sessions: None, info: event.info.as_deref() };
@@ -134,6 +137,10 @@ impl Shard {
         let mut bytes = BytesMut::new();
         put_frame(&mut bytes, FrameShape::NativeWebSocket, &[&text]);
         let frames = Frames { bytes: bytes.freeze(), count: 1 };
+        let Some(entry) = state.rooms.get_mut(key) else { return };
+        for coming in entry.coming.iter_mut().filter(|coming| coming.events.len() < COMING_MAX) {
+            coming.events.push((event.version, frames.clone()));
+        }
         for index in wishing {
             self.queue(state, index, frames.clone());
         }

@@ -1,7 +1,7 @@
 //! `Feed`: how one room's messages reach this shard without holes. Sans-I/O: messages, heads and history pages in;
 //! what to deliver, and whether to read history, out. The shard obeys; members never see a hole that is not a `gap`.
 
-use fanfare_broker::{Cursor, Page, Position, Publication, Verdict};
+use fanfare_broker::{Cursor, Epoch, Offset, Page, Position, Publication, Verdict};
 
 /// Live messages held while history is read: beyond this the rest is read from history too.
 const HELD_MAX: usize = 1024;
@@ -142,7 +142,12 @@ impl Feed {
                 held.overflowed = true;
                 Step::Nothing
             }
-            Self::Subscribing { .. } | Self::Unnumbered => Step::Nothing,
+            Self::Subscribing { seen } => {
+                // No head covers it: the confirmation will be followed by a look at history.
+                *seen = Some(Cursor::new(Epoch::FOREIGN, Offset(0)));
+                Step::Nothing
+            }
+            Self::Unnumbered => Step::Nothing,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::{
     Shard, State,
-    conn::{Lane, Phase, SessionRef, Timer},
+    conn::{Lane, Phase, SessionRef},
 };
 use crate::session::SLICES_MAX;
 use std::{
@@ -18,6 +18,9 @@ const WRITES_MAX: usize = 64;
 const TIME_MAX: Duration = Duration::from_micros(500);
 /// How many writes go between two looks at the clock.
 const CLOCK_EVERY: usize = 16;
+
+/// Every so many writes one is for the bulk queue, so that many small rooms cannot starve a large one.
+const BULK_EVERY: usize = 8;
 
 /// What one write came to.
 enum Wrote {
@@ -34,7 +37,7 @@ impl Shard {
         let began = Instant::now();
         let mut bytes = 0;
         for writes in 1..=WRITES_MAX {
-            let Some(index) = next(state) else { break };
+            let Some(index) = next(state, writes % BULK_EVERY == 0) else { break };
             bytes += self.flush(state, index);
             if writes % CLOCK_EVERY == 0 && began.elapsed() > TIME_MAX {
                 break;
@@ -77,8 +80,7 @@ impl Shard {
             }
             Wrote::Part => {
                 conn.blocked = true;
-                let age_ms = self.node.outbox_limits.age_ms;
-                self.start_wheel_entry(state, Timer::Stale(who), age_ms + super::wheel::TICK_MS);
+                self.watch_stale(state, who);
                 if let Some(this) = self.this.upgrade() {
                     tokio::task::spawn_local(this.wait_until_writable(who));
                 }
@@ -105,9 +107,12 @@ impl Shard {
     }
 }
 
-/// The next session to write for: urgent ones first. One that was moved to the urgent queue is skipped in the other.
-fn next(state: &mut State) -> Option<u32> {
-    if let Some(index) = state.urgent.pop_front() {
+/// The next session to write for: urgent ones first, unless it is the bulk queue's turn. One that was moved to the
+/// urgent queue is skipped in the other.
+fn next(state: &mut State, bulks_turn: bool) -> Option<u32> {
+    if (!bulks_turn || state.bulk.is_empty())
+        && let Some(index) = state.urgent.pop_front()
+    {
         return Some(index);
     }
     while let Some(index) = state.bulk.pop_front() {
@@ -115,7 +120,7 @@ fn next(state: &mut State) -> Option<u32> {
             return Some(index);
         }
     }
-    None
+    state.urgent.pop_front()
 }
 
 /// Ends a direction of a socket. That it may be gone already is all that can fail.

@@ -6,7 +6,7 @@ use super::{
     commands::Asker,
     conn::SessionRef,
     feed::Step,
-    rooms::{RoomKey, Special},
+    rooms::{Coming, RoomKey, Special},
 };
 use crate::{
     command::{HISTORY_LIMIT_MAX, JoinOptions, PresenceWish, RequestId},
@@ -40,6 +40,8 @@ pub(super) struct Join {
     number: u32,
     id: RequestId,
     options: JoinOptions,
+    /// Where a session stood that was a member already: from there it goes on, whatever the new join asks for.
+    from: Option<Cursor>,
 }
 
 /// How far a join has come.
@@ -69,15 +71,19 @@ impl Shard {
     /// Begins a join that the session permits.
     pub(super) fn join(self: &Rc<Self>, state: &mut State, asker: Asker, room: &Room, options: JoinOptions) {
         let entered = self.enter(state, asker.who, room, options.presence);
-        let (key, number) = match entered {
+        let (key, number, from) = match entered {
             Ok(entered) => entered,
             Err(refusal) => return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         };
-        let join = Join { session: asker.who, room: key, number, id: asker.id, options };
+        let join = Join { session: asker.who, room: key, number, id: asker.id, options, from };
         let Some(entry) = state.rooms.get_mut(key.0) else { return };
         if entry.feed.is_subscribing() {
-            entry.waiting.retain(|earlier| earlier.session != join.session);
+            let earlier = entry.waiting.iter().position(|earlier| earlier.session == join.session);
+            let earlier = earlier.map(|place| entry.waiting.swap_remove(place));
             entry.waiting.push(join);
+            if let Some(earlier) = earlier {
+                self.answer_superseded(state, &earlier);
+            }
         } else {
             self.admit(state, join);
         }
@@ -90,7 +96,7 @@ impl Shard {
         who: SessionRef,
         room: &Room,
         wish: PresenceWish,
-    ) -> Result<(RoomKey, u32), Refusal> {
+    ) -> Result<(RoomKey, u32, Option<Cursor>), Refusal> {
         let found = state.rooms.find(room.as_str());
         let conn = state.sessions.open(who).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the session is gone"))?;
         let present = found.and_then(|key| conn.session.membership(key));
@@ -111,8 +117,12 @@ impl Shard {
         let Some(entry) = state.rooms.get_mut(key) else {
             return Err(Refusal::new(ErrorCode::Internal, "the room is gone"));
         };
+        let mut from = None;
         match present {
-            Some(membership) if membership.stage == Stage::Member => entry.remove_member(who.index),
+            Some(membership) if membership.stage == Stage::Member => {
+                entry.remove_member(who.index);
+                from = entry.feed.position().map(fanfare_broker::Position::cursor);
+            }
             Some(_) => {}
             None => {
                 entry.occupants += 1;
@@ -121,12 +131,16 @@ impl Shard {
                 drop(self.node.broker.attend(room, enter));
             }
         }
+        entry.coming.retain(|coming| coming.session != who.index);
+        if wish == PresenceWish::Members {
+            entry.coming.push(Coming { session: who.index, events: Vec::new() });
+        }
         let room_key = (key, entry.generation);
         if made {
             self.node.metrics.rooms.inc();
             tokio::task::spawn_local(Rc::clone(self).follow(room_key));
         }
-        Ok((room_key, number))
+        Ok((room_key, number, from))
     }
 
     /// Subscribes a room, as long as it takes, then lets in who waits.
@@ -222,16 +236,18 @@ impl Shard {
     fn advance(&self, state: &mut State, join: &Join, progress: &mut Progress) -> Option<Wait> {
         let conn = state.sessions.open(join.session)?;
         if !conn.session.is_joining(join.room.0, join.number) {
+            self.answer_superseded(state, join);
             return None;
         }
         if let Some(wait) = self.send_pending(state, join, progress) {
             return Some(wait);
         }
         let entry = state.rooms.same(join.room)?;
-        let since = progress.reached.or(join.options.since);
+        let from = join.from.filter(|_| join.options.last == 0);
+        let since = progress.reached.or(join.options.since).or(from);
         match (entry.feed.position().map(fanfare_broker::Position::cursor), since) {
-            (None, since) => {
-                let gap = since.map(|_| Gap { missed: None });
+            (None, _) => {
+                let gap = join.options.since.map(|_| Gap { missed: None });
                 self.open_join(state, join, progress, (None, gap));
             }
             (Some(at), None) if join.options.last == 0 => self.open_join(state, join, progress, (Some(at), None)),
@@ -309,10 +325,22 @@ impl Shard {
         }
         let Some(entry) = state.rooms.same(join.room) else { return };
         let name = entry.name.clone();
-        let behind = entry.feed.position().is_some_and(|at| at.cursor().epoch != page.head.epoch);
+        // The feed may have lost the very message that would tell it: history's word is as good.
+        let late = progress.reached.is_some() && page.publications.is_empty();
+        let behind = entry
+            .feed
+            .position()
+            .is_some_and(|at| at.cursor().epoch != page.head.epoch || (late && !at.covers(page.head)));
         let step = if behind { entry.feed.on_head(page.head) } else { Step::Nothing };
         self.obey(state, join.room.0, step);
         match progress.reached {
+            None if join.options.since.is_none() && page.gap.is_some() && join.from.is_some() => {
+                self.open_join(state, join, progress, (join.from, None));
+                if let Some(from) = join.from {
+                    self.send(state, join.session.index, &Event::Gap { room: &name, from, to: page.from });
+                }
+                progress.reached = Some(page.from);
+            }
             None => self.open_join(state, join, progress, (Some(page.from), page.gap)),
             Some(from) if page.gap.is_some() => {
                 self.send(state, join.session.index, &Event::Gap { room: &name, from, to: page.from });
@@ -362,6 +390,30 @@ impl Shard {
             Some(special) => entry.special.push(special),
             None => entry.plain.push(join.session.index),
         }
+        let came = entry.coming.iter().position(|coming| coming.session == join.session.index);
+        let Some(came) = came.map(|place| entry.coming.swap_remove(place)) else { return };
+        for (_, frames) in came.events.into_iter().filter(|(at, _)| *at > version) {
+            self.queue(state, join.session.index, frames);
+        }
+    }
+
+    /// A join that a later one, or a leave, has overtaken: whoever waits for its number is answered. It is nobody's
+    /// fault and counts as no error.
+    fn answer_superseded(&self, state: &mut State, join: &Join) {
+        let Some(name) = state.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
+        if join.id.is_none() || state.sessions.open(join.session).is_none() {
+            return;
+        }
+        let code = ErrorCode::NotJoined;
+        let error = Event::Error {
+            id: join.id,
+            room: Some(Cow::Borrowed(name.as_str())),
+            code,
+            message: Cow::Borrowed("a later join or leave of this room has overtaken this one"),
+            retryable: code.retryable(),
+            retry_after_ms: None,
+        };
+        self.send(state, join.session.index, &error);
     }
 
     /// Gives a join up: the client is told why and is not in the room.
@@ -376,6 +428,10 @@ impl Shard {
         self.vacate(state, join.session, join.room.0, Stage::Joining);
         let asker = Asker { who: join.session, id: join.id };
         self.refuse(state, asker, Some(Cow::Borrowed(name.as_str())), refusal);
+        if join.from.is_some() && state.sessions.open(join.session).is_some() {
+            // It was a member before it asked to join again, and is none any more.
+            self.send(state, join.session.index, &Event::Left { id: None, room: &name, reason: None });
+        }
     }
 
     // --- going ---
@@ -404,6 +460,7 @@ impl Shard {
         if stage == Stage::Member {
             entry.remove_member(who.index);
         }
+        entry.coming.retain(|coming| coming.session != who.index);
         entry.occupants -= 1;
         self.node.metrics.members.dec();
         drop(self.node.broker.attend(&entry.name, Attendance::Leave { session, announce: entry.class.presence }));

@@ -200,6 +200,7 @@ impl Shard {
             lane: Lane::None,
             phase: Phase::Open,
             blocked: false,
+            stale_filed: false,
             live: Live::new(now_ms),
             socket,
             outbox: Outbox::default(),
@@ -297,7 +298,7 @@ impl Shard {
 
     /// Queues frames for one open session; one that reads too slowly is closed.
     fn queue(&self, state: &mut State, index: u32, frames: Frames) {
-        let Some(conn) = state.sessions.at(index) else { return };
+        let Some(conn) = state.sessions.at(index).filter(|conn| conn.phase == Phase::Open) else { return };
         let bytes = frames.bytes.len();
         let who = SessionRef { index, generation: conn.generation };
         if conn.outbox.push(frames.clone(), self.now_ms(), &self.node.outbox_limits).is_err() {

@@ -5,7 +5,7 @@ use super::feed::Feed;
 use crate::{
     class::Class,
     command::{EchoWish, JoinOptions, PresenceWish},
-    session::SessionId,
+    session::{Frames, SessionId},
 };
 use bytes::BytesMut;
 use fanfare_broker::{Cursor, Origin, Publication, Room};
@@ -34,6 +34,8 @@ pub(super) struct RoomEntry {
     pub(super) occupants: u32,
     /// When the last one left.
     pub(super) emptied_ms: u32,
+    /// Sessions that have asked who is here and are not members yet.
+    pub(super) coming: Vec<Coming>,
     /// Joins that wait for the subscription.
     pub(super) waiting: Vec<super::join::Join>,
     ring: VecDeque<Publication>,
@@ -49,6 +51,18 @@ pub(super) struct Special {
     /// Whose messages stay away.
     pub(super) without: SmallVec<[Origin; 2]>,
 }
+
+/// A session that is coming in and wishes to see who comes and goes: what happens between its listing and its becoming
+/// a member waits here.
+#[derive(Debug)]
+pub(super) struct Coming {
+    pub(super) session: u32,
+    /// Presence events by version, at most [`COMING_MAX`].
+    pub(super) events: Vec<(u64, Frames)>,
+}
+
+/// Presence events that wait for one session; a listing is never older than the few seconds in which so many come.
+pub(super) const COMING_MAX: usize = 4096;
 
 /// What a room's members get at the end of the tick: their frames, back to back, encoded once.
 #[derive(Debug, Default)]
@@ -149,6 +163,7 @@ impl Rooms {
             special: Vec::new(),
             occupants: 0,
             emptied_ms: 0,
+            coming: Vec::new(),
             waiting: Vec::new(),
             ring: VecDeque::new(),
             batch: None,

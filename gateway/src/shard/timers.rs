@@ -33,6 +33,7 @@ impl Shard {
                 self.on_timer(state, timer);
             }
             self.let_go(state);
+            self.evict_fullest(state);
             self.node.metrics.outbox_bytes.add(state.outbox_bytes as i64 - state.outbox_told);
             state.outbox_told = state.outbox_bytes as i64;
         }
@@ -87,12 +88,21 @@ impl Shard {
         }
     }
 
+    /// Looks at a session whose socket is full again when its outbox may have grown too old; one entry per session.
+    pub(super) fn watch_stale(&self, state: &mut State, who: SessionRef) {
+        let Some(conn) = state.sessions.open(who) else { return };
+        if !std::mem::replace(&mut conn.stale_filed, true) {
+            self.start_wheel_entry(state, Timer::Stale(who), self.node.outbox_limits.age_ms + TICK_MS);
+        }
+    }
+
     fn check_stale(&self, state: &mut State, who: SessionRef, now_ms: u32) {
         let Some(conn) = state.sessions.open(who) else { return };
+        conn.stale_filed = false;
         if conn.blocked && conn.outbox.is_stale(now_ms, &self.node.outbox_limits) {
             self.end(state, who, CloseReason::TooSlow, None);
         } else if conn.blocked {
-            self.start_wheel_entry(state, Timer::Stale(who), self.node.outbox_limits.age_ms);
+            self.watch_stale(state, who);
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::{Router, body::Body};
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Request, Response, StatusCode, Version,
     body::Incoming,
     header::{self, HeaderMap, HeaderName, HeaderValue},
     server::conn::http1,
@@ -23,6 +23,8 @@ use tower::ServiceExt as _;
 
 /// Time for a request's head to come in, and for an idle connection to ask again: nginx keeps one for 4 s.
 const HEAD_TIME: Duration = Duration::from_secs(5);
+/// Time for a request's body to come in and for its answer, which the broker gives within a second.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Bytes and fields of a request's head.
 const HEAD_BYTES: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
@@ -61,10 +63,15 @@ async fn answer(shard: &Rc<Shard>, router: Router, peer: IpAddr, mut request: Re
             return problem(&Refusal::new(ErrorCode::Forbidden, "pages of this origin may not use this gateway"));
         }
     }
-    let client = node.peers.client(peer, text(FORWARDED_FOR));
+    // A proxy may append a line of its own: all of them count, in order.
+    let forwarded = request.headers().get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
+    let client = node.peers.client(peer, Some(&forwarded.collect::<Vec<_>>().join(",")));
     let mut response = match Door::of(request.uri()) {
         _ if request.method() == Method::OPTIONS && origin.is_some() => problem::preflight(),
         Some(_) if request.method() != Method::GET => problem::method_not_allowed("GET"),
+        Some(Ok(_)) if request.version() != Version::HTTP_11 => {
+            problem(&Refusal::bad_request("WebSocket needs HTTP/1.1"))
+        }
         Some(Ok(door)) => match accept(shard, client, request.headers()) {
             Ok((response, seat)) => {
                 let upgraded = hyper::upgrade::on(&mut request);
@@ -74,9 +81,10 @@ async fn answer(shard: &Rc<Shard>, router: Router, peer: IpAddr, mut request: Re
             Err(refusal) => problem(&refusal),
         },
         Some(Err(refusal)) => problem(&refusal),
-        None => match router.oneshot(request.map(Body::new)).await {
-            Ok(response) => response,
-            Err(never) => match never {},
+        None => match tokio::time::timeout(REQUEST_TIME, router.oneshot(request.map(Body::new))).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(never)) => match never {},
+            Err(_) => problem::too_slow(),
         },
     };
     if let Some(origin) = origin {
