@@ -6,6 +6,7 @@ mod cluster;
 mod http_api;
 mod process;
 mod protocol;
+mod regressions;
 mod sentences;
 mod stage;
 mod through_nginx;

@@ -1,0 +1,137 @@
+//! Joins that something comes in between of: traffic, a second join, a leave, an arrival.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fanfare_tests::{Client, Cluster, http};
+use serde_json::{Value, json};
+
+use crate::sentences::KEEP_ALL;
+use crate::stage::{one_node_with, publish_numbers, split};
+
+/// Enough for traffic to fall between each rejoin's steps many times over.
+const REJOINS: usize = 50;
+
+/// A member that joins again lost its place while the members were listed: what was published meanwhile never came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rejoining_with_presence_under_traffic_skipped_what_came_while_members_were_listed() {
+    let cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
+    let mut member = Client::connect(cluster.address(0)).await;
+    let (epoch, start) = split(&member.join("busy").await["cursor"]);
+    let enough = Arc::new(AtomicBool::new(false));
+    let (address, stop) = (cluster.address(1), Arc::clone(&enough));
+    let traffic = tokio::spawn(async move {
+        let batch = json!(vec![json!({"room": "busy", "data": 1}); 20]);
+        let mut last = Value::Null;
+        while !stop.load(Ordering::Relaxed) {
+            let reply = http::post(address, "/v1/publish", &batch).send().await.expect(200);
+            last = reply[19]["cursor"].clone();
+        }
+        last
+    });
+    for _ in 0..REJOINS {
+        let joined = member.join_with(json!({"room": "busy", "presence": true})).await;
+        assert_eq!(split(&joined["cursor"]).0, epoch, "{joined}");
+    }
+    enough.store(true, Ordering::Relaxed);
+    let (_, last) = split(&traffic.await.expect("the publisher ends by itself"));
+    let mut at = start;
+    while at < last {
+        let message = member.message().await;
+        assert_eq!(split(&message["cursor"]), (epoch.clone(), at + 1), "a hole or a repeat: {message}");
+        at += 1;
+    }
+    assert!(at - start > REJOINS as u64, "there was traffic between the rejoins: {at}");
+    assert!(member.so_far().await.iter().all(|frame| frame.kind() != "message"), "nothing is repeated");
+}
+
+/// The kinds of the answers to two commands, sent while Redis is stopped and answered once it goes on.
+async fn answers_to_both(cluster: &mut Cluster, client: &mut Client, commands: [Value; 2]) -> [String; 2] {
+    cluster.redis().signal("STOP");
+    for command in &commands {
+        client.send(command.clone()).await;
+    }
+    let mut frames = client.so_far().await; // the gateway has both before Redis says a word
+    cluster.redis().signal("CONT");
+    let answers = commands.map(|command| command["id"].clone());
+    while !answers.iter().all(|id| frames.iter().any(|frame| &frame.json["id"] == id)) {
+        frames.push(client.next().await);
+    }
+    answers.map(|id| {
+        let mut of_id = frames.iter().filter(|frame| frame.json["id"] == id);
+        let answer = &of_id.next().expect("the loop ended with an answer for each").json;
+        assert_eq!(of_id.next(), None, "one answer for {id}");
+        match answer["type"].as_str() {
+            Some("error") => answer["code"].as_str().unwrap_or_default().to_owned(),
+            kind => kind.unwrap_or_default().to_owned(),
+        }
+    })
+}
+
+/// Ids beyond those that the client's own questions use.
+fn join(id: u64, room: &str) -> Value {
+    json!({"type": "join", "id": id, "room": room})
+}
+
+fn leave(id: u64, room: &str) -> Value {
+    json!({"type": "leave", "id": id, "room": room})
+}
+
+/// The earlier of two joins was dropped where it waited, and with it the answer to its id.
+#[tokio::test]
+async fn a_join_overtaken_by_another_while_the_room_was_subscribed_got_no_answer() {
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let mut client = Client::connect(cluster.address(0)).await;
+    let answers = answers_to_both(&mut cluster, &mut client, [join(901, "new"), join(902, "new")]).await;
+    assert_eq!(answers[1], "joined");
+    assert!(["not_joined", "joined"].contains(&answers[0].as_str()), "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_join_overtaken_by_a_leave_while_the_room_was_subscribed_got_no_answer() {
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let mut client = Client::connect(cluster.address(0)).await;
+    let answers = answers_to_both(&mut cluster, &mut client, [join(901, "new"), leave(902, "new")]).await;
+    assert_eq!(answers, ["not_joined", "left"]);
+    assert_eq!(client.refused(json!({"type": "leave", "room": "new"})).await, "not_joined", "it is in no room");
+}
+
+#[tokio::test]
+async fn a_resume_overtaken_by_a_leave_while_history_was_read_got_no_answer() {
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let last = publish_numbers(&cluster, "old", 0, 5).await;
+    let since = format!("{}.1", split(&json!(last)).0);
+    let mut client = Client::connect(cluster.address(0)).await;
+    // Followed from here on: what came before is not in the node's memory and must be read from Redis.
+    client.join("old").await;
+    client.leave("old").await;
+    let mut resume = join(901, "old");
+    resume["since"] = json!(since);
+    let answers = answers_to_both(&mut cluster, &mut client, [resume, leave(902, "old")]).await;
+    assert_eq!(answers, ["not_joined", "left"]);
+}
+
+/// More than the outbox and what the kernel holds for a socket nobody reads (10 MiB at most by its defaults).
+const LONG_HISTORY: usize = 300;
+
+/// Member events began with the join's completion, the list ended before its history: who came between was in neither.
+#[tokio::test]
+async fn who_arrived_between_a_joins_member_list_and_its_completion_was_never_announced() {
+    let cluster = one_node_with(KEEP_ALL).await;
+    let item = json!({"room": "long", "data": "x".repeat(60_000)});
+    for _ in 0..LONG_HISTORY / 15 {
+        http::post(cluster.address(0), "/v1/publish", &json!(vec![item.clone(); 15])).send().await.expect(200);
+    }
+    let mut member = Client::connect(cluster.address(0)).await;
+    let joined = member.join_with(json!({"room": "long", "presence": true, "history": LONG_HISTORY})).await;
+    // It has read no further: its join cannot have completed.
+    let mut other = Client::connect(cluster.address(0)).await;
+    other.join("long").await;
+    let listed = joined["members"].as_array().expect("a join with presence lists members");
+    assert!(listed.iter().all(|one| one["user"] != json!(other.session())), "{joined}");
+    let event = member.take("member_joined").await.json;
+    assert_eq!(event["member"]["user"], json!(other.session()), "{event}");
+    other.close().await;
+    let event = member.take("member_left").await.json;
+    assert_eq!(event["room"], "long", "{event}");
+}
