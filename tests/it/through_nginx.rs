@@ -148,9 +148,9 @@ macro_rules! behind {
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn ninety_members_lose_nothing_of_six_thousand_publishes() {
+            async fn three_hundred_members_lose_nothing_of_twenty_thousand_publishes() {
                 let (_cluster, nginx) = super::three_nodes_behind($version).await;
-                crate::sentences::nothing_is_lost_under_load(&nginx.front(), 90, 6_000).await;
+                crate::sentences::nothing_is_lost_under_load(&nginx.front(), 300, 20_000).await;
             }
 
             #[tokio::test]
