@@ -90,6 +90,16 @@ impl Refusal {
         Self::new(ErrorCode::BadRequest, message)
     }
 
+    /// The room's class has no history.
+    pub(crate) fn history_off() -> Self {
+        Self::new(ErrorCode::HistoryOff, "this room keeps no history")
+    }
+
+    /// The room's class has no presence.
+    pub(crate) fn presence_off() -> Self {
+        Self::new(ErrorCode::PresenceOff, "members of this room do not see each other")
+    }
+
     pub(crate) fn retry_after(mut self, ms: u64) -> Self {
         self.retry_after_ms = Some(ms);
         self
@@ -113,7 +123,7 @@ impl From<fanfare_broker::BrokerError> for Refusal {
             B::Overloaded => {
                 Self::new(ErrorCode::BackplaneOverloaded, "too much is waiting for the backplane").retry_after(500)
             }
-            B::HistoryOff => Self::new(ErrorCode::HistoryOff, "this room keeps no history"),
+            B::HistoryOff => Self::history_off(),
             B::Protocol(text) => {
                 tracing::error!(%text, "the backplane answered unexpectedly");
                 Self::new(ErrorCode::Internal, "the backplane answered unexpectedly")

@@ -147,10 +147,7 @@ const CURL_DEFAULT: &str = "application/x-www-form-urlencoded";
 
 fn order(node: &Node, room: Room, data: &str, event: Option<&str>, key: Option<&str>) -> Result<Order, Refusal> {
     auth::permit(None, Act::Publish, &room)?;
-    let limit = node.limits.message_bytes;
-    if data.len() > limit && native::compact_len(data) > limit {
-        return Err(Refusal::new(ErrorCode::MessageTooLarge, format!("data has more than {limit} bytes")));
-    }
+    native::check_size(data, node.limits.message_bytes)?;
     let event = native::event_name(event.map(Cow::Borrowed))?;
     let key = key.map(|key| IdempotencyKey::parse(key).ok_or_else(|| Refusal::bad_request("key has 1 to 64 bytes")));
     let payload = native::payload(data, event.as_deref(), native::From::Backend);

@@ -4,7 +4,7 @@ use super::{Named, room};
 use crate::{
     auth::{self, Act},
     command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
-    error::{ErrorCode, Refusal},
+    error::Refusal,
     event::MemberView,
     node::Node,
     problem::json,
@@ -94,7 +94,7 @@ pub(super) async fn history(
     let since = native::cursor(since.map(Cow::Owned))?;
     let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX);
     let retention = node.classes.of(room.as_str()).history;
-    let retention = retention.ok_or_else(|| Refusal::new(ErrorCode::HistoryOff, "this room keeps no history"))?;
+    let retention = retention.ok_or_else(Refusal::history_off)?;
     let mut page = node.broker.history(&room, retention, HistoryQuery { since, limit }).await?;
     page.cut(node.outbox_limits.bytes / 2, since.is_none());
     Ok(json(StatusCode::OK, native::history(None, &room, &page)))
@@ -105,7 +105,7 @@ pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>)
     let room = room(path)?;
     auth::permit(None, Act::Presence, &room)?;
     if !node.classes.of(room.as_str()).presence {
-        return Err(Refusal::new(ErrorCode::PresenceOff, "members of this room do not see each other"));
+        return Err(Refusal::presence_off());
     }
     let presence = node.broker.presence(&room, Detail::Members).await?;
     let members = presence.members.iter().map(MemberView::from).collect();

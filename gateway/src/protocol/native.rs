@@ -213,11 +213,17 @@ pub(crate) fn payload(data: &str, event: Option<&str>, from: From<'_>) -> Vec<u8
     out
 }
 
-/// Bytes of `data` in what [`payload`] made of it, for the message limit.
-pub(crate) fn compact_len(data: &str) -> usize {
-    let mut out = Vec::new();
-    json::put_compact(&mut out, data);
-    out.len()
+/// Checks `data` against the message limit: what counts is what [`payload`] makes of it.
+pub(crate) fn check_size(data: &str, bytes_max: usize) -> Result<(), Refusal> {
+    let fits = data.len() <= bytes_max || {
+        let mut compact = Vec::new();
+        json::put_compact(&mut compact, data);
+        compact.len() <= bytes_max
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Refusal::new(ErrorCode::MessageTooLarge, format!("data has more than {bytes_max} bytes")))
 }
 
 /// Who published.

@@ -58,7 +58,7 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(crate) enum Action<'a> {
     Join(Room, JoinOptions),
-    Leave(Cow<'a, str>),
+    Leave(Room),
     Publish(PublishAction<'a>),
     Presence(Room),
     History { room: Room, since: Option<Cursor>, limit: usize },
@@ -98,8 +98,8 @@ impl Session {
         }
         match command.ask {
             Ask::Join { room, options } => self.join(room, options, now_ms),
-            Ask::Leave { room } => match Room::check(&room) {
-                Ok(()) => Action::Leave(room),
+            Ask::Leave { room } => match Room::parse(&room) {
+                Ok(room) => Action::Leave(room),
                 Err(why) => self.refuse(Some(room), why.into(), now_ms),
             },
             Ask::Publish(ask) => self.publish(ask, limits, now_ms),

@@ -63,13 +63,11 @@ impl Shard {
             Action::Publish(publish) => self.publish(state, asker, publish),
             Action::Join(room, options) => self.join(state, asker, &room, options),
             Action::Leave(room) => {
-                if !self.leave(state, who, &room) {
+                if !self.leave(state, who, room.as_str()) {
                     let refusal = Refusal::new(ErrorCode::NotJoined, "this session is not in the room");
-                    return self.refuse(state, asker, Some(room), refusal);
+                    return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
                 }
-                if let Ok(room) = Room::parse(&room) {
-                    self.send(state, who.index, &Event::Left { id, room: &room, reason: None });
-                }
+                self.send(state, who.index, &Event::Left { id, room: &room, reason: None });
             }
             Action::Presence(room) => drop(tokio::task::spawn_local(Rc::clone(self).presence(asker, room))),
             Action::History { room, since, limit } => {
@@ -120,18 +118,17 @@ impl Shard {
     fn publish(&self, state: &mut State, asker: Asker, publish: PublishAction<'_>) {
         let Asker { who, id } = asker;
         let PublishAction { room, data, event, key } = publish;
-        let limit = self.node.limits.message_bytes;
-        if data.len() > limit && native::compact_len(data) > limit {
-            let refusal = Refusal::new(ErrorCode::MessageTooLarge, format!("data has more than {limit} bytes"));
+        if let Err(refusal) = native::check_size(data, self.node.limits.message_bytes) {
             return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
         }
         let Some(conn) = state.sessions.open(who) else { return };
+        let origin = Origin::from(conn.session.id);
         let from = From::Session(conn.session.id, conn.session.user());
         let payload = native::payload(data, event.as_deref(), from);
         let ticket = Ticket([who.to_u64(), answer_id(id), u64::from(self.now_ms())]);
         let publish = Publish {
             retention: self.retention(state, &room),
-            origin: self.origin(state, who),
+            origin,
             room,
             ts_ms: unix_ms(),
             payload: payload.into(),
@@ -149,10 +146,6 @@ impl Shard {
     fn retention(&self, state: &State, room: &Room) -> Option<fanfare_broker::Retention> {
         let followed = state.rooms.find(room.as_str()).and_then(|key| state.rooms.get(key));
         followed.map_or_else(|| self.node.classes.of(room.as_str()), |entry| entry.class).history
-    }
-
-    fn origin(&self, state: &mut State, who: SessionRef) -> Origin {
-        state.sessions.open(who).map(|conn| conn.session.id.into()).unwrap_or_default()
     }
 
     /// The broker's answer to a publish.
@@ -183,7 +176,7 @@ impl Shard {
         let answer = if self.node.classes.of(room.as_str()).presence {
             self.node.broker.presence(&room, Detail::Members).await.map_err(Refusal::from)
         } else {
-            Err(Refusal::new(ErrorCode::PresenceOff, "members of this room do not see each other"))
+            Err(Refusal::presence_off())
         };
         let state = &mut *self.state.borrow_mut();
         let Asker { who, id } = asker;
@@ -202,7 +195,7 @@ impl Shard {
     async fn history(self: Rc<Self>, asker: Asker, room: Room, query: HistoryQuery) {
         let answer = match self.node.classes.of(room.as_str()).history {
             Some(retention) => self.node.broker.history(&room, retention, query).await.map_err(Refusal::from),
-            None => Err(Refusal::new(ErrorCode::HistoryOff, "this room keeps no history")),
+            None => Err(Refusal::history_off()),
         };
         let state = &mut *self.state.borrow_mut();
         let Asker { who, id } = asker;

@@ -108,7 +108,7 @@ impl Shard {
             None => self.node.classes.of(room.as_str()),
         };
         if wish == PresenceWish::Members && !class.presence {
-            return Err(Refusal::new(ErrorCode::PresenceOff, "members of this room do not see each other"));
+            return Err(Refusal::presence_off());
         }
         let (key, made) = state.rooms.find_or_make(room, || class);
         let number = conn.session.begin_join(key);
