@@ -1,0 +1,76 @@
+//! The gateway as a library of one function: [`main`] is the process. It reads what is asked, builds, runs, drains, and ends
+//! with an exit code that says how it went. The binary adds the allocator and nothing else.
+
+mod admin;
+mod api;
+mod app;
+mod auth;
+mod class;
+mod cli;
+mod client;
+mod close;
+mod command;
+mod config;
+mod drain;
+mod error;
+mod event;
+mod limits;
+mod live;
+mod metrics;
+mod node;
+mod problem;
+mod protocol;
+mod session;
+mod shard;
+mod transport;
+
+use cli::Invocation;
+use config::{Config, LogFormat};
+use std::process::ExitCode;
+
+/// `EX_UNAVAILABLE` of sysexits.h: a port is taken, Redis is not there.
+const UNAVAILABLE: u8 = 69;
+
+/// The process, from its arguments to its exit code: 0, 2 for a wrong use, 69 for what is not available, 78 for a bad
+/// configuration.
+#[must_use]
+pub fn main() -> ExitCode {
+    let invocation = match cli::invocation() {
+        Ok(invocation) => invocation,
+        Err(code) => return code,
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(why) => {
+            eprintln!("fanfare: no runtime: {why}");
+            return ExitCode::from(UNAVAILABLE);
+        }
+    };
+    match invocation {
+        Invocation::Serve(config) => {
+            log(&config);
+            match runtime.block_on(app::run(*config)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    eprintln!("fanfare: {why}");
+                    ExitCode::from(UNAVAILABLE)
+                }
+            }
+        }
+        Invocation::Sub(subscribe) => runtime.block_on(client::subscribe(subscribe)),
+        Invocation::Pub(publish) => runtime.block_on(client::publish(publish)),
+        Invocation::Bench(order) => runtime.block_on(client::bench(*order)),
+        Invocation::Check(file) => cli::check(&file),
+        Invocation::Health(health) => runtime.block_on(client::health(health)),
+    }
+}
+
+/// Log lines go to standard error.
+fn log(config: &Config) {
+    let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::from(config.log_level));
+    let lines = lines.with_writer(std::io::stderr).with_target(false);
+    match config.log {
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+    }
+}
