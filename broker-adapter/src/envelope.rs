@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0  version   u8   this file's is 1; others are counted and dropped
-//!  1  kind      u8   1 message, 2 joined, 3 left, 4 note
+//!  1  kind      u8   1 message, 2 joined, 3 left, 4 note, 5 messages
 //!  2  flags     u8   bit 0: epoch and offset are a cursor
 //!  3  epoch     8 characters, or zeros
 //! 11  offset    u64  the message's offset; for joined and left the presence version
@@ -12,12 +12,13 @@
 //! 43  origin    12   │ (the publish script)
 //! 55  payload        ┘
 //! ```
+//! Messages are several of one room: instead of one tail each one's bytes u32 and tail, and the offset is the first one's.
 //! Integers are big-endian. A presence payload is `user bytes u16, user, info`; user bytes 0xFFFF: anonymous.
 
 use crate::{
     Cursor, Epoch, Event, MessageId, NodeId, Offset, Origin, PresenceEvent, PresenceKind, Publication, User, Who,
 };
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The layout's version.
 pub const VERSION: u8 = 1;
@@ -39,6 +40,8 @@ pub enum Kind {
     Left = 3,
     /// A note between nodes.
     Note = 4,
+    /// Publications of one room that follow each other.
+    Messages = 5,
 }
 
 /// A decoded envelope.
@@ -46,6 +49,8 @@ pub enum Kind {
 pub enum Envelope {
     /// Something that happened in a room.
     Event(Event),
+    /// Publications of one room, in order.
+    Messages(Vec<Publication>),
     /// A note between nodes.
     Note(Bytes),
 }
@@ -79,12 +84,16 @@ pub fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, origin: Origin, p
     out.put_slice(payload);
 }
 
-/// A message without cursor, whole.
+/// One or several messages of one room without cursor, whole.
 #[must_use]
-pub fn message_without_cursor(id: MessageId, ts_ms: u64, origin: Origin, payload: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(PAYLOAD + payload.len());
-    out.put_slice(&header(Kind::Message, 0));
-    put_tail(&mut out, id, ts_ms, origin, payload);
+pub fn messages_without_cursor(kind: Kind, tails: impl Iterator<Item = BytesMut>) -> Bytes {
+    let mut out = BytesMut::from(&header(kind, 0)[..]);
+    for tail in tails {
+        if kind == Kind::Messages {
+            out.put_u32(tail.len() as u32); // a message's limit is far below
+        }
+        out.put_slice(&tail);
+    }
     out.freeze()
 }
 
@@ -124,6 +133,9 @@ pub fn decode(bytes: &Bytes) -> Result<Envelope, Unreadable> {
         0 => None,
         _ => Some(Cursor::new(epoch(&bytes[3..11])?, Offset(number))),
     };
+    if bytes[1] == Kind::Messages as u8 {
+        return decode_tails(bytes.slice(TAIL..), cursor).map(Envelope::Messages);
+    }
     let publication = decode_tail(&bytes.slice(TAIL..), cursor)?;
     Ok(match bytes[1] {
         k if k == Kind::Message as u8 => Envelope::Event(Event::Message(publication)),
@@ -145,6 +157,22 @@ pub fn decode_tail(tail: &Bytes, cursor: Option<Cursor>) -> Result<Publication, 
     let id = MessageId { node: NodeId(be64(tail, 0)), number: be64(tail, 8) };
     let origin = Origin(tail[24..36].try_into().map_err(|_| Unreadable)?);
     Ok(Publication { cursor, id, origin, ts_ms: be64(tail, 16), payload: tail.slice(PAYLOAD - TAIL..) })
+}
+
+/// Reads several tails, each behind its length; the cursor is the first one's.
+fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>) -> Result<Vec<Publication>, Unreadable> {
+    let mut list = Vec::new();
+    while !rest.is_empty() {
+        let len = *rest.first_chunk::<4>().ok_or(Unreadable)?;
+        rest.advance(len.len());
+        let len = u32::from_be_bytes(len) as usize;
+        if len > rest.len() {
+            return Err(Unreadable);
+        }
+        list.push(decode_tail(&rest.split_to(len), cursor)?);
+        cursor = cursor.map(|last| Cursor::new(last.epoch, last.offset.next()));
+    }
+    Ok(list)
 }
 
 fn presence(kind: PresenceKind, p: &Publication, version: u64) -> Result<Envelope, Unreadable> {
@@ -224,8 +252,28 @@ mod tests {
     }
 
     #[test]
+    fn the_layout_of_several_messages() {
+        let mut out = BytesMut::from(&head(Kind::Messages, true)[..]);
+        out.put_slice(b"Xk2p9QaB");
+        out.put_u64(42);
+        for payload in ["hi", "", "there"] {
+            out.put_u32((PAYLOAD - TAIL + payload.len()) as u32);
+            put_tail(&mut out, ID, 7, Origin(*b"abcdefghijkl"), payload.as_bytes());
+        }
+        let whole = out.freeze();
+        let Ok(Envelope::Messages(list)) = decode(&whole) else { panic!("messages") };
+        let seen: Vec<_> = list.iter().map(|p| (p.cursor.unwrap().to_string(), &p.payload[..])).collect();
+        let due: [(_, &[u8]); 3] = [("Xk2p9QaB.42", b"hi"), ("Xk2p9QaB.43", b""), ("Xk2p9QaB.44", b"there")];
+        assert_eq!(seen, due.map(|(cursor, payload)| (cursor.to_owned(), payload)));
+        for cut in TAIL + 1..whole.len() {
+            let whole_messages = cut == TAIL + 42 || cut == TAIL + 82;
+            assert_eq!(decode(&whole.slice(..cut)).is_ok(), whole_messages && cut >= PAYLOAD, "cut to {cut}");
+        }
+    }
+
+    #[test]
     fn other_versions_and_kinds_are_refused() {
-        for (at, value) in [(0, 2), (1, 0), (1, 5), (3, b'*')] {
+        for (at, value) in [(0, 2), (1, 0), (1, 6), (3, b'*')] {
             let mut bytes = with_cursor(b"hi").to_vec();
             bytes[at] = value;
             assert_eq!(decode(&bytes.into()).err(), Some(Unreadable), "byte {at} = {value}");

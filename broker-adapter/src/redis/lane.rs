@@ -9,7 +9,7 @@ use super::{
     script::{self, Maker},
 };
 use crate::{
-    BrokerError, Cursor, Retention, Room, Subscriber, SubscriberId,
+    BrokerError, Cursor, Event, Retention, Room, Subscriber, SubscriberId,
     envelope::{self, Envelope},
 };
 use bytes::Bytes;
@@ -127,6 +127,12 @@ impl Lane {
         match (self.names.room_of(&channel), envelope::decode(&Bytes::from(bytes))) {
             (Some(room), Ok(Envelope::Event(event))) => {
                 self.interest().deliver(connection, room, &event, &self.subscribers);
+            }
+            (Some(room), Ok(Envelope::Messages(list))) => {
+                let mut interest = self.interest();
+                for publication in list {
+                    interest.deliver(connection, room, &Event::Message(publication), &self.subscribers);
+                }
             }
             (None, Ok(Envelope::Note(note))) => self.subscribers.iter().for_each(|s| s.told(note.clone())),
             _ => self.unreadable(),

@@ -1,6 +1,6 @@
 //! The Redis broker: many nodes, one order per room, everything shared in one Redis.
 //!
-//! - `publisher.rs`: one command connection for everything that this node writes, in order, in pipelines.
+//! - `publisher.rs`, `batch.rs`: one command connection for everything that this node writes, in order, in pipelines.
 //! - `lane.rs`, `interest.rs`: subscriber connections; a room's messages come over one of them.
 //! - `supervisor.rs`, `link.rs`: how a connection is judged and kept.
 //! - `script.rs`, `scripts/`, `names.rs`: what is said to Redis, and what keys are called.
@@ -10,6 +10,7 @@
 //! Tasks run on the runtime of whoever called [`RedisBroker::connect`] and end with the broker. It never uses the
 //! client library's own resubscription or connection manager: they lose subscriptions and stall for seconds.
 
+mod batch;
 mod config;
 mod interest;
 mod keeper;

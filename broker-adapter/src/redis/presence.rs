@@ -243,6 +243,10 @@ pub(super) struct Attend {
 }
 
 impl Attend {
+    pub(super) fn room(&self) -> &Room {
+        &self.unsent.place.0
+    }
+
     pub(super) fn command(&self, maker: &Maker) -> Cmd {
         let Unsent { place, owner, payload, announced, tell, .. } = &self.unsent;
         let what = match payload {

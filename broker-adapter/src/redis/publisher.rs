@@ -1,13 +1,14 @@
 //! The command connection: everything that this node writes, in the order in which it was asked for. What waits is
-//! collected into one pipeline, with a few pipelines in flight: an idle publisher adds no delay, a busy one no round
-//! trips. Never waits for itself: a full queue and a backplane that is not up are answered at once.
+//! collected into one pipeline (`batch.rs`), with a few pipelines in flight: an idle publisher adds no delay, a busy one
+//! no round trips. Never waits for itself: a full queue and a backplane that is not up are answered at once.
 
 use super::{
+    batch::{self, Call},
     link::{Carrier, Connected, Link, Signals},
     presence::Attend,
     script::{self, Maker},
 };
-use crate::{BrokerError, Outcome, Publish, Published, Reply, Room, Subscriber};
+use crate::{BrokerError, Outcome, Publish, Reply, Room, Subscriber};
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use redis::{Cmd, PushInfo, RedisError, ServerError, ServerErrorKind, Value};
 use std::{
@@ -42,11 +43,12 @@ pub(super) const GRACE: Duration = Duration::from_millis(100);
 
 /// Something to write.
 pub(super) struct Command {
-    what: What,
-    since: Instant,
+    pub(super) what: What,
+    pub(super) since: Instant,
 }
 
-enum What {
+/// What is asked.
+pub(super) enum What {
     Publish {
         publish: Publish,
         number: u64,
@@ -61,7 +63,7 @@ enum What {
 }
 
 /// Tells whoever asked what became of a publish, once; dropped without a word it says "not available".
-struct Answer {
+pub(super) struct Answer {
     reply: Option<(Reply, Room)>,
     subscribers: Arc<[Arc<dyn Subscriber>]>,
     waiting: Arc<Waiting>,
@@ -76,8 +78,14 @@ struct Waiting {
 }
 
 impl Answer {
-    fn give(mut self, outcome: Outcome) {
+    pub(super) fn give(mut self, outcome: Outcome) {
         self.tell(outcome);
+    }
+
+    /// For commands that nobody sends.
+    #[cfg(test)]
+    pub(super) fn nobody() -> Self {
+        Self { reply: None, subscribers: Arc::new([]), waiting: Arc::default(), bytes: 0 }
     }
 
     fn tell(&mut self, outcome: Outcome) {
@@ -194,7 +202,7 @@ pub(super) struct Pipe {
 }
 
 /// `None`: not in time.
-type Answered = (Vec<Command>, Option<Result<Vec<Value>, RedisError>>);
+type Answered = (Vec<Call>, Option<Result<Vec<Value>, RedisError>>);
 
 impl Carrier for Pipe {
     fn receiver(&mut self) -> Box<dyn Fn(PushInfo) + Send + Sync> {
@@ -220,7 +228,7 @@ impl Pipe {
     async fn write(&mut self, mut on: Connected, signals: &Signals) {
         self.maker.fence = on.fence.clone();
         let mut running = FuturesOrdered::new();
-        let mut again: Vec<Command> = Vec::new();
+        let mut again: Vec<Call> = Vec::new();
         let mut next = Vec::with_capacity(BATCH);
         signals.synced();
         loop {
@@ -240,7 +248,9 @@ impl Pipe {
                     }
                     // A connection that is not up any more refuses what had been taken before.
                     if self.link.is_up() {
-                        self.send(&mut running, &on, std::mem::replace(&mut next, Vec::with_capacity(BATCH)));
+                        let fresh = std::mem::replace(&mut next, Vec::with_capacity(BATCH));
+                        let calls = calls(fresh, !running.is_empty());
+                        self.send(&mut running, &on, calls);
                     }
                     next.clear();
                 }
@@ -248,54 +258,48 @@ impl Pipe {
         }
     }
 
-    fn send(
-        &self,
-        running: &mut FuturesOrdered<BoxFuture<'static, Answered>>,
-        on: &Connected,
-        mut commands: Vec<Command>,
-    ) {
-        let now = Instant::now();
-        // With nothing in flight the wait was not for Redis, and is over.
-        let late = |command: &mut Command| !running.is_empty() && now.duration_since(command.since) >= ANSWER_MAX;
-        for late in commands.extract_if(.., late) {
-            late.settle(Err(BrokerError::Overloaded));
-        }
-        if commands.is_empty() {
+    fn send(&self, running: &mut FuturesOrdered<BoxFuture<'static, Answered>>, on: &Connected, calls: Vec<Call>) {
+        if calls.is_empty() {
             return;
         }
-        let mut pipe = redis::Pipeline::with_capacity(commands.len());
-        for command in &commands {
-            pipe.add_command(match &command.what {
-                What::Publish { publish, number, .. } => self.maker.publish(publish, *number),
-                What::Attend(attend) => attend.command(&self.maker),
-                What::Other { cmd, .. } => cmd.clone(),
-            });
+        let mut pipe = redis::Pipeline::with_capacity(calls.len());
+        for call in &calls {
+            pipe.add_command(call.command(&self.maker));
         }
         let mut conn = on.conn.clone();
         running.push_back(Box::pin(async move {
             let result = {
-                let mut answer = pin!(conn.send_packed_commands(&pipe, 0, commands.len()));
+                let mut answer = pin!(conn.send_packed_commands(&pipe, 0, calls.len()));
                 match timeout(ANSWER_MAX, &mut answer).await {
                     Ok(result) => Some(result),
                     Err(_) => timeout(GRACE, answer).await.ok(),
                 }
             };
-            (commands, result)
+            (calls, result)
         }));
     }
 }
 
-/// Hands out what Redis answered. Commands whose script Redis has forgotten go to `again`, in order.
-fn settle((commands, result): Answered, again: &mut Vec<Command>, signals: &Signals) {
+/// What is still in time, as calls. With nothing in flight the wait was not for Redis, and is over.
+fn calls(mut commands: Vec<Command>, busy: bool) -> Vec<Call> {
+    let now = Instant::now();
+    for late in commands.extract_if(.., |command| busy && now.duration_since(command.since) >= ANSWER_MAX) {
+        late.refuse(&BrokerError::Overloaded);
+    }
+    batch::calls(commands)
+}
+
+/// Hands out what Redis answered. Calls whose script Redis has forgotten go to `again`, in order.
+fn settle((calls, result): Answered, again: &mut Vec<Call>, signals: &Signals) {
     let values = match result {
         Some(Ok(values)) => values,
-        // Dropped commands answer for themselves.
+        // Dropped calls answer for themselves.
         Some(Err(_)) => return signals.lost(),
         None => return signals.late(),
     };
-    for (command, value) in commands.into_iter().zip(values) {
+    for (call, value) in calls.into_iter().zip(values) {
         if script::is_forgotten(&value) {
-            again.push(command);
+            again.push(call);
             continue;
         }
         let value = match value {
@@ -307,22 +311,18 @@ fn settle((commands, result): Answered, again: &mut Vec<Command>, signals: &Sign
             }
             value => Ok(value),
         };
-        command.settle(value);
+        call.settle(value);
     }
 }
 
 impl Command {
-    fn settle(self, value: Result<Value, BrokerError>) {
+    fn refuse(self, why: &BrokerError) {
         match self.what {
-            What::Publish { answer, .. } => answer.give(value.and_then(|value| read(&value))),
-            What::Attend(attend) => attend.settle(value.map(drop)),
-            What::Other { answer, .. } => drop(answer.send(value)),
+            What::Publish { answer, .. } => answer.give(Err(why.clone())),
+            What::Attend(attend) => attend.settle(Err(why.clone())),
+            What::Other { answer, .. } => drop(answer.send(Err(why.clone()))),
         }
     }
-}
-
-fn read(value: &Value) -> Result<Published, BrokerError> {
-    script::published(value).ok_or_else(|| BrokerError::Protocol("an answer to a publish that is none".into()))
 }
 
 /// Whether the error says that this server is no master, or not yet: another connection may find one.

@@ -80,29 +80,39 @@ pub(super) struct Maker {
 }
 
 impl Maker {
-    /// The command that publishes, with this running number.
-    pub(super) fn publish(&self, p: &Publish, number: u64) -> Cmd {
-        let id = crate::MessageId { node: self.node, number };
-        let Some(retention) = p.retention else {
-            return self.publish_live(p, &envelope::message_without_cursor(id, p.ts_ms, p.origin, &p.payload));
+    /// The command that publishes these messages of one room, with their running numbers.
+    ///
+    /// # Panics
+    /// Never with at least one message; more than one have neither keys nor different retentions.
+    pub(super) fn publish(&self, messages: &[(Publish, u64)]) -> Cmd {
+        let (first, _) = &messages[0];
+        let tails = messages.iter().map(|(p, number)| {
+            let id = crate::MessageId { node: self.node, number: *number };
+            let mut tail = BytesMut::new();
+            envelope::put_tail(&mut tail, id, p.ts_ms, p.origin, &p.payload);
+            tail
+        });
+        let kind = if messages.len() == 1 { Kind::Message } else { Kind::Messages };
+        let Some(retention) = first.retention else {
+            return self.publish_live(first, &envelope::messages_without_cursor(kind, tails));
         };
-        let mut tail = BytesMut::new();
-        envelope::put_tail(&mut tail, id, p.ts_ms, p.origin, &p.payload);
-        let keys = 2 + usize::from(p.key.is_some());
-        let mut cmd = call(&PUBLISH, keys, 9);
-        cmd.arg(self.names.of(Part::Meta, &p.room)).arg(self.names.of(Part::Stream, &p.room));
-        if let Some(key) = &p.key {
-            cmd.arg(self.names.idempotency(&p.room, key));
+        let keys = 2 + usize::from(first.key.is_some());
+        let mut cmd = call(&PUBLISH, keys, 8 + messages.len());
+        cmd.arg(self.names.of(Part::Meta, &first.room)).arg(self.names.of(Part::Stream, &first.room));
+        if let Some(key) = &first.key {
+            cmd.arg(self.names.idempotency(&first.room, key));
         }
-        cmd.arg(self.names.of(Part::Channel, &p.room))
-            .arg(&envelope::head(Kind::Message, true)[..])
-            .arg(&tail[..])
+        cmd.arg(self.names.of(Part::Channel, &first.room))
+            .arg(&envelope::head(kind, true)[..])
             .arg(self.fence.as_str())
             .arg(&Epoch::random().as_bytes()[..])
             .arg(retention.messages)
             .arg(millis(retention.ttl))
             .arg(meta_ttl(retention))
             .arg(millis(IdempotencyKey::TTL));
+        for tail in tails {
+            cmd.arg(&tail[..]);
+        }
         cmd
     }
 
@@ -206,7 +216,7 @@ pub(super) enum What<'a> {
     Leave,
 }
 
-/// What the publish command's answer means; `None`: nothing that any script here answers.
+/// What the publish command's answer means, for its first message; `None`: nothing that any script here answers.
 pub(super) fn published(answer: &Value) -> Option<Published> {
     match answer {
         // PUBLISH: how many heard it.
