@@ -147,7 +147,7 @@ async fn connect(
     }
 }
 
-fn node(
+pub(crate) fn node(
     config: &Config,
     broker: Arc<dyn Broker>,
     listen: SocketAddr,

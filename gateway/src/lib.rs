@@ -1,10 +1,12 @@
 //! The gateway as a library of one function: [`main`] is the process. It reads what is asked, builds, runs, drains, and ends
-//! with an exit code that says how it went. The binary adds the allocator and nothing else.
+//! with an exit code that says how it went. The binary adds the allocator and nothing else; `bench` is for `benches/`.
 
 mod admin;
 mod api;
 mod app;
 mod auth;
+#[doc(hidden)]
+pub mod bench;
 mod class;
 mod cli;
 mod client;
@@ -31,8 +33,8 @@ use std::process::ExitCode;
 /// `EX_UNAVAILABLE` of sysexits.h: a port is taken, Redis is not there.
 const UNAVAILABLE: u8 = 69;
 
-/// The process, from its arguments to its exit code: 0, 2 for a wrong use, 69 for what is not available, 78 for a bad
-/// configuration.
+/// The process, from its arguments to its exit code: 0, 1 and 65 of the client commands, 69 for what is not available, 78
+/// for a wrong flag or configuration.
 #[must_use]
 pub fn main() -> ExitCode {
     let invocation = match cli::invocation() {

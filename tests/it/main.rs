@@ -4,6 +4,7 @@
 mod backplane;
 mod cluster;
 mod http_api;
+mod load_tool;
 mod process;
 mod protocol;
 mod regressions;

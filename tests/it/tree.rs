@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway with what each may import of the others, beside itself and `VOCABULARY`: a whole module, or
-/// one item of it. A module that is not listed may import anything: `main`, `app`, and `node`, which is what `app`
-/// hands to all shards.
+/// one item of it. A module that is not listed may import anything: `main`, `app`, `node`, which is what `app` hands to
+/// all shards, and `bench`, which nothing of the gateway calls.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("transport", &["session", "protocol", "shard", "auth", "problem"]),
     ("api", &["shard", "auth", "protocol", "problem"]),

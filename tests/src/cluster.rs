@@ -190,6 +190,12 @@ impl Node {
         self.process.log()
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         self.process.is_running()

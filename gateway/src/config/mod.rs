@@ -69,7 +69,7 @@ pub(crate) struct Config {
 
 impl Config {
     /// What holds where nothing is set.
-    fn built_in() -> Self {
+    pub(crate) fn built_in() -> Self {
         let terminal = std::io::stderr().is_terminal();
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),

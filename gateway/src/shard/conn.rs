@@ -137,3 +137,14 @@ impl Sessions {
 pub(super) fn keeps_outbox(reason: CloseReason) -> bool {
     !matches!(reason, CloseReason::TooSlow | CloseReason::Silent | CloseReason::Gone)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_costs_a_small_entry() {
+        let sizes = [size_of::<Conn>(), size_of::<Session>(), size_of::<Outbox>()];
+        assert!(sizes.into_iter().zip([256, 80, 96]).all(|(size, most)| size <= most), "{sizes:?}");
+    }
+}

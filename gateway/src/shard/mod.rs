@@ -12,7 +12,9 @@
 //! | `fanout`, `flush` | the hot path: encode once, queue, write |
 //! | `timers`, `wheel` | pings, deadlines, lingering rooms |
 //! | `conn`, `notes`, `leave_taking` | the table of sessions; kicks; drain |
+//! | `bench` | for the benchmark of the fan-out |
 
+mod bench;
 mod catch_up;
 mod commands;
 mod conn;
@@ -27,6 +29,7 @@ mod rooms;
 mod timers;
 mod wheel;
 
+pub(crate) use bench::Crowd;
 pub(crate) use commands::split_since;
 pub(crate) use conn::SessionRef;
 pub(crate) use inbox::Inbox;

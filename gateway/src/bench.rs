@@ -1,0 +1,142 @@
+//! What `benches/` reaches of the gateway's inside, and nobody else: not an interface, it may change with every commit.
+//! It arranges and calls; what is measured is the gateway's own code, unchanged.
+
+use crate::{
+    app,
+    config::{self, Config, Environment},
+    drain::Drain,
+    metrics::Metrics,
+    protocol::{FrameShape, native, put_frame},
+    session::{Frames, Outbox, OutboxLimits, SLICES_MAX},
+    shard::{Crowd, Inbox},
+};
+use bytes::{Bytes, BytesMut};
+use fanfare_broker::{Cursor, Epoch, MemoryBroker, MessageId, NodeId, Offset, Origin, Publication, Room, Subscriber};
+use std::{
+    hint::black_box,
+    io::{self, IoSlice},
+    net::{Ipv4Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Runs a node in this process until it is drained.
+///
+/// # Errors
+/// Why it cannot start, for people.
+pub fn serve(flags: &[(&'static str, &str)]) -> Result<(), String> {
+    let flags = flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let config = config::load(&flags, &Environment::default()).map_err(|why| why.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|why| why.to_string())?;
+    runtime.block_on(app::run(config)).map_err(|why| why.to_string())
+}
+
+/// Decodes a client's frame; whether it is a command.
+#[must_use]
+pub fn decode(text: &str) -> bool {
+    black_box(native::decode(text)).is_ok()
+}
+
+/// A publication as the broker gives it to a shard: number `offset` of a room with history, without an event's name.
+#[must_use]
+pub fn publication(data: &str, offset: u64) -> Publication {
+    const AUTHOR: Origin = Origin([7; 12]);
+    let epoch = Epoch::from_bytes(*b"Xk2p9QaB").unwrap_or(Epoch::FOREIGN);
+    Publication {
+        cursor: Some(Cursor::new(epoch, Offset(offset))),
+        id: MessageId { node: NodeId(1), number: offset },
+        origin: AUTHOR,
+        ts_ms: 1_763_760_000_123,
+        payload: native::payload(data, None, native::From::Session(AUTHOR.into(), None)).into(),
+    }
+}
+
+/// Appends a publication as members get it: the message's text in a WebSocket frame.
+pub fn encode(room: &Room, publication: &Publication, out: &mut BytesMut) {
+    let text = native::MessageText::new(room, publication);
+    put_frame(out, FrameShape::NativeWebSocket, &text.parts(publication));
+}
+
+/// Appends a WebSocket frame around a text.
+pub fn frame(text: &[u8], out: &mut BytesMut) {
+    put_frame(out, FrameShape::NativeWebSocket, &[text]);
+}
+
+/// One client's outbox.
+#[derive(Debug)]
+pub struct Queue {
+    outbox: Outbox,
+    limits: OutboxLimits,
+}
+
+impl Queue {
+    /// Empty, with this room for bytes.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self { outbox: Outbox::default(), limits: OutboxLimits { bytes, frames: 1024, age_ms: 5000 } }
+    }
+
+    /// Queues one frame; `false` on overflow.
+    pub fn push(&mut self, frame: &Bytes) -> bool {
+        self.outbox.push(Frames { bytes: frame.clone(), count: 1 }, 0, &self.limits).is_ok()
+    }
+
+    /// Gathers what one write would take, as slices, and notes that the socket took `written` bytes of it.
+    pub fn write(&mut self, written: usize) {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        black_box(self.outbox.slices(&mut slices));
+        self.outbox.advance(written, 0);
+    }
+}
+
+/// A shard's way of a message from its inbox to its members' outboxes.
+pub struct FanOut {
+    crowd: Crowd,
+    offset: u64,
+    /// The members' socket is registered with it.
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl FanOut {
+    /// `rooms` rooms with history, each with `members` members of its own.
+    ///
+    /// # Errors
+    /// The operating system gives no socket.
+    pub fn new(rooms: usize, members: u32) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let socket = Rc::new(runtime.block_on(async {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            TcpStream::connect(listener.local_addr()?).await
+        })?);
+        let config = Config::built_in();
+        let metrics = Metrics::new(&config.node);
+        let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
+        let drain = Arc::new(Drain::new(Arc::clone(&metrics)));
+        let broker = Arc::new(MemoryBroker::new(vec![Arc::clone(&inbox) as Arc<dyn Subscriber>]));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut crowd = Crowd::new(Arc::new(app::node(&config, broker, address, metrics, drain)), inbox);
+        let head = publication("null", 0).cursor;
+        for room in (0..rooms).filter_map(|n| Room::parse(&format!("bench:{n}")).ok()) {
+            crowd.add(room, head, members, &socket);
+        }
+        crowd.discard();
+        Ok(Self { crowd, offset: 0, _runtime: runtime })
+    }
+
+    /// Puts the next message of every room into the inbox.
+    pub fn publish(&mut self, data: &str) {
+        self.offset += 1;
+        self.crowd.publish(&publication(data, self.offset));
+    }
+
+    /// What the shard does with its inbox, up to the outboxes.
+    pub fn pass(&self) {
+        self.crowd.pass();
+    }
+
+    /// Empties the outboxes; returns how many bytes were in them.
+    pub fn discard(&self) -> usize {
+        self.crowd.discard()
+    }
+}
