@@ -17,6 +17,7 @@ done
 route() { printf %s "$1" | md5sum | cut -c 1-32; }
 
 # upstream NAME PINNED NODE...: the pinned node first and the others for when it is away; no pinned node: all alike.
+# max_fails=0: nginx forgives a failed node only when a request to it has ended, and a WebSocket does not end.
 upstream() {
     name=$1 pinned=$2
     shift 2
@@ -26,7 +27,7 @@ upstream() {
     for node in "$@"; do
         role=' backup'
         if [ -z "$pinned" ] || [ "$node" = "$pinned" ]; then role=''; fi
-        echo "    server $node max_fails=3 fail_timeout=3s$role;"
+        echo "    server $node max_fails=0$role;"
     done
     echo "    keepalive 64;"
     echo "    keepalive_timeout 4s;"

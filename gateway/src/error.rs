@@ -60,6 +60,11 @@ impl ErrorCode {
         self.row().1
     }
 
+    /// Whether the client did something wrong, as opposed to the gateway or what it stands on.
+    pub(crate) const fn is_clients(self) -> bool {
+        self.status() < 500
+    }
+
     /// Whether the same request may succeed later.
     pub(crate) const fn retryable(self) -> bool {
         self.row().2

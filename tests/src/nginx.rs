@@ -128,7 +128,7 @@ async fn top_file(version: Version, address: SocketAddr, nodes: &[SocketAddr], s
         Version::New => {
             text.push_str("    upstream gateway {\n        zone gateway 256k;\n        least_conn;\n");
             for node in &addresses {
-                let _ = writeln!(text, "        server {node} max_fails=3 fail_timeout=3s;");
+                let _ = writeln!(text, "        server {node} max_fails=0;");
             }
             text.push_str("        sticky route $arg_n $cookie_fanfare_node;\n    }\n");
         }

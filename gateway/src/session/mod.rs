@@ -119,9 +119,10 @@ impl Session {
         }
     }
 
-    /// Refuses something, and closes when it was one error too many.
+    /// Refuses something, and closes when it was one of the client's errors too many. What fails here is not its fault.
     pub(crate) fn refuse<'a>(&mut self, room: Option<Cow<'a, str>>, refusal: Refusal, now_ms: u32) -> Action<'a> {
-        let close = self.errors.count(now_ms).then_some(CloseReason::TooManyErrors);
+        let close = refusal.code.is_clients() && self.errors.count(now_ms);
+        let close = close.then_some(CloseReason::TooManyErrors);
         Action::Refuse { room, refusal, close }
     }
 
