@@ -146,7 +146,8 @@ pub enum Event {
     Message(Publication),
     /// Somebody came or went.
     Presence(PresenceEvent),
-    /// After a reconnect: where the room stands now. Sent only where it differs from what was delivered last.
+    /// After a reconnect, and now and then in a quiet room: where the room stands now. Sent only where it differs from
+    /// what was delivered last.
     Head(Cursor),
 }
 

@@ -18,8 +18,8 @@
 //!
 //! **What a reconnect can lose, and how that is told.** A live delivery can be lost: while the connection to the
 //! backplane is away, or because a queue was full. In a room with history a subscriber notices by offset (the next
-//! message jumps), or is told by [`Event::Head`] after each reconnect where the room stands; it then reads the hole
-//! from [`Broker::history`]. What history no longer has is a [`Gap`], never silence. Rooms without history are
+//! message jumps), or is told by [`Event::Head`], after a reconnect and within a minute in a quiet room, where the room
+//! stands; it then reads the hole from [`Broker::history`]. What history no longer has is a [`Gap`], never silence. Rooms without history are
 //! at-most-once.
 //!
 //! **Epochs.** Offsets grow by one per message within an epoch. When the backplane cannot vouch that its memory is

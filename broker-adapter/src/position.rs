@@ -90,6 +90,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
         /// Whatever arrives in whatever order, a consumer that obeys the verdicts has each offset once, in order.
         #[test]
         fn obeying_the_verdicts_delivers_every_offset_once(arrivals in proptest::collection::vec(1u64..60, 0..200)) {

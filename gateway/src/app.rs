@@ -77,7 +77,8 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
         std::fs::write(path, body).map_err(|why| StartError::ReadyFile { path: path.display().to_string(), why })?;
     }
     let listener = tokio::net::TcpListener::from_std(public)?;
-    let acceptor = tokio::spawn(transport::accept(listener, doors, Arc::clone(&node.metrics)));
+    let acceptor =
+        tokio::spawn(transport::accept(listener, doors, Arc::clone(&node.metrics), node.limits.accepts_per_second));
     node.drain.start();
     until_drained(&node, threads).await?;
     acceptor.abort();
@@ -170,6 +171,7 @@ pub(crate) fn node(
         shard_outbox_bytes: (total / config.shards).max(limits.outbox_bytes),
         origins: OriginPolicy::new(config.origins.clone()),
         peers: PeerPolicy::new(config.trusted_proxies.clone(), limits.connections_per_ip),
+        buffer: api::Buffer::new(Arc::clone(&metrics)),
         metrics,
         drain,
     }

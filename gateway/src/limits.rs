@@ -18,6 +18,8 @@ pub(crate) struct Limits {
     pub publishes_per_second: u32,
     /// Connections from one client address. 0: no limit.
     pub connections_per_ip: u32,
+    /// Connections that the node takes per second, with bursts of twice that; others wait in the kernel. 0: no limit.
+    pub accepts_per_second: u32,
     /// What may wait for one client to read.
     pub outbox_bytes: usize,
     /// How many messages may wait for one client to read.
@@ -37,6 +39,7 @@ impl Default for Limits {
             rooms_per_session: 128,
             publishes_per_second: 50,
             connections_per_ip: 0,
+            accepts_per_second: 0,
             outbox_bytes: 256 << 10,
             outbox_messages: 1024,
             outbox_age: Duration::from_secs(5),

@@ -2,6 +2,7 @@
 //! two switches that `drain.rs` owns.
 
 use crate::{
+    api::Buffer,
     auth::{OriginPolicy, PeerPolicy},
     class::Classes,
     drain::Drain,
@@ -26,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) shard_outbox_bytes: usize,
     pub(crate) origins: OriginPolicy,
     pub(crate) peers: PeerPolicy,
+    /// HTTP publishes that wait for the backplane.
+    pub(crate) buffer: Buffer,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) drain: Arc<Drain>,
 }

@@ -3,6 +3,7 @@
 
 mod backplane;
 mod cluster;
+mod continuity;
 mod http_api;
 mod load_tool;
 mod process;

@@ -15,6 +15,9 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Without a heartbeat for so long a node is dead: others remove its members. Default 10 s, at least 3 heartbeats.
     pub dead_after: Duration,
+    /// How often the heads of quiet rooms are compared; a message that was lost in silence is found within two of
+    /// these. Default 30 s.
+    pub sweep: Duration,
 }
 
 /// The address is none that this version can use.
@@ -68,6 +71,7 @@ impl Config {
             lanes: 2,
             heartbeat: Duration::from_secs(1),
             dead_after: Duration::from_secs(10),
+            sweep: Duration::from_secs(30),
         })
     }
 
@@ -102,6 +106,7 @@ impl fmt::Debug for Config {
             .field("lanes", &self.lanes)
             .field("heartbeat", &self.heartbeat)
             .field("dead_after", &self.dead_after)
+            .field("sweep", &self.sweep)
             .finish()
     }
 }

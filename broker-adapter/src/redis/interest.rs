@@ -9,11 +9,40 @@ use std::{
     collections::{HashMap, VecDeque},
     mem::take,
     sync::Arc,
+    time::Duration,
 };
 use tokio::sync::oneshot;
 
 /// Rooms in one SUBSCRIBE: larger ones keep Redis away from others for milliseconds.
 pub(super) const BATCH: usize = 512;
+
+/// How often [`Interest::step`] is called.
+pub(super) const STEP: Duration = Duration::from_millis(100);
+/// Heads that a node compares in a second, at most. A head costs Redis 10 µs (measured on two busy cores), and a room
+/// that is not where it was a page of history on top, some 50 µs. So each node that comes back takes a twentieth of
+/// Redis's core, a third if it has to read in every room, and a few of them at once do not knock it over. 10,000 rooms
+/// are compared in a second (one second's worth is saved up), 150,000 in a sweep of 30 s.
+const HEADS_PER_SECOND: usize = 5_000;
+/// Steps' worth of unused heads that are saved up for the next reconnect: a second.
+const SAVED_STEPS: usize = 10;
+
+/// How fast one lane compares heads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// Heads in a step.
+    heads: usize,
+    /// Steps over which a sweep of all rooms is spread.
+    steps: usize,
+}
+
+impl Pace {
+    /// The node's pace, shared by its lanes. A sweep looks at every room once in `sweep`.
+    pub(super) fn new(lanes: usize, sweep: Duration) -> Self {
+        let per_step = HEADS_PER_SECOND * STEP.as_millis() as usize / 1000;
+        let steps = (sweep.as_millis() / STEP.as_millis()) as usize;
+        Self { heads: (per_step / lanes.max(1)).max(1), steps: steps.max(1) }
+    }
+}
 
 /// Answers a join with the room's head, `None` in a room without history.
 pub(super) type Joined = oneshot::Sender<Result<Option<Cursor>, BrokerError>>;
@@ -26,6 +55,15 @@ pub(super) struct Interest {
     in_flight: VecDeque<Vec<Ask>>,
     /// The number of the connection that counts; what others deliver is too late.
     connection: u64,
+    /// Rooms that a reconnect left unsure of where they stand.
+    unsure: VecDeque<Room>,
+    /// Rooms that the sweep has still to look at.
+    sweep: VecDeque<Room>,
+    /// How many of them in a step, and steps until the next sweep may begin.
+    share: usize,
+    steps_left: usize,
+    /// Heads that may be asked for now.
+    credit: usize,
 }
 
 struct Entry {
@@ -38,6 +76,8 @@ struct Entry {
     queued: bool,
     /// The last place that followers were told, by a message or a head.
     last: Option<Cursor>,
+    /// A numbered message came since the sweep last looked: the next one would show a hole by itself.
+    heard: bool,
 }
 
 enum Work {
@@ -52,9 +92,9 @@ pub(super) enum Ask {
     Head(Room, Retention, Joined),
     /// Answer a join in a room without history.
     Confirm(Joined),
-    /// After a reconnect: tell followers where the room stands, if it is not where they are.
+    /// Tell followers where the room stands, if it is not where they are.
     Check(Room, Retention),
-    /// Everything from before the reconnect is back.
+    /// Every room from before the reconnect is subscribed again.
     Synced,
 }
 
@@ -79,6 +119,7 @@ impl Interest {
             subscribed: false,
             queued: false,
             last: None,
+            heard: false,
         });
         entry.retention = retention.or(entry.retention);
         if !entry.followers.contains(&who) {
@@ -128,19 +169,43 @@ impl Interest {
         let joins: Vec<Ask> =
             in_flight.chain(queued).filter(|ask| matches!(ask, Ask::Head(..) | Ask::Confirm(_))).collect();
         self.rooms.retain(|_, entry| !entry.followers.is_empty());
+        self.unsure.clear();
+        self.sweep.clear();
         for entry in self.rooms.values_mut() {
             entry.subscribed = false;
             entry.queued = true;
             self.queue.push_back(Work::Change(entry.room.clone()));
-            self.queue.extend(entry.check());
+            if entry.last.is_some() {
+                self.unsure.push_back(entry.room.clone());
+            }
         }
         self.queue.push_back(Work::Ask(Ask::Synced));
         self.queue.extend(joins.into_iter().map(Work::Ask));
     }
 
-    /// Compares every room's head.
-    pub(super) fn refresh(&mut self) {
-        self.queue.extend(self.rooms.values().filter_map(Entry::check));
+    /// Asks for as many heads as the pace allows: of rooms that a reconnect left unsure, then of rooms that have been
+    /// quiet since the last sweep. A message that was lost in silence is found in the second sweep after it at the
+    /// latest, and asking renews the time for which Redis remembers a room.
+    pub(super) fn step(&mut self, pace: Pace) {
+        self.credit = (self.credit + pace.heads).min(pace.heads * SAVED_STEPS);
+        self.steps_left = self.steps_left.saturating_sub(1);
+        let unsure = self.unsure.len().min(self.credit);
+        self.credit -= unsure;
+        for room in self.unsure.drain(..unsure) {
+            self.queue.extend(self.rooms.get(&room).and_then(Entry::check));
+        }
+        if self.steps_left == 0 && self.sweep.is_empty() {
+            self.sweep.extend(self.rooms.keys().cloned());
+            (self.share, self.steps_left) = (self.sweep.len().div_ceil(pace.steps), pace.steps);
+        }
+        let share = self.share.min(self.credit).min(self.sweep.len());
+        self.credit -= share;
+        for room in self.sweep.drain(..share) {
+            let Some(entry) = self.rooms.get_mut(&room) else { continue };
+            if !take(&mut entry.heard) {
+                self.queue.extend(entry.check());
+            }
+        }
     }
 
     /// What is due now; `None` if nothing is. What it asks for is in flight until [`Interest::settle`].
@@ -183,7 +248,7 @@ impl Interest {
         Some(batch)
     }
 
-    /// The oldest batch in flight is answered, with these heads. Says whether it was the one that makes up for a
+    /// The oldest batch in flight is answered, with these heads. Says whether it was the last one of a
     /// reconnect.
     pub(super) fn settle(
         &mut self,
@@ -234,6 +299,7 @@ impl Interest {
         let Some(entry) = self.rooms.get_mut(room) else { return };
         if let Event::Message(publication) = event {
             entry.last = publication.cursor.or(entry.last);
+            entry.heard = publication.cursor.is_some();
         }
         entry.deliver(event, subscribers);
     }
@@ -263,129 +329,5 @@ impl Ask {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Epoch, Offset, contract::Recorder};
-    use proptest::prelude::*;
-    use std::{collections::HashSet, time::Duration};
-
-    const KEEP: Retention = Retention { messages: 10, ttl: Duration::from_secs(60) };
-
-    fn name(n: u8) -> Room {
-        Room::parse(&format!("r{n}")).unwrap()
-    }
-
-    fn cursor(offset: u64) -> Cursor {
-        Cursor::new(Epoch::from_bytes(*b"aaaaaaaa").unwrap(), Offset(offset))
-    }
-
-    #[derive(Debug, Clone, Copy)]
-    enum Happens {
-        Follow(u16, u8),
-        Unfollow(u16, u8),
-        Send,
-        Answer,
-        Reconnect,
-    }
-
-    fn happens() -> impl Strategy<Value = Happens> {
-        prop_oneof![
-            4 => (0u16..3, 0u8..4).prop_map(|(who, room)| Happens::Follow(who, room)),
-            4 => (0u16..3, 0u8..4).prop_map(|(who, room)| Happens::Unfollow(who, room)),
-            4 => Just(Happens::Send),
-            3 => Just(Happens::Answer),
-            1 => Just(Happens::Reconnect),
-        ]
-    }
-
-    /// What Redis makes of the batches.
-    #[derive(Default)]
-    struct Backplane {
-        subscribed: HashSet<Room>,
-        unanswered: VecDeque<usize>,
-    }
-
-    impl Backplane {
-        fn take(&mut self, batch: Batch) -> Result<(), TestCaseError> {
-            for room in batch.subscribe {
-                prop_assert!(self.subscribed.insert(room), "subscribed twice");
-            }
-            for room in batch.unsubscribe {
-                prop_assert!(self.subscribed.remove(&room), "some servers refuse what was not subscribed");
-            }
-            self.unanswered.push_back(batch.heads.len());
-            Ok(())
-        }
-    }
-
-    proptest! {
-        /// However fast rooms come and go and connections break: at the end Redis sends what is followed and no
-        /// more, every join that somebody waits for is answered, and none before its room was subscribed.
-        #[test]
-        fn interest_and_subscriptions_end_up_equal(events in proptest::collection::vec(happens(), 0..300)) {
-            let seen: Vec<Arc<dyn Subscriber>> = (0..3).map(|_| Arc::new(Recorder::default()) as Arc<dyn Subscriber>).collect();
-            let (mut interest, mut backplane) = (Interest::default(), Backplane::default());
-            let mut followed: HashSet<(u16, u8)> = HashSet::new();
-            let mut joins = Vec::new();
-            let mut connection = 1;
-            interest.begin(connection);
-            let drain = std::iter::repeat_n([Happens::Send, Happens::Answer], 400).flatten();
-            for event in events.into_iter().chain(drain) {
-                match event {
-                    Happens::Follow(who, room) => {
-                        let (joined, heard) = oneshot::channel();
-                        followed.insert((who, room));
-                        interest.follow(SubscriberId(who), &name(room), Some(KEEP), joined);
-                        joins.push((Some((who, room)), heard));
-                    }
-                    Happens::Unfollow(who, room) => {
-                        followed.remove(&(who, room));
-                        // The answer to a join that was undone says nothing about a later one.
-                        joins.iter_mut().filter(|(join, _)| *join == Some((who, room))).for_each(|(join, _)| *join = None);
-                        interest.unfollow(SubscriberId(who), &name(room));
-                    }
-                    Happens::Send => if let Some(batch) = interest.batch() { backplane.take(batch)? },
-                    Happens::Answer => if let Some(heads) = backplane.unanswered.pop_front() {
-                        interest.settle(vec![Ok(cursor(7)); heads], &seen);
-                        for (join, heard) in &mut joins {
-                            if let (Ok(_), Some((_, room))) = (heard.try_recv(), join) {
-                                prop_assert!(backplane.subscribed.contains(&name(*room)), "answered too early");
-                            }
-                        }
-                    },
-                    Happens::Reconnect => {
-                        connection += 1;
-                        backplane = Backplane::default();
-                        interest.begin(connection);
-                    }
-                }
-            }
-            let rooms: HashSet<Room> = followed.iter().map(|(_, room)| name(*room)).collect();
-            prop_assert_eq!(&backplane.subscribed, &rooms);
-            prop_assert_eq!(interest.rooms(), rooms.len());
-            prop_assert!(interest.batch().is_none() && interest.in_flight.is_empty());
-            for (_, heard) in &mut joins {
-                prop_assert_ne!(heard.try_recv().err(), Some(oneshot::error::TryRecvError::Empty), "a join was forgotten");
-            }
-        }
-    }
-
-    #[test]
-    fn a_head_is_told_only_to_those_who_are_not_there() {
-        let recorder = Arc::new(Recorder::default());
-        let seen: Vec<Arc<dyn Subscriber>> = vec![recorder.clone()];
-        let mut interest = Interest::default();
-        interest.begin(1);
-        let (joined, _heard) = oneshot::channel();
-        interest.follow(SubscriberId(0), &name(1), Some(KEEP), joined);
-        interest.batch();
-        interest.settle(vec![Ok(cursor(5))], &seen);
-        for (head, told) in [(5, 0), (7, 1), (7, 1), (6, 1)] {
-            interest.begin(2);
-            let batch = interest.batch().unwrap();
-            assert_eq!((batch.subscribe.len(), batch.heads.len()), (1, 1));
-            assert!(interest.settle(vec![Ok(cursor(head))], &seen), "synced");
-            assert_eq!(recorder.now().heads(&name(1)).len(), told, "head {head}");
-        }
-    }
-}
+#[path = "interest_tests.rs"]
+mod tests;

@@ -111,6 +111,7 @@ impl Keeper {
             heard.claimed.extend(self.say(Owner::New(owner), &[]).await?.claimed);
             known.introduced = owner;
         }
+        self.roster.end_round();
         self.write(&mut Vec::new()).await;
         Ok(heard.claimed)
     }

@@ -1,8 +1,9 @@
 //! One subscriber connection: what Redis pushes goes straight to the followers, in the connection's own task and
-//! without blocking; what `interest.rs` has queued goes out in batches. Never publishes.
+//! without blocking; what `interest.rs` has queued goes out in batches, and what it lets through of comparing heads.
+//! Never publishes.
 
 use super::{
-    interest::{Batch, Interest},
+    interest::{Batch, Interest, Pace, STEP},
     link::{Carrier, Connected, Link, Signals},
     names::{Names, Part},
     publisher::{is_elsewhere, refusal},
@@ -29,16 +30,13 @@ use std::{
 };
 use tokio::{
     sync::{Notify, oneshot},
-    time::{Instant, interval_at},
+    time::{MissedTickBehavior, interval},
 };
 
 /// Batches in flight. With 512 rooms each, 100,000 rooms are back in about half a second.
 const BATCHES: usize = 8;
 /// A batch that takes longer ends the connection. Whether Redis lives at all is the probe's business.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-
-/// How often the heads of quiet rooms are read: that renews the time for which Redis remembers a room, a day at least.
-const REFRESH_EVERY: Duration = Duration::from_secs(6 * 3600);
 
 /// See the module's head.
 pub(super) struct Lane {
@@ -50,6 +48,7 @@ pub(super) struct Lane {
     unreadable: Arc<AtomicU64>,
     /// Channels of notes that this lane follows.
     notes: Vec<String>,
+    pace: Pace,
 }
 
 /// What every lane of a node shares.
@@ -58,6 +57,7 @@ pub(super) struct Common {
     pub(super) names: Names,
     pub(super) subscribers: Arc<[Arc<dyn Subscriber>]>,
     pub(super) unreadable: Arc<AtomicU64>,
+    pub(super) pace: Pace,
 }
 
 impl Lane {
@@ -70,6 +70,7 @@ impl Lane {
             subscribers: common.subscribers,
             unreadable: common.unreadable,
             notes,
+            pace: common.pace,
         }
     }
 
@@ -187,7 +188,8 @@ impl Rails {
         }
         self.lane.interest().begin(self.connection);
         let mut running = FuturesOrdered::new();
-        let mut refresh = interval_at(Instant::now() + REFRESH_EVERY, REFRESH_EVERY);
+        let mut steps = interval(STEP);
+        steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             while running.len() < BATCHES {
                 let Some(batch) = self.lane.interest().batch() else { break };
@@ -203,7 +205,7 @@ impl Rails {
                     }
                 }
                 () = self.lane.due.notified(), if running.len() < BATCHES => {}
-                _ = refresh.tick() => self.lane.interest().refresh(),
+                _ = steps.tick() => self.lane.interest().step(self.lane.pace),
             }
         }
     }

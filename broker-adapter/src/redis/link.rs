@@ -129,7 +129,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Everything lost meanwhile is made up for.
+    /// Everything that it is for is in force again.
     pub(super) fn synced(&self) {
         self.synced.notify_one();
     }

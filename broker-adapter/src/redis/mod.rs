@@ -5,13 +5,14 @@
 //! - `supervisor.rs`, `link.rs`: how a connection is judged and kept.
 //! - `script.rs`, `scripts/`, `names.rs`: what is said to Redis, and what keys are called.
 //! - `presence.rs`, `keeper.rs`: this node's attendances, its heartbeat, and the members of dead nodes.
-//! - `reads.rs`: the rare reads, over a pool.
+//! - `reads.rs`, `flights.rs`: the rare reads, over a pool; what many ask for at once is read once.
 //!
 //! Tasks run on the runtime of whoever called [`RedisBroker::connect`] and end with the broker. It never uses the
 //! client library's own resubscription or connection manager: they lose subscriptions and stall for seconds.
 
 mod batch;
 mod config;
+mod flights;
 mod interest;
 mod keeper;
 mod lane;
@@ -33,6 +34,7 @@ use crate::{
     Publish, Reply, Retention, Room, RoomList, RoomQuery, Status, Subscriber, SubscriberId, envelope,
 };
 use bytes::Bytes;
+use interest::Pace;
 use keeper::Keeper;
 use lane::{Common, Lane, Rails};
 use names::{Names, Partition};
@@ -84,7 +86,12 @@ impl RedisBroker {
         let subscribers: Arc<[Arc<dyn Subscriber>]> = subscribers.into();
         let maker = Maker { names: names.clone(), node, fence: Fence::new("") };
         let unreadable: Arc<AtomicU64> = Arc::default();
-        let common = Common { names: names.clone(), subscribers: subscribers.clone(), unreadable: unreadable.clone() };
+        let common = Common {
+            names: names.clone(),
+            subscribers: subscribers.clone(),
+            unreadable: unreadable.clone(),
+            pace: Pace::new(config.lanes, config.sweep),
+        };
         let (stop, stopped) = watch::channel(false);
         let mut firsts = Vec::new();
 

@@ -18,6 +18,10 @@ use std::{
 };
 use tokio::sync::oneshot;
 
+/// Rounds of the keeper after which somebody who left unheard leaves again: by then the other nodes are back too (they
+/// try at least every 2 s) and have written their members, so that nobody is said to be gone who is still elsewhere.
+const FAREWELL_ROUNDS: u32 = 5;
+
 /// A session in a room.
 type Place = (Room, SessionKey);
 
@@ -45,6 +49,8 @@ struct State {
     /// What Redis does not know yet, and what is not on its way either.
     unwritten: HashSet<Place>,
     changes: u64,
+    /// Who left unheard and was written once more: after so many rounds the leave is sent.
+    farewells: Vec<(u32, Place)>,
 }
 
 #[derive(Debug)]
@@ -61,11 +67,15 @@ struct Entry {
     written: bool,
     /// Members need not hear of it when it is written again.
     quiet: bool,
+    /// It left while Redis was away, and Redis has forgotten that it was there: it is written as present once more, in
+    /// silence, so that its leave is one that others can be told.
+    returning: bool,
 }
 
 impl Roster {
     pub(super) fn new(owner: NodeId) -> Self {
-        let state = State { owner, places: HashMap::new(), unwritten: HashSet::new(), changes: 0 };
+        let state =
+            State { owner, places: HashMap::new(), unwritten: HashSet::new(), changes: 0, farewells: Vec::new() };
         Self { state: Mutex::new(state) }
     }
 
@@ -133,8 +143,22 @@ impl Roster {
         *owner = NodeId::random();
         for (place, entry) in places.iter_mut() {
             entry.quiet = loss == Loss::Forgotten && entry.written;
+            entry.returning = entry.quiet && !entry.present;
             unwritten.insert(place.clone());
         }
+    }
+
+    /// A round of the keeper has gone by: those whose time has come leave now.
+    pub(super) fn end_round(&self) {
+        let mut state = self.state();
+        let State { places, unwritten, farewells, .. } = &mut *state;
+        farewells.retain_mut(|(rounds, place)| {
+            *rounds -= 1;
+            if *rounds == 0 && places.get(place).is_some_and(|entry| !entry.present) {
+                unwritten.insert(place.clone());
+            }
+            *rounds > 0
+        });
     }
 
     /// Everybody leaves.
@@ -142,7 +166,7 @@ impl Roster {
         let mut state = self.state();
         let State { places, unwritten, .. } = &mut *state;
         for (place, entry) in places.iter_mut() {
-            entry.present = false;
+            (entry.present, entry.returning, entry.quiet) = (false, false, false);
             unwritten.insert(place.clone());
         }
     }
@@ -174,6 +198,7 @@ impl State {
                     change: 0,
                     written,
                     quiet: was.is_some_and(|entry| entry.quiet),
+                    returning: false,
                 };
                 self.places.insert(place.clone(), entry);
                 self.again(place)
@@ -192,10 +217,11 @@ impl State {
         let entry = self.places.get_mut(&place)?;
         self.changes += 1;
         entry.change = self.changes;
-        if entry.present {
+        let here = entry.present || entry.returning;
+        if here {
             entry.owner = self.owner;
         }
-        let payload = entry.present.then(|| {
+        let payload = here.then(|| {
             let who = entry.user.clone().map_or(Who::Session(place.1), Who::User);
             envelope::presence_payload(&who, entry.info.as_deref())
         });
@@ -212,6 +238,9 @@ impl State {
         }
         if !written {
             self.unwritten.insert(place.clone());
+        } else if entry.returning {
+            (entry.returning, entry.quiet) = (false, false);
+            self.farewells.push((FAREWELL_ROUNDS, place.clone()));
         } else if entry.present {
             (entry.written, entry.quiet) = (true, false);
         } else {

@@ -3,6 +3,7 @@
 
 use super::{
     config::Config,
+    flights::Flights,
     link::client,
     names::{Names, PARTITIONS, Part, Partition},
     script::Fence,
@@ -14,7 +15,7 @@ use crate::{
 use bytes::Bytes;
 use deadpool_redis::{Connection, Manager, Pool, Runtime};
 use redis::{AsyncConnectionConfig, FromRedisValue, Pipeline, RedisError, Value};
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// Connections: a page costs two round trips, so eight of them read some ten thousand pages a second.
 const CONNECTIONS: usize = 8;
@@ -29,7 +30,12 @@ const ROOMS_MAX: usize = 10_000;
 pub(super) struct Reads {
     pool: Pool,
     names: Names,
+    /// Pages of history that are being read.
+    pages: Arc<Flights<PageKey, Result<Option<Page>, BrokerError>>>,
 }
+
+/// Which page of which room: under which fence, after which place, of what length.
+type PageKey = (Room, Fence, Option<Cursor>, usize);
 
 /// A room's meta: the fence, the epoch and the last offset; `None` where there is none.
 type Meta = (Option<String>, Option<Vec<u8>>, Option<u64>);
@@ -49,7 +55,7 @@ impl Reads {
             .recycle_timeout(Some(WAIT_MAX))
             .build()
             .map_err(|e| e.to_string())?;
-        Ok(Self { pool, names })
+        Ok(Self { pool, names, pages: Flights::new() })
     }
 
     pub(super) fn close(&self) {
@@ -63,11 +69,17 @@ impl Reads {
 
     /// `None`: the room's offsets were given out by another memory than this fence's, or there is no room.
     pub(super) async fn history(
-        &self,
+        self: &Arc<Self>,
         room: &Room,
         fence: &Fence,
         query: HistoryQuery,
     ) -> Result<Option<Page>, BrokerError> {
+        let (reads, room, fence) = (Arc::clone(self), room.clone(), fence.clone());
+        let key = (room.clone(), fence.clone(), query.since, query.limit);
+        self.pages.share(key, async move { reads.read_history(&room, &fence, query).await }).await
+    }
+
+    async fn read_history(&self, room: &Room, fence: &Fence, query: HistoryQuery) -> Result<Option<Page>, BrokerError> {
         let limit = query.limit.min(PAGE_MAX);
         let range = query.since.map_or(Range::Last, |since| Range::After(since.offset));
         let Some((head, publications)) = self.range(room, fence, range, limit).await? else { return Ok(None) };

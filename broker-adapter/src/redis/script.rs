@@ -57,7 +57,7 @@ fn meta_ttl(retention: Retention) -> u64 {
 }
 
 /// Whose memory gave out a room's offsets: a prefix of Redis's `run_id`, which every restart and failover changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Fence(String);
 
 impl Fence {

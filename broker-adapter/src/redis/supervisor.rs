@@ -30,7 +30,7 @@ pub(super) enum State {
     Down,
     /// An attempt is under way.
     Connecting,
-    /// Connected; what was lost meanwhile is being made up for.
+    /// Connected; what it is for is being put in force again.
     Syncing,
     /// In use.
     Up,
@@ -45,7 +45,7 @@ pub(super) enum Input {
     Connected,
     /// The attempt failed.
     Refused,
-    /// Everything that was lost is made up for.
+    /// Everything is in force again.
     Synced,
     /// The probe was answered.
     Answered,
@@ -229,6 +229,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
         /// Whatever happens in whatever order: steps fit the connection that there is, a silent connection is down
         /// in time, attempts are neither too close nor too far apart, and it never waits for the past.
         #[test]

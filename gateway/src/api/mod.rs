@@ -1,9 +1,12 @@
 //! The HTTP API (docs/protocol.md, section 7): for back ends in any language. Requests come from `transport::http`, after
 //! the checks that all requests pass; everything here goes straight to the broker, so that any node can take any request.
 
+mod buffer;
 mod kick;
 mod publish;
 mod rooms;
+
+pub(crate) use buffer::Buffer;
 
 use crate::{
     error::{ErrorCode, Refusal},

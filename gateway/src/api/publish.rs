@@ -1,6 +1,6 @@
 //! Publishing by HTTP: one message, or a batch with an answer for each.
 
-use super::{Named, room};
+use super::{Named, buffer, room};
 use crate::{
     auth::{self, Act},
     error::{ErrorCode, Refusal},
@@ -13,16 +13,22 @@ use crate::{
 };
 use axum::{
     body::Body,
-    extract::{Query, State, rejection::BytesRejection},
+    extract::{
+        Query, State,
+        rejection::{BytesRejection, QueryRejection},
+    },
     http::{HeaderMap, Response, StatusCode, header},
 };
 use bytes::Bytes;
-use fanfare_broker::{BrokerError, IdempotencyKey, Origin, Publish, Published, Reply, Room};
+use fanfare_broker::{IdempotencyKey, Origin, Publish, Published, Room};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::{borrow::Cow, sync::Arc, time::Instant};
-use tokio::sync::oneshot;
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Messages in one batch.
 const BATCH_MAX: usize = 100;
@@ -32,6 +38,13 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 #[derive(Deserialize)]
 pub(super) struct Params {
     event: Option<String>,
+    buffer: Option<String>,
+}
+
+/// What stands behind the `?` of a batch.
+#[derive(Deserialize)]
+pub(super) struct BatchParams {
+    buffer: Option<String>,
 }
 
 /// A message, whole and checked, on its way to the broker.
@@ -39,6 +52,8 @@ struct Order {
     room: Room,
     payload: Vec<u8>,
     key: Option<IdempotencyKey>,
+    /// How long it may wait for the backplane.
+    wait: Option<Duration>,
 }
 
 #[derive(Serialize)]
@@ -60,11 +75,11 @@ enum Receipt<'a> {
 pub(super) async fn one(
     State(node): State<Arc<Node>>,
     path: Named<String>,
-    params: Result<Query<Params>, axum::extract::rejection::QueryRejection>,
+    params: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response<Body>, Refusal> {
-    let Ok(Query(Params { event })) = params else { return Err(Refusal::bad_request("event stands twice in the URL")) };
+    let Ok(Query(Params { event, buffer })) = params else { return Err(twice()) };
     let body = body.map_err(|why| unreadable(&why, node.limits.message_bytes))?;
     let text = std::str::from_utf8(&body).map_err(|_| Refusal::bad_request("the body is not UTF-8"))?;
     let data = data(text, headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()))?;
@@ -72,7 +87,8 @@ pub(super) async fn one(
         Some(key) => Some(key.to_str().map_err(|_| Refusal::bad_request("Idempotency-Key is not ASCII"))?),
         None => None,
     };
-    let order = order(&node, room(path)?, &data, event.as_deref(), key)?;
+    let wait = buffer.as_deref().map(buffer::wait).transpose()?;
+    let order = Order { wait, ..order(&node, room(path)?, &data, event.as_deref(), key)? };
     let room = order.room.clone();
     let published = publish(&node, order).await?;
     let cursor = published.cursor.map(|cursor| cursor.to_string());
@@ -95,25 +111,28 @@ struct Item<'a> {
 /// `POST /v1/publish`: an array of messages, an array of answers.
 pub(super) async fn batch(
     State(node): State<Arc<Node>>,
+    params: Result<Query<BatchParams>, QueryRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response<Body>, Refusal> {
+    let Query(BatchParams { buffer }) = params.map_err(|_| twice())?;
+    let wait = buffer.as_deref().map(buffer::wait).transpose()?;
     let body = body.map_err(|why| unreadable(&why, super::BATCH_BYTES))?;
     let items: Vec<&RawValue> = serde_json::from_slice(&body)
         .map_err(|why| Refusal::bad_request(format!("the body is not a JSON array: {why}")))?;
     if !(1..=BATCH_MAX).contains(&items.len()) {
         return Err(Refusal::bad_request(format!("a batch has 1 to {BATCH_MAX} messages")));
     }
-    let results = join_all(items.iter().map(|item| publish_item(&node, item))).await;
+    let results = join_all(items.iter().map(|item| publish_item(&node, item, wait))).await;
     let receipts: Vec<Receipt<'_>> = results.iter().map(receipt).collect();
     Ok(json(StatusCode::OK, serde_json::to_vec(&receipts).unwrap_or_default()))
 }
 
-async fn publish_item(node: &Node, item: &RawValue) -> Result<(Room, Published), Refusal> {
+async fn publish_item(node: &Node, item: &RawValue, wait: Option<Duration>) -> Result<(Room, Published), Refusal> {
     let item: Item<'_> =
         serde_json::from_str(item.get()).map_err(|why| Refusal::bad_request(format!("not a message: {why}")))?;
     let room = Room::parse(&item.room)?;
     let order = order(node, room.clone(), item.data.get(), item.event.as_deref(), item.key.as_deref())?;
-    Ok((room, publish(node, order).await?))
+    Ok((room, publish(node, Order { wait, ..order }).await?))
 }
 
 fn receipt(result: &Result<(Room, Published), Refusal>) -> Receipt<'_> {
@@ -151,13 +170,12 @@ fn order(node: &Node, room: Room, data: &str, event: Option<&str>, key: Option<&
     let event = native::event_name(event.map(Cow::Borrowed))?;
     let key = key.map(|key| IdempotencyKey::parse(key).ok_or_else(|| Refusal::bad_request("key has 1 to 64 bytes")));
     let payload = native::payload(data, event.as_deref(), native::From::Backend);
-    Ok(Order { room, payload, key: key.transpose()? })
+    Ok(Order { room, payload, key: key.transpose()?, wait: None })
 }
 
 async fn publish(node: &Node, order: Order) -> Result<Published, Refusal> {
-    let Order { room, payload, key } = order;
+    let Order { room, payload, key, wait } = order;
     let began = Instant::now();
-    let (tell, told) = oneshot::channel();
     let publish = Publish {
         retention: node.classes.of(room.as_str()).history,
         room,
@@ -167,12 +185,18 @@ async fn publish(node: &Node, order: Order) -> Result<Published, Refusal> {
         key,
     };
     node.metrics.published_http.inc();
-    node.broker.publish(publish, Reply::Waiter(tell));
     let handed_over = Instant::now();
-    let outcome = told.await.unwrap_or(Err(BrokerError::Unavailable))?;
+    let outcome = match wait {
+        Some(wait) => node.buffer.publish(&*node.broker, publish, wait).await?,
+        None => buffer::publish_once(&*node.broker, publish).await?,
+    };
     node.metrics.backplane_publish_seconds.observe(handed_over.elapsed().as_secs_f64());
     node.metrics.publish_seconds.observe(began.elapsed().as_secs_f64());
     Ok(outcome)
+}
+
+fn twice() -> Refusal {
+    Refusal::bad_request("event or buffer stands twice in the URL")
 }
 
 fn unreadable(why: &BytesRejection, limit: usize) -> Refusal {

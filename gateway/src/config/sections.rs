@@ -91,6 +91,14 @@ pub(super) const LIMITS: &[Limit] = &[
         set: |l, n| l.connections_per_ip = n as u32,
     },
     Limit {
+        name: "accepts_per_second",
+        help: "Connections the node takes per second, bursts of twice that; the others wait in the kernel's backlog; \
+               0 = no limit: nginx counts a node that is slow to take connections as failed",
+        range: 0..=1_000_000,
+        get: |l| l.accepts_per_second.into(),
+        set: |l, n| l.accepts_per_second = n as u32,
+    },
+    Limit {
         name: "outbox_bytes",
         help: "What may wait for one client to read, in bytes; at least `message_bytes` + 4096",
         range: 4097..=256 << 20,

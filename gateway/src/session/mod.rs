@@ -216,3 +216,6 @@ pub(crate) fn answer_id(id: RequestId) -> u64 {
 
 /// Stands for "no id" where a number is needed; above every request id.
 pub(crate) const NO_ID: u64 = u64::MAX;
+
+#[cfg(test)]
+mod model_tests;

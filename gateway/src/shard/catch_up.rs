@@ -3,7 +3,7 @@
 use super::{
     Shard, State,
     fanout::{append, append_gap},
-    join::RETRY,
+    retry::Retry,
     rooms::RoomKey,
 };
 use crate::command::HISTORY_LIMIT_MAX;
@@ -18,20 +18,19 @@ impl Shard {
 
     /// Reads a hole from history until the feed is live again.
     async fn catch_up(self: Rc<Self>, key: RoomKey, mut since: Cursor) {
-        let mut retry = RETRY.0;
+        let mut retry = Retry::new();
         loop {
             let query = HistoryQuery { since: Some(since), limit: HISTORY_LIMIT_MAX };
             match self.read_history(key, query).await {
                 None => return,
                 Some(Ok(page)) => {
-                    retry = RETRY.0;
+                    retry.reset();
                     let Some(again) = self.fill(key, page) else { return };
                     since = again;
                 }
                 Some(Err(why)) => {
                     tracing::debug!(%why, "cannot catch up yet");
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(RETRY.1);
+                    retry.wait().await;
                 }
             }
         }

@@ -3,7 +3,7 @@
 use super::{Shard, State, conn::SessionRef};
 use crate::{
     close::CloseReason,
-    command::{JoinOptions, RequestId},
+    command::{Ask, JoinOptions, RequestId},
     error::{ErrorCode, Refusal},
     event::Event,
     node::unix_ms,
@@ -34,7 +34,16 @@ impl Shard {
         let now_ms = self.now_ms();
         let Some(conn) = state.sessions.open(who) else { return };
         let (id, action) = match native::decode(text) {
-            Ok(command) => (command.id, conn.session.handle(command, &self.node.limits, now_ms)),
+            Ok(command) => {
+                let (id, publishes) = (command.id, matches!(command.ask, Ask::Publish(_)));
+                let action = conn.session.handle(command, &self.node.limits, now_ms);
+                if matches!(&action, Action::Refuse { refusal, .. } if refusal.code == ErrorCode::RateLimited) {
+                    let metrics = &self.node.metrics;
+                    let limited = if publishes { &metrics.rate_limited_publish } else { &metrics.rate_limited_request };
+                    limited.inc();
+                }
+                (id, action)
+            }
             Err(DecodeError::Refused { id, refusal }) => (id, conn.session.refuse(None, refusal, now_ms)),
             Err(DecodeError::NotOurProtocol) => return self.end(state, who, CloseReason::NotOurProtocol, None),
         };
@@ -95,9 +104,6 @@ impl Shard {
         (room, refusal): (Option<Cow<'_, str>>, Refusal),
         close: Option<CloseReason>,
     ) {
-        if refusal.code == ErrorCode::RateLimited {
-            self.node.metrics.rate_limited_publish.inc();
-        }
         let error = Event::Error {
             id,
             room,

@@ -6,6 +6,7 @@ use super::{
     commands::Asker,
     conn::SessionRef,
     feed::Step,
+    retry::Retry,
     rooms::{Coming, RoomKey, Special},
 };
 use crate::{
@@ -26,8 +27,6 @@ use tokio::sync::oneshot;
 const PAGE: usize = 100;
 /// How long an empty room stays followed: its next member costs no subscription, and flapping costs none at all.
 const LINGER_MS: u32 = 2_000;
-/// Waits between attempts when the broker fails: they double up to the second.
-pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How long a join waits for a feed that is behind it.
 const FEED_WAIT: Duration = Duration::from_millis(20);
 
@@ -145,7 +144,7 @@ impl Shard {
 
     /// Subscribes a room, as long as it takes, then lets in who waits.
     async fn follow(self: Rc<Self>, key: RoomKey) {
-        let mut retry = RETRY.0;
+        let mut retry = Retry::new();
         loop {
             let Some((name, retention)) = self.room(key, |entry| (entry.name.clone(), entry.class.history)) else {
                 return;
@@ -154,8 +153,7 @@ impl Shard {
                 Ok(head) => return self.on_followed(key, head),
                 Err(why) => tracing::debug!(room = %name, %why, "cannot subscribe yet"),
             }
-            tokio::time::sleep(retry).await;
-            retry = (retry * 2).min(RETRY.1);
+            retry.wait().await;
         }
     }
 
@@ -187,7 +185,7 @@ impl Shard {
                 Err(why) => return self.abandon(&join, why.into()),
             };
         }
-        let mut retry = RETRY.0;
+        let mut retry = Retry::new();
         loop {
             let Some(wait) = self.advance(&mut self.state.borrow_mut(), &join, &mut progress) else { return };
             let query = match wait {
@@ -203,12 +201,11 @@ impl Shard {
             };
             match self.read_history(join.room, query).await {
                 Some(Ok(page)) => {
-                    retry = RETRY.0;
+                    retry.reset();
                     self.open_page(&join, &mut progress, page);
                 }
                 Some(Err(BrokerError::Unavailable | BrokerError::Overloaded)) => {
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(RETRY.1);
+                    retry.wait().await;
                 }
                 Some(Err(why)) => return self.abandon(&join, why.into()),
                 None => return,

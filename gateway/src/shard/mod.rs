@@ -11,6 +11,7 @@
 //! | `commands` | what clients ask for |
 //! | `fanout`, `flush` | the hot path: encode once, queue, write |
 //! | `timers`, `wheel` | pings, deadlines, lingering rooms |
+//! | `retry` | waits when the broker fails |
 //! | `conn`, `notes`, `leave_taking` | the table of sessions; kicks; drain |
 //! | `bench` | for the benchmark of the fan-out |
 
@@ -25,6 +26,7 @@ mod inbox;
 mod join;
 mod leave_taking;
 mod notes;
+mod retry;
 mod rooms;
 mod timers;
 mod wheel;

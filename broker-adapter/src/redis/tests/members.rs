@@ -99,6 +99,33 @@ async fn an_empty_restart_brings_everybody_back_and_what_happened_meanwhile_coun
     until("who is there", WAIT_MAX, there).await;
 }
 
+/// Redis has forgotten who left, so nobody but this node can tell that somebody did.
+#[tokio::test]
+async fn who_leaves_while_redis_is_away_and_forgets_is_told_to_have_left() {
+    let mut server = Server::start().await;
+    let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
+    let room = room("farewell");
+    b.node.subscribe(&room).await;
+    // Cid is at both nodes, and stays at one.
+    for (gateway, n, user) in [(&a, 1, "ann"), (&b, 2, "bob"), (&a, 3, "cid"), (&b, 4, "cid")] {
+        gateway.broker.attend(&room, enter(n, user)).await.unwrap();
+    }
+    assert_eq!(b.node.seen.presence(&room, 3).await.len(), 3);
+    server.kill();
+    until("both nodes to be down", WAIT_MAX, || async { !a.broker.status().up && !b.broker.status().up }).await;
+    for n in [1, 3] {
+        assert!(a.broker.attend(&room, leave(n)).await.is_err(), "noted, not written");
+    }
+    server.run().await;
+    let there = || async { a.broker.status().up && b.broker.status().up && users(&b, &room).await == ["bob", "cid"] };
+    until("who is there", WAIT_MAX, there).await;
+    let left = b.node.seen.wait_for("ann to leave", |seen| seen.presence(&room).get(3).cloned()).await;
+    assert_eq!((left.kind, &left.who), (PresenceKind::Left, &Who::User(User::new("ann"))));
+    b.broker.attend(&room, leave(2)).await.unwrap();
+    let events = b.node.seen.presence(&room, 5).await;
+    assert_eq!((events.len(), &events[4].who), (5, &Who::User(User::new("bob"))), "cid never left: {events:?}");
+}
+
 /// A lost connection alone: what could not be written is, once it is back.
 #[tokio::test]
 async fn a_change_during_a_stall_is_written_after_it() {

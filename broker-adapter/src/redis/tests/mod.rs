@@ -3,6 +3,7 @@
 mod faults;
 mod members;
 mod server;
+mod silence;
 
 use super::{Config, RedisBroker};
 use crate::{

@@ -62,6 +62,14 @@ impl Server {
         cmd.query_async(&mut conn).await.unwrap()
     }
 
+    /// Runs a Lua script that writes behind everybody's back.
+    pub(super) async fn eval(&self, script: &str, keys: &[String]) {
+        let mut conn = self.client().get_multiplexed_async_connection().await.unwrap();
+        let mut cmd = redis::cmd("EVAL");
+        cmd.arg(script).arg(keys.len()).arg(keys);
+        let _: Value = cmd.query_async(&mut conn).await.unwrap();
+    }
+
     pub(super) async fn tell(&self, command: &str) {
         let _: Value = self.ask(command).await;
     }

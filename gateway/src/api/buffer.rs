@@ -1,0 +1,162 @@
+//! HTTP publishes that would rather wait for the backplane than fail at once: `?buffer=5s`. Called by `publish`. A
+//! message waits in its own request, so nothing is acknowledged that exists only in memory, and one whose client goes
+//! away is forgotten. Messages of one room go out in the order in which they came to this node, one at a time; retries
+//! carry an idempotency key, so that however often one is sent, it is one publication.
+
+use crate::{error::Refusal, metrics::Metrics};
+use fanfare_broker::{Broker, BrokerError, IdempotencyKey, Outcome, Publish, Reply, Room};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Mutex as Turn, oneshot},
+    time::{sleep, timeout},
+};
+
+/// Messages that may wait on this node.
+const MESSAGES_MAX: usize = 10_000;
+/// Their payload bytes.
+const BYTES_MAX: usize = 16 << 20;
+/// The longest wait: half of what a request may take, so that its answer always gets out.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Between two attempts of a message whose turn it is. A broker that is down refuses from memory.
+const RETRY: Duration = Duration::from_millis(50);
+/// Rooms that are not the same one wait for each other with a chance of one in so many.
+const TURNS: usize = 64;
+
+/// See the module's head.
+pub(crate) struct Buffer {
+    held: Mutex<Held>,
+    /// Locks that are given out in the order in which they were asked for.
+    turns: [Turn<()>; TURNS],
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    messages: usize,
+    bytes: usize,
+}
+
+/// A place in the buffer.
+struct Place<'a> {
+    buffer: &'a Buffer,
+    bytes: usize,
+}
+
+impl Buffer {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { held: Mutex::default(), turns: std::array::from_fn(|_| Turn::new(())), metrics }
+    }
+
+    /// Publishes as soon as the backplane takes it.
+    ///
+    /// # Errors
+    /// [`BrokerError::Overloaded`] at once if the buffer is full, [`BrokerError::Unavailable`] after `wait`.
+    pub(super) async fn publish(&self, broker: &dyn Broker, publish: Publish, wait: Duration) -> Outcome {
+        let _place = self.hold(publish.payload.len())?;
+        let key = publish.key.clone().or_else(fresh_key).ok_or(BrokerError::Unavailable)?;
+        let publish = Publish { key: Some(key), ..publish };
+        let taken = async {
+            let _turn = self.turn(&publish.room).lock().await;
+            loop {
+                match publish_once(broker, publish.clone()).await {
+                    Err(BrokerError::Unavailable | BrokerError::Overloaded) => sleep(RETRY).await,
+                    outcome => return outcome,
+                }
+            }
+        };
+        timeout(wait, taken).await.unwrap_or(Err(BrokerError::Unavailable))
+    }
+
+    fn turn(&self, room: &Room) -> &Turn<()> {
+        let mut hasher = DefaultHasher::new();
+        room.hash(&mut hasher);
+        &self.turns[hasher.finish() as usize % TURNS]
+    }
+
+    fn hold(&self, bytes: usize) -> Result<Place<'_>, BrokerError> {
+        let mut held = self.held();
+        if held.messages >= MESSAGES_MAX || held.bytes + bytes > BYTES_MAX {
+            self.metrics.buffer_refused.inc();
+            return Err(BrokerError::Overloaded);
+        }
+        held.messages += 1;
+        held.bytes += bytes;
+        self.tell(*held);
+        Ok(Place { buffer: self, bytes })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, held: Held) {
+        self.metrics.buffered_messages.set(held.messages as i64);
+        self.metrics.buffered_bytes.set(held.bytes as i64);
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut held = self.buffer.held();
+        held.messages -= 1;
+        held.bytes -= self.bytes;
+        self.buffer.tell(*held);
+    }
+}
+
+/// Publishes without waiting for anything but the answer, which comes within a second.
+pub(super) async fn publish_once(broker: &dyn Broker, publish: Publish) -> Outcome {
+    let (tell, told) = oneshot::channel();
+    broker.publish(publish, Reply::Waiter(tell));
+    told.await.unwrap_or(Err(BrokerError::Unavailable))
+}
+
+/// The value of `?buffer=`: `5s`, `500ms`.
+pub(super) fn wait(text: &str) -> Result<Duration, Refusal> {
+    let wait = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(ms), _) => ms.parse().ok().map(Duration::from_millis),
+        (None, Some(s)) => s.parse().ok().map(Duration::from_secs),
+        (None, None) => None,
+    };
+    wait.filter(|wait| !wait.is_zero() && *wait <= WAIT_MAX)
+        .ok_or_else(|| Refusal::bad_request("buffer is a time such as 500ms or 5s, and 5s at most"))
+}
+
+/// For a request that brought no key: its own attempts are one publication all the same.
+fn fresh_key() -> Option<IdempotencyKey> {
+    let (high, low) = (getrandom::u64().ok()?, getrandom::u64().ok()?);
+    IdempotencyKey::parse(&format!("{high:016x}{low:016x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_a_time_up_to_five_seconds() {
+        assert_eq!(wait("5s").unwrap(), WAIT_MAX);
+        assert_eq!(wait("500ms").unwrap(), Duration::from_millis(500));
+        for bad in ["", "5", "s", "0s", "6s", "5001ms", "-1s", "1.5s", "5 s"] {
+            assert!(wait(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_buffer_is_bounded_in_messages_and_bytes_and_is_empty_again() {
+        let metrics = Metrics::new("a");
+        let buffer = Buffer::new(Arc::clone(&metrics));
+        let small: Vec<_> = (0..MESSAGES_MAX).map(|_| buffer.hold(1).unwrap()).collect();
+        assert!(buffer.hold(1).is_err());
+        assert_eq!(metrics.buffered_messages.get(), MESSAGES_MAX as i64);
+        drop(small);
+        let large: Vec<_> = (0..4).map(|_| buffer.hold(BYTES_MAX / 4).unwrap()).collect();
+        assert!(buffer.hold(1).is_err());
+        drop(large);
+        assert_eq!((metrics.buffered_messages.get(), metrics.buffered_bytes.get()), (0, 0));
+        assert_eq!(metrics.buffer_refused.get(), 2);
+    }
+}

@@ -1,0 +1,155 @@
+//! A model test of `Session`: whatever a client asks for in whatever order, rates and the error window hold, and a
+//! session's rooms are those it was let into and has not left.
+
+use super::*;
+use crate::command::EchoWish;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const PER_SECOND: u32 = 5;
+const ROOMS_MAX: usize = 3;
+
+#[derive(Debug, Clone)]
+enum Happens {
+    /// A join; the shard lets it in if there is room.
+    Join(u32),
+    /// The join of so many joins ago ends.
+    Complete {
+        ago: u32,
+        room: u32,
+    },
+    Leave(u32),
+    Publish,
+    /// Something that is refused for what it says.
+    Wrong,
+    Ping,
+    Pass(u32),
+    End,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        6 => (0u32..5).prop_map(Happens::Join),
+        4 => (0u32..4, 0u32..5).prop_map(|(ago, room)| Happens::Complete { ago, room }),
+        3 => (0u32..5).prop_map(Happens::Leave),
+        8 => Just(Happens::Publish),
+        2 => Just(Happens::Wrong),
+        1 => Just(Happens::Ping),
+        2 => (0u32..3000).prop_map(Happens::Pass),
+        1 => Just(Happens::End),
+    ]
+}
+
+fn command(ask: Ask<'static>) -> Command<'static> {
+    Command { id: None, ask }
+}
+
+fn join(room: u32) -> Ask<'static> {
+    let options = JoinOptions { echo: EchoWish::Yes, ..JoinOptions::default() };
+    Ask::Join { room: format!("r{room}").into(), options }
+}
+
+fn publish(room: &'static str) -> Ask<'static> {
+    Ask::Publish(PublishAsk { room: room.into(), data: "1", event: None, key: None })
+}
+
+/// What a session should be like.
+#[derive(Default)]
+struct Model {
+    now_ms: u32,
+    /// Rooms by key: the join that counts, and whether it is complete.
+    rooms: BTreeMap<u32, (u32, bool)>,
+    joins: u32,
+    published: Vec<u32>,
+    errors: Vec<u32>,
+}
+
+impl Model {
+    /// An error closes if it is one too many since the window that it falls into began.
+    fn refused(&mut self, action: &Action<'_>) -> Result<(), TestCaseError> {
+        let Action::Refuse { close, refusal, .. } = action else { return Err(TestCaseError::fail("not refused")) };
+        let began = self.errors.first().copied().filter(|began| self.now_ms - began <= 10_000);
+        if began.is_none() {
+            self.errors.clear();
+        }
+        self.errors.push(self.now_ms);
+        prop_assert_eq!(close.is_some(), self.errors.len() > 20);
+        prop_assert_eq!(refusal.code == ErrorCode::RateLimited, refusal.retry_after_ms.is_some());
+        Ok(())
+    }
+
+    fn agrees(&self, session: &Session) -> Result<(), TestCaseError> {
+        for room in 0..5 {
+            let stage =
+                |(join, complete): &(u32, bool)| (*join, if *complete { Stage::Member } else { Stage::Joining });
+            let is = session.membership(room).map(|m| (m.join, m.stage));
+            prop_assert_eq!(is, self.rooms.get(&room).map(stage));
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn rates_hold_and_rooms_are_those_that_were_entered_and_not_left(
+        events in proptest::collection::vec(happens(), 0..150),
+        began_ms in prop_oneof![Just(0u32), Just(u32::MAX - 5_000)],
+    ) {
+        let limits = Limits { publishes_per_second: PER_SECOND, rooms_per_session: ROOMS_MAX, ..Limits::default() };
+        let clock = |model: &Model| began_ms.wrapping_add(model.now_ms);
+        let mut session = Session::new(SessionId::random(), None, &limits, began_ms);
+        let mut model = Model::default();
+        for event in events {
+            let now = clock(&model);
+            match event {
+                Happens::Join(room) => {
+                    let action = session.handle(command(join(room)), &limits, now);
+                    prop_assert!(matches!(action, Action::Join(..)), "{:?}", action);
+                    let fits = model.rooms.contains_key(&room) || model.rooms.len() < ROOMS_MAX;
+                    let enters = model.rooms.contains_key(&room) || session.may_enter(&limits).is_ok();
+                    prop_assert_eq!(enters, fits);
+                    if enters {
+                        model.joins += 1;
+                        prop_assert_eq!(session.begin_join(room), model.joins);
+                        model.rooms.insert(room, (model.joins, false));
+                    }
+                }
+                Happens::Complete { ago, room } => {
+                    let number = model.joins.wrapping_sub(ago);
+                    let wanted = model.rooms.get(&room).is_some_and(|(join, _)| *join == number);
+                    let joining = wanted && !model.rooms[&room].1;
+                    prop_assert_eq!(session.is_joining(room, number), joining);
+                    prop_assert_eq!(session.complete_join(room, number), wanted, "an older join's end is not taken for it");
+                    if wanted { model.rooms.insert(room, (number, true)); }
+                }
+                Happens::Leave(room) => {
+                    let left = session.leave(room).map(|m| m.join);
+                    prop_assert_eq!(left, model.rooms.remove(&room).map(|(join, _)| join));
+                }
+                Happens::Publish => match session.handle(command(publish("a")), &limits, now) {
+                    Action::Publish(_) => model.published.push(model.now_ms),
+                    refused => model.refused(&refused)?,
+                },
+                Happens::Wrong => {
+                    let refused = session.handle(command(publish("no room")), &limits, now);
+                    model.refused(&refused)?;
+                }
+                Happens::Ping => prop_assert!(matches!(session.handle(command(Ask::Ping), &limits, now), Action::Pong)),
+                Happens::Pass(ms) => model.now_ms += ms,
+                Happens::End => {
+                    prop_assert_eq!(session.take_memberships().len(), model.rooms.len());
+                    model.rooms.clear();
+                }
+            }
+            model.agrees(&session)?;
+        }
+        // In no stretch of time are there more publishes than its rate and one burst.
+        for (i, from) in model.published.iter().enumerate() {
+            for (j, to) in model.published.iter().enumerate().skip(i) {
+                let most = 2 * PER_SECOND + (to - from) * PER_SECOND / 1000 + 1;
+                prop_assert!((j - i) as u32 + 1 <= most, "{} publishes in {} ms", j - i + 1, to - from);
+            }
+        }
+    }
+}
