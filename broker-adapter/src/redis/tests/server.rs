@@ -4,24 +4,41 @@ use crate::redis::Config;
 use redis::{FromRedisValue, Value};
 use std::{
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 /// See the module's head.
 pub(super) struct Server {
-    port: u16,
-    dir: PathBuf,
+    pub(super) port: u16,
+    pub(super) dir: PathBuf,
     process: Option<Child>,
+    more: Vec<String>,
+}
+
+/// A free port of the loopback. A cluster's own port is 10,000 above it, so both are to exist.
+pub(super) fn free_port() -> u16 {
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if port < 55_000 {
+            return port;
+        }
+    }
 }
 
 impl Server {
     pub(super) async fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::start_with(|_| Vec::new()).await
+    }
+
+    /// With more options, which may name files that they put into the server's directory.
+    pub(super) async fn start_with(more: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        let port = free_port();
         let dir = std::env::temp_dir().join(format!("fanfare-redis-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let mut server = Self { port, dir, process: None };
+        let more = more(&dir);
+        let mut server = Self { port, dir, process: None, more };
         server.run().await;
         server
     }
@@ -31,6 +48,7 @@ impl Server {
         let process = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"])
             .args(["--dir", self.dir.to_str().unwrap()])
+            .args(&self.more)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
