@@ -132,9 +132,6 @@ macro_rules! contract_tests {
         );
     };
     (@each (#[$test:meta] $fixture:path): $($case:ident,)*) => {
-        $crate::contract_tests!(@test #[$test] $fixture: $($case,)*);
-    };
-    (@test #[$test:meta] $fixture:path: $($case:ident,)*) => {
         $(
             #[$test]
             async fn $case() {

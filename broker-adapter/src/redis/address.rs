@@ -163,7 +163,7 @@ mod tests {
     fn every_form() {
         for (text, shown) in [
             ("redis://localhost", &["localhost:6379"][..]),
-            ("redis://[::1]:6380/3", &["[::1]:6380"]),
+            ("redis://[::1]:6380/3", &["::1:6380"]),
             ("rediss://ann:s3,cret@cache.internal/", &["cache.internal:6379"]),
             ("redis+sentinel://a,b:1/main", &["a:26379,b:1/main"]),
             ("rediss+sentinel://:pw@a:1,b:2/main/5,redis://c", &["a:1,b:2/main", "c:6379"]),

@@ -430,4 +430,35 @@ mod tests {
             assert_eq!(recorder.now().heads(&name(1)).len(), told, "head {head}");
         }
     }
+
+    #[test]
+    fn rooms_move_with_their_followers_and_the_joins_under_way() {
+        let recorder = Arc::new(Recorder::default());
+        let seen: Vec<Arc<dyn Subscriber>> = vec![Arc::clone(&recorder) as Arc<dyn Subscriber>];
+        let (mut from, mut to) = (Interest::default(), Interest::default());
+        for interest in [&mut from, &mut to] {
+            interest.begin(1);
+            interest.batch();
+            assert!(interest.settle(Vec::new(), &seen), "synced");
+        }
+        let (joined, _heard) = oneshot::channel();
+        from.follow(SubscriberId(0), &name(1), Some(KEEP), joined);
+        from.batch();
+        from.settle(vec![Ok(cursor(5))], &seen);
+        let (joined, mut waits) = oneshot::channel();
+        from.follow(SubscriberId(0), &name(2), Some(KEEP), joined);
+        let (joined, mut stays) = oneshot::channel();
+        from.follow(SubscriberId(0), &name(3), Some(KEEP), joined);
+        from.batch();
+
+        to.adopt(from.give_up(|room| *room != name(3)));
+        from.settle(vec![Ok(cursor(8)), Ok(cursor(9))], &seen);
+        assert_eq!(stays.try_recv().unwrap(), Ok(Some(cursor(9))), "the others' answers are their own");
+        assert!(waits.try_recv().is_err() && from.rooms() == 1);
+        let batch = to.batch().unwrap();
+        assert_eq!((batch.subscribe.len(), batch.heads.len()), (2, 2));
+        to.settle(vec![Ok(cursor(7)), Ok(cursor(3))], &seen);
+        assert_eq!(recorder.now().heads(&name(1)), [cursor(7)]);
+        assert_eq!(waits.try_recv().unwrap(), Ok(Some(cursor(3))));
+    }
 }

@@ -71,6 +71,8 @@ impl RedisBroker {
     /// [`ConnectError`] of the first connection that could not be made.
     pub async fn connect(config: Config, subscribers: Vec<Arc<dyn Subscriber>>) -> Result<Arc<Self>, ConnectError> {
         config.check()?;
+        // Fails if it has been chosen before, which is as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (node, cluster) = (NodeId::random(), config.is_cluster());
         let names = if cluster { Names::in_cluster(&config.prefix) } else { Names::new(&config.prefix) };
         let base = Base {

@@ -41,8 +41,9 @@ impl Site {
             }
             Kind::Sentinel(service) => {
                 let (hosts, phone) = (address.hosts.clone(), Phone::to_strangers());
-                let target = Target::asked(Sentinels { hosts, service: service.clone(), phone }, stopped.clone());
-                one(&base, &target, of).await?
+                let sentinels = Sentinels { hosts, service: service.clone(), phone };
+                let refused = |why: String| ConnectError::Refused { address: address.to_string(), why };
+                one(&base, &Target::asked(sentinels, stopped.clone()).await.map_err(refused)?, of).await?
             }
             Kind::Server => {
                 let (_, told) = watch::channel(address.hosts[0].clone());

@@ -36,11 +36,11 @@ impl Target {
     }
 
     /// Whoever the sentinels say is the master. They are asked now and then until `stop` is true.
-    pub(super) fn asked(sentinels: Sentinels, stop: watch::Receiver<bool>) -> Self {
+    pub(super) async fn asked(sentinels: Sentinels, stop: watch::Receiver<bool>) -> Result<Self, String> {
         let sentinels = Arc::new(sentinels);
-        let (tell, now) = watch::channel(sentinels.hosts[0].clone());
+        let (tell, now) = watch::channel(sentinels.master().await?);
         tokio::spawn(Arc::clone(&sentinels).watch(tell, stop));
-        Self { now, sentinels: Some(sentinels) }
+        Ok(Self { now, sentinels: Some(sentinels) })
     }
 
     /// Whom to connect to now.

@@ -76,7 +76,8 @@ impl Watched {
     /// Waits until the other one is the master.
     async fn promoted(&self) -> Instant {
         until("the failover", Duration::from_secs(30), || async {
-            self.servers[1].ask::<String>("INFO replication").await.contains("role:master")
+            let info = self.servers[1].try_ask::<String>("INFO replication").await;
+            info.is_ok_and(|info| info.contains("role:master"))
         })
         .await;
         Instant::now()
@@ -141,13 +142,13 @@ async fn after_a_switch_nobody_stays_with_the_old_master() {
     a.node.say(&room, "one").await;
     watched.order_failover().await;
     let promoted = watched.promoted().await;
-    // Two nodes with two lanes each; the sentinels listen too, over the older protocol.
+    // Lanes that follow anything; the sentinels listen too, over the older protocol.
     let lanes = |at: usize| {
-        let asked = watched.servers[at].ask::<String>("CLIENT LIST TYPE pubsub");
-        async { asked.await.lines().filter(|line| line.contains("resp=3")).count() }
+        let asked = watched.servers[at].try_ask::<String>("CLIENT LIST TYPE pubsub");
+        async { asked.await.map_or(99, |list| list.lines().filter(|line| line.contains("resp=3")).count()) }
     };
     until("the lanes at the new master", WAIT_MAX, || async {
-        lanes(1).await == 4 && a.broker.status().up && b.broker.status().up
+        (2..=3).contains(&lanes(1).await) && lanes(0).await == 0 && a.broker.status().up && b.broker.status().up
     })
     .await;
     let back = promoted.elapsed();
@@ -160,5 +161,4 @@ async fn after_a_switch_nobody_stays_with_the_old_master() {
         })
         .await;
     assert!(back < BACK_MAX * 2, "back {back:?} after the promotion");
-    assert_eq!(lanes(0).await, 0);
 }

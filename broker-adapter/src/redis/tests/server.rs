@@ -1,7 +1,7 @@
 //! A real Redis server for one test: a free port of the loopback, a directory of its own, killed with the test.
 
 use crate::redis::Config;
-use redis::{FromRedisValue, Value};
+use redis::{FromRedisValue, RedisResult, Value};
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
@@ -73,11 +73,16 @@ impl Server {
 
     /// Runs a command, words separated by spaces.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &str) -> T {
-        let mut conn = self.client().get_multiplexed_async_connection().await.unwrap();
+        self.try_ask(command).await.unwrap()
+    }
+
+    /// As [`Server::ask`], of a server that may be about to change its part: its connections are cut then.
+    pub(super) async fn try_ask<T: FromRedisValue>(&self, command: &str) -> RedisResult<T> {
+        let mut conn = self.client().get_multiplexed_async_connection().await?;
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap());
         cmd.arg(words.collect::<Vec<_>>());
-        cmd.query_async(&mut conn).await.unwrap()
+        cmd.query_async(&mut conn).await
     }
 
     pub(super) async fn tell(&self, command: &str) {
