@@ -47,6 +47,7 @@ pub(super) struct Lane {
     pub(super) link: Arc<Link>,
     interest: Mutex<Interest>,
     due: Notify,
+    more_notes: Notify,
     common: Common,
     /// Whether it is the one that hears notes.
     notes: bool,
@@ -64,7 +65,7 @@ pub(super) struct Common {
 
 impl Lane {
     pub(super) fn new(link: Arc<Link>, common: Common, notes: bool) -> Self {
-        Self { link, interest: Mutex::default(), due: Notify::new(), common, notes }
+        Self { link, interest: Mutex::default(), due: Notify::new(), more_notes: Notify::new(), common, notes }
     }
 
     fn interest(&self) -> MutexGuard<'_, Interest> {
@@ -103,6 +104,11 @@ impl Lane {
         self.interest().head(room, retention, answer);
         self.due.notify_one();
         heard
+    }
+
+    /// There are more partitions in which notes may come.
+    pub(super) fn hear_more(&self) {
+        self.more_notes.notify_one();
     }
 
     /// Forgets a partition that has moved, and says who follows what in it.
@@ -190,14 +196,19 @@ impl Carrier for Rails {
 }
 
 impl Rails {
+    async fn hear_notes(&self, on: &mut Connected) -> RedisResult<()> {
+        if !self.lane.notes {
+            return Ok(());
+        }
+        let Common { names, node, partitions, .. } = &self.lane.common;
+        let partitions = partitions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        subscribe(&mut on.conn, &self.maker, names.notes(*node, &partitions)).await
+    }
+
     /// Ends only with an error.
     async fn follow(&mut self, mut on: Connected, signals: &Signals) -> RedisResult<()> {
         self.maker.fence = on.fence.clone();
-        if self.lane.notes {
-            let Common { names, node, partitions, .. } = &self.lane.common;
-            let partitions = partitions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            subscribe(&mut on.conn, &self.maker, names.notes(*node, &partitions)).await?;
-        }
+        self.hear_notes(&mut on).await?;
         self.lane.interest().begin(self.connection);
         let mut running = FuturesOrdered::new();
         let mut refresh = interval_at(Instant::now() + REFRESH_EVERY, REFRESH_EVERY);
@@ -219,6 +230,7 @@ impl Rails {
                     }
                 }
                 () = self.lane.due.notified(), if running.len() < BATCHES => {}
+                () = self.lane.more_notes.notified() => self.hear_notes(&mut on).await?,
                 _ = refresh.tick() => self.lane.interest().refresh(),
             }
         }

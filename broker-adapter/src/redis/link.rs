@@ -64,7 +64,6 @@ pub(super) struct Link {
     last: Mutex<Option<(ConnectionInfo, Fence)>>,
     /// Counts how often it came up.
     ups: watch::Sender<u64>,
-    anew: Notify,
     bell: Arc<Bell>,
 }
 
@@ -91,12 +90,7 @@ impl Link {
     pub(super) fn new(name: String, bell: Arc<Bell>) -> Self {
         let (ups, _) = watch::channel(0);
         let (up, connected, last) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(None));
-        Self { name, up, connected, last, ups, anew: Notify::new(), bell }
-    }
-
-    /// Drops the connection for a new one.
-    pub(super) fn begin_anew(&self) {
-        self.anew.notify_one();
+        Self { name, up, connected, last, ups, bell }
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -433,7 +427,6 @@ impl Watcher {
                 biased;
                 input = signals.next() => input,
                 input = answer => input,
-                () = self.link.anew.notified() => Input::Moved,
                 master = self.target.moved() => {
                     if master == on.server.addr().to_string() {
                         continue;

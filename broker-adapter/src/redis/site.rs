@@ -9,7 +9,7 @@ use super::{
     presence::Roster,
     routes::Routes,
     store::{Base, Store},
-    target::{Phone, Sentinels, Target},
+    target::{Sentinels, Target},
 };
 use crate::{Attendance, BrokerError, Room};
 use futures_util::future::try_join_all;
@@ -40,8 +40,7 @@ impl Site {
                 routes
             }
             Kind::Sentinel(service) => {
-                let (hosts, phone) = (address.hosts.clone(), Phone::to_strangers());
-                let sentinels = Sentinels { hosts, service: service.clone(), phone };
+                let sentinels = Sentinels::new(address.hosts.clone(), service.clone());
                 let refused = |why: String| ConnectError::Refused { address: address.to_string(), why };
                 one(&base, &Target::asked(sentinels, stopped.clone()).await.map_err(refused)?, of).await?
             }

@@ -137,14 +137,14 @@ impl Store {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner).first().copied()
     }
 
-    /// It has these partitions from now on. Notes in new ones are heard once the lane has begun anew.
+    /// It has these partitions from now on. Notes are heard in them too.
     pub(super) fn has(&self, partitions: &[Partition]) {
         let was = std::mem::replace(
             &mut *self.partitions.lock().unwrap_or_else(PoisonError::into_inner),
             partitions.to_vec(),
         );
         if partitions.iter().any(|partition| !was.contains(partition)) {
-            self.lanes[0].link.begin_anew();
+            self.lanes[0].hear_more();
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::{
 /// How long one who knows may take to answer: others are asked at the same time.
 pub(super) const ASK_MAX: Duration = Duration::from_millis(500);
 /// How often they are asked unasked-for: deliveries are back so long after a failover, at most, and a handshake.
-pub(super) const ASK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// See the module's head.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ impl Target {
     /// Whoever the sentinels say is the master. They are asked now and then until `stop` is true.
     pub(super) async fn asked(sentinels: Sentinels, stop: watch::Receiver<bool>) -> Result<Self, String> {
         let sentinels = Arc::new(sentinels);
-        let (tell, now) = watch::channel(sentinels.master().await?);
+        let (tell, now) = watch::channel(sentinels.master(false).await?);
         tokio::spawn(Arc::clone(&sentinels).watch(tell, stop));
         Ok(Self { now, sentinels: Some(sentinels) })
     }
@@ -46,7 +46,7 @@ impl Target {
     /// Whom to connect to now.
     pub(super) async fn find(&self) -> Result<ConnectionInfo, String> {
         match &self.sentinels {
-            Some(sentinels) => sentinels.master().await,
+            Some(sentinels) => sentinels.master(false).await,
             None => Ok(self.now.borrow().clone()),
         }
     }
@@ -76,36 +76,55 @@ impl Target {
 
 /// Those who know the master of a name.
 pub(super) struct Sentinels {
-    pub(super) hosts: Vec<ConnectionInfo>,
-    pub(super) service: String,
-    pub(super) phone: Phone,
+    hosts: Vec<ConnectionInfo>,
+    service: String,
+    phone: Phone,
+    /// The newest answer and its epoch: after a failover sentinels learn of it one after the other.
+    newest: Mutex<Option<(u64, ConnectionInfo)>>,
 }
 
 impl Sentinels {
-    /// As the first one says that answers.
-    async fn master(&self) -> Result<ConnectionInfo, String> {
-        let mut answers: FuturesUnordered<_> = self.hosts.iter().map(|host| self.ask(host)).collect();
-        let mut last = String::from("there are no sentinels");
-        while let Some(answer) = answers.next().await {
-            match answer {
-                Ok(master) => return Ok(master),
-                Err(why) => last = why,
-            }
-        }
-        Err(last)
+    pub(super) fn new(hosts: Vec<ConnectionInfo>, service: String) -> Self {
+        Self { hosts, service, phone: Phone::to_strangers(), newest: Mutex::default() }
     }
 
-    async fn ask(&self, host: &ConnectionInfo) -> Result<ConnectionInfo, String> {
+    /// As the first one says that answers, unless another has said something newer; or as the newest of `all` says.
+    async fn master(&self, all: bool) -> Result<ConnectionInfo, String> {
+        let mut answers: FuturesUnordered<_> = self.hosts.iter().map(|host| self.ask(host)).collect();
+        let (mut answered, mut last) = (false, String::from("there are no sentinels"));
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(()) => answered = true,
+                Err(why) => last = why,
+            }
+            if answered && !all {
+                break;
+            }
+        }
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.as_ref().filter(|_| answered).map(|(_, master)| master.clone()).ok_or(last)
+    }
+
+    async fn ask(&self, host: &ConnectionInfo) -> Result<(), String> {
         let mut question = redis::pipe();
-        question.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.service);
+        question.cmd("SENTINEL").arg("MASTER").arg(&self.service);
         let failed = |why: &dyn std::fmt::Display| format!("sentinel {}: {why}", host.addr());
         let mut answers = self.phone.ask(host, &question).await.map_err(|why| failed(&why))?;
-        let master = answers.pop().and_then(|answer| redis::from_redis_value::<Option<(String, u16)>>(answer).ok());
-        match master {
-            Some(Some((name, port))) => Ok(elsewhere(host, name, port)),
-            Some(None) => Err(failed(&format_args!("knows no master {}", self.service))),
-            None => Err(failed(&"an answer that is none")),
+        let known: HashMap<String, String> = match answers.pop() {
+            Some(Value::ServerError(why)) => return Err(failed(&why)),
+            Some(answer) => redis::from_redis_value(answer).map_err(|why| failed(&why))?,
+            None => return Err(failed(&"no answer")),
+        };
+        let number = |name: &str| known.get(name).and_then(|value| value.parse::<u64>().ok());
+        let port = number("port").and_then(|port| u16::try_from(port).ok());
+        let (Some(name), Some(port), Some(epoch)) = (known.get("ip"), port, number("config-epoch")) else {
+            return Err(failed(&"an answer that is none"));
+        };
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.as_ref().is_none_or(|(was, _)| *was <= epoch) {
+            *newest = Some((epoch, elsewhere(host, name.clone(), port)));
         }
+        Ok(())
     }
 
     async fn watch(self: Arc<Self>, tell: watch::Sender<ConnectionInfo>, mut stop: watch::Receiver<bool>) {
@@ -114,7 +133,7 @@ impl Sentinels {
         let watching = async {
             loop {
                 turns.tick().await;
-                let Ok(master) = self.master().await else { continue };
+                let Ok(master) = self.master(true).await else { continue };
                 tell.send_if_modified(|was| {
                     let moved = was.addr().to_string() != master.addr().to_string();
                     if moved {
@@ -135,13 +154,13 @@ impl Sentinels {
 #[derive(Default)]
 pub(super) struct Phone {
     /// Sentinels may have other users than their masters, or none.
-    pub(super) strangers: bool,
+    strangers: bool,
     open: Mutex<HashMap<String, MultiplexedConnection>>,
 }
 
 impl Phone {
     /// To servers that may not know the credentials of the address.
-    pub(super) fn to_strangers() -> Self {
+    fn to_strangers() -> Self {
         Self { strangers: true, ..Self::default() }
     }
 

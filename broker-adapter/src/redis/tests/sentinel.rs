@@ -73,11 +73,20 @@ impl Watched {
         Config::parse(&format!("redis+sentinel://{}/main", hosts.join(","))).unwrap()
     }
 
-    /// Waits until the other one is the master.
+    /// Waits until a sentinel says that the other one is the master.
     async fn promoted(&self) -> Instant {
         until("the failover", Duration::from_secs(30), || async {
-            let info = self.servers[1].try_ask::<String>("INFO replication").await;
-            info.is_ok_and(|info| info.contains("role:master"))
+            for (_, port) in &self.sentinels {
+                let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
+                let Ok(mut conn) = client.get_multiplexed_async_connection().await else { continue };
+                let mut ask = redis::cmd("SENTINEL");
+                let master =
+                    ask.arg("GET-MASTER-ADDR-BY-NAME").arg("main").query_async::<(String, u16)>(&mut conn).await;
+                if master.is_ok_and(|(_, port)| port == self.servers[1].port) {
+                    return true;
+                }
+            }
+            false
         })
         .await;
         Instant::now()
