@@ -102,11 +102,18 @@ pub fn texts(publications: &[Publication]) -> Vec<String> {
 }
 
 /// One test per case. `$fixture` is an async function that gives the nodes and whatever must outlive them;
-/// the attribute is the test attribute to put on each.
+/// the attribute is the test attribute to put on each. `@one_by_one` runs every case in one test instead, with the nodes
+/// that `$nodes` makes anew for each: for backplanes that take long to start.
 #[macro_export]
 macro_rules! contract_tests {
     (#[$test:meta] $fixture:path) => {
-        $crate::contract_tests!(@each #[$test] $fixture:
+        $crate::contract_tests!(@cases @each (#[$test] $fixture));
+    };
+    (@one_by_one $nodes:expr) => {
+        $crate::contract_tests!(@cases @sequence ($nodes));
+    };
+    (@cases @$how:ident $with:tt) => {
+        $crate::contract_tests!(@$how $with:
             every_node_sees_one_order, the_acknowledged_cursor_is_the_one_that_members_see,
             a_thread_s_publishes_keep_their_order, payloads_are_untouched,
             a_room_without_history_has_no_cursors, rooms_do_not_mix,
@@ -124,7 +131,7 @@ macro_rules! contract_tests {
             a_note_to_all_and_to_one, every_reply_is_given, a_failure_is_not_made_up,
         );
     };
-    (@each #[$test:meta] $fixture:path: $($case:ident,)*) => {
+    (@each (#[$test:meta] $fixture:path): $($case:ident,)*) => {
         $(
             #[$test]
             async fn $case() {
@@ -132,5 +139,11 @@ macro_rules! contract_tests {
                 $crate::contract::$case(&nodes).await;
             }
         )*
+    };
+    (@sequence ($nodes:expr): $($case:ident,)*) => {
+        $({
+            let nodes: Vec<$crate::contract::Node> = $nodes.await;
+            $crate::contract::$case(&nodes).await;
+        })*
     };
 }

@@ -5,7 +5,7 @@ use crate::{
     admin::{self, Admin},
     api,
     auth::{OriginPolicy, PeerPolicy},
-    config::{Config, RedisUrl},
+    config::Config,
     drain::Drain,
     metrics::Metrics,
     node::Node,
@@ -123,21 +123,22 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
 async fn broker(config: &Config, inboxes: &[Arc<Inbox>]) -> Result<Arc<dyn Broker>, StartError> {
     let subscribers: Vec<Arc<dyn Subscriber>> =
         inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Subscriber>).collect();
-    match &config.redis[..] {
-        [] => Ok(Arc::new(MemoryBroker::new(subscribers))),
-        [url] => Ok(connect(url, config.redis_wait, subscribers).await?),
-        [url, ..] => Err(StartError::Redis { url: url.to_string(), why: "this version uses one Redis".to_owned() }),
+    if config.redis.is_empty() {
+        return Ok(Arc::new(MemoryBroker::new(subscribers)));
     }
+    Ok(connect(config, subscribers).await?)
 }
 
-async fn connect(
-    url: &RedisUrl,
-    wait: Duration,
-    subscribers: Vec<Arc<dyn Subscriber>>,
-) -> Result<Arc<RedisBroker>, StartError> {
-    let failed = |why: String| StartError::Redis { url: url.to_string(), why };
-    let settings = fanfare_broker::redis::Config::parse(url.expose()).map_err(|why| failed(why.to_string()))?;
-    let deadline = Instant::now() + wait;
+async fn connect(config: &Config, subscribers: Vec<Arc<dyn Subscriber>>) -> Result<Arc<RedisBroker>, StartError> {
+    let url = config.redis.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let failed = |why: String| StartError::Redis { url: url.clone(), why };
+    let mut settings =
+        fanfare_broker::redis::Config::parse(&config.redis_urls()).map_err(|why| failed(why.to_string()))?;
+    if let Some(file) = &config.redis_ca_file {
+        let authorities = std::fs::read(file).map_err(|why| failed(format!("{}: {why}", file.display())))?;
+        settings.trust(&authorities).map_err(|why| failed(format!("{}: {why}", file.display())))?;
+    }
+    let deadline = Instant::now() + config.redis_wait;
     loop {
         match RedisBroker::connect(settings.clone(), subscribers.clone()).await {
             Ok(broker) => return Ok(broker),

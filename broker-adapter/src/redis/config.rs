@@ -1,12 +1,13 @@
 //! Where Redis is and how it is used. Parsed before anything connects; its `Debug` and errors never show a password.
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+use super::address::{Address, Kind};
 use std::{fmt, time::Duration};
 
 /// How a [`RedisBroker`](crate::RedisBroker) uses Redis.
 #[derive(Clone)]
 pub struct Config {
-    pub(super) connection: ConnectionInfo,
+    /// One, or several among which rooms are divided; a cluster is alone.
+    pub(super) addresses: Vec<Address>,
     /// What every key and channel begins with. Default `fanfare`.
     pub prefix: String,
     /// Subscriber connections; a room's messages come over one of them. 1 to 16, default 2.
@@ -20,21 +21,27 @@ pub struct Config {
     pub sweep: Duration,
 }
 
-/// The address is none that this version can use.
+/// The address is none that can be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Not `redis://[[user]:password@]host[:port][/database]`.
-    #[error("not an address of the form redis://[[user]:password@]host[:port][/database]")]
+    /// None of the forms that `--redis` takes.
+    #[error(
+        "not an address of the form redis://[[user]:password@]host[:port][/database], \
+         redis+sentinel://host[:port],.../master-name or redis+cluster://host[:port],... (rediss for TLS)"
+    )]
     Malformed,
-    /// `rediss://`: this build has no TLS.
-    #[error("rediss:// needs TLS, which this build does not contain; use redis:// inside a private network")]
-    Tls,
-    /// `redis-sentinel://` and the like.
-    #[error("Sentinel is not supported by this version; use the address of the master")]
-    Sentinel,
-    /// A list of addresses.
-    #[error("several Redis addresses are not supported by this version")]
-    Several,
+    /// Sentinels have to be asked for somebody.
+    #[error("a sentinel address ends with the master's name: redis+sentinel://host:26379/master-name")]
+    Service,
+    /// A cluster with others beside it or with a database.
+    #[error("a cluster stands alone and has no databases: redis+cluster://host:port,host:port")]
+    Cluster,
+    /// One server, or one master's name, in two addresses.
+    #[error("two of the addresses lead to the same Redis")]
+    Twice,
+    /// What is to be trusted is none, or nothing uses it.
+    #[error("the certificates of authorities are not PEM, or no address begins with rediss")]
+    Authorities,
     /// [`Config::lanes`] out of range.
     #[error("the number of subscriber connections is 1 to 16")]
     Lanes,
@@ -44,35 +51,37 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads `redis://[[user]:password@]host[:port][/database]`; everything else at its default.
+    /// Reads one or several addresses, separated by commas or blanks, of the forms
+    ///
+    /// - `redis://[[user]:password@]host[:port][/database]`
+    /// - `redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master-name[/database]`
+    /// - `redis+cluster://[[user]:password@]host[:port][,host[:port]...]`
+    ///
+    /// and with `rediss` for TLS; everything else at its default.
     ///
     /// # Errors
-    /// [`ConfigError`] says what this version cannot use. It never repeats the address, which may hold a password.
-    pub fn parse(url: &str) -> Result<Self, ConfigError> {
-        let scheme = url.split_once("://").map(|(scheme, _)| scheme).ok_or(ConfigError::Malformed)?;
-        match scheme {
-            "redis" => {}
-            "rediss" | "valkeys" => return Err(ConfigError::Tls),
-            s if s.contains("sentinel") => return Err(ConfigError::Sentinel),
-            _ => return Err(ConfigError::Malformed),
-        }
-        if url.contains([',', ' ']) || url.matches("://").count() > 1 {
-            return Err(ConfigError::Several);
-        }
-        let info = url.into_connection_info().map_err(|_| ConfigError::Malformed)?;
-        if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
-            return Err(ConfigError::Malformed);
-        }
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let connection = info.set_redis_settings(settings);
+    /// [`ConfigError`] says what cannot be used. It never repeats the address, which may hold a password.
+    pub fn parse(urls: &str) -> Result<Self, ConfigError> {
         Ok(Self {
-            connection,
+            addresses: Address::parse_all(urls)?,
             prefix: "fanfare".into(),
             lanes: 2,
             heartbeat: Duration::from_secs(1),
             dead_after: Duration::from_secs(10),
             sweep: Duration::from_secs(30),
         })
+    }
+
+    /// Certificates of servers are to be signed by one of these authorities (PEM), and not by the public ones.
+    ///
+    /// # Errors
+    /// [`ConfigError::Authorities`].
+    pub fn trust(&mut self, authorities: &[u8]) -> Result<(), ConfigError> {
+        let mut used = false;
+        for address in &mut self.addresses {
+            used |= address.trust(authorities)?;
+        }
+        if used { Ok(()) } else { Err(ConfigError::Authorities) }
     }
 
     /// Checks what can be set after [`Config::parse`].
@@ -90,10 +99,15 @@ impl Config {
         Ok(())
     }
 
-    /// Host and port, for logs.
+    /// Hosts and ports, for logs.
     #[must_use]
     pub fn address(&self) -> String {
-        self.connection.addr().to_string()
+        self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Whether keys and channels have to be where the cluster's slots say.
+    pub(super) fn is_cluster(&self) -> bool {
+        self.addresses.iter().any(|address| address.kind == Kind::Cluster)
     }
 }
 
@@ -101,7 +115,6 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("address", &self.address())
-            .field("database", &self.connection.redis_settings().db())
             .field("prefix", &self.prefix)
             .field("lanes", &self.lanes)
             .field("heartbeat", &self.heartbeat)
@@ -116,35 +129,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_and_what_is_refused() {
-        let config = Config::parse("redis://ann:s3cret@cache.internal:6380/3").unwrap();
-        assert_eq!(config.address(), "cache.internal:6380");
-        assert_eq!(config.connection.redis_settings().db(), 3);
-        assert_eq!(config.connection.redis_settings().password(), Some("s3cret"));
-        assert_eq!(Config::parse("redis://localhost").unwrap().address(), "localhost:6379");
-        for (url, why) in [
-            ("rediss://cache", ConfigError::Tls),
-            ("redis-sentinel://a:26379/mymaster", ConfigError::Sentinel),
-            ("redis://a:1,b:2", ConfigError::Several),
-            ("redis://a:1 redis://b:2", ConfigError::Several),
-            ("http://a", ConfigError::Malformed),
-            ("localhost:6379", ConfigError::Malformed),
-            ("redis://a/x", ConfigError::Malformed),
-        ] {
-            assert_eq!(Config::parse(url).err(), Some(why), "{url}");
-        }
-    }
-
-    #[test]
     fn no_password_is_shown() {
-        let config = Config::parse("redis://ann:s3cret@cache/0").unwrap();
+        let config = Config::parse("redis://ann:s3cret@cache/0,rediss+sentinel://:s3cret@b/main").unwrap();
         assert!(!format!("{config:?}").contains("s3cret"), "{config:?}");
         assert!(!format!("{:?}", Config::parse("redis://ann:s3cret@cache/x").err()).contains("s3cret"));
     }
 
     #[test]
     fn limits() {
-        let good = Config::parse("redis://a").unwrap();
+        let mut good = Config::parse("redis://a").unwrap();
+        assert_eq!(good.trust(b"nothing"), Err(ConfigError::Authorities));
         assert_eq!(good.check(), Ok(()));
         assert_eq!(Config { lanes: 0, ..good.clone() }.check(), Err(ConfigError::Lanes));
         assert_eq!(Config { prefix: "a{b}".into(), ..good }.check(), Err(ConfigError::Prefix));

@@ -91,11 +91,18 @@ pub(super) enum Ask {
     /// Answer a join in a room with history, or whoever else needs a head.
     Head(Room, Retention, Joined),
     /// Answer a join in a room without history.
-    Confirm(Joined),
+    Confirm(Room, Joined),
     /// Tell followers where the room stands, if it is not where they are.
     Check(Room, Retention),
     /// Every room from before the reconnect is subscribed again.
     Synced,
+}
+
+/// Rooms on their way from one lane to another, with those who follow them and those who wait for an answer.
+#[derive(Default)]
+pub(super) struct Moving {
+    entries: Vec<Entry>,
+    joins: Vec<Ask>,
 }
 
 /// What to send at once: SUBSCRIBE, then heads, then UNSUBSCRIBE.
@@ -132,7 +139,7 @@ impl Interest {
         }
         self.ask(match retention {
             Some(retention) => Ask::Head(room.clone(), retention, joined),
-            None => Ask::Confirm(joined),
+            None => Ask::Confirm(room.clone(), joined),
         });
     }
 
@@ -167,7 +174,7 @@ impl Interest {
             Work::Change(_) => None,
         });
         let joins: Vec<Ask> =
-            in_flight.chain(queued).filter(|ask| matches!(ask, Ask::Head(..) | Ask::Confirm(_))).collect();
+            in_flight.chain(queued).filter(|ask| matches!(ask, Ask::Head(..) | Ask::Confirm(..))).collect();
         self.rooms.retain(|_, entry| !entry.followers.is_empty());
         self.unsure.clear();
         self.sweep.clear();
@@ -206,6 +213,30 @@ impl Interest {
                 self.queue.extend(entry.check());
             }
         }
+    }
+
+    /// Forgets these rooms; what Redis still sends of them is dropped.
+    pub(super) fn give_up(&mut self, these: impl Fn(&Room) -> bool) -> Moving {
+        let entries = self.rooms.extract_if(|room, _| these(room)).map(|(_, entry)| entry).collect();
+        let queued = self.queue.iter_mut().filter_map(|work| match work {
+            Work::Ask(ask) => Some(ask),
+            Work::Change(_) => None,
+        });
+        // Answers that are under way still count for the places of the others.
+        let joins = self.in_flight.iter_mut().flatten().chain(queued).filter_map(|ask| ask.give_up(&these)).collect();
+        Moving { entries, joins }
+    }
+
+    /// Goes on with rooms that another lane has given up: nobody there hears them any more, so all is compared.
+    pub(super) fn adopt(&mut self, moving: Moving) {
+        for entry in moving.entries.into_iter().filter(|entry| !entry.followers.is_empty()) {
+            self.queue.push_back(Work::Change(entry.room.clone()));
+            if entry.last.is_some() {
+                self.unsure.push_back(entry.room.clone());
+            }
+            self.rooms.insert(entry.room.clone(), Entry { subscribed: false, queued: true, ..entry });
+        }
+        self.queue.extend(moving.joins.into_iter().map(Work::Ask));
     }
 
     /// What is due now; `None` if nothing is. What it asks for is in flight until [`Interest::settle`].
@@ -267,7 +298,7 @@ impl Interest {
                     // Whoever joined may have left.
                     let _ = joined.send(head.map(Some));
                 }
-                Ask::Confirm(joined) => drop(joined.send(Ok(None))),
+                Ask::Confirm(_, joined) => drop(joined.send(Ok(None))),
                 Ask::Check(room, _) => {
                     if let Some(Ok(head)) = heads.next() {
                         self.check(&room, head, subscribers);
@@ -320,9 +351,22 @@ impl Entry {
 }
 
 impl Ask {
+    /// Takes a join out and leaves one for which nobody waits.
+    fn give_up(&mut self, these: impl Fn(&Room) -> bool) -> Option<Self> {
+        let (room, joined) = match self {
+            Self::Head(room, _, joined) | Self::Confirm(room, joined) if these(room) => (room.clone(), joined),
+            _ => return None,
+        };
+        let joined = std::mem::replace(joined, oneshot::channel().0);
+        Some(match self {
+            Self::Head(_, retention, _) => Self::Head(room, *retention, joined),
+            _ => Self::Confirm(room, joined),
+        })
+    }
+
     fn is_forsaken(&self) -> bool {
         match self {
-            Self::Head(_, _, joined) | Self::Confirm(joined) => joined.is_closed(),
+            Self::Head(_, _, joined) | Self::Confirm(_, joined) => joined.is_closed(),
             Self::Check(..) | Self::Synced => false,
         }
     }

@@ -204,3 +204,40 @@ fn after_a_reconnect_heads_are_asked_for_no_faster_than_the_pace() {
     assert!(asked.iter().all(|heads| *heads == HEADS_PER_SECOND / 20), "{asked:?}");
     assert!(interest.unsure.is_empty());
 }
+
+#[test]
+fn rooms_move_with_their_followers_and_the_joins_under_way() {
+    let recorder = Arc::new(Recorder::default());
+    let seen: Vec<Arc<dyn Subscriber>> = vec![Arc::clone(&recorder) as Arc<dyn Subscriber>];
+    let (mut from, mut to) = (Interest::default(), Interest::default());
+    for interest in [&mut from, &mut to] {
+        interest.begin(1);
+        interest.batch();
+        assert!(interest.settle(Vec::new(), &seen), "synced");
+    }
+    let (joined, _heard) = oneshot::channel();
+    from.follow(SubscriberId(0), &name(1), Some(KEEP), joined);
+    from.batch();
+    from.settle(vec![Ok(cursor(5))], &seen);
+    let (joined, mut waits) = oneshot::channel();
+    from.follow(SubscriberId(0), &name(2), Some(KEEP), joined);
+    let (joined, mut stays) = oneshot::channel();
+    from.follow(SubscriberId(0), &name(3), Some(KEEP), joined);
+    from.batch();
+
+    // The sweep begins without them.
+    let pace = Pace::new(1, Duration::from_secs(30));
+    to.step(pace);
+    to.adopt(from.give_up(|room| *room != name(3)));
+    from.settle(vec![Ok(cursor(8)), Ok(cursor(9))], &seen);
+    assert_eq!(stays.try_recv().unwrap(), Ok(Some(cursor(9))), "the others' answers are their own");
+    assert!(waits.try_recv().is_err() && from.rooms() == 1);
+    let batch = to.batch().unwrap();
+    assert_eq!((batch.subscribe.len(), batch.heads.len()), (2, 1));
+    to.settle(vec![Ok(cursor(3))], &seen);
+    assert_eq!(waits.try_recv().unwrap(), Ok(Some(cursor(3))));
+    to.step(pace);
+    assert_eq!(to.batch().unwrap().heads.len(), 1, "then all is compared");
+    to.settle(vec![Ok(cursor(7))], &seen);
+    assert_eq!(recorder.now().heads(&name(1)), [cursor(7)]);
+}

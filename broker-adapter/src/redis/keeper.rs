@@ -3,11 +3,12 @@
 
 use super::{
     config::Config,
+    link::Bell,
     names::Partition,
     presence::{Loss, Roster},
-    publisher::Publisher,
-    reads::Reads,
+    routes::Routes,
     script::{Change, Fence, Maker, Owner, What},
+    store::Store,
 };
 use crate::{BrokerError, NodeId, Room};
 use futures_util::future::join_all;
@@ -27,15 +28,16 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// See the module's head.
 pub(super) struct Keeper {
     pub(super) config: Config,
-    pub(super) publisher: Arc<Publisher>,
+    pub(super) bell: Arc<Bell>,
+    pub(super) routes: Arc<Routes>,
     pub(super) roster: Arc<Roster>,
-    pub(super) reads: Arc<Reads>,
     pub(super) maker: Maker,
 }
 
 /// What the last heartbeats left behind.
 struct Known {
-    fence: Option<Fence>,
+    /// Of every master.
+    fences: Vec<Fence>,
     /// The last name under which this node said that it lives.
     introduced: NodeId,
     /// Whom this node has swept since.
@@ -63,12 +65,9 @@ impl Keeper {
 
     /// Keeps until `stop` is true.
     pub(super) async fn keep(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let mut ups = self.publisher.link.ups();
-        ups.mark_unchanged();
         let mut beats = interval(self.config.heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut known =
-            Known { fence: self.publisher.link.fence(), introduced: self.roster.owner(), swept: Vec::new() };
+        let mut known = Known { fences: self.fences(), introduced: self.roster.owner(), swept: Vec::new() };
         let mut sweeps: JoinSet<Option<NodeId>> = JoinSet::new();
         loop {
             tokio::select! {
@@ -79,10 +78,10 @@ impl Keeper {
                     known.swept.extend(done.ok().flatten());
                     continue;
                 }
-                changed = ups.changed() => if changed.is_err() { return },
+                () = self.bell.risen() => {}
                 _ = beats.tick() => {}
             }
-            if !self.publisher.link.is_up() {
+            if !self.routes.home().publisher.link.is_up() {
                 continue;
             }
             for dead in self.round(&mut known).await.unwrap_or_default() {
@@ -95,9 +94,9 @@ impl Keeper {
     /// One heartbeat, and what follows from it. Says whom to sweep.
     async fn round(&self, known: &mut Known) -> Result<Vec<NodeId>, BrokerError> {
         // Another memory than before: an old snapshot may hold any state of ours.
-        let fence = self.publisher.link.fence();
-        if known.fence != fence {
-            known.fence = fence;
+        let fences = self.fences();
+        if known.fences != fences {
+            known.fences = fences;
             self.roster.rewrite(Loss::Forgotten);
         }
         let owner = self.roster.owner();
@@ -112,54 +111,70 @@ impl Keeper {
             known.introduced = owner;
         }
         self.roster.end_round();
-        self.write(&mut Vec::new()).await;
+        self.write().await;
         Ok(heard.claimed)
     }
 
+    fn fences(&self) -> Vec<Fence> {
+        let mut fences: Vec<Fence> =
+            self.routes.stores().iter().filter_map(|store| store.publisher.link.fence()).collect();
+        fences.sort();
+        fences
+    }
+
     async fn say(&self, owner: Owner, swept: &[NodeId]) -> Result<Heard, BrokerError> {
-        heard(self.publisher.run(self.maker.beat(owner, self.config.dead_after, swept)).await?)
+        let beat = self.maker.beat(owner, self.config.dead_after, swept);
+        heard(self.routes.home().publisher.run(beat).await?)
             .ok_or_else(|| BrokerError::Protocol("an answer to a heartbeat that is none".into()))
     }
 
-    /// Writes what has not been written, for as long as that works and no heartbeat is due.
-    async fn write(&self, failed: &mut Vec<BrokerError>) {
+    /// Writes what has not been written and can be, for as long as that works and no heartbeat is due. Says whether
+    /// something was written.
+    async fn write(&self) -> bool {
+        let mut written = false;
         let writing = async {
-            while !self.roster.is_written() && failed.is_empty() {
-                for outcome in join_all(self.roster.send_unwritten(BATCH, &self.publisher)).await {
-                    failed.extend(outcome.unwrap_or(Err(BrokerError::Unavailable)).err());
+            loop {
+                let outcomes = join_all(self.roster.send_unwritten(BATCH, &self.routes)).await;
+                let failed = outcomes.iter().filter(|outcome| !matches!(outcome, Ok(Ok(())))).count();
+                written |= failed < outcomes.len();
+                if failed > 0 || outcomes.is_empty() {
+                    return;
                 }
             }
         };
         // What is not done by then goes on after the next heartbeat.
         let _ = timeout(self.config.heartbeat, writing).await;
+        written
     }
 
     /// Removes a dead owner's members room by room and tells the others.
     async fn sweep(&self, dead: NodeId) -> Result<(), BrokerError> {
-        let rooms = self.reads.rooms_of(dead).await?;
-        if !rooms.is_empty() {
-            tracing::info!(owner = %dead, rooms = rooms.len(), "removing a dead node's members");
-        }
-        for room in &rooms {
-            self.sweep_room(dead, room).await?;
-        }
-        // What is left names rooms whose sessions others have taken over.
-        let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
-        for partition in partitions {
-            let mut rest = redis::cmd("DEL");
-            rest.arg(self.maker.names.rooms_of(dead, partition));
-            self.publisher.run(rest).await?;
+        for (store, partitions) in self.routes.shares() {
+            let rooms = store.reads.rooms_of(dead, &partitions).await?;
+            if !rooms.is_empty() {
+                tracing::info!(owner = %dead, rooms = rooms.len(), "removing a dead node's members");
+            }
+            for room in &rooms {
+                self.sweep_room(&store, dead, room).await?;
+            }
+            // What is left names rooms whose sessions others have taken over.
+            let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
+            for partition in partitions {
+                let mut rest = redis::cmd("DEL");
+                rest.arg(self.maker.names.rooms_of(dead, partition));
+                store.publisher.run(rest).await?;
+            }
         }
         Ok(())
     }
 
-    async fn sweep_room(&self, dead: NodeId, room: &Room) -> Result<(), BrokerError> {
+    async fn sweep_room(&self, store: &Store, dead: NodeId, room: &Room) -> Result<(), BrokerError> {
         let mut step = 0;
         loop {
-            let (next, sessions) = self.reads.sessions_of(dead, room, step).await?;
+            let (next, sessions) = store.reads.sessions_of(dead, room, step).await?;
             let leaves = sessions.iter().map(|session| {
                 let change = Change { room, session, owner: dead, what: What::Leave, tell: true };
-                self.publisher.begin(self.maker.attend(&change, super::presence::now_ms()))
+                store.publisher.begin(self.maker.attend(&change, super::presence::now_ms()))
             });
             for outcome in join_all(leaves).await {
                 outcome?;
@@ -175,16 +190,14 @@ impl Keeper {
     pub(super) async fn close(&self) {
         self.roster.leave_all();
         let closing = async {
-            let mut failed = Vec::new();
-            while !self.roster.is_empty() && failed.is_empty() {
-                self.write(&mut failed).await;
+            while !self.roster.is_empty() {
+                if !self.write().await {
+                    return false;
+                }
             }
-            if failed.is_empty() {
-                let mut leave = redis::cmd("ZREM");
-                leave.arg(self.maker.names.nodes()).arg(self.roster.owner().to_string());
-                failed.extend(self.publisher.run(leave).await.err());
-            }
-            failed.is_empty()
+            let mut leave = redis::cmd("ZREM");
+            leave.arg(self.maker.names.nodes()).arg(self.roster.owner().to_string());
+            self.routes.home().publisher.run(leave).await.is_ok()
         };
         if !timeout(CLOSE_MAX, closing).await.unwrap_or(false) {
             tracing::warn!(

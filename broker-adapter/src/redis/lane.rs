@@ -3,14 +3,16 @@
 //! Never publishes.
 
 use super::{
-    interest::{Batch, Interest, Pace, STEP},
+    channels::{subscribe, unsubscribe},
+    interest::{Batch, Interest, Moving, Pace, STEP},
     link::{Carrier, Connected, Link, Signals},
-    names::{Names, Part},
-    publisher::{is_elsewhere, refusal},
+    names::{Names, Part, Partition},
+    publisher::{Whereabouts, refusal, whereabouts},
     script::{self, Maker},
+    store::Partitions,
 };
 use crate::{
-    BrokerError, Cursor, Event, Retention, Room, Subscriber, SubscriberId,
+    BrokerError, Cursor, Event, NodeId, Retention, Room, Subscriber, SubscriberId,
     envelope::{self, Envelope},
 };
 use bytes::Bytes;
@@ -19,12 +21,12 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesOrdered,
 };
-use redis::{PushInfo, PushKind, RedisResult, Value};
+use redis::{ErrorKind, PushInfo, PushKind, RedisResult, Value};
 use std::{
     future::pending,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -43,35 +45,26 @@ pub(super) struct Lane {
     pub(super) link: Arc<Link>,
     interest: Mutex<Interest>,
     due: Notify,
-    names: Names,
-    subscribers: Arc<[Arc<dyn Subscriber>]>,
-    unreadable: Arc<AtomicU64>,
-    /// Channels of notes that this lane follows.
-    notes: Vec<String>,
-    pace: Pace,
+    more_notes: Notify,
+    common: Common,
+    /// Whether it is the one that hears notes.
+    notes: bool,
 }
 
 /// What every lane of a node shares.
 #[derive(Clone)]
 pub(super) struct Common {
     pub(super) names: Names,
+    pub(super) node: NodeId,
     pub(super) subscribers: Arc<[Arc<dyn Subscriber>]>,
     pub(super) unreadable: Arc<AtomicU64>,
+    pub(super) partitions: Partitions,
     pub(super) pace: Pace,
 }
 
 impl Lane {
-    pub(super) fn new(number: usize, common: Common, notes: Vec<String>) -> Self {
-        Self {
-            link: Arc::new(Link::new(format!("lane {number}"))),
-            interest: Mutex::default(),
-            due: Notify::new(),
-            names: common.names,
-            subscribers: common.subscribers,
-            unreadable: common.unreadable,
-            notes,
-            pace: common.pace,
-        }
+    pub(super) fn new(link: Arc<Link>, common: Common, notes: bool) -> Self {
+        Self { link, interest: Mutex::default(), due: Notify::new(), more_notes: Notify::new(), common, notes }
     }
 
     fn interest(&self) -> MutexGuard<'_, Interest> {
@@ -112,36 +105,52 @@ impl Lane {
         heard
     }
 
+    /// There are more partitions in which notes may come.
+    pub(super) fn hear_more(&self) {
+        self.more_notes.notify_one();
+    }
+
+    /// Forgets a partition that has moved, and says who follows what in it.
+    pub(super) fn give_up(&self, partition: Partition) -> Moving {
+        self.interest().give_up(|room| Partition::of(room) == partition)
+    }
+
+    /// Takes over what another lane has given up.
+    pub(super) fn adopt(&self, moving: Moving) {
+        self.interest().adopt(moving);
+        self.due.notify_one();
+    }
+
     /// Nobody is answered any more.
     pub(super) fn close(&self) {
         *self.interest() = Interest::default();
     }
 
     fn receive(&self, connection: u64, push: PushInfo) {
-        if push.kind != PushKind::Message {
+        if !matches!(push.kind, PushKind::Message | PushKind::SMessage) {
             return;
         }
         let mut parts = push.data.into_iter();
         let (Some(Value::BulkString(channel)), Some(Value::BulkString(bytes))) = (parts.next(), parts.next()) else {
             return self.unreadable();
         };
-        match (self.names.room_of(&channel), envelope::decode(&Bytes::from(bytes))) {
+        match (self.common.names.room_of(&channel), envelope::decode(&Bytes::from(bytes))) {
             (Some(room), Ok(Envelope::Event(event))) => {
-                self.interest().deliver(connection, room, &event, &self.subscribers);
+                self.interest().deliver(connection, room, &event, &self.common.subscribers);
             }
             (Some(room), Ok(Envelope::Messages(list))) => {
                 let mut interest = self.interest();
                 for publication in list {
-                    interest.deliver(connection, room, &Event::Message(publication), &self.subscribers);
+                    interest.deliver(connection, room, &Event::Message(publication), &self.common.subscribers);
                 }
             }
-            (None, Ok(Envelope::Note(note))) => self.subscribers.iter().for_each(|s| s.told(note.clone())),
+            (None, Ok(Envelope::Note(note))) => self.common.subscribers.iter().for_each(|s| s.told(note.clone())),
             _ => self.unreadable(),
         }
     }
 
     fn unreadable(&self) {
-        self.unreadable.fetch_add(1, Ordering::Relaxed);
+        self.common.unreadable.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -150,19 +159,31 @@ pub(super) struct Rails {
     pub(super) lane: Arc<Lane>,
     pub(super) maker: Maker,
     connection: u64,
+    /// Channels of a cluster that this connection has asked to leave and not heard of yet.
+    leaving: Arc<AtomicI64>,
 }
 
 impl Rails {
     pub(super) fn new(lane: Arc<Lane>, maker: Maker) -> Self {
-        Self { lane, maker, connection: 0 }
+        Self { lane, maker, connection: 0, leaving: Arc::default() }
     }
 }
 
 impl Carrier for Rails {
-    fn receiver(&mut self) -> Box<dyn Fn(PushInfo) + Send + Sync> {
+    fn receiver(&mut self, signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync> {
         self.connection += 1;
-        let (lane, connection) = (Arc::clone(&self.lane), self.connection);
-        Box::new(move |push| lane.receive(connection, push))
+        self.leaving = Arc::default();
+        let (lane, connection, leaving) = (Arc::clone(&self.lane), self.connection, Arc::clone(&self.leaving));
+        let signals = Arc::clone(signals);
+        Box::new(move |push| {
+            // One that was not asked for: the slot has moved, and the client library takes it for the answer to
+            // another command. Nothing on this connection can be relied on.
+            if push.kind == PushKind::SUnsubscribe && leaving.fetch_sub(1, Ordering::AcqRel) <= 0 {
+                signals.doubt();
+                signals.lost();
+            }
+            lane.receive(connection, push);
+        })
     }
 
     fn answer_max(&self) -> Duration {
@@ -180,12 +201,19 @@ impl Carrier for Rails {
 }
 
 impl Rails {
+    async fn hear_notes(&self, on: &mut Connected) -> RedisResult<()> {
+        if !self.lane.notes {
+            return Ok(());
+        }
+        let Common { names, node, partitions, .. } = &self.lane.common;
+        let partitions = partitions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        subscribe(&mut on.conn, &self.maker, names.notes(*node, &partitions)).await
+    }
+
     /// Ends only with an error.
     async fn follow(&mut self, mut on: Connected, signals: &Signals) -> RedisResult<()> {
         self.maker.fence = on.fence.clone();
-        if !self.lane.notes.is_empty() {
-            on.conn.subscribe(&self.lane.notes).await?;
-        }
+        self.hear_notes(&mut on).await?;
         self.lane.interest().begin(self.connection);
         let mut running = FuturesOrdered::new();
         let mut steps = interval(STEP);
@@ -194,18 +222,22 @@ impl Rails {
             while running.len() < BATCHES {
                 let Some(batch) = self.lane.interest().batch() else { break };
                 // Polled first in this order, so their commands reach the connection in it.
+                if self.maker.is_sharded() {
+                    self.leaving.fetch_add(batch.unsubscribe.len() as i64, Ordering::AcqRel);
+                }
                 running.push_back(send(on.clone(), self.maker.clone(), batch));
             }
             tokio::select! {
                 biased;
                 Some(answer) = running.next(), if !running.is_empty() => {
-                    let heads = read(&answer?, signals);
-                    if self.lane.interest().settle(heads, &self.lane.subscribers) {
+                    let heads = read(&answer?, signals)?;
+                    if self.lane.interest().settle(heads, &self.lane.common.subscribers) {
                         signals.synced();
                     }
                 }
                 () = self.lane.due.notified(), if running.len() < BATCHES => {}
-                _ = steps.tick() => self.lane.interest().step(self.lane.pace),
+                () = self.lane.more_notes.notified() => self.hear_notes(&mut on).await?,
+                _ = steps.tick() => self.lane.interest().step(self.lane.common.pace),
             }
         }
     }
@@ -213,37 +245,42 @@ impl Rails {
 
 /// Sends one batch, everything at once and in order. Its answers come in the order of the batches.
 async fn send(on: Connected, maker: Maker, batch: Batch) -> RedisResult<Vec<Value>> {
-    let channels = |rooms: &[Room]| rooms.iter().map(|r| maker.names.of(Part::Channel, r)).collect::<Vec<_>>();
-    let (subscribe, unsubscribe) = (channels(&batch.subscribe), channels(&batch.unsubscribe));
+    let named = |rooms: &[Room]| rooms.iter().map(|r| maker.names.of(Part::Channel, r)).collect::<Vec<_>>();
+    let channels = (named(&batch.subscribe), named(&batch.unsubscribe));
     let (mut first, mut second, mut third) = (on.conn.clone(), on.conn.clone(), on.conn);
     let mut heads = redis::Pipeline::with_capacity(batch.heads.len());
     for (room, retention) in &batch.heads {
         heads.add_command(maker.head(room, *retention));
     }
-    let subscribing: OptionFuture<_> = (!subscribe.is_empty()).then(|| first.subscribe(subscribe)).into();
+    let subscribing: OptionFuture<_> =
+        (!channels.0.is_empty()).then(|| subscribe(&mut first, &maker, channels.0)).into();
     let reading: OptionFuture<_> =
         (!batch.heads.is_empty()).then(|| second.send_packed_commands(&heads, 0, batch.heads.len())).into();
-    let unsubscribing: OptionFuture<_> = (!unsubscribe.is_empty()).then(|| third.unsubscribe(unsubscribe)).into();
+    let unsubscribing: OptionFuture<_> =
+        (!channels.1.is_empty()).then(|| unsubscribe(&mut third, &maker, channels.1)).into();
     // Polled in this order, each hands its bytes to the connection before it waits.
     let (subscribed, mut values, unsubscribed) = tokio::join!(biased; subscribing, reading, unsubscribing);
     subscribed.transpose()?;
     unsubscribed.transpose()?;
     if values.as_ref().is_some_and(|v| v.as_ref().is_ok_and(|v| v.iter().any(script::is_forgotten))) {
-        script::load(&mut second).await?;
+        maker.scripts.load(&mut second).await?;
         values = Some(second.send_packed_commands(&heads, 0, batch.heads.len()).await);
     }
     values.unwrap_or_else(|| Ok(Vec::new()))
 }
 
-fn read(values: &[Value], signals: &Signals) -> Vec<Result<Cursor, BrokerError>> {
+/// Fails with the whole connection if the rooms are not here.
+fn read(values: &[Value], signals: &Signals) -> RedisResult<Vec<Result<Cursor, BrokerError>>> {
     let read = |value: &Value| match value {
-        Value::ServerError(error) => {
-            if is_elsewhere(error) {
-                signals.lost();
+        Value::ServerError(error) => match whereabouts(error) {
+            Some(Whereabouts::Nowhere | Whereabouts::Elsewhere) => {
+                signals.doubt();
+                Err(error.clone().into())
             }
-            Err(refusal(error))
-        }
-        value => script::head(value).ok_or_else(|| BrokerError::Protocol("a head that is none".into())),
+            Some(Whereabouts::Moving) | None => Ok(Err(refusal(error))),
+        },
+        Value::Push { .. } => Err((ErrorKind::UnexpectedReturnType, "the answer to something else").into()),
+        value => Ok(script::head(value).ok_or_else(|| BrokerError::Protocol("a head that is none".into()))),
     };
     values.iter().map(read).collect()
 }

@@ -2,14 +2,14 @@
 //! says. What the connection is for is the [`Carrier`]'s business.
 
 use super::{
-    config::Config,
     publisher::GRACE,
-    script::{self, Fence},
+    script::{Fence, Scripts},
     supervisor::{CONNECT_MAX, DEAD_AFTER, Input, State, Step, Supervisor},
+    target::Target,
 };
 use futures_util::future::BoxFuture;
 use redis::{
-    AsyncConnectionConfig, Client, PushInfo, PushKind, RedisError, RedisResult, Value,
+    AsyncConnectionConfig, Client, ConnectionInfo, PushInfo, PushKind, RedisError, RedisResult, Value,
     aio::{MultiplexedConnection, SendError},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
@@ -60,15 +60,37 @@ pub(super) struct Link {
     pub(super) name: String,
     up: AtomicBool,
     connected: AtomicU64,
-    fence: Mutex<Option<Fence>>,
+    /// Whom the last connection led to, and whose memory that is.
+    last: Mutex<Option<(ConnectionInfo, Fence)>>,
     /// Counts how often it came up.
     ups: watch::Sender<u64>,
+    bell: Arc<Bell>,
+}
+
+/// Rings for the tasks that watch over the connections of one address.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    doubt: Notify,
+    risen: Notify,
+}
+
+impl Bell {
+    /// Waits until an answer shows that rooms are not where they are thought to be.
+    pub(super) async fn doubted(&self) {
+        self.doubt.notified().await;
+    }
+
+    /// Waits until a connection has come up.
+    pub(super) async fn risen(&self) {
+        self.risen.notified().await;
+    }
 }
 
 impl Link {
-    pub(super) fn new(name: String) -> Self {
+    pub(super) fn new(name: String, bell: Arc<Bell>) -> Self {
         let (ups, _) = watch::channel(0);
-        Self { name, up: AtomicBool::new(false), connected: AtomicU64::new(0), fence: Mutex::new(None), ups }
+        let (up, connected, last) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(None));
+        Self { name, up, connected, last, ups, bell }
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -82,29 +104,29 @@ impl Link {
 
     /// Of the last connection.
     pub(super) fn fence(&self) -> Option<Fence> {
-        self.fence.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, fence)| fence.clone())
+    }
+
+    /// The server of the last connection.
+    pub(super) fn server(&self) -> Option<ConnectionInfo> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(server, _)| server.clone())
     }
 
     pub(super) async fn wait_until_up(&self) {
-        let mut ups = self.ups();
         // The sender lives as long as `self`.
-        let _ = ups.wait_for(|ups| *ups > 0).await;
+        let _ = self.ups.subscribe().wait_for(|ups| *ups > 0).await;
     }
 
-    /// Changes each time it comes up.
-    pub(super) fn ups(&self) -> watch::Receiver<u64> {
-        self.ups.subscribe()
-    }
-
-    fn connected(&self, fence: &Fence) {
+    fn connected(&self, on: &Connected) {
         self.connected.fetch_add(1, Ordering::Relaxed);
-        *self.fence.lock().unwrap_or_else(PoisonError::into_inner) = Some(fence.clone());
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((on.server.clone(), on.fence.clone()));
     }
 
     fn enter(&self, state: State) {
         let up = state == State::Up;
         if self.up.swap(up, Ordering::AcqRel) != up && up {
             self.ups.send_modify(|ups| *ups += 1);
+            self.bell.risen.notify_one();
         }
     }
 }
@@ -114,6 +136,7 @@ impl Link {
 pub(super) struct Connected {
     pub(super) conn: MultiplexedConnection,
     pub(super) fence: Fence,
+    server: ConnectionInfo,
     /// `ROLE`, which also tells when a master was demoted; `PING` where that is forbidden.
     probe: &'static str,
 }
@@ -126,9 +149,19 @@ pub(super) struct Signals {
     lost: Notify,
     /// Something came in since the last look.
     heard: AtomicBool,
+    bell: Arc<Bell>,
 }
 
 impl Signals {
+    fn new(bell: Arc<Bell>) -> Self {
+        Self { bell, ..Self::default() }
+    }
+
+    /// Rooms are not where they are thought to be.
+    pub(super) fn doubt(&self) {
+        self.bell.doubt.notify_one();
+    }
+
     /// Everything that it is for is in force again.
     pub(super) fn synced(&self) {
         self.synced.notify_one();
@@ -165,7 +198,7 @@ impl Signals {
 /// What a connection is for.
 pub(super) trait Carrier: Send {
     /// Takes what Redis sends unasked; called in the connection's own task, must not block.
-    fn receiver(&mut self) -> Box<dyn Fn(PushInfo) + Send + Sync>;
+    fn receiver(&mut self, signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync>;
 
     /// How long a command may take.
     fn answer_max(&self) -> Duration;
@@ -180,19 +213,20 @@ pub(super) trait Carrier: Send {
 }
 
 /// The settings of every connection, the pool's too.
-pub(super) fn client(config: &Config) -> RedisResult<Client> {
+pub(super) fn client(server: ConnectionInfo) -> RedisResult<Client> {
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(1)).with_retries(3);
     let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(TCP_USER_TIMEOUT);
-    Client::open(config.connection.clone().set_tcp_settings(tcp))
+    Client::open(server.set_tcp_settings(tcp))
 }
 
+/// Asks anew who the master is, and connects to that one.
 async fn open(
-    config: &Config,
+    target: Target,
+    scripts: &Scripts,
     answer_max: Duration,
     receive: impl Fn(PushInfo) + Send + Sync + 'static,
 ) -> Result<Connected, ConnectError> {
-    let refused = |why: RedisError| ConnectError::Refused { address: config.address(), why: why.to_string() };
     let settings = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_MAX))
         .set_response_timeout(Some(answer_max))
@@ -201,25 +235,32 @@ async fn open(
             receive(push);
             Ok::<(), SendError>(())
         });
+    let mut address = target.name();
     let handshake = async {
-        let client = client(config)?;
-        let mut conn = client.get_multiplexed_async_connection_with_config(&settings).await?;
-        let role = conn.send_packed_command(&redis::cmd("ROLE")).await?;
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut conn).await.unwrap_or_default();
-        script::load(&mut conn).await?;
-        Ok((conn, role, info))
+        let server = target.find().await?;
+        address = server.addr().to_string();
+        let conn = async {
+            let mut conn = client(server.clone())?.get_multiplexed_async_connection_with_config(&settings).await?;
+            let role = conn.send_packed_command(&redis::cmd("ROLE")).await?;
+            let info: String = redis::cmd("INFO").arg("server").query_async(&mut conn).await.unwrap_or_default();
+            scripts.load(&mut conn).await?;
+            Ok((conn, role, info))
+        };
+        let conn = conn.await.map_err(|why: RedisError| why.to_string())?;
+        Ok((server, conn))
     };
-    let (conn, role, info) = match timeout(CONNECT_MAX, handshake).await {
-        Ok(done) => done.map_err(refused)?,
-        Err(_) => return Err(ConnectError::Refused { address: config.address(), why: "no answer in time".into() }),
+    let done = timeout(CONNECT_MAX, handshake).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    let (server, (conn, role, info)) = match done {
+        Ok(done) => done,
+        Err(why) => return Err(ConnectError::Refused { address, why }),
     };
     if is_replica(&role) {
-        return Err(ConnectError::Replica { address: config.address() });
+        return Err(ConnectError::Replica { address });
     }
     let probe = if matches!(role, Value::ServerError(_)) { "PING" } else { "ROLE" };
     // A proxy may hide the run id; then restarts are only told apart by the keys that they lose.
     let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or("-");
-    Ok(Connected { conn, fence: Fence::new(run_id.trim()), probe })
+    Ok(Connected { conn, fence: Fence::new(run_id.trim()), server, probe })
 }
 
 fn is_replica(role: &Value) -> bool {
@@ -241,15 +282,21 @@ async fn probe(mut on: Connected) -> Input {
 
 /// Keeps a connection until `stop` is true. `first` hears how the first attempt went.
 pub(super) async fn keep(
-    config: Config,
-    link: Arc<Link>,
+    (link, target, scripts): (Arc<Link>, Target, &'static Scripts),
     mut carrier: impl Carrier,
     first: oneshot::Sender<Result<(), ConnectError>>,
     mut stop: watch::Receiver<bool>,
 ) {
     let supervisor = Supervisor::new(Instant::now());
-    let mut watcher =
-        Watcher { config, link: Arc::clone(&link), supervisor, seen: State::Down, first: Some(first), silent: true };
+    let mut watcher = Watcher {
+        target,
+        scripts,
+        link: Arc::clone(&link),
+        supervisor,
+        seen: State::Down,
+        first: Some(first),
+        silent: true,
+    };
     let work = async {
         loop {
             let (on, signals) = watcher.connect(&mut carrier).await;
@@ -265,7 +312,8 @@ pub(super) async fn keep(
 }
 
 struct Watcher {
-    config: Config,
+    target: Target,
+    scripts: &'static Scripts,
     link: Arc<Link>,
     supervisor: Supervisor,
     /// The state that was last shown.
@@ -282,20 +330,45 @@ impl Watcher {
             let step = self.supervisor.step(Instant::now(), jitter());
             self.show();
             match step {
-                Step::Wait(until) => idle_until(carrier, sleep_until(until.into())).await,
-                Step::Connect => {
-                    let signals = Arc::new(Signals::default());
-                    let (ears, receive) = (Arc::clone(&signals), carrier.receiver());
-                    let attempt = open(&self.config, carrier.answer_max(), move |push: PushInfo| match push.kind {
-                        PushKind::Disconnection => ears.lost(),
-                        _ => {
-                            ears.heard();
-                            receive(push);
+                Step::Wait(until) => {
+                    let target = &mut self.target;
+                    let waited = async {
+                        tokio::select! {
+                            () = sleep_until(until.into()) => false,
+                            _ = target.moved() => true,
                         }
-                    });
-                    let result = idle_until(carrier, attempt).await;
+                    };
+                    if idle_until(carrier, waited).await {
+                        self.supervisor.on(Input::Moved, Instant::now(), jitter());
+                    }
+                }
+                Step::Connect => {
+                    let signals = Arc::new(Signals::new(self.link.bell.clone()));
+                    let (ears, receive) = (Arc::clone(&signals), carrier.receiver(&signals));
+                    let (target, moving) = (self.target.clone(), &mut self.target);
+                    let attempt =
+                        open(target, self.scripts, carrier.answer_max(), move |push: PushInfo| match push.kind {
+                            PushKind::Disconnection => ears.lost(),
+                            _ => {
+                                ears.heard();
+                                receive(push);
+                            }
+                        });
+                    moving.settle();
+                    let attempt = async {
+                        tokio::select! {
+                            result = attempt => (false, result),
+                            address = moving.moved() => {
+                                (true, Err(ConnectError::Refused { address, why: "it is the master only now".into() }))
+                            }
+                        }
+                    };
+                    let (moved, result) = idle_until(carrier, attempt).await;
                     if let Some(on) = self.tried(result) {
                         return (on, signals);
+                    }
+                    if moved {
+                        self.supervisor.on(Input::Moved, Instant::now(), jitter());
                     }
                 }
                 Step::Probe | Step::Drop => {}
@@ -318,7 +391,7 @@ impl Watcher {
         };
         if let Some(on) = &on {
             self.silent = false;
-            self.link.connected(&on.fence);
+            self.link.connected(on);
         }
         self.supervisor.on(input, Instant::now(), jitter());
         self.show();
@@ -354,6 +427,12 @@ impl Watcher {
                 biased;
                 input = signals.next() => input,
                 input = answer => input,
+                master = self.target.moved() => {
+                    if master == on.server.addr().to_string() {
+                        continue;
+                    }
+                    Input::Moved
+                }
                 () = &mut work => Input::Lost,
                 // A probe's answer that waits behind a flood of messages is no missing one.
                 () = sleep_until(until.into()) => match &mut asked {

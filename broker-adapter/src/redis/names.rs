@@ -13,12 +13,17 @@
 //! <prefix>:nodes                 sorted set: owner -> last heartbeat; x<owner> being swept, s<owner> swept (an owner is hexadecimal)
 //! <prefix>:ctl, <prefix>:node:<id>   channels for notes
 //! ```
+//! In a cluster these three have a slot of their own too: `<prefix>:{p00}:nodes`, and one pair of channels per partition,
+//! `<prefix>:{pNN}:ctl` and `<prefix>:{pNN}:node:<id>`.
 
 use crate::{IdempotencyKey, NodeId, Room};
 use std::sync::Arc;
 
 /// How many partitions there are; a partition's number is two hexadecimal digits.
 pub(super) const PARTITIONS: usize = 256;
+
+/// Where nodes say that they live, in a cluster.
+pub(super) const HOME: Partition = Partition(0);
 
 /// One partition of the rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,16 +32,42 @@ pub(super) struct Partition(pub(super) u8);
 impl Partition {
     /// FNV-1a, 64 bits, folded: stable across versions, platforms and nodes.
     pub(super) fn of(room: &Room) -> Self {
-        let hash = room
-            .as_str()
-            .bytes()
-            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
-        Self(hash.to_be_bytes().into_iter().fold(0, |folded, byte| folded ^ byte))
+        Self(fnv(room.as_str().as_bytes()).to_be_bytes().into_iter().fold(0, |folded, byte| folded ^ byte))
+    }
+
+    /// Which of several Redis has it: the one of the highest score (rendezvous hashing), so that one more takes its
+    /// share from each of the others and nothing else moves.
+    pub(super) fn place(self, among: &[String]) -> usize {
+        let score = |name: &String| {
+            // FNV alone hardly mixes the last byte into the upper bits; this is the finish of MurmurHash3.
+            let mut hash = fnv(&[name.as_bytes(), &[self.0]].concat());
+            for factor in [0xFF51_AFD7_ED55_8CCD_u64, 0xC4CE_B9FE_1A85_EC53] {
+                hash = (hash ^ (hash >> 33)).wrapping_mul(factor);
+            }
+            hash ^ (hash >> 33)
+        };
+        (0..among.len()).max_by_key(|at| (score(&among[*at]), &among[*at])).unwrap_or(0)
+    }
+
+    /// The slot of its tag in a cluster: CRC-16/XMODEM of `pNN`.
+    pub(super) fn slot(self) -> u16 {
+        let tag = format!("p{:02x}", self.0);
+        let crc = tag.bytes().fold(0_u16, |crc, byte| {
+            (0..8).fold(
+                crc ^ (u16::from(byte) << 8),
+                |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 },
+            )
+        });
+        crc % 16384
     }
 
     pub(super) fn all() -> impl Iterator<Item = Self> {
         (0..=u8::MAX).map(Self)
     }
+}
+
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
 /// What a room's key holds.
@@ -65,11 +96,17 @@ impl Part {
 #[derive(Debug, Clone)]
 pub(super) struct Names {
     prefix: Arc<str>,
+    cluster: bool,
 }
 
 impl Names {
     pub(super) fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.into() }
+        Self { prefix: prefix.into(), cluster: false }
+    }
+
+    /// In a cluster every name has a slot.
+    pub(super) fn in_cluster(prefix: &str) -> Self {
+        Self { prefix: prefix.into(), cluster: true }
     }
 
     pub(super) fn of(&self, part: Part, room: &Room) -> String {
@@ -98,15 +135,28 @@ impl Names {
     }
 
     pub(super) fn nodes(&self) -> String {
-        format!("{}:nodes", self.prefix)
+        self.in_partition(HOME) + "nodes"
     }
 
-    pub(super) fn control(&self) -> String {
-        format!("{}:ctl", self.prefix)
+    /// The channel of notes to all; in a cluster there is one in each partition.
+    pub(super) fn control(&self, partition: Partition) -> String {
+        self.in_partition(partition) + "ctl"
     }
 
-    pub(super) fn node(&self, node: NodeId) -> String {
-        format!("{}:node:{node}", self.prefix)
+    /// The channel of notes to one node; in a cluster there is one in each partition.
+    pub(super) fn node(&self, node: NodeId, partition: Partition) -> String {
+        format!("{}node:{node}", self.in_partition(partition))
+    }
+
+    /// The channels on which a node hears notes over a Redis that has these partitions.
+    pub(super) fn notes(&self, node: NodeId, partitions: &[Partition]) -> Vec<String> {
+        let heard = if self.cluster { partitions } else { &[HOME] };
+        heard.iter().flat_map(|partition| [self.control(*partition), self.node(node, *partition)]).collect()
+    }
+
+    /// What names of a partition begin with that need it only in a cluster.
+    fn in_partition(&self, partition: Partition) -> String {
+        if self.cluster { self.tagged(partition, 24) } else { format!("{}:", self.prefix) }
     }
 
     /// The room whose channel this is; `None` for the channels of notes.
@@ -149,8 +199,28 @@ mod tests {
         let names = Names::new("a:b");
         let room = Room::parse("x:c:y").unwrap();
         assert_eq!(names.room_of(names.of(Part::Channel, &room).as_bytes()), Some("x:c:y"));
-        for other in [names.control(), names.node(NodeId(1)), names.of(Part::Stream, &room), "a:b:{p".into()] {
+        let mut others = vec![names.of(Part::Stream, &room), "a:b:{p".into()];
+        others.extend(names.notes(NodeId(1), &[HOME]));
+        others.extend(Names::in_cluster("a:b").notes(NodeId(1), &[HOME, Partition(1)]));
+        assert_eq!(others.len(), 2 + 2 + 4);
+        for other in others {
             assert_eq!(names.room_of(other.as_bytes()), None, "{other}");
         }
+    }
+
+    #[test]
+    fn one_more_redis_takes_its_share_and_nothing_else_moves() {
+        let three = ["a:6379", "b:6379", "c:6379"].map(String::from);
+        let four = [&three[..], &["d:6379".to_owned()]].concat();
+        let mut shares = [0; 4];
+        for partition in Partition::all() {
+            let (was, is) = (partition.place(&three), partition.place(&four));
+            assert!(is == was || is == 3, "{partition:?} went from {was} to {is}");
+            shares[is] += 1;
+        }
+        // 64 each, give or take: the standard deviation is 7.
+        assert!(shares.iter().all(|share| (43..=85).contains(share)), "{shares:?}");
+        let turned = ["c:6379", "a:6379", "b:6379"].map(String::from);
+        assert!(Partition::all().all(|p| turned[p.place(&turned)] == three[p.place(&three)]), "in any order");
     }
 }

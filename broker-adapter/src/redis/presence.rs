@@ -6,7 +6,9 @@
 
 use super::{
     publisher::Publisher,
+    routes::Routes,
     script::{Change, Maker, What},
+    store::Store,
 };
 use crate::{Attendance, BrokerError, NodeId, Room, SessionKey, User, Who, envelope};
 use bytes::Bytes;
@@ -112,22 +114,25 @@ impl Roster {
         heard
     }
 
-    /// Sends what has not been written, at most so much. Says how to wait for it.
+    /// Sends what has not been written and can be now, at most so much. Says how to wait for it.
     pub(super) fn send_unwritten(
         self: &Arc<Self>,
         most: usize,
-        to: &Publisher,
+        routes: &Routes,
     ) -> Vec<oneshot::Receiver<Result<(), BrokerError>>> {
         let (mut heard, mut refused) = (Vec::new(), Vec::new());
         {
             let mut state = self.state();
-            let places: Vec<Place> = state.unwritten.iter().take(most).cloned().collect();
-            for place in places {
+            // Those whose master is away must not keep the others from theirs.
+            let can = |(_, store): &(Place, Arc<Store>)| store.publisher.link.is_up();
+            let stored = |place: &Place| (place.clone(), routes.store(&place.0));
+            let places: Vec<_> = state.unwritten.iter().map(stored).filter(can).take(most).collect();
+            for (place, store) in places {
                 state.unwritten.remove(&place);
                 let Some(attend) = state.again(place) else { continue };
                 let (done, hear) = oneshot::channel();
                 heard.push(hear);
-                refused.extend(to.attend(attend.with(self, Some(done))));
+                refused.extend(store.publisher.attend(attend.with(self, Some(done))));
             }
         }
         for (attend, error) in refused {
@@ -169,11 +174,6 @@ impl Roster {
             (entry.present, entry.returning, entry.quiet) = (false, false, false);
             unwritten.insert(place.clone());
         }
-    }
-
-    /// Whether Redis knows everything.
-    pub(super) fn is_written(&self) -> bool {
-        self.state().unwritten.is_empty()
     }
 
     /// Whether nobody is here.
@@ -359,6 +359,6 @@ mod tests {
     fn who_was_never_here_leaves_without_a_trace() {
         let roster = Roster::new(NodeId(1));
         assert!(roster.state().note(&Room::parse("a").unwrap(), LEAVE).is_none());
-        assert!(roster.is_empty() && roster.is_written());
+        assert!(roster.is_empty() && roster.state().unwritten.is_empty());
     }
 }

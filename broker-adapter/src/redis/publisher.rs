@@ -118,16 +118,21 @@ pub(super) struct Publisher {
     queue: mpsc::Sender<Command>,
     subscribers: Arc<[Arc<dyn Subscriber>]>,
     waiting: Arc<Waiting>,
-    numbers: AtomicU64,
+    /// Shared with the node's other publishers.
+    numbers: Arc<AtomicU64>,
+    maker: Maker,
 }
 
 impl Publisher {
     /// The two ends: one for the broker, one for the task that keeps the connection.
-    pub(super) fn new(subscribers: Arc<[Arc<dyn Subscriber>]>, maker: Maker) -> (Self, Pipe) {
+    pub(super) fn new(
+        (link, numbers): (Arc<Link>, Arc<AtomicU64>),
+        subscribers: Arc<[Arc<dyn Subscriber>]>,
+        maker: Maker,
+    ) -> (Self, Pipe) {
         let (queue, commands) = mpsc::channel(QUEUE);
-        let link = Arc::new(Link::new("commands".into()));
-        let pipe = Pipe { link: Arc::clone(&link), commands, maker };
-        (Self { link, queue, subscribers, waiting: Arc::default(), numbers: AtomicU64::new(1) }, pipe)
+        let pipe = Pipe { link: Arc::clone(&link), commands, maker: maker.clone() };
+        (Self { link, queue, subscribers, waiting: Arc::default(), numbers, maker }, pipe)
     }
 
     pub(super) fn in_flight(&self) -> u64 {
@@ -169,6 +174,11 @@ impl Publisher {
         self.begin(cmd).await
     }
 
+    /// Sends a note to whoever listens now.
+    pub(super) fn tell(&self, channel: &str, note: &[u8]) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
+        self.begin(self.maker.send(channel, note))
+    }
+
     /// As [`Publisher::run`], but the command has its turn from now on.
     pub(super) fn begin(&self, cmd: Cmd) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
         let (answer, outcome) = oneshot::channel();
@@ -205,7 +215,7 @@ pub(super) struct Pipe {
 type Answered = (Vec<Call>, Option<Result<Vec<Value>, RedisError>>);
 
 impl Carrier for Pipe {
-    fn receiver(&mut self) -> Box<dyn Fn(PushInfo) + Send + Sync> {
+    fn receiver(&mut self, _signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync> {
         Box::new(|_| {})
     }
 
@@ -233,7 +243,7 @@ impl Pipe {
         signals.synced();
         loop {
             if !again.is_empty() && running.is_empty() {
-                if script::load(&mut on.conn).await.is_err() {
+                if self.maker.scripts.load(&mut on.conn).await.is_err() {
                     signals.lost();
                     return pending().await;
                 }
@@ -304,8 +314,10 @@ fn settle((calls, result): Answered, again: &mut Vec<Call>, signals: &Signals) {
         }
         let value = match value {
             Value::ServerError(error) => {
-                if is_elsewhere(&error) {
-                    signals.lost();
+                match whereabouts(&error) {
+                    Some(Whereabouts::Nowhere) => signals.lost(),
+                    Some(Whereabouts::Elsewhere) => signals.doubt(),
+                    Some(Whereabouts::Moving) | None => {}
                 }
                 Err(refusal(&error))
             }
@@ -325,16 +337,32 @@ impl Command {
     }
 }
 
-/// Whether the error says that this server is no master, or not yet: another connection may find one.
-pub(super) fn is_elsewhere(error: &ServerError) -> bool {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
-    matches!(error.kind(), Some(ReadOnly | BusyLoading | MasterDown | ClusterDown))
+/// What an error says about where a room is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// This server is no master, or not yet: another connection may find one.
+    Nowhere,
+    /// Other servers have the room, or nobody has it for now.
+    Elsewhere,
+    /// The room is on its way from one server to another.
+    Moving,
+}
+
+/// `None`: the error is about something else.
+pub(super) fn whereabouts(error: &ServerError) -> Option<Whereabouts> {
+    use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
+    match error.kind()? {
+        ReadOnly | BusyLoading | MasterDown => Some(Whereabouts::Nowhere),
+        Moved | ClusterDown => Some(Whereabouts::Elsewhere),
+        Ask | TryAgain => Some(Whereabouts::Moving),
+        _ => None,
+    }
 }
 
 /// What an error answer means to whoever asked.
 pub(super) fn refusal(error: &ServerError) -> BrokerError {
     match error.code() {
-        _ if is_elsewhere(error) => BrokerError::Unavailable,
+        _ if whereabouts(error).is_some() => BrokerError::Unavailable,
         "OOM" => BrokerError::Overloaded,
         // Neither room names nor payloads are in Redis's error texts, but commands' names are.
         code => BrokerError::Protocol(format!("{code} {}", error.details().unwrap_or_default())),

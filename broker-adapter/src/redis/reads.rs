@@ -2,10 +2,9 @@
 //! large answer holds up neither publishes nor deliveries. Never writes.
 
 use super::{
-    config::Config,
     flights::Flights,
-    link::client,
-    names::{Names, PARTITIONS, Part, Partition},
+    link::{Link, client},
+    names::{Names, Part, Partition},
     script::Fence,
 };
 use crate::{
@@ -14,8 +13,12 @@ use crate::{
 };
 use bytes::Bytes;
 use deadpool_redis::{Connection, Manager, Pool, Runtime};
-use redis::{AsyncConnectionConfig, FromRedisValue, Pipeline, RedisError, Value};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use redis::{AsyncConnectionConfig, ConnectionInfo, FromRedisValue, Pipeline, RedisError, Value};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// Connections: a page costs two round trips, so eight of them read some ten thousand pages a second.
 const CONNECTIONS: usize = 8;
@@ -24,11 +27,14 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 /// The largest page; a caller who wants more asks again.
 const PAGE_MAX: usize = 1000;
 /// The largest page of rooms.
-const ROOMS_MAX: usize = 10_000;
+pub(super) const ROOMS_MAX: usize = 10_000;
 
 /// See the module's head.
 pub(super) struct Reads {
-    pool: Pool,
+    /// The command connection: the pool follows it to where the master is.
+    link: Arc<Link>,
+    /// And the server that it leads to.
+    pool: Mutex<Option<(String, Pool)>>,
     names: Names,
     /// Pages of history that are being read.
     pages: Arc<Flights<PageKey, Result<Option<Page>, BrokerError>>>,
@@ -41,29 +47,32 @@ type PageKey = (Room, Fence, Option<Cursor>, usize);
 type Meta = (Option<String>, Option<Vec<u8>>, Option<u64>);
 
 impl Reads {
-    pub(super) fn new(config: &Config, names: Names) -> Result<Self, String> {
-        let settings = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_response_timeout(Some(WAIT_MAX));
-        let info = client(config).map_err(|e| e.to_string())?.get_connection_info().clone();
-        let manager = Manager::new_with_config(info, settings).map_err(|e| e.to_string())?;
-        let pool = Pool::builder(manager)
-            .max_size(CONNECTIONS)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(WAIT_MAX))
-            .create_timeout(Some(WAIT_MAX))
-            .recycle_timeout(Some(WAIT_MAX))
-            .build()
-            .map_err(|e| e.to_string())?;
-        Ok(Self { pool, names, pages: Flights::new() })
+    pub(super) fn new(link: Arc<Link>, names: Names) -> Self {
+        Self { link, pool: Mutex::default(), names, pages: Flights::new() }
+    }
+
+    fn pool(&self) -> Result<Pool, BrokerError> {
+        let server = self.link.server().ok_or(BrokerError::Unavailable)?;
+        let name = server.addr().to_string();
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = pool.as_ref().filter(|(led, _)| *led == name) {
+            return Ok(known.clone());
+        }
+        let fresh = open(server)?;
+        if let Some((_, old)) = pool.replace((name, fresh.clone())) {
+            old.close();
+        }
+        Ok(fresh)
     }
 
     pub(super) fn close(&self) {
-        self.pool.close();
+        if let Some((_, pool)) = &*self.pool.lock().unwrap_or_else(PoisonError::into_inner) {
+            pool.close();
+        }
     }
 
     async fn ask<T: FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, BrokerError> {
-        let mut conn: Connection = self.pool.get().await.map_err(|_| BrokerError::Unavailable)?;
+        let mut conn: Connection = self.pool()?.get().await.map_err(|_| BrokerError::Unavailable)?;
         pipe.query_async(&mut conn).await.map_err(|error| failure(&error))
     }
 
@@ -147,7 +156,7 @@ impl Reads {
         })
     }
 
-    pub(super) async fn rooms(&self, query: &RoomQuery) -> Result<RoomList, BrokerError> {
+    pub(super) async fn rooms(&self, query: &RoomQuery, partitions: &[Partition]) -> Result<RoomList, BrokerError> {
         let limit = query.limit.min(ROOMS_MAX);
         let from = match &query.after {
             Some(after) if *after >= query.prefix => format!("({after}"),
@@ -155,9 +164,9 @@ impl Reads {
         };
         // Above every name that begins so: names are ASCII.
         let to = [b"(", query.prefix.as_bytes(), b"\xFF"].concat();
-        let mut pipe = Pipeline::with_capacity(PARTITIONS);
-        for partition in Partition::all() {
-            pipe.cmd("ZRANGEBYLEX").arg(self.names.rooms(partition)).arg(&from).arg(&to);
+        let mut pipe = Pipeline::with_capacity(partitions.len());
+        for partition in partitions {
+            pipe.cmd("ZRANGEBYLEX").arg(self.names.rooms(*partition)).arg(&from).arg(&to);
             pipe.arg("LIMIT").arg(0).arg(limit + 1);
         }
         let partitions: Vec<Vec<String>> = self.ask(&pipe).await?;
@@ -168,11 +177,11 @@ impl Reads {
         Ok(RoomList { rooms, more })
     }
 
-    /// The rooms in which an owner has sessions.
-    pub(super) async fn rooms_of(&self, owner: NodeId) -> Result<Vec<Room>, BrokerError> {
-        let mut pipe = Pipeline::with_capacity(PARTITIONS);
-        for partition in Partition::all() {
-            pipe.cmd("SMEMBERS").arg(self.names.rooms_of(owner, partition));
+    /// The rooms in which an owner has sessions, of these partitions.
+    pub(super) async fn rooms_of(&self, owner: NodeId, partitions: &[Partition]) -> Result<Vec<Room>, BrokerError> {
+        let mut pipe = Pipeline::with_capacity(partitions.len());
+        for partition in partitions {
+            pipe.cmd("SMEMBERS").arg(self.names.rooms_of(owner, *partition));
         }
         let partitions: Vec<Vec<String>> = self.ask(&pipe).await?;
         Ok(partitions.iter().flatten().filter_map(|name| Room::parse(name).ok()).collect())
@@ -195,6 +204,23 @@ impl Reads {
     }
 }
 
+fn open(server: ConnectionInfo) -> Result<Pool, BrokerError> {
+    let settings = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(Duration::from_secs(1)))
+        .set_response_timeout(Some(WAIT_MAX));
+    let failed = |why: String| BrokerError::Protocol(why);
+    let info = client(server).map_err(|e| failed(e.to_string()))?.get_connection_info().clone();
+    let manager = Manager::new_with_config(info, settings).map_err(|e| failed(e.to_string()))?;
+    Pool::builder(manager)
+        .max_size(CONNECTIONS)
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(WAIT_MAX))
+        .create_timeout(Some(WAIT_MAX))
+        .recycle_timeout(Some(WAIT_MAX))
+        .build()
+        .map_err(|e| failed(e.to_string()))
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Range {
     Last,
@@ -207,7 +233,9 @@ fn failure(error: &RedisError) -> BrokerError {
         return BrokerError::Unavailable;
     }
     match error.code() {
-        Some("LOADING" | "MASTERDOWN" | "READONLY" | "CLUSTERDOWN") => BrokerError::Unavailable,
+        Some("LOADING" | "MASTERDOWN" | "READONLY" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN") => {
+            BrokerError::Unavailable
+        }
         Some(code) => BrokerError::Protocol(code.to_owned()),
         None => BrokerError::Protocol(format!("{:?}", error.kind())),
     }

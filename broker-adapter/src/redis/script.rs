@@ -10,11 +10,58 @@ use bytes::BytesMut;
 use redis::{Cmd, RedisResult, Script, ServerErrorKind, Value, aio::MultiplexedConnection};
 use std::{sync::LazyLock, time::Duration};
 
-static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/publish.lua")));
-static ONCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/once.lua")));
-static HEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/head.lua")));
-static ATTEND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/attend.lua")));
-static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
+/// The scripts of one way to publish.
+#[derive(Debug)]
+pub(super) struct Scripts {
+    sharded: bool,
+    publish: Lua,
+    once: Lua,
+    head: Lua,
+    attend: Lua,
+    beat: Lua,
+}
+
+#[derive(Debug)]
+struct Lua {
+    code: String,
+    hash: String,
+}
+
+static PLAIN: LazyLock<Scripts> = LazyLock::new(|| Scripts::new(false));
+/// In a cluster a message goes through the one master that has the channel's slot, not through all of them.
+static SHARDED: LazyLock<Scripts> = LazyLock::new(|| Scripts::new(true));
+
+impl Scripts {
+    fn new(sharded: bool) -> Self {
+        let lua = |code: &str| {
+            let code = if sharded { code.replace("'PUBLISH'", "'SPUBLISH'") } else { code.to_owned() };
+            let hash = Script::new(&code).get_hash().to_owned();
+            Lua { code, hash }
+        };
+        Self {
+            sharded,
+            publish: lua(include_str!("scripts/publish.lua")),
+            once: lua(include_str!("scripts/once.lua")),
+            head: lua(include_str!("scripts/head.lua")),
+            attend: lua(include_str!("scripts/attend.lua")),
+            beat: lua(include_str!("scripts/beat.lua")),
+        }
+    }
+
+    /// Those for a cluster, or for servers that stand alone.
+    pub(super) fn of(cluster: bool) -> &'static Self {
+        if cluster { &SHARDED } else { &PLAIN }
+    }
+
+    /// Loads every script.
+    pub(super) async fn load(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
+        let mut pipe = redis::pipe();
+        for lua in [&self.publish, &self.once, &self.head, &self.attend, &self.beat] {
+            pipe.cmd("SCRIPT").arg("LOAD").arg(&lua.code).ignore();
+        }
+        pipe.exec_async(conn).await
+    }
+}
 
 /// How long a room is remembered after its last message or join, at least: until then its cursors mean something.
 const META_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -22,29 +69,14 @@ const META_TTL: Duration = Duration::from_secs(24 * 3600);
 /// growing when Redis has forgotten the last one.
 const VERSIONS_PER_MS: u64 = 1000;
 
-/// Loads every script.
-pub(super) async fn load(conn: &mut MultiplexedConnection) -> RedisResult<()> {
-    let mut pipe = redis::pipe();
-    for code in [
-        include_str!("scripts/publish.lua"),
-        include_str!("scripts/once.lua"),
-        include_str!("scripts/head.lua"),
-        include_str!("scripts/attend.lua"),
-        include_str!("scripts/beat.lua"),
-    ] {
-        pipe.cmd("SCRIPT").arg("LOAD").arg(code).ignore();
-    }
-    pipe.exec_async(conn).await
-}
-
 /// Whether Redis has forgotten the script.
 pub(super) fn is_forgotten(value: &Value) -> bool {
     matches!(value, Value::ServerError(e) if e.kind() == Some(ServerErrorKind::NoScript))
 }
 
-fn call(script: &Script, keys: usize, args: usize) -> Cmd {
+fn call(script: &Lua, keys: usize, args: usize) -> Cmd {
     let mut cmd = Cmd::with_capacity(3 + keys + args, 256);
-    cmd.arg("EVALSHA").arg(script.get_hash()).arg(keys);
+    cmd.arg("EVALSHA").arg(&script.hash).arg(keys);
     cmd
 }
 
@@ -57,7 +89,7 @@ fn meta_ttl(retention: Retention) -> u64 {
 }
 
 /// Whose memory gave out a room's offsets: a prefix of Redis's `run_id`, which every restart and failover changes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Fence(String);
 
 impl Fence {
@@ -77,6 +109,7 @@ pub(super) struct Maker {
     pub(super) names: Names,
     pub(super) node: NodeId,
     pub(super) fence: Fence,
+    pub(super) scripts: &'static Scripts,
 }
 
 impl Maker {
@@ -97,7 +130,7 @@ impl Maker {
             return self.publish_live(first, &envelope::messages_without_cursor(kind, tails));
         };
         let keys = 2 + usize::from(first.key.is_some());
-        let mut cmd = call(&PUBLISH, keys, 8 + messages.len());
+        let mut cmd = call(&self.scripts.publish, keys, 8 + messages.len());
         cmd.arg(self.names.of(Part::Meta, &first.room)).arg(self.names.of(Part::Stream, &first.room));
         if let Some(key) = &first.key {
             cmd.arg(self.names.idempotency(&first.room, key));
@@ -119,18 +152,28 @@ impl Maker {
     fn publish_live(&self, p: &Publish, message: &[u8]) -> Cmd {
         let channel = self.names.of(Part::Channel, &p.room);
         let Some(key) = &p.key else {
-            let mut cmd = Cmd::with_capacity(3, 32 + channel.len() + message.len());
-            cmd.arg("PUBLISH").arg(channel).arg(message);
-            return cmd;
+            return self.send(&channel, message);
         };
-        let mut cmd = call(&ONCE, 1, 3);
+        let mut cmd = call(&self.scripts.once, 1, 3);
         cmd.arg(self.names.idempotency(&p.room, key)).arg(channel).arg(message).arg(millis(IdempotencyKey::TTL));
+        cmd
+    }
+
+    /// Whether channels have slots.
+    pub(super) fn is_sharded(&self) -> bool {
+        self.scripts.sharded
+    }
+
+    /// The command that sends something to whoever listens now.
+    pub(super) fn send(&self, channel: &str, message: &[u8]) -> Cmd {
+        let mut cmd = Cmd::with_capacity(3, 32 + channel.len() + message.len());
+        cmd.arg(if self.scripts.sharded { "SPUBLISH" } else { "PUBLISH" }).arg(channel).arg(message);
         cmd
     }
 
     /// The command that reads a room's head, and begins the room if there is none.
     pub(super) fn head(&self, room: &Room, retention: Retention) -> Cmd {
-        let mut cmd = call(&HEAD, 2, 3);
+        let mut cmd = call(&self.scripts.head, 2, 3);
         cmd.arg(self.names.of(Part::Meta, room))
             .arg(self.names.of(Part::Stream, room))
             .arg(self.fence.as_str())
@@ -149,7 +192,7 @@ impl Maker {
             What::Enter { payload, announced } => (true, payload, announced),
             What::Leave => (false, &[][..], true),
         };
-        let mut cmd = call(&ATTEND, 4, 11);
+        let mut cmd = call(&self.scripts.attend, 4, 11);
         cmd.arg(self.names.of(Part::Sessions, room))
             .arg(self.names.of(Part::Users, room))
             .arg(self.names.rooms(partition))
@@ -175,7 +218,7 @@ impl Maker {
             Owner::New(owner) => (owner, "new"),
             Owner::Known(owner) => (owner, "known"),
         };
-        let mut cmd = call(&BEAT, 1, 3 + swept.len());
+        let mut cmd = call(&self.scripts.beat, 1, 3 + swept.len());
         cmd.arg(self.names.nodes()).arg(owner.to_string()).arg(millis(dead_after)).arg(news);
         for dead in swept {
             cmd.arg(dead.to_string());

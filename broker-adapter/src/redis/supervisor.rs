@@ -53,6 +53,8 @@ pub(super) enum Input {
     Late,
     /// The connection ended, or is of no use any more.
     Lost,
+    /// It leads to one who is no longer the master, or would: another one is known.
+    Moved,
 }
 
 /// What to do.
@@ -104,7 +106,15 @@ impl Supervisor {
                 self.state = State::Suspect;
                 self.due = now;
             }
+            (State::Down, Input::Moved) => {
+                self.due = self.due.min(now + RETRY_MIN);
+                self.failures = 0;
+            }
             (State::Down, _) => {}
+            (State::Syncing | State::Up | State::Suspect, Input::Moved) => {
+                self.fall(now, 0.0);
+                self.failures = 0;
+            }
             (_, Input::Lost | Input::Refused) => self.fall(now, jitter),
             _ => {}
         }
@@ -221,7 +231,8 @@ mod tests {
     }
 
     fn world() -> impl Strategy<Value = World> {
-        let inputs = [Input::Connected, Input::Refused, Input::Synced, Input::Answered, Input::Late, Input::Lost];
+        let inputs =
+            [Input::Connected, Input::Refused, Input::Synced, Input::Answered, Input::Late, Input::Lost, Input::Moved];
         prop_oneof![
             (0u64..3000).prop_map(World::Pass),
             proptest::sample::select(inputs.to_vec()).prop_map(World::Happens)

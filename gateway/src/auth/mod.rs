@@ -4,7 +4,7 @@
 mod origin;
 mod peer;
 
-pub(crate) use origin::{Origin, OriginPolicy, is_host};
+pub(crate) use origin::{Origin, OriginPolicy};
 pub(crate) use peer::{Network, PeerPolicy, Seat};
 
 use crate::error::Refusal;

@@ -59,7 +59,7 @@ impl FromStr for Origin {
 }
 
 /// `HOST`, `HOST:PORT`, `[IPV6]` or `[IPV6]:PORT`.
-pub(crate) fn is_host(text: &str) -> bool {
+fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, after)) if host.parse::<std::net::Ipv6Addr>().is_ok() => (host, after),
         Some(_) => return false,

@@ -41,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) ready_file: Option<PathBuf>,
     /// The Redis servers; none: the embedded broker.
     pub(crate) redis: Vec<RedisUrl>,
+    /// Who vouches for Redis over TLS; `None`: the public authorities.
+    pub(crate) redis_ca_file: Option<PathBuf>,
     /// How long Redis may take to be there at start.
     pub(crate) redis_wait: Duration,
     /// This node's name.
@@ -68,6 +70,11 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// Every Redis, in the form in which the broker takes several.
+    pub(crate) fn redis_urls(&self) -> String {
+        self.redis.iter().map(RedisUrl::expose).collect::<Vec<_>>().join(",")
+    }
+
     /// What holds where nothing is set.
     pub(crate) fn built_in() -> Self {
         let terminal = std::io::stderr().is_terminal();
@@ -76,6 +83,7 @@ impl Config {
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
             ready_file: None,
             redis: Vec::new(),
+            redis_ca_file: None,
             redis_wait: Duration::ZERO,
             node: node_name(),
             advertise: None,
@@ -151,6 +159,11 @@ fn check_together(draft: &mut Draft) {
              allow it with --open, FANFARE_OPEN=true or open = true"
         );
         faults.add(place(&["listen"]), problem);
+    }
+    if !draft.config.redis.is_empty()
+        && let Err(why) = fanfare_broker::redis::Config::parse(&draft.config.redis_urls())
+    {
+        faults.add(place(&["redis"]), why);
     }
     // One message of the largest size has to fit, with what the frame puts around its data: cursor, names, time.
     let frame = limits.message_bytes + 4096;

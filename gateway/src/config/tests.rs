@@ -176,11 +176,10 @@ fn a_file_that_is_not_toml_or_not_there_is_said_without_its_content() {
 
 #[test]
 fn a_password_is_neither_printed_nor_repeated_in_a_fault() {
-    let config =
-        load(&flags(&[("redis", "redis://me:hunter2@h:1/0?password=hunter2")]), &Environment::default()).unwrap();
+    let config = load(&flags(&[("redis", "redis://me:hunter2@h:1/0")]), &Environment::default()).unwrap();
     assert!(!format!("{config:?}").contains("hunter2"));
     assert_eq!(config.redis[0].to_string(), "redis://***@h:1/0");
-    for bad in ["hunter2@host", "redis://:hunter2@", "http://:hunter2@h", "redis-sentinel://:hunter2@h:1"] {
+    for bad in ["hunter2@host", "redis://:hunter2@", "http://:hunter2@h", "redis+sentinel://:hunter2@h:1"] {
         let faults = load(&flags(&[("redis", bad)]), &Environment::default()).unwrap_err();
         assert!(!faults.to_string().contains("hunter2"), "{faults}");
     }
@@ -188,10 +187,19 @@ fn a_password_is_neither_printed_nor_repeated_in_a_fault() {
 
 #[test]
 fn redis_urls_of_every_kind_are_taken() {
-    let good = "redis://h redis://[::1]:6379/3 rediss://u:p@h:1 redis-sentinel://:p@a:1,b:2/main unix:///tmp/s";
-    let (last, good) = good.split(' ').collect::<Vec<_>>().split_last().map(|(l, g)| (*l, g.join(" "))).unwrap();
-    assert_eq!(load(&flags(&[("redis", &good)]), &Environment::default()).unwrap().redis.len(), 4);
-    assert!(load(&flags(&[("redis", last)]), &Environment::default()).is_err());
+    for (good, count) in [
+        ("redis://h redis://[::1]:6379/3 rediss://u:p@h:1 redis+sentinel://:p@a:1,b:2/main", 4),
+        ("redis://a,redis://b", 1),
+        ("rediss+cluster://u:p@a:1,b:2", 1),
+    ] {
+        let config = load(&flags(&[("redis", good)]), &Environment::default()).unwrap();
+        assert_eq!(config.redis.len(), count, "{good}");
+    }
+    for bad in ["unix:///tmp/s", "redis-sentinel://a/main", "redis://a redis://a:6379/1", "redis+cluster://a redis://b"]
+    {
+        let faults = load(&flags(&[("redis", bad)]), &Environment::default()).unwrap_err();
+        assert!(faults.lines()[0].starts_with("--redis: "), "{faults}");
+    }
 }
 
 #[test]

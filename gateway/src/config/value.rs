@@ -1,7 +1,6 @@
 //! The values a configuration is made of, and how each is read from text. The option table and the file's sections call
 //! it. Its errors say what would be right and are ready to be shown; it never prints what may hold a password.
 
-use crate::auth::is_host;
 use std::{fmt, net::SocketAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 /// How log lines are written.
@@ -67,7 +66,7 @@ impl From<LogLevel> for tracing::Level {
     }
 }
 
-/// The address of a Redis server, of a sentinel group, or of one of several servers. It may hold a password, which
+/// The address of a Redis server, of sentinels, of a cluster, or of one of several servers. It may hold a password, which
 /// neither `Debug` nor `Display` shows.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct RedisUrl(String);
@@ -84,21 +83,7 @@ impl FromStr for RedisUrl {
 
     /// Errors never repeat the text: a password in it would end up in a log.
     fn from_str(text: &str) -> Result<Self, String> {
-        const SHAPE: &str = "must be redis://, rediss:// or redis-sentinel:// and a host";
-        let (scheme, rest) = text.split_once("://").ok_or(SHAPE)?;
-        let address = rest.split(['?', '#']).next().unwrap_or_default();
-        let (authority, path) = address.split_once('/').unwrap_or((address, ""));
-        let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
-        match scheme {
-            "redis" | "rediss" if !is_host(hosts) => Err(format!("{scheme}:// needs HOST or HOST:PORT")),
-            "redis" | "rediss" if !path.is_empty() && path.parse::<u32>().is_err() => {
-                Err(format!("{scheme}:// takes a database number as its path"))
-            }
-            "redis-sentinel" if !hosts.split(',').all(is_host) => Err("needs HOST:PORT,HOST:PORT of sentinels".into()),
-            "redis-sentinel" if path.is_empty() => Err("needs the service's name: …/SERVICE".into()),
-            "redis" | "rediss" | "redis-sentinel" => Ok(Self(text.to_owned())),
-            _ => Err(SHAPE.into()),
-        }
+        fanfare_broker::redis::Config::parse(text).map(|_| Self(text.to_owned())).map_err(|why| why.to_string())
     }
 }
 

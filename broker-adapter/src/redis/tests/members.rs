@@ -5,7 +5,7 @@ use crate::{
     Attendance, Broker, Detail, Origin, PresenceKind, Room, RoomQuery, User, Who,
     contract::{WAIT_MAX, room},
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn enter(n: u8, user: &str) -> Attendance {
     Attendance::Enter { session: Origin([n; 12]), user: Some(User::new(user)), info: None, announce: true }
@@ -167,6 +167,29 @@ async fn a_node_that_was_swept_alive_comes_back() {
     // Written again before b came to the room, nobody left; after it, everybody came once more.
     assert!([2, 4].contains(&kinds.len()), "{kinds:?}");
     assert!(kinds.chunks(2).all(|pair| pair == [PresenceKind::Joined, PresenceKind::Left]), "{kinds:?}");
+}
+
+/// Redis was away for longer than a node may be silent. Whoever is back first must not bury the others.
+#[tokio::test]
+async fn after_a_long_stall_nobody_is_taken_for_dead() {
+    let server = Server::start().await;
+    let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
+    let room = room("outage");
+    b.node.subscribe(&room).await;
+    for (gateway, n, user) in [(&a, 1, "ann"), (&b, 2, "bob")] {
+        gateway.broker.attend(&room, enter(n, user)).await.unwrap();
+    }
+    server.stall();
+    let stalled = Instant::now();
+    until("a time in which a node would be dead", WAIT_MAX, || async { stalled.elapsed() > Duration::from_secs(2) })
+        .await;
+    server.wake();
+    until("both to be back", WAIT_MAX, || async { a.broker.status().up && b.broker.status().up }).await;
+    a.broker.attend(&room, enter(3, "cid")).await.unwrap();
+    let events = b.node.seen.presence(&room, 3).await;
+    assert!(events.iter().all(|event| event.kind == PresenceKind::Joined), "{events:?}");
+    let nodes: Vec<String> = server.ask("ZRANGE fanfare:nodes 0 -1").await;
+    assert!(nodes.iter().all(|node| !node.starts_with(['s', 'x'])), "{nodes:?}");
 }
 
 #[tokio::test]

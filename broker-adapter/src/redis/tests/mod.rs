@@ -1,13 +1,17 @@
 //! The broker over real Redis servers: the contract, and what happens when Redis fails, forgets or stalls.
 
+mod cluster;
 mod faults;
 mod members;
+mod security;
+mod sentinel;
 mod server;
+mod sharding;
 mod silence;
 
-use super::{Config, RedisBroker};
+use super::{Config, RedisBroker, names::Partition};
 use crate::{
-    Broker, Subscriber, SubscriberId,
+    Broker, Room, Subscriber, SubscriberId,
     contract::{Node, Recorder},
 };
 use server::Server;
@@ -36,14 +40,28 @@ async fn connect(config: Config, subscribers: u16) -> (Arc<RedisBroker>, Vec<Nod
     (broker, nodes)
 }
 
-/// Three nodes over one server; the first of them has a second subscriber.
+/// Three nodes; the first of them has a second subscriber.
+async fn nodes(config: &Config) -> Vec<Node> {
+    let (_, mut nodes) = connect(config.clone(), 2).await;
+    for at in [1, 2] {
+        nodes.insert(at, connect(config.clone(), 1).await.1.remove(0));
+    }
+    nodes
+}
+
 async fn nodes_over_one_server() -> (Vec<Node>, Server) {
     let server = Server::start().await;
-    let (_, mut nodes) = connect(server.config(), 2).await;
-    for at in [1, 2] {
-        nodes.insert(at, connect(server.config(), 1).await.1.remove(0));
-    }
-    (nodes, server)
+    (nodes(&server.config()).await, server)
+}
+
+/// Every case of the contract, one after the other.
+async fn holds_the_contract(config: &Config) {
+    crate::contract_tests!(@one_by_one nodes(config));
+}
+
+/// A room whose partition fulfils something.
+fn room_where(case: &str, fits: impl Fn(Partition) -> bool) -> Room {
+    std::iter::repeat_with(|| crate::contract::room(case)).find(|room| fits(Partition::of(room))).unwrap()
 }
 
 /// Waits until something holds, and says how long that took.

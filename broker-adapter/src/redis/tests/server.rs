@@ -1,27 +1,44 @@
 //! A real Redis server for one test: a free port of the loopback, a directory of its own, killed with the test.
 
 use crate::redis::Config;
-use redis::{FromRedisValue, Value};
+use redis::{FromRedisValue, RedisResult, Value};
 use std::{
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 /// See the module's head.
 pub(super) struct Server {
-    port: u16,
-    dir: PathBuf,
+    pub(super) port: u16,
+    pub(super) dir: PathBuf,
     process: Option<Child>,
+    more: Vec<String>,
+}
+
+/// A free port of the loopback. A cluster's own port is 10,000 above it, so both are to exist.
+pub(super) fn free_port() -> u16 {
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if port < 55_000 {
+            return port;
+        }
+    }
 }
 
 impl Server {
     pub(super) async fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::start_with(|_| Vec::new()).await
+    }
+
+    /// With more options, which may name files that they put into the server's directory.
+    pub(super) async fn start_with(more: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        let port = free_port();
         let dir = std::env::temp_dir().join(format!("fanfare-redis-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let mut server = Self { port, dir, process: None };
+        let more = more(&dir);
+        let mut server = Self { port, dir, process: None, more };
         server.run().await;
         server
     }
@@ -31,6 +48,7 @@ impl Server {
         let process = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"])
             .args(["--dir", self.dir.to_str().unwrap()])
+            .args(&self.more)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -55,11 +73,16 @@ impl Server {
 
     /// Runs a command, words separated by spaces.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &str) -> T {
-        let mut conn = self.client().get_multiplexed_async_connection().await.unwrap();
+        self.try_ask(command).await.unwrap()
+    }
+
+    /// As [`Server::ask`], of a server that may be about to change its part: its connections are cut then.
+    pub(super) async fn try_ask<T: FromRedisValue>(&self, command: &str) -> RedisResult<T> {
+        let mut conn = self.client().get_multiplexed_async_connection().await?;
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap());
         cmd.arg(words.collect::<Vec<_>>());
-        cmd.query_async(&mut conn).await.unwrap()
+        cmd.query_async(&mut conn).await
     }
 
     /// Runs a Lua script that writes behind everybody's back.

@@ -1,0 +1,206 @@
+//! Where a store's master is: always the same server, or whoever the sentinels or the cluster say. Says so anew for
+//! each connection, and tells when it has changed. Connects to sentinels only.
+
+use super::address::elsewhere;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, Pipeline, RedisResult, Value, aio::MultiplexedConnection,
+};
+use std::{
+    collections::HashMap,
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+/// How long one who knows may take to answer: others are asked at the same time.
+pub(super) const ASK_MAX: Duration = Duration::from_millis(500);
+/// How often they are asked unasked-for: deliveries are back so long after a failover, at most, and a handshake.
+pub(super) const ASK_EVERY: Duration = Duration::from_millis(250);
+
+/// See the module's head.
+#[derive(Clone)]
+pub(super) struct Target {
+    now: watch::Receiver<ConnectionInfo>,
+    sentinels: Option<Arc<Sentinels>>,
+}
+
+impl Target {
+    /// Wherever the other end says; the same for ever once that is gone.
+    pub(super) fn told(now: watch::Receiver<ConnectionInfo>) -> Self {
+        Self { now, sentinels: None }
+    }
+
+    /// Whoever the sentinels say is the master. They are asked now and then until `stop` is true.
+    pub(super) async fn asked(sentinels: Sentinels, stop: watch::Receiver<bool>) -> Result<Self, String> {
+        let sentinels = Arc::new(sentinels);
+        let (tell, now) = watch::channel(sentinels.master(false).await?);
+        tokio::spawn(Arc::clone(&sentinels).watch(tell, stop));
+        Ok(Self { now, sentinels: Some(sentinels) })
+    }
+
+    /// Whom to connect to now.
+    pub(super) async fn find(&self) -> Result<ConnectionInfo, String> {
+        match &self.sentinels {
+            Some(sentinels) => sentinels.master(false).await,
+            None => Ok(self.now.borrow().clone()),
+        }
+    }
+
+    /// What was said so far is known.
+    pub(super) fn settle(&mut self) {
+        self.now.mark_unchanged();
+    }
+
+    /// Waits until it is said to be somewhere else than it was said before.
+    pub(super) async fn moved(&mut self) -> String {
+        if self.now.changed().await.is_err() {
+            // Nobody will say so any more.
+            return pending().await;
+        }
+        self.now.borrow_and_update().addr().to_string()
+    }
+
+    /// What it is called before anybody has said where it is.
+    pub(super) fn name(&self) -> String {
+        match &self.sentinels {
+            Some(sentinels) => format!("sentinels of {}", sentinels.service),
+            None => self.now.borrow().addr().to_string(),
+        }
+    }
+}
+
+/// Those who know the master of a name.
+pub(super) struct Sentinels {
+    hosts: Vec<ConnectionInfo>,
+    service: String,
+    phone: Phone,
+    /// The newest answer and its epoch: after a failover sentinels learn of it one after the other.
+    newest: Mutex<Option<(u64, ConnectionInfo)>>,
+}
+
+impl Sentinels {
+    pub(super) fn new(hosts: Vec<ConnectionInfo>, service: String) -> Self {
+        Self { hosts, service, phone: Phone::to_strangers(), newest: Mutex::default() }
+    }
+
+    /// As the first one says that answers, unless another has said something newer; or as the newest of `all` says.
+    async fn master(&self, all: bool) -> Result<ConnectionInfo, String> {
+        let mut answers: FuturesUnordered<_> = self.hosts.iter().map(|host| self.ask(host)).collect();
+        let (mut answered, mut last) = (false, String::from("there are no sentinels"));
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(()) => answered = true,
+                Err(why) => last = why,
+            }
+            if answered && !all {
+                break;
+            }
+        }
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.as_ref().filter(|_| answered).map(|(_, master)| master.clone()).ok_or(last)
+    }
+
+    async fn ask(&self, host: &ConnectionInfo) -> Result<(), String> {
+        let mut question = redis::pipe();
+        question.cmd("SENTINEL").arg("MASTER").arg(&self.service);
+        let failed = |why: &dyn std::fmt::Display| format!("sentinel {}: {why}", host.addr());
+        let mut answers = self.phone.ask(host, &question).await.map_err(|why| failed(&why))?;
+        let known: HashMap<String, String> = match answers.pop() {
+            Some(Value::ServerError(why)) => return Err(failed(&why)),
+            Some(answer) => redis::from_redis_value(answer).map_err(|why| failed(&why))?,
+            None => return Err(failed(&"no answer")),
+        };
+        let number = |name: &str| known.get(name).and_then(|value| value.parse::<u64>().ok());
+        let port = number("port").and_then(|port| u16::try_from(port).ok());
+        let (Some(name), Some(port), Some(epoch)) = (known.get("ip"), port, number("config-epoch")) else {
+            return Err(failed(&"an answer that is none"));
+        };
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.as_ref().is_none_or(|(was, _)| *was <= epoch) {
+            *newest = Some((epoch, elsewhere(host, name.clone(), port)));
+        }
+        Ok(())
+    }
+
+    async fn watch(self: Arc<Self>, tell: watch::Sender<ConnectionInfo>, mut stop: watch::Receiver<bool>) {
+        let mut turns = interval(ASK_EVERY);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watching = async {
+            loop {
+                turns.tick().await;
+                let Ok(master) = self.master(true).await else { continue };
+                tell.send_if_modified(|was| {
+                    let moved = was.addr().to_string() != master.addr().to_string();
+                    if moved {
+                        *was = master;
+                    }
+                    moved
+                });
+            }
+        };
+        tokio::select! {
+            () = watching => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+}
+
+/// Short questions to servers, over a connection that is kept for the next one.
+#[derive(Default)]
+pub(super) struct Phone {
+    /// Sentinels may have other users than their masters, or none.
+    strangers: bool,
+    open: Mutex<HashMap<String, MultiplexedConnection>>,
+}
+
+impl Phone {
+    /// To servers that may not know the credentials of the address.
+    fn to_strangers() -> Self {
+        Self { strangers: true, ..Self::default() }
+    }
+
+    /// The answers, errors among them as values.
+    pub(super) async fn ask(&self, host: &ConnectionInfo, question: &Pipeline) -> RedisResult<Vec<Value>> {
+        let name = host.addr().to_string();
+        let open = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let asking = async {
+            let known = open().get(&name).cloned();
+            let mut conn = match known {
+                Some(conn) => conn,
+                None => self.connect(host).await?,
+            };
+            let answers = conn.send_packed_commands(question, 0, question.len()).await?;
+            open().insert(name.clone(), conn);
+            Ok(answers)
+        };
+        let answers =
+            timeout(ASK_MAX, asking).await.unwrap_or_else(|_| Err((ErrorKind::Io, "no answer in time").into()));
+        if answers.is_err() {
+            open().remove(&name);
+        }
+        answers
+    }
+
+    async fn connect(&self, host: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {
+        let settings =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(ASK_MAX)).set_response_timeout(Some(ASK_MAX));
+        if !self.strangers {
+            return super::link::client(host.clone())?.get_multiplexed_async_connection_with_config(&settings).await;
+        }
+        let info = host.redis_settings();
+        let anonymous = host.clone().set_redis_settings(redis::RedisConnectionInfo::default());
+        let mut conn = Client::open(anonymous)?.get_multiplexed_async_connection_with_config(&settings).await?;
+        if let Some(password) = info.password() {
+            let mut auth = redis::cmd("AUTH");
+            auth.arg(info.username()).arg(password);
+            // A sentinel without a password refuses any; one that wants another refuses the question.
+            let _: RedisResult<Value> = conn.send_packed_command(&auth).await;
+        }
+        Ok(conn)
+    }
+}

@@ -1,0 +1,173 @@
+//! A master, its replica and three sentinels: whoever is the master is found, also after a failover.
+
+use super::{Config, Gateway, Server, holds_the_contract, server::free_port, until};
+use crate::{
+    Broker, Cursor, Gap, Offset,
+    contract::{WAIT_MAX, message, room, texts},
+};
+use std::{
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// How long after the end of a failover deliveries may be away.
+const BACK_MAX: Duration = Duration::from_secs(1);
+
+struct Watched {
+    servers: [Server; 2],
+    sentinels: Vec<(Child, u16)>,
+}
+
+impl Watched {
+    async fn start() -> Self {
+        let master = Server::start().await;
+        let port = master.port.to_string();
+        let replica = Server::start_with(|_| ["--replicaof", "127.0.0.1", &port].map(String::from).to_vec()).await;
+        until("the replica to follow", WAIT_MAX, || async {
+            replica.ask::<String>("INFO replication").await.contains("master_link_status:up")
+        })
+        .await;
+        let sentinel = |at: usize| {
+            let port = free_port();
+            let file = master.dir.join(format!("sentinel-{at}.conf"));
+            let settings = format!(
+                "port {port}\nbind 127.0.0.1\ndir {dir}\nsentinel monitor main 127.0.0.1 {master} 2\n\
+                 sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n",
+                dir = master.dir.to_str().unwrap(),
+                master = master.port,
+            );
+            std::fs::write(&file, settings).unwrap();
+            let child =
+                Command::new("redis-server").arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn().unwrap();
+            (child, port)
+        };
+        let sentinels = (0..3).map(sentinel).collect();
+        let watched = Self { servers: [master, replica], sentinels };
+        until("the sentinels to know each other and the replica", Duration::from_secs(30), || async {
+            for (_, port) in &watched.sentinels {
+                let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{port}")) else { return false };
+                let Ok(mut conn) = client.get_multiplexed_async_connection().await else { return false };
+                let mut ask = redis::cmd("SENTINEL");
+                let Ok(known) = ask
+                    .arg("MASTER")
+                    .arg("main")
+                    .query_async::<std::collections::HashMap<String, String>>(&mut conn)
+                    .await
+                else {
+                    return false;
+                };
+                if known.get("num-slaves").is_none_or(|n| n != "1")
+                    || known.get("num-other-sentinels").is_none_or(|n| n != "2")
+                {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+        watched
+    }
+
+    fn config(&self) -> Config {
+        let hosts: Vec<_> = self.sentinels.iter().map(|(_, port)| format!("127.0.0.1:{port}")).collect();
+        Config::parse(&format!("redis+sentinel://{}/main", hosts.join(","))).unwrap()
+    }
+
+    /// Waits until a sentinel says that the other one is the master.
+    async fn promoted(&self) -> Instant {
+        until("the failover", Duration::from_secs(30), || async {
+            for (_, port) in &self.sentinels {
+                let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
+                let Ok(mut conn) = client.get_multiplexed_async_connection().await else { continue };
+                let mut ask = redis::cmd("SENTINEL");
+                let master =
+                    ask.arg("GET-MASTER-ADDR-BY-NAME").arg("main").query_async::<(String, u16)>(&mut conn).await;
+                if master.is_ok_and(|(_, port)| port == self.servers[1].port) {
+                    return true;
+                }
+            }
+            false
+        })
+        .await;
+        Instant::now()
+    }
+
+    async fn order_failover(&self) {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.sentinels[0].1)).unwrap();
+        let mut conn = client.get_multiplexed_async_connection().await.unwrap();
+        redis::cmd("SENTINEL").arg("FAILOVER").arg("main").exec_async(&mut conn).await.unwrap();
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        for (sentinel, _) in &mut self.sentinels {
+            let _ = sentinel.kill();
+            let _ = sentinel.wait();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_sentinels_the_contract_holds() {
+    let watched = Watched::start().await;
+    holds_the_contract(&watched.config()).await;
+}
+
+/// What was acknowledged and not replicated is lost, and told; what comes after it is delivered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failover_deliveries_are_back_and_members_are_told() {
+    let mut watched = Watched::start().await;
+    let (a, b) = (Gateway::connect(watched.config()).await, Gateway::connect(watched.config()).await);
+    let room = room("failover");
+    let before = b.node.subscribe(&room).await;
+    a.node.say(&room, "one").await;
+    b.node.seen.messages(&room, 1).await;
+    watched.servers[0].kill();
+    let promoted = watched.promoted().await;
+    until("a publish", WAIT_MAX, || async { a.node.try_publish(message(&room, "two")).await.is_ok() }).await;
+    b.node
+        .seen
+        .wait_for("delivery or head", |seen| {
+            let last = seen.messages(&room).last().and_then(|m| m.cursor);
+            (last.is_some_and(|last| last.epoch != before.epoch) || seen.heads(&room).iter().any(|h| h.offset.0 > 0))
+                .then_some(())
+        })
+        .await;
+    let back = promoted.elapsed();
+    assert!(back < BACK_MAX, "back {back:?} after the failover");
+    // Reads follow too, and nobody resumes as if nothing had happened.
+    let page = b.node.since(&room, Cursor::new(before.epoch, Offset(1)), 100).await;
+    assert_eq!((texts(&page.publications).last().unwrap().as_str(), page.gap), ("two", Some(Gap { missed: None })));
+}
+
+/// The old master lives on as a replica, and still takes publishes from whoever stays with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_switch_nobody_stays_with_the_old_master() {
+    let watched = Watched::start().await;
+    let (a, b) = (Gateway::connect(watched.config()).await, Gateway::connect(watched.config()).await);
+    let room = room("switch");
+    b.node.subscribe(&room).await;
+    a.node.say(&room, "one").await;
+    watched.order_failover().await;
+    let promoted = watched.promoted().await;
+    // Lanes that follow anything; the sentinels listen too, over the older protocol.
+    let lanes = |at: usize| {
+        let asked = watched.servers[at].try_ask::<String>("CLIENT LIST TYPE pubsub");
+        async { asked.await.map_or(99, |list| list.lines().filter(|line| line.contains("resp=3")).count()) }
+    };
+    until("the lanes at the new master", WAIT_MAX, || async {
+        (2..=3).contains(&lanes(1).await) && lanes(0).await == 0 && a.broker.status().up && b.broker.status().up
+    })
+    .await;
+    let back = promoted.elapsed();
+    let cursor = a.node.say(&room, "two").await;
+    b.node
+        .seen
+        .wait_for("the message", |seen| {
+            (seen.messages(&room).last().and_then(|m| m.cursor) == Some(cursor) || seen.heads(&room).contains(&cursor))
+                .then_some(())
+        })
+        .await;
+    assert!(back < BACK_MAX * 2, "back {back:?} after the promotion");
+}
