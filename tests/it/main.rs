@@ -3,6 +3,7 @@
 
 mod backplane;
 mod cluster;
+mod faults;
 mod http_api;
 mod process;
 mod protocol;
