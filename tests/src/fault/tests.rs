@@ -128,10 +128,13 @@ async fn a_reset_is_one_for_both_ends_and_for_new_ones_while_it_lasts() {
         let error = within("the reset", stream.read_u8()).await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::before(listener.local_addr().unwrap()).await;
     proxy.set(Fault::Reset);
     let mut refused = TcpStream::connect(proxy.address).await.unwrap();
     assert!(within("the reset", refused.read_u8()).await.is_err());
     proxy.heal();
-    let mut waits = TcpStream::connect(proxy.address).await.unwrap();
-    hears_nothing(&mut waits).await;
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    let (mut server, _) = within("the connection comes through", listener.accept()).await.unwrap();
+    passes(&mut client, &mut server).await;
 }

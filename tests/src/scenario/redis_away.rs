@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Outcome, Promise, Setting, judge, noticed, publish_once};
-use crate::client::Client;
+use super::{Outcome, Promise, Setting, judge, noticed, publish_once, say};
+use crate::client::{Client, Closed, Event};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
 use crate::front::Front;
@@ -66,9 +66,11 @@ pub(super) async fn run(to: Setting) -> Outcome {
     let mut outcome =
         Outcome::new(Promise::Honest, judge(&published, &mut reports)).at_most("clients dropped", dropped as f64, 0.0);
     for (name, tasks) in [("WebSocket", over_ws), ("HTTP", over_http)] {
-        let mut answers = Vec::new();
+        let (mut answers, mut closes) = (Vec::new(), 0);
         for task in tasks {
-            answers.extend(task.await.expect("a publisher lives to the end"));
+            let (more, closed) = task.await.expect("a publisher lives to the end");
+            answers.extend(more);
+            closes += closed;
         }
         // What was under way when Redis died counts as well.
         answers.retain(|answer| answer.sent + answer.took >= killed && answer.sent < back);
@@ -83,21 +85,45 @@ pub(super) async fn run(to: Setting) -> Outcome {
     outcome
 }
 
-async fn publish_over_ws(address: SocketAddr, stopped: watch::Receiver<bool>) -> Vec<Answer> {
+/// Publishes until it is stopped; a publisher that is closed counts that and comes back.
+async fn publish_over_ws(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Answer>, u32) {
     let mut client = Client::connect(address).await;
     let mut tick = ticks(EVERY);
-    let mut answers = Vec::new();
+    let (mut answers, mut closes) = (Vec::new(), 0);
     while !*stopped.borrow() {
         tick.tick().await;
-        let sent = Instant::now();
-        let reply = timeout(NONE, client.ask(json!({"type": "publish", "room": "probe", "data": 1}))).await;
-        let acknowledged = reply.as_ref().is_ok_and(|reply: &Value| reply["type"] == "published");
-        answers.push(Answer { sent, took: sent.elapsed(), acknowledged });
+        let (id, sent) = (answers.len(), Instant::now());
+        match timeout(NONE, publish(&mut client, id)).await {
+            Ok(Ok(reply)) => {
+                answers.push(Answer { sent, took: sent.elapsed(), acknowledged: reply["type"] == "published" });
+            }
+            Ok(Err(closed)) => {
+                say(&format!("  a publisher was closed: {closed:?}"));
+                closes += 1;
+                client = Client::connect(address).await;
+            }
+            Err(_) => answers.push(Answer { sent, took: NONE, acknowledged: false }),
+        }
     }
-    answers
+    (answers, closes)
 }
 
-async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) -> Vec<Answer> {
+/// The reply to one publish, or how the connection ended.
+async fn publish(client: &mut Client, id: usize) -> Result<Value, Closed> {
+    let command = json!({"type": "publish", "id": id, "room": "probe", "data": 1});
+    // A connection that takes nothing any more says why when it is read.
+    let _ = client.try_send(command.to_string().into()).await;
+    loop {
+        match client.event().await {
+            Event::Frame(frame) if frame.json["id"] == id => return Ok(frame.json),
+            Event::Frame(_) => {}
+            Event::Closed(closed) => return Err(closed),
+        }
+    }
+}
+
+/// As [`publish_over_ws`]; each request has a connection of its own, so nothing can be closed.
+async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Answer>, u32) {
     let mut tick = ticks(EVERY);
     let mut answers = Vec::new();
     while !*stopped.borrow() {
@@ -107,5 +133,5 @@ async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) 
         let acknowledged = matches!(reply, Ok(Ok(reply)) if reply.status == 200);
         answers.push(Answer { sent, took: sent.elapsed(), acknowledged });
     }
-    answers
+    (answers, 0)
 }

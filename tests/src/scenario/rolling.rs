@@ -12,6 +12,8 @@ use crate::nginx::{Nginx, Version};
 use crate::wait::{eventually, patient, pause};
 
 const TARGET: Duration = Duration::from_millis(1_500);
+/// Away for longer is worth a line.
+const SLOW: Duration = Duration::from_secs(5);
 /// The busiest second of a drain over the mean of its seconds.
 const PEAK_MAX: f64 = 1.3;
 /// Beyond its window a node has no time to drain.
@@ -48,6 +50,13 @@ pub(super) async fn run(to: Setting) -> Outcome {
     settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
     let mut reports = stop_all(members).await;
     let outages: Vec<Outage> = reports.iter().flat_map(|report| &report.outages).copied().collect();
+    for report in &reports {
+        for outage in report.outages.iter().filter(|outage| outage.joined - outage.ended > SLOW) {
+            let (name, nodes) = (&report.log.name, &report.nodes);
+            let (until, then) = (outage.welcome - outage.ended, outage.joined - outage.welcome);
+            say(&format!("  {name} on {nodes:?}: welcome after {until:.1?}, joined {then:.1?} later"));
+        }
+    }
     let peaks: Vec<f64> = drains.iter().map(|drain| peak_over_mean(*drain, &outages)).collect();
     let verdict = judge(&published, &mut reports);
     let outcome = Outcome::new(Promise::Clean, verdict)
