@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::ports::free_port;
 use crate::process::{Launch, Process};
@@ -16,6 +17,8 @@ const MASTER: &str = "fanfare";
 const FOLLOWER: &str = "follower";
 /// After so long without an answer a Sentinel holds the master for dead.
 const DOWN_AFTER_MS: u32 = 1_000;
+/// How long a failover may take: 1 s until the master is down, then votes, then up to 5 s for another try.
+pub(crate) const SWITCH_MAX: Duration = Duration::from_secs(30);
 
 /// The whole set; ends with this.
 #[derive(Debug)]
@@ -107,4 +110,26 @@ fn sentinel(directory: &Path, master: SocketAddr) -> (SocketAddr, Process) {
     let file = directory.join("sentinel.conf");
     std::fs::write(&file, text).expect("a configuration file can be written");
     (address, Launch::new("sentinel", "redis-server").arg(file).arg("--sentinel").start(directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SWITCH_MAX, Sentinels};
+    use crate::scratch::Scratch;
+    use crate::wait::{eventually, eventually_within, patient};
+
+    #[tokio::test]
+    async fn the_replica_becomes_the_master_without_what_it_was_kept_from() {
+        let scratch = Scratch::new();
+        let mut set = Sentinels::start(scratch.path()).await;
+        set.master.command("SET known 1").await;
+        eventually("the replica has it", async || set.replica.values("GET known").await == ["1"]).await;
+        set.hold_replica_back().await;
+        set.master.command("SET lost 1").await;
+        assert!(!set.has_switched().await);
+        set.master.kill();
+        eventually_within(patient(SWITCH_MAX), "a failover", async || set.has_switched().await).await;
+        eventually("it takes writes", async || set.replica.command("SET new 1").await == "+OK").await;
+        assert_eq!(set.replica.values("MGET known lost new").await, ["1", "1"], "a nil is no value");
+    }
 }

@@ -15,6 +15,8 @@ use crate::rng::Rng;
 use crate::socket::{Incoming, Socket};
 use crate::wait::{holds_within, patient, ticks, within_time};
 
+/// A session may ask 500 things a second: a batch of joins and leaves takes a fifth of one.
+const BATCH_EVERY: Duration = Duration::from_millis(220);
 /// One room in ten has presence, which costs Redis scripts at each join and leave.
 const CONFIG: &str = "[[rooms]]\nmatch = \"plain:*\"\npresence = false\n[limits]\npublishes_per_second = 0\n";
 /// Of each kind.
@@ -37,7 +39,7 @@ struct Rest {
 }
 
 pub(super) async fn run(to: Setting) -> Outcome {
-    let (sessions, warm, measured) = to.pick((40, 200_000, 1_000_000), (8, 2_000, 8_000));
+    let (sessions, warm, measured) = to.pick((120, 240_000, 1_000_000), (8, 1_000, 4_000));
     let mut cluster = Cluster::over_redis(1).config(CONFIG).start().await;
     let round = async |cluster: &mut Cluster, total: usize, seed: u64| -> (Rest, Duration) {
         let start = Instant::now();
@@ -72,7 +74,9 @@ pub(super) async fn run(to: Setting) -> Outcome {
 /// One session's joins and leaves, in batches of different rooms.
 async fn churn(address: SocketAddr, mut total: usize, mut rng: Rng) {
     let mut socket = Socket::open(address, "/ws", &[]).await.expect("clients are welcome");
+    let mut tick = ticks(BATCH_EVERY);
     while total > 0 {
+        tick.tick().await;
         let batch = BATCH.min(total);
         let mut rooms = BTreeSet::new();
         while rooms.len() < batch {

@@ -10,14 +10,12 @@ use crate::front::Front;
 use crate::load::{Load, Timing, heads};
 use crate::member::{Member, settle_within, stop_all};
 use crate::scratch::Scratch;
-use crate::sentinel::Sentinels;
+use crate::sentinel::{SWITCH_MAX, Sentinels};
 use crate::wait::{eventually, eventually_within, patient, ticks};
 
 const TARGET: Duration = Duration::from_secs(1);
 /// What was acknowledged only by the master that dies.
 const TAIL: u64 = 200;
-/// Sentinel: 1 s until the master is down, then votes, then up to 5 s for another try.
-const SWITCH_MAX: Duration = Duration::from_secs(30);
 /// After so long delivery is not back.
 const BACK_MAX: Duration = Duration::from_secs(20);
 

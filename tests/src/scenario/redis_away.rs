@@ -76,11 +76,10 @@ pub(super) async fn run(to: Setting) -> Outcome {
         answers.retain(|answer| answer.sent + answer.took >= killed && answer.sent < back);
         let slowest = answers.iter().map(|answer| answer.took).max().unwrap_or(NONE);
         let false_ones = answers.iter().filter(|answer| answer.acknowledged && answer.sent > killed).count();
-        outcome = outcome.time(&format!("{name}: slowest of {} answers", answers.len()), slowest, TARGET).at_most(
-            "acknowledged without Redis",
-            false_ones as f64,
-            0.0,
-        );
+        outcome = outcome
+            .time(&format!("{name}: slowest of {} answers", answers.len()), slowest, TARGET)
+            .at_most("acknowledged without Redis", false_ones as f64, 0.0)
+            .at_most("publishers closed", f64::from(closes), 0.0);
     }
     outcome
 }

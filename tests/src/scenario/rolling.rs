@@ -57,12 +57,14 @@ pub(super) async fn run(to: Setting) -> Outcome {
             say(&format!("  {name} on {nodes:?}: welcome after {until:.1?}, joined {then:.1?} later"));
         }
     }
+    let refused = nginx.access_log().lines().filter(|line| !line.contains("\"status\":101")).count();
     let peaks: Vec<f64> = drains.iter().map(|drain| peak_over_mean(*drain, &outages)).collect();
     let verdict = judge(&published, &mut reports);
     let outcome = Outcome::new(Promise::Clean, verdict)
         .at_least("outages", outages.len() as f64, count as f64)
         .time("p99 away", p99(outages.iter().map(|outage| outage.joined - outage.ended)), TARGET)
-        .note(format!("without a hint {}", cut_off(&reports)));
+        .note(format!("without a hint {}", cut_off(&reports)))
+        .note(format!("refused by nginx {refused}"));
     match to.scale {
         super::Scale::Full => outcome.at_most("peak/mean reconnects", peaks.into_iter().fold(0.0, f64::max), PEAK_MAX),
         // A few clients say nothing about rates.
