@@ -5,3 +5,4 @@ mod joins;
 mod refusals;
 mod requests;
 mod resumes;
+mod rolling;

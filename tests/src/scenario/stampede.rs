@@ -36,7 +36,12 @@ pub(super) async fn run(to: Setting) -> Outcome {
     let running = load.start(Timing::new(total));
 
     let (stop, stopped) = watch::channel(false);
-    let prober = tokio::spawn(connect_again_and_again(cluster.address(0), stopped));
+    // On a thread of its own: what ten thousand members cost this process is not the node's doing.
+    let address = cluster.address(0);
+    let prober = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime can be made").block_on(connect_again_and_again(address, stopped))
+    });
     let dropped = Instant::now();
     members.iter().for_each(Member::reset);
     eventually_within(patient(CONNECT_MAX), "all are back", async || {
@@ -46,7 +51,7 @@ pub(super) async fn run(to: Setting) -> Outcome {
     let published = running.finish().await;
     settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
     stop.send_replace(true);
-    let connects = prober.await.expect("the prober lives to the end");
+    let connects = prober.join().expect("the prober lives to the end");
     let mut reports = stop_all(members).await;
     let back = reports.iter().flat_map(|report| &report.outages).map(|outage| outage.joined - dropped).max();
     let storm: Vec<Duration> =
