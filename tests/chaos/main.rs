@@ -21,6 +21,10 @@ struct Order {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().any(|arg| arg == "--help") {
+        println!("{}", usage());
+        return ExitCode::SUCCESS;
+    }
     let order = match parse(std::env::args().skip(1)) {
         Ok(order) => order,
         Err(fault) => {
