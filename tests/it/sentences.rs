@@ -3,49 +3,20 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use fanfare_tests::crowd::{KEEP_ALL, members, rooms};
 use fanfare_tests::history::{MemberLog, Seen, Verdict, check};
 use fanfare_tests::load::{Load, Timing, heads, percentile};
-use fanfare_tests::member::{Member, Membership, Report, settle, stop_all};
+use fanfare_tests::member::{Report, settle, stop_all};
 use fanfare_tests::{Client, Front, http};
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::stage::split;
 
-/// Rooms that keep everything a test publishes, and publishers that may be fast.
-pub(crate) const KEEP_ALL: &str = "[[rooms]]\nmatch = \"*\"\nhistory = { messages = 20000, ttl = \"1h\" }\n\
-                            [limits]\npublishes_per_second = 0\n";
-
 /// A line for whoever reads the run: written past the capture of the test harness.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// `room:0`, `room:1`, …
-pub(crate) fn rooms(count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("room:{n}")).collect()
-}
-
-/// `count` members, each in one of the rooms, in turn.
-pub(crate) async fn members(
-    front: &Front,
-    count: usize,
-    rooms: &[String],
-    timing: Option<&Arc<Timing>>,
-) -> Vec<Member> {
-    let one = |index: usize| {
-        Member::start(Membership {
-            front: front.clone(),
-            index,
-            // One step further in each round, so that the members of a room are not all on the same node.
-            rooms: vec![rooms[(index + index / rooms.len()) % rooms.len()].clone()],
-            timing: timing.cloned(),
-        })
-    };
-    join_all((0..count).map(one)).await
 }
 
 /// Checks the logs and says the verdict.

@@ -2,18 +2,19 @@
 //! a server; it never reuses a process of another test.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::ports::free_port;
 use crate::process::{Launch, Process};
 use crate::redis::Redis;
 use crate::scratch::Scratch;
 use crate::wait::eventually;
 
-/// The gateway under test: `FANFARE_BIN`, or the `fanfare` that cargo built beside this test.
+/// The gateway under test: `FANFARE_BIN`, or the `fanfare` that cargo built beside this program.
 ///
 /// # Panics
 /// When there is none.
@@ -22,8 +23,12 @@ pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("FANFARE_BIN") {
         return path.into();
     }
-    let test = std::env::current_exe().expect("a test knows its own path");
-    let directory = test.ancestors().nth(2).expect("a test stands in target/<profile>/deps");
+    let this = std::env::current_exe().expect("a program knows its own path");
+    // A test stands in target/<profile>/deps, a binary in target/<profile>.
+    let mut directory = this.parent().expect("a program stands in a directory");
+    if directory.ends_with("deps") {
+        directory = directory.parent().expect("deps stands in target/<profile>");
+    }
     let path = directory.join("fanfare");
     assert!(path.exists(), "no {}: build it first, or set FANFARE_BIN", path.display());
     path
@@ -33,10 +38,20 @@ pub fn binary() -> PathBuf {
 #[derive(Debug)]
 pub struct Plan {
     nodes: usize,
-    over_redis: bool,
+    backplane: Backplane,
     config: Option<String>,
     flags: Vec<String>,
     drain_s: u32,
+}
+
+/// What connects the nodes of a plan.
+#[derive(Debug)]
+enum Backplane {
+    Embedded,
+    /// A Redis of the cluster's own.
+    Own,
+    /// Addresses of the caller's, dealt in turn to the nodes.
+    Elsewhere(Vec<String>),
 }
 
 /// The running nodes, and what they stand on. Dropping it ends all of them.
@@ -71,13 +86,19 @@ impl Cluster {
     /// One node with the embedded broker.
     #[must_use]
     pub fn embedded() -> Plan {
-        Plan { nodes: 1, over_redis: false, config: None, flags: Vec::new(), drain_s: 2 }
+        Plan::new(1, Backplane::Embedded)
     }
 
     /// `nodes` nodes over one Redis.
     #[must_use]
     pub fn over_redis(nodes: usize) -> Plan {
-        Plan { nodes, over_redis: true, config: None, flags: Vec::new(), drain_s: 2 }
+        Plan::new(nodes, Backplane::Own)
+    }
+
+    /// `nodes` nodes whose `--redis` are these addresses in turn: fault proxies, Sentinels, a Redis of the caller's.
+    #[must_use]
+    pub fn over_addresses(nodes: usize, addresses: Vec<String>) -> Plan {
+        Plan::new(nodes, Backplane::Elsewhere(addresses))
     }
 
     /// The public address of a node; indices wrap around.
@@ -102,6 +123,10 @@ impl Cluster {
 }
 
 impl Plan {
+    fn new(nodes: usize, backplane: Backplane) -> Self {
+        Self { nodes, backplane, config: None, flags: Vec::new(), drain_s: 2 }
+    }
+
     /// The TOML file every node gets.
     #[must_use]
     pub fn config(mut self, toml: &str) -> Self {
@@ -129,14 +154,22 @@ impl Plan {
     /// When something does not come up in time.
     pub async fn start(self) -> Cluster {
         let scratch = Scratch::new();
-        let redis = if self.over_redis { Some(Redis::start(scratch.path()).await) } else { None };
+        let (redis, addresses) = match self.backplane {
+            Backplane::Embedded => (None, Vec::new()),
+            Backplane::Own => {
+                let redis = Redis::start(scratch.path()).await;
+                let addresses = vec![redis.url()];
+                (Some(redis), addresses)
+            }
+            Backplane::Elsewhere(addresses) => (None, addresses),
+        };
         let config = self.config.as_ref().map(|toml| scratch.file("fanfare.toml", toml));
         let mut nodes = Vec::new();
         for index in 0..self.nodes {
             let mut launch = serve(&scratch, &node_name(index)).args(&self.flags);
             launch = launch.arg("--drain").arg(self.drain_s.to_string());
-            if let Some(redis) = &redis {
-                launch = launch.arg("--redis").arg(redis.url());
+            if let Some(address) = addresses.get(index % addresses.len().max(1)) {
+                launch = launch.arg("--redis").arg(address);
             }
             if let Some(config) = &config {
                 launch = launch.arg("--config").arg(config);
@@ -151,11 +184,13 @@ impl Plan {
     }
 }
 
-/// `fanfare serve` on free ports of the loopback, with a ready file in `scratch`.
+/// `fanfare serve` on free ports of the loopback, with a ready file in `scratch`. The ports are chosen here, so that a
+/// restart comes back under the same address.
 #[must_use]
 pub fn serve(scratch: &Scratch, name: &str) -> Launch {
     Launch::new(name, binary())
-        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "2", "--log", "text"])
+        .args(["serve", "--shards", "2", "--log", "text"])
+        .args(["--listen", &format!("127.0.0.1:{}", free_port()), "--admin", &format!("127.0.0.1:{}", free_port())])
         .args(["--node", name, "--ready-file"])
         .arg(scratch.path().join(format!("{name}.ready")))
 }
@@ -173,15 +208,19 @@ impl Node {
     /// When it ends, or does not serve in time.
     pub async fn ready(name: String, mut process: Process, scratch: &Scratch) -> Self {
         let file = scratch.path().join(format!("{name}.ready"));
-        let mut ready = None;
-        eventually(&format!("node {name} serves"), async || {
-            assert!(process.is_running(), "node {name} ended while starting: {}", process.log());
-            ready = std::fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str::<Ready>(&text).ok());
-            ready.is_some()
-        })
-        .await;
-        let Ready { listen, admin } = ready.expect("the condition was that there is one");
+        let Ready { listen, admin } = serves(&name, &mut process, &file).await;
         Self { name, listen, admin, process }
+    }
+
+    /// Starts it again after its end, with the same flags on the same ports, and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not serve in time.
+    pub async fn restart(&mut self) {
+        let file = self.process.file(&format!("{}.ready", self.name));
+        let _ = std::fs::remove_file(&file);
+        self.process.start_again();
+        serves(&self.name, &mut self.process, &file).await;
     }
 
     /// What it has logged so far.
@@ -206,6 +245,17 @@ impl Node {
         self.process.kill();
     }
 
+    /// STOP: it hangs, with its connections open. CONT: it goes on.
+    pub fn signal(&self, signal: &str) {
+        self.process.signal(signal);
+    }
+
+    /// Its resident memory; nothing when it has ended.
+    #[must_use]
+    pub fn resident_bytes(&self) -> Option<u64> {
+        self.process.resident_bytes()
+    }
+
     /// SIGTERM: the drain begins.
     pub fn terminate(&self) {
         self.process.signal("TERM");
@@ -215,4 +265,16 @@ impl Node {
     pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
         self.process.exit(limit).await
     }
+}
+
+/// Waits until a starting process has written its ready file.
+async fn serves(name: &str, process: &mut Process, file: &Path) -> Ready {
+    let mut ready = None;
+    eventually(&format!("node {name} serves"), async || {
+        assert!(process.is_running(), "node {name} ended while starting: {}", process.log());
+        ready = std::fs::read_to_string(file).ok().and_then(|text| serde_json::from_str::<Ready>(&text).ok());
+        ready.is_some()
+    })
+    .await;
+    ready.expect("the condition was that there is one")
 }

@@ -21,6 +21,12 @@ impl Front {
         Self { name: "direct", addresses: cluster.nodes.iter().map(|node| node.listen).collect() }
     }
 
+    /// Addresses of the caller's, dealt in turn.
+    #[must_use]
+    pub fn of(name: &'static str, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self { name, addresses: addresses.into_iter().collect() }
+    }
+
     /// One balancer.
     #[must_use]
     pub fn balancer(name: &'static str, address: SocketAddr) -> Self {

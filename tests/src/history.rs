@@ -1,7 +1,7 @@
 //! The history checker: what every member saw, against what was acknowledged to publishers. Called at the end of every
 //! test under load; it is pure, and it never forgives: what it cannot explain by a gap that was told is silently lost.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 /// A place in a room.
@@ -76,6 +76,9 @@ pub struct Verdict {
     pub silently_lost: usize,
     /// Messages that a member saw a second time.
     pub repeated: usize,
+    /// Publications that a member saw in two epochs: their publisher had no answer and tried again, and the Redis that
+    /// knew the key of the first try was gone. The member was told a gap between the two.
+    pub republished: usize,
     /// Messages below the member's position, in a new epoch without a gap, or under a cursor that others saw differently.
     pub out_of_order: usize,
     /// The first few faults in words.
@@ -101,6 +104,21 @@ impl fmt::Display for Position {
 }
 
 impl Verdict {
+    /// Adds what another check found.
+    pub fn add(&mut self, other: Self) {
+        self.members += other.members;
+        self.rooms += other.rooms;
+        self.published += other.published;
+        self.delivered += other.delivered;
+        self.gaps += other.gaps;
+        self.lost += other.lost;
+        self.silently_lost += other.silently_lost;
+        self.repeated += other.repeated;
+        self.republished += other.republished;
+        self.out_of_order += other.out_of_order;
+        self.faults.extend(other.faults);
+    }
+
     /// Whether nothing was lost, told or not, repeated or out of order.
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -182,7 +200,8 @@ pub fn check(published: &[Published], members: &[MemberLog]) -> Verdict {
 struct Walk {
     start: Option<Position>,
     at: Option<Position>,
-    ids: HashSet<u64>,
+    /// The publications it has seen, each with its last epoch.
+    ids: HashMap<u64, String>,
     /// What was told to be missing: offsets `.1 < offset <= .2` of an epoch.
     told: Vec<(String, u64, u64)>,
 }
@@ -207,13 +226,15 @@ impl Walk {
             Seen::Message { at, id } => {
                 verdict.delivered += 1;
                 let in_order = self.at.as_ref().is_some_and(|now| now.epoch == at.epoch && now.offset < at.offset);
-                if !self.ids.insert(*id) {
+                let before = self.ids.insert(*id, at.epoch.clone());
+                if before.as_ref().is_some_and(|epoch| *epoch == at.epoch) {
                     verdict.repeated += 1;
                     verdict.fault(|| format!("{}: {id} again, at {at}", who()));
                 } else if !in_order {
                     verdict.out_of_order += 1;
                     verdict.fault(|| format!("{}: {at} after {:?}", who(), self.at));
                 }
+                verdict.republished += usize::from(before.is_some_and(|epoch| epoch != at.epoch));
                 self.at = Some(at.clone());
             }
         }
@@ -244,7 +265,7 @@ impl Walk {
         for publication in due {
             let Position { epoch, offset } = &publication.at;
             let before = if *epoch == start.epoch { *offset <= start.offset } else { age(epoch) < first };
-            if before || self.ids.contains(&publication.id) {
+            if before || self.ids.contains_key(&publication.id) {
                 continue;
             }
             verdict.lost += 1;

@@ -114,3 +114,14 @@ fn an_epoch_that_ended_before_the_join_is_not_due() {
 fn a_younger_epoch_is_due_even_if_the_first_had_no_publication() {
     assert_eq!(verdict(&[(2, "f.1")], &[vec![joined("e.0")]]).silently_lost, 1);
 }
+
+#[test]
+fn a_retry_that_a_new_redis_could_not_know_is_no_repeat_if_the_gap_was_told() {
+    let due = [(10, "e.1"), (11, "f.1")];
+    let told =
+        vec![joined("e.0"), message(10, "e.1"), message(11, "e.2"), Seen::Gap { to: at("f.0") }, message(11, "f.1")];
+    let told = verdict(&due, &[told]);
+    assert!(told.is_clean() && told.republished == 1, "{told} {:?}", told.faults);
+    let untold = vec![joined("e.0"), message(10, "e.1"), message(11, "e.2"), message(11, "f.1")];
+    assert_eq!(verdict(&due, &[untold]).out_of_order, 1);
+}

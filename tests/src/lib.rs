@@ -4,6 +4,8 @@
 
 pub mod client;
 pub mod cluster;
+pub mod crowd;
+pub mod fault;
 pub mod front;
 pub mod history;
 pub mod http;
@@ -14,7 +16,12 @@ pub mod ports;
 pub mod process;
 pub mod prometheus;
 pub mod redis;
+mod resp;
+pub mod rng;
+pub mod scenario;
 pub mod scratch;
+pub mod sentinel;
+pub mod socket;
 pub mod wait;
 
 pub use client::{Client, Frame};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -17,6 +17,9 @@ use crate::wait::{patient, ticks, within_time};
 
 /// The longest a whole load may take.
 const LOAD_MAX: Duration = Duration::from_secs(90);
+
+/// A connection without an answer for so long is given up.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// What is to be published.
 #[derive(Clone, Debug)]
@@ -51,6 +54,8 @@ pub struct Timing {
 pub struct Running {
     /// How many were acknowledged so far.
     acknowledged: Arc<AtomicU64>,
+    /// Whether nothing new is to be sent.
+    winds_down: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<Vec<Acknowledged>>>,
     /// When each was sent.
     pub timing: Arc<Timing>,
@@ -89,6 +94,7 @@ impl Load {
     #[must_use]
     pub fn start(self, timing: Arc<Timing>) -> Running {
         let acknowledged = Arc::new(AtomicU64::new(0));
+        let winds_down = Arc::new(AtomicBool::new(false));
         let load = Arc::new(self);
         let publisher = |index| {
             let numbers = (index as u64..load.total).step_by(load.publishers).collect();
@@ -96,6 +102,7 @@ impl Load {
                 load: Arc::clone(&load),
                 timing: Arc::clone(&timing),
                 acknowledged: Arc::clone(&acknowledged),
+                winds_down: Arc::clone(&winds_down),
                 attempt: index,
                 waiting: numbers,
                 unanswered: BTreeSet::new(),
@@ -104,7 +111,7 @@ impl Load {
             tokio::spawn(publisher.run())
         };
         let tasks = (0..load.publishers).map(publisher).collect();
-        Running { acknowledged, tasks, timing }
+        Running { acknowledged, winds_down, tasks, timing }
     }
 }
 
@@ -115,14 +122,27 @@ impl Running {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
+    /// Ends it before its time: what has no acknowledgement yet may get one, nothing new is sent.
+    pub fn wind_down(&self) {
+        self.winds_down.store(true, Ordering::Relaxed);
+    }
+
     /// All acknowledged publications in the order of their acknowledgements, once all are.
     ///
     /// # Panics
     /// When that takes too long, or a publisher was refused for good.
     pub async fn finish(self) -> Vec<Published> {
+        self.finish_within(LOAD_MAX).await
+    }
+
+    /// As [`Running::finish`], with another limit for each publisher.
+    ///
+    /// # Panics
+    /// When that takes too long, or a publisher was refused for good.
+    pub async fn finish_within(self, limit: Duration) -> Vec<Published> {
         let mut published = Vec::new();
         for task in self.tasks {
-            let list = within_time(patient(LOAD_MAX), "all publications are acknowledged", task).await;
+            let list = within_time(patient(limit), "all publications are acknowledged", task).await;
             published.extend(list.expect("the publisher lived to the end"));
         }
         published.sort_unstable_by_key(|(sequence, _)| *sequence);
@@ -147,6 +167,7 @@ struct Publisher {
     load: Arc<Load>,
     timing: Arc<Timing>,
     acknowledged: Arc<AtomicU64>,
+    winds_down: Arc<AtomicBool>,
     attempt: usize,
     /// Not sent yet, or to be sent again, in order.
     waiting: VecDeque<u64>,
@@ -157,7 +178,7 @@ struct Publisher {
 impl Publisher {
     async fn run(mut self) -> Vec<Acknowledged> {
         let mut tick = ticks(Duration::from_millis(50));
-        while !self.waiting.is_empty() || !self.unanswered.is_empty() {
+        while self.is_busy() {
             tick.tick().await;
             let address = self.load.front.address(self.attempt);
             let attempt = timeout(Duration::from_secs(2), Client::try_open(address, "/ws", &[]));
@@ -173,11 +194,21 @@ impl Publisher {
         self.done
     }
 
+    /// Whether something is to be sent or to be waited for; winding down, only what may have an effect already.
+    fn is_busy(&mut self) -> bool {
+        if self.winds_down.load(Ordering::Relaxed) {
+            self.waiting.clear();
+        }
+        !self.waiting.is_empty() || !self.unanswered.is_empty()
+    }
+
     /// Until all are done, or the connection ends.
     async fn publish_over(&mut self, mut client: Client) {
         let node = client.node();
         let mut pace = ticks(self.load.pace.max(Duration::from_micros(1)));
-        while !self.waiting.is_empty() || !self.unanswered.is_empty() {
+        let mut silence = ticks(SILENCE);
+        silence.reset();
+        while self.is_busy() {
             let may_send = !self.waiting.is_empty() && self.unanswered.len() < self.load.window;
             tokio::select! {
                 _ = pace.tick(), if may_send => {
@@ -189,9 +220,14 @@ impl Publisher {
                     }
                 }
                 event = client.event() => match event {
-                    Event::Frame(frame) => self.answer(&frame.json),
+                    Event::Frame(frame) => {
+                        silence.reset();
+                        self.answer(&frame.json);
+                    }
                     Event::Closed(_) => return,
                 },
+                // Every publish is answered within a second; a connection that says nothing has been lost.
+                _ = silence.tick() => return,
             }
         }
     }

@@ -111,8 +111,8 @@ async fn top_file(version: Version, address: SocketAddr, nodes: &[SocketAddr], s
     let here = scratch.display();
     let _ = write!(
         text,
-        "user root;\npid {here}/nginx.pid;\nworker_processes 2;\nworker_rlimit_nofile 8192;\n\
-         events {{ worker_connections 4096; }}\nhttp {{\n"
+        "user root;\npid {here}/nginx.pid;\nworker_processes 2;\nworker_rlimit_nofile 20000;\n\
+         events {{ worker_connections 16384; }}\nhttp {{\n"
     );
     for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
         let _ = writeln!(text, "    {kind}_temp_path {here}/{kind};");

@@ -91,7 +91,7 @@ impl Launch {
         let err = out.try_clone().expect("a log has two handles");
         let child = self.command().stdout(out).stderr(err).spawn();
         let child = child.unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
-        Process { name: self.name.clone(), child, log, end: self.end }
+        Process { launch: self.clone(), child, directory: directory.to_owned(), log }
     }
 
     /// Runs it to its end and gives back what it said.
@@ -128,10 +128,10 @@ pub struct Output {
 /// A running child. Dropping it ends it; while a test panics, its log's end is printed.
 #[derive(Debug)]
 pub struct Process {
-    name: String,
+    launch: Launch,
     child: Child,
+    directory: PathBuf,
     log: PathBuf,
-    end: &'static str,
 }
 
 impl Process {
@@ -152,13 +152,35 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Starts it again as it was started, once it has ended; its log goes on.
+    ///
+    /// # Panics
+    /// When the program cannot be started.
+    pub fn start_again(&mut self) {
+        *self = self.launch.start(&self.directory);
+    }
+
+    /// A file in the directory of its log.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Its resident memory; nothing when it has ended.
+    #[must_use]
+    pub fn resident_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
+    }
+
     /// Sends a signal by its name without `SIG`.
     ///
     /// # Panics
     /// When `kill` cannot be run.
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
-        assert!(status.expect("kill runs").success(), "{}: no such process", self.name);
+        assert!(status.expect("kill runs").success(), "{}: no such process", self.launch.name);
     }
 
     /// Kills it with SIGKILL and reaps it.
@@ -172,7 +194,7 @@ impl Process {
     /// # Panics
     /// When it still runs after `limit`.
     pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
-        let name = self.name.clone();
+        let name = self.launch.name.clone();
         let mut status = None;
         eventually_within(limit, &format!("{name} has ended"), async || {
             status = self.child.try_wait().expect("a child can be waited for");
@@ -186,7 +208,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.is_running() {
-            if self.end == "TERM" {
+            if self.launch.end == "TERM" {
                 self.signal("TERM");
                 let deadline = Instant::now() + Duration::from_secs(2);
                 while self.is_running() && Instant::now() < deadline {
@@ -201,7 +223,7 @@ impl Drop for Process {
             while !log.is_char_boundary(from) {
                 from += 1;
             }
-            eprintln!("--- the log of {} ends ---\n{}", self.name, &log[from..]);
+            eprintln!("--- the log of {} ends ---\n{}", self.launch.name, &log[from..]);
         }
     }
 }

@@ -2,23 +2,29 @@
 //! backplane; it never uses a Redis it did not start.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::ports::free_port;
 use crate::process::{Launch, Process};
+use crate::resp;
 use crate::wait::{eventually, within};
 
 /// One Redis; ends with this.
 #[derive(Debug)]
 pub struct Redis {
     address: SocketAddr,
-    launch: Launch,
     process: Process,
-    directory: PathBuf,
 }
+
+/// What a Redis had in it at some time, for a later start.
+#[derive(Clone, Debug)]
+pub struct Snapshot(Vec<u8>);
+
+/// Where Redis writes its snapshot and reads it at the start.
+const SNAPSHOT: &str = "dump.rdb";
 
 impl Redis {
     /// Starts one and waits until it answers.
@@ -26,16 +32,30 @@ impl Redis {
     /// # Panics
     /// When it does not answer in time.
     pub async fn start(directory: &Path) -> Self {
+        Self::start_as("redis", directory, &[]).await
+    }
+
+    /// Starts one with more arguments; `directory` is its own, and `name` that of its log there.
+    ///
+    /// # Panics
+    /// When it does not answer in time.
+    pub async fn start_as(name: &str, directory: &Path, args: &[&str]) -> Self {
         let port = free_port();
-        let launch = Launch::new("redis", "redis-server")
+        let launch = Launch::new(name, "redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--dir"])
-            .arg(directory);
-        let process = launch.start(directory);
+            .arg(directory)
+            .args(args);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let redis = Self { address, launch, process, directory: directory.to_owned() };
+        let redis = Self { address, process: launch.start(directory) };
         redis.answers().await;
         redis
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// What gateways are told.
@@ -51,8 +71,34 @@ impl Redis {
 
     /// Starts it again on the same port, with nothing in it.
     pub async fn start_empty(&mut self) {
-        self.process = self.launch.start(&self.directory);
+        let _ = std::fs::remove_file(self.process.file(SNAPSHOT));
+        self.process.start_again();
         self.answers().await;
+    }
+
+    /// Starts it again on the same port, with what it had at the time of the snapshot.
+    ///
+    /// # Panics
+    /// When the snapshot cannot be written.
+    pub async fn start_from(&mut self, snapshot: &Snapshot) {
+        std::fs::write(self.process.file(SNAPSHOT), &snapshot.0).expect("the snapshot's file can be written");
+        self.process.start_again();
+        self.answers().await;
+    }
+
+    /// What it has in it now.
+    ///
+    /// # Panics
+    /// When Redis cannot save it.
+    pub async fn snapshot(&self) -> Snapshot {
+        assert_eq!(self.command("SAVE").await, "+OK");
+        Snapshot(std::fs::read(self.process.file(SNAPSHOT)).expect("SAVE has written a file"))
+    }
+
+    /// Its resident memory; nothing when it has ended.
+    #[must_use]
+    pub fn resident_bytes(&self) -> Option<u64> {
+        self.process.resident_bytes()
     }
 
     /// Stops it from answering without closing a connection, or lets it go on.
@@ -66,6 +112,11 @@ impl Redis {
     /// When Redis is not there.
     pub async fn command(&self, command: &str) -> String {
         within(command, self.try_command(command)).await.unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// All values in the answer to an inline command, one after the other; none when Redis is not there.
+    pub async fn values(&self, command: &str) -> Vec<String> {
+        within(command, resp::ask(self.address, command)).await.unwrap_or_default()
     }
 
     async fn answers(&self) {

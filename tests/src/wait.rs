@@ -75,6 +75,12 @@ pub async fn holds_within(limit: Duration, mut condition: impl AsyncFnMut() -> b
     timeout(limit, looks).await.is_ok()
 }
 
+/// Lets time pass for a client that backs off and for the length of a fault, which are what is tested; never in the hope
+/// that something has happened by then.
+pub async fn pause(duration: Duration) {
+    tokio::time::sleep_until(tokio::time::Instant::now() + duration).await;
+}
+
 /// A metronome for retries: the first tick is at once, a late one does not cause a burst.
 #[must_use]
 pub fn ticks(period: Duration) -> tokio::time::Interval {

@@ -2,5 +2,7 @@
 //! New ones go beside the ones they resemble; nothing here describes the protocol as a whole, `protocol` does.
 
 mod joins;
+mod refusals;
 mod requests;
 mod resumes;
+mod rolling;

@@ -7,15 +7,11 @@ mod commands;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+pub use crate::socket::{Closed, Refused};
+use crate::socket::{Incoming, Socket};
 use crate::wait::within;
 
 /// A text frame as it came.
@@ -27,15 +23,6 @@ pub struct Frame {
     pub json: Value,
 }
 
-/// How a connection ended. No code: the peer went away without a close frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Closed {
-    /// The close code.
-    pub code: Option<u16>,
-    /// The reason beside it, or the fault.
-    pub reason: String,
-}
-
 /// What comes next on a connection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -45,21 +32,11 @@ pub enum Event {
     Closed(Closed),
 }
 
-/// A refused upgrade.
-#[derive(Debug)]
-pub enum Refused {
-    /// The server answered with a status.
-    Status(u16),
-    /// No answer.
-    Network(String),
-}
-
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
-    socket: WebSocketStream<TcpStream>,
+    socket: Socket,
     stash: VecDeque<Frame>,
-    closed: Option<Closed>,
     next_id: u64,
     /// The first frame.
     pub welcome: Value,
@@ -110,16 +87,8 @@ impl Client {
     /// # Errors
     /// When the upgrade is refused.
     pub async fn without_welcome(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
-        let request = request(address, path, headers).map_err(network)?;
-        let stream = TcpStream::connect(address).await.map_err(network)?;
-        stream.set_nodelay(true).map_err(network)?;
-        match tokio_tungstenite::client_async(request, stream).await {
-            Ok((socket, _)) => {
-                Ok(Self { socket, stash: VecDeque::new(), closed: None, next_id: 1, welcome: Value::Null })
-            }
-            Err(Error::Http(response)) => Err(Refused::Status(response.status().as_u16())),
-            Err(error) => Err(network(error)),
-        }
+        let socket = Socket::open(address, path, headers).await?;
+        Ok(Self { socket, stash: VecDeque::new(), next_id: 1, welcome: Value::Null })
     }
 
     /// The public id of this session: what stands in `from`.
@@ -163,7 +132,7 @@ impl Client {
     /// # Errors
     /// When the connection has gone.
     pub async fn try_send(&mut self, message: Message) -> Result<(), Error> {
-        within("the connection takes a frame", self.socket.send(message)).await
+        self.socket.send(message).await
     }
 
     // In.
@@ -218,7 +187,7 @@ impl Client {
     /// # Panics
     /// When it does not come in time.
     pub async fn close(mut self) {
-        within("the close handshake begins", self.socket.close(None)).await.expect("a close can be sent");
+        self.socket.close().await.expect("a close can be sent");
         self.closed().await;
     }
 
@@ -244,42 +213,15 @@ impl Client {
     }
 
     async fn event_from_socket(&mut self) -> Event {
-        if let Some(closed) = &self.closed {
-            return Event::Closed(closed.clone());
-        }
-        let closed = loop {
+        loop {
             match self.socket.next().await {
-                Some(Ok(Message::Text(text))) => {
+                Incoming::Text(text) => {
                     let json = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
                     return Event::Frame(Frame { text: text.to_string(), json });
                 }
-                Some(Ok(Message::Close(Some(frame)))) => {
-                    // The handshake is finished by reading on, which also sends our half.
-                    while let Some(Ok(_)) = self.socket.next().await {}
-                    break Closed { code: Some(frame.code.into()), reason: frame.reason.to_string() };
-                }
-                Some(Ok(Message::Close(None))) | None => break Closed { code: None, reason: String::new() },
-                Some(Ok(_)) => {}
-                Some(Err(error)) => break Closed { code: None, reason: error.to_string() },
+                Incoming::Ping | Incoming::Pong => {}
+                Incoming::Closed(closed) => return Event::Closed(closed),
             }
-        };
-        // A good client gives its socket back; a server need not wait for one that has.
-        let _ = self.socket.get_mut().shutdown().await;
-        self.closed = Some(closed.clone());
-        Event::Closed(closed)
+        }
     }
-}
-
-fn request(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Request, Error> {
-    let mut request = format!("ws://{address}{path}").into_client_request()?;
-    for (name, value) in headers {
-        let name = name.parse::<hyper::header::HeaderName>().map_err(|_| Error::AttackAttempt)?;
-        let value = value.parse().map_err(|_| Error::AttackAttempt)?;
-        request.headers_mut().insert(name, value);
-    }
-    Ok(request)
-}
-
-fn network(error: impl std::fmt::Display) -> Refused {
-    Refused::Network(error.to_string())
 }

@@ -1,0 +1,18 @@
+//! Refusals that are not the client's fault.
+
+use fanfare_tests::{Client, Cluster};
+use serde_json::json;
+
+/// Redis was away, and whoever went on publishing as told (`retryable`) was closed with 4429, after which no client comes
+/// back: the backplane's errors were counted as the client's.
+#[tokio::test]
+async fn refusals_for_want_of_redis_were_counted_as_the_clients_errors() {
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let mut publisher = Client::connect(cluster.address(0)).await;
+    cluster.redis().kill();
+    // More than 20 errors in 10 s close a session.
+    for n in 0..30 {
+        let reply = publisher.ask(json!({"type": "publish", "room": "a", "data": n})).await;
+        assert_eq!((&reply["code"], &reply["retryable"]), (&json!("backplane_unavailable"), &json!(true)), "{reply}");
+    }
+}

@@ -1,0 +1,34 @@
+//! Nodes that go away and come back behind nginx.
+
+use std::time::Duration;
+
+use fanfare_tests::nginx::{Nginx, Version};
+use fanfare_tests::wait::{patient, ticks, within_time};
+use fanfare_tests::{Client, Cluster};
+
+/// nginx forgives a node that failed `max_fails` times when a request to it ends well, and a WebSocket ends when its client
+/// goes: until then it let one request per `fail_timeout` try. With nothing but WebSockets, a node that was restarted got
+/// one client every 3 s, and after a rolling restart almost nobody found a way in.
+#[tokio::test]
+async fn nginx_let_one_websocket_per_three_seconds_into_nodes_that_were_back() {
+    let mut cluster = Cluster::over_redis(2).start().await;
+    let nginx = Nginx::before(&cluster, Version::New).await;
+    let mut open = Vec::new();
+    for index in 0..2 {
+        cluster.nodes[index].kill();
+        // The dead one has the fewest connections: it is tried first, until it counts as failed.
+        for _ in 0..8 {
+            open.extend(Client::try_open(nginx.address, "/ws", &[]).await.ok());
+        }
+        cluster.nodes[index].restart().await;
+    }
+    let everybody = async {
+        let (mut welcome, mut tick) = (Vec::new(), ticks(Duration::from_millis(50)));
+        while welcome.len() < 12 {
+            tick.tick().await;
+            welcome.extend(Client::try_open(nginx.address, "/ws", &[]).await.ok());
+        }
+    };
+    // One trial per node and 3 s would let 12 in after 15 s.
+    within_time(patient(Duration::from_secs(6)), "twelve clients are welcome at nodes that serve", everybody).await;
+}

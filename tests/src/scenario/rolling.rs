@@ -1,0 +1,94 @@
+//! R9: three nodes behind nginx are drained and started again one after the other, with thousands of clients. Nothing is
+//! lost, each client is away for a moment only, and they come back as an even stream.
+
+use std::time::{Duration, Instant};
+
+use super::{Outcome, Promise, Setting, judge, p99, say};
+use crate::cluster::Cluster;
+use crate::crowd::{KEEP_ALL, members, rooms};
+use crate::load::{Load, Timing, heads};
+use crate::member::{Outage, Report, settle_within, stop_all};
+use crate::nginx::{Nginx, Version};
+use crate::wait::{eventually, patient, pause};
+
+const TARGET: Duration = Duration::from_millis(1_500);
+/// Away for longer is worth a line.
+const SLOW: Duration = Duration::from_secs(5);
+/// The busiest second of a drain over the mean of its seconds.
+const PEAK_MAX: f64 = 1.3;
+/// Beyond its window a node has no time to drain.
+const SLACK: Duration = Duration::from_secs(2);
+
+pub(super) async fn run(to: Setting) -> Outcome {
+    let (count, room_count, window_s) = to.pick((6_000, 300, 20), (60, 6, 2));
+    let total = to.pick(20_000, 1_000);
+    let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(window_s).start().await;
+    let nginx = Nginx::before(&cluster, Version::New).await;
+    let front = nginx.front();
+    let rooms = rooms(room_count);
+    let members = members(&front, count, &rooms, None).await;
+    let pace = to.pick(Duration::from_millis(20), Duration::from_millis(10));
+    let load = Load { front, publishers: 4, rooms, total, window: 4, pace };
+    let running = load.start(Timing::new(total));
+    eventually("the load is under way", async || running.acknowledged() > 50).await;
+
+    let window = Duration::from_secs(u64::from(window_s));
+    let mut drains = Vec::new();
+    for node in &mut cluster.nodes {
+        let begun = Instant::now();
+        node.terminate();
+        let status = node.exit(patient(window + SLACK)).await;
+        assert_eq!(status.code(), Some(0), "{}", node.log());
+        drains.push((begun, Instant::now()));
+        say(&format!("  node {} is gone after {:.1?}", node.name, begun.elapsed()));
+        node.restart().await;
+        // nginx tries a node that failed again after 3 s.
+        pause(to.pick(Duration::from_secs(4), Duration::from_millis(500))).await;
+    }
+    running.wind_down();
+    let published = running.finish().await;
+    settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
+    let mut reports = stop_all(members).await;
+    let outages: Vec<Outage> = reports.iter().flat_map(|report| &report.outages).copied().collect();
+    for report in &reports {
+        for outage in report.outages.iter().filter(|outage| outage.joined - outage.ended > SLOW) {
+            let (name, nodes) = (&report.log.name, &report.nodes);
+            let (until, then) = (outage.welcome - outage.ended, outage.joined - outage.welcome);
+            say(&format!("  {name} on {nodes:?}: welcome after {until:.1?}, joined {then:.1?} later"));
+        }
+    }
+    let refused = nginx.access_log().lines().filter(|line| !line.contains("\"status\":101")).count();
+    let peaks: Vec<f64> = drains.iter().map(|drain| peak_over_mean(*drain, &outages)).collect();
+    let verdict = judge(&published, &mut reports);
+    let outcome = Outcome::new(Promise::Clean, verdict)
+        .at_least("outages", outages.len() as f64, count as f64)
+        .time("p99 away", p99(outages.iter().map(|outage| outage.joined - outage.ended)), TARGET)
+        .note(format!("without a hint {}", cut_off(&reports)))
+        .note(format!("refused by nginx {refused}"));
+    match to.scale {
+        super::Scale::Full => outcome.at_most("peak/mean reconnects", peaks.into_iter().fold(0.0, f64::max), PEAK_MAX),
+        // A few clients say nothing about rates.
+        super::Scale::Short => outcome,
+    }
+}
+
+/// Connections that ended without the close of a drain.
+fn cut_off(reports: &[Report]) -> usize {
+    reports.iter().flat_map(|report| &report.closes).filter(|code| **code != Some(1012)).count()
+}
+
+/// The reconnects of a drain by seconds, from the first to the last: the fullest second over the mean.
+fn peak_over_mean((begun, ended): (Instant, Instant), outages: &[Outage]) -> f64 {
+    let back: Vec<Instant> =
+        outages.iter().map(|outage| outage.welcome).filter(|at| (begun..ended).contains(at)).collect();
+    let (Some(first), Some(last)) = (back.iter().min(), back.iter().max()) else { return 0.0 };
+    let mut seconds = [0_u32; 64];
+    for at in &back {
+        let second = usize::try_from(at.duration_since(*first).as_secs()).unwrap_or(usize::MAX);
+        seconds[second.min(63)] += 1;
+    }
+    say(&format!("  reconnects by second: {:?}", seconds.iter().take_while(|count| **count > 0).collect::<Vec<_>>()));
+    let span = last.duration_since(*first).as_secs_f64().max(1.0);
+    let peak = seconds.iter().max().copied().unwrap_or_default();
+    f64::from(peak) / (back.len() as f64 / span)
+}
