@@ -42,8 +42,8 @@ pub(super) async fn run(to: Setting) -> Outcome {
         drains.push((begun, Instant::now()));
         say(&format!("  node {} is gone after {:.1?}", node.name, begun.elapsed()));
         node.restart().await;
-        // nginx tries a node that failed again after 3 s.
-        pause(to.pick(Duration::from_secs(4), Duration::from_millis(500))).await;
+        // An orchestrator waits until the node is ready, and a little more.
+        pause(to.pick(Duration::from_secs(2), Duration::from_millis(500))).await;
     }
     running.wind_down();
     let published = running.finish().await;
