@@ -7,7 +7,7 @@ use super::{
     names::{PARTITIONS, Partition},
     routes::{Routes, Share},
     store::Base,
-    target::{ASK_EVERY, ASK_MAX, Phone},
+    target::{ASK_EVERY, Phone},
 };
 use futures_util::future::join_all;
 use redis::{ConnectionInfo, Value};
@@ -41,6 +41,7 @@ impl Scout {
         let unknown = |seed: &&ConnectionInfo| !hosts.iter().any(|host| same(host, seed));
         let seeds: Vec<_> = self.seeds.iter().filter(unknown).cloned().collect();
         hosts.extend(seeds);
+        self.phone.keep(&hosts);
         let answers = join_all(hosts.iter().map(|host| self.ask(host))).await;
         let mut last = None;
         let mut best: Option<(u64, Vec<Share>)> = None;
@@ -63,8 +64,7 @@ impl Scout {
         let mut question = redis::pipe();
         question.cmd("CLUSTER").arg("INFO");
         question.cmd("CLUSTER").arg("SLOTS");
-        let answers = timeout(ASK_MAX * 2, self.phone.ask(host, &question)).await.map_err(|e| e.to_string())?;
-        let answers = answers.map_err(|why| why.to_string())?;
+        let answers = self.phone.ask(host, &question).await.map_err(|why| why.to_string())?;
         if let Some(Value::ServerError(why)) = answers.iter().find(|answer| matches!(answer, Value::ServerError(_))) {
             return Err(format!("{} {}", why.code(), why.details().unwrap_or_default()));
         }

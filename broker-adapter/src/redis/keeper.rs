@@ -70,7 +70,7 @@ impl Keeper {
         let mut known = Known { fences: self.fences(), introduced: self.roster.owner(), swept: Vec::new() };
         let mut sweeps: JoinSet<Option<NodeId>> = JoinSet::new();
         loop {
-            tokio::select! {
+            let beat = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 Some(done) = sweeps.join_next(), if !sweeps.is_empty() => {
@@ -78,8 +78,11 @@ impl Keeper {
                     known.swept.extend(done.ok().flatten());
                     continue;
                 }
-                () = self.bell.risen() => {}
-                _ = beats.tick() => {}
+                () = self.bell.risen() => false,
+                _ = beats.tick() => true,
+            };
+            if beat {
+                self.roster.end_round();
             }
             if !self.routes.home().publisher.link.is_up() {
                 continue;
@@ -110,7 +113,6 @@ impl Keeper {
             heard.claimed.extend(self.say(Owner::New(owner), &[]).await?.claimed);
             known.introduced = owner;
         }
-        self.roster.end_round();
         self.write().await;
         Ok(heard.claimed)
     }
@@ -149,21 +151,28 @@ impl Keeper {
 
     /// Removes a dead owner's members room by room and tells the others.
     async fn sweep(&self, dead: NodeId) -> Result<(), BrokerError> {
+        let mut outcome = Ok(());
         for (store, partitions) in self.routes.shares() {
-            let rooms = store.reads.rooms_of(dead, &partitions).await?;
-            if !rooms.is_empty() {
-                tracing::info!(owner = %dead, rooms = rooms.len(), "removing a dead node's members");
-            }
-            for room in &rooms {
-                self.sweep_room(&store, dead, room).await?;
-            }
-            // What is left names rooms whose sessions others have taken over.
-            let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
-            for partition in partitions {
-                let mut rest = redis::cmd("DEL");
-                rest.arg(self.maker.names.rooms_of(dead, partition));
-                store.publisher.run(rest).await?;
-            }
+            // A master that is away must not keep the others from being swept.
+            outcome = outcome.and(self.sweep_store(&store, &partitions, dead).await);
+        }
+        outcome
+    }
+
+    async fn sweep_store(&self, store: &Store, partitions: &[Partition], dead: NodeId) -> Result<(), BrokerError> {
+        let rooms = store.reads.rooms_of(dead, partitions).await?;
+        if !rooms.is_empty() {
+            tracing::info!(owner = %dead, rooms = rooms.len(), "removing a dead node's members");
+        }
+        for room in &rooms {
+            self.sweep_room(store, dead, room).await?;
+        }
+        // What is left names rooms whose sessions others have taken over.
+        let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
+        for partition in partitions {
+            let mut rest = redis::cmd("DEL");
+            rest.arg(self.maker.names.rooms_of(dead, partition));
+            store.publisher.run(rest).await?;
         }
         Ok(())
     }

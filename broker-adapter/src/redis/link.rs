@@ -242,7 +242,7 @@ async fn open(
         let conn = async {
             let mut conn = client(server.clone())?.get_multiplexed_async_connection_with_config(&settings).await?;
             let role = conn.send_packed_command(&redis::cmd("ROLE")).await?;
-            let info: String = redis::cmd("INFO").arg("server").query_async(&mut conn).await.unwrap_or_default();
+            let info = conn.send_packed_command(redis::cmd("INFO").arg("server")).await?;
             scripts.load(&mut conn).await?;
             Ok((conn, role, info))
         };
@@ -258,7 +258,9 @@ async fn open(
         return Err(ConnectError::Replica { address });
     }
     let probe = if matches!(role, Value::ServerError(_)) { "PING" } else { "ROLE" };
-    // A proxy may hide the run id; then restarts are only told apart by the keys that they lose.
+    // A proxy may hide the run id, or a user have no right to it; then restarts are only told apart by the keys that
+    // they lose.
+    let info: String = redis::from_redis_value(info).unwrap_or_default();
     let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or("-");
     Ok(Connected { conn, fence: Fence::new(run_id.trim()), server, probe })
 }

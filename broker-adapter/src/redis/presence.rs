@@ -67,6 +67,8 @@ struct Entry {
     change: u64,
     /// Redis has taken it at some time.
     written: bool,
+    /// It was on its way to Redis at some time, which may have taken it.
+    sent: bool,
     /// Members need not hear of it when it is written again.
     quiet: bool,
     /// It left while Redis was away, and Redis has forgotten that it was there: it is written as present once more, in
@@ -100,7 +102,7 @@ impl Roster {
         let refused = {
             let mut state = self.state();
             match state.note(room, attendance) {
-                Some(attend) => to.attend(attend.with(self, Some(done))),
+                Some(unsent) => state.send(unsent.with(self, Some(done)), to),
                 None => {
                     let _ = done.send(Ok(()));
                     None
@@ -132,7 +134,7 @@ impl Roster {
                 let Some(attend) = state.again(place) else { continue };
                 let (done, hear) = oneshot::channel();
                 heard.push(hear);
-                refused.extend(store.publisher.attend(attend.with(self, Some(done))));
+                refused.extend(state.send(attend.with(self, Some(done)), &store.publisher));
             }
         }
         for (attend, error) in refused {
@@ -188,7 +190,7 @@ impl State {
             Attendance::Enter { session, user, info, announce } => {
                 let place = (room.clone(), session);
                 let was = self.places.get(&place);
-                let written = was.is_some_and(|entry| entry.written);
+                let (written, sent) = was.map_or((false, false), |entry| (entry.written, entry.sent));
                 let entry = Entry {
                     user,
                     info,
@@ -197,6 +199,7 @@ impl State {
                     owner: self.owner,
                     change: 0,
                     written,
+                    sent,
                     quiet: was.is_some_and(|entry| entry.quiet),
                     returning: false,
                 };
@@ -206,6 +209,12 @@ impl State {
             Attendance::Leave { session, announce } => {
                 let place = (room.clone(), session);
                 let entry = self.places.get_mut(&place)?;
+                if !entry.sent {
+                    // Redis was too busy to hear of its coming: nobody has to hear of its going.
+                    self.places.remove(&place);
+                    self.unwritten.remove(&place);
+                    return None;
+                }
                 (entry.present, entry.announced, entry.quiet) = (false, announce, false);
                 self.again(place)
             }
@@ -229,6 +238,18 @@ impl State {
         let tell = entry.announced && !entry.quiet;
         let (owner, change, announced) = (entry.owner, entry.change, entry.announced);
         Some(Unsent { place, owner, change, payload, announced, tell })
+    }
+
+    /// Sends it. One that comes back was not taken.
+    fn send(&mut self, attend: Attend, to: &Publisher) -> Option<(Attend, BrokerError)> {
+        let place = attend.unsent.place.clone();
+        let refused = to.attend(attend);
+        if refused.is_none()
+            && let Some(entry) = self.places.get_mut(&place)
+        {
+            entry.sent = true;
+        }
+        refused
     }
 
     fn settled(&mut self, place: &Place, change: u64, written: bool) {
@@ -327,6 +348,7 @@ mod tests {
         let mut state = roster.state();
         let room = Room::parse("a").unwrap();
         let came = state.note(&room, enter("ann")).unwrap();
+        state.places.get_mut(&came.place).unwrap().sent = true;
         let left = state.note(&room, LEAVE).unwrap();
         state.settled(&came.place, came.change, false);
         assert!(state.unwritten.is_empty(), "the later change is on its way");
@@ -353,6 +375,17 @@ mod tests {
                 assert_ne!(again.owner, NodeId(1));
             }
         }
+    }
+
+    /// A million joins and leaves that Redis was too busy for were kept, and written long after.
+    #[test]
+    fn who_leaves_before_redis_could_be_told_of_the_coming_is_forgotten() {
+        let roster = Arc::new(Roster::new(NodeId(1)));
+        let room = Room::parse("a").unwrap();
+        let came = roster.state().note(&room, enter("ann")).unwrap();
+        came.with(&roster, None).settle(Err(BrokerError::Overloaded));
+        assert!(roster.state().note(&room, LEAVE).is_none());
+        assert!(roster.is_empty() && roster.state().unwritten.is_empty());
     }
 
     #[test]

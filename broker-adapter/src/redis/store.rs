@@ -156,22 +156,32 @@ impl Store {
         retention: Retention,
         query: HistoryQuery,
     ) -> Result<Page, BrokerError> {
-        let fence = self.publisher.link.fence().ok_or(BrokerError::Unavailable)?;
+        let fence = self.agreed(room).ok_or(BrokerError::Unavailable)?;
         if let Some(page) = self.reads.history(room, &fence, query).await? {
-            return Ok(page);
+            return self.vouch(room, &fence, page);
         }
         // No such room under this fence: it begins now, and nothing of what was before is known.
         let lane = self.lane(Partition::of(room));
         let head = timeout(HEAD_MAX, lane.head(room, retention)).await.map_err(|_| BrokerError::Unavailable)?;
         let head: Cursor = head.unwrap_or(Err(BrokerError::Unavailable))?.ok_or(BrokerError::HistoryOff)?;
-        // The lane has just been answered, so its fence is the one that counts.
-        let fence = lane.link.fence().unwrap_or(fence);
         if let Some(page) = self.reads.history(room, &fence, query).await? {
-            return Ok(page);
+            return self.vouch(room, &fence, page);
         }
         let gap = query.since.map(|_| Gap { missed: None });
         let from = Cursor::new(head.epoch, Offset(head.offset.0));
-        Ok(Page { publications: Vec::new(), from, head, gap })
+        self.vouch(room, &fence, Page { publications: Vec::new(), from, head, gap })
+    }
+
+    /// Of which memory the room's deliveries are, if what is read here is of the same. During a failover they can differ
+    /// for a moment: a page of the old master would hide what the new one has told.
+    fn agreed(&self, room: &Room) -> Option<Fence> {
+        let heard = self.lane(Partition::of(room)).link.fence();
+        self.publisher.link.fence().filter(|fence| heard.as_ref() == Some(fence))
+    }
+
+    /// The page, if nothing has moved meanwhile.
+    fn vouch(&self, room: &Room, fence: &Fence, page: Page) -> Result<Page, BrokerError> {
+        if self.agreed(room).as_ref() == Some(fence) { Ok(page) } else { Err(BrokerError::Unavailable) }
     }
 
     /// Closes the connections; nobody is answered any more.

@@ -91,40 +91,41 @@ impl Sentinels {
     /// As the first one says that answers, unless another has said something newer; or as the newest of `all` says.
     async fn master(&self, all: bool) -> Result<ConnectionInfo, String> {
         let mut answers: FuturesUnordered<_> = self.hosts.iter().map(|host| self.ask(host)).collect();
-        let (mut answered, mut last) = (false, String::from("there are no sentinels"));
+        let (mut said, mut last) = (Vec::new(), String::from("there are no sentinels"));
         while let Some(answer) = answers.next().await {
             match answer {
-                Ok(()) => answered = true,
+                Ok(answer) => said.push(answer),
                 Err(why) => last = why,
             }
-            if answered && !all {
+            if !said.is_empty() && !all {
                 break;
             }
         }
-        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.as_ref().filter(|_| answered).map(|(_, master)| master.clone()).ok_or(last)
+        let majority = said.len() * 2 > self.hosts.len();
+        let best = said.into_iter().reduce(|best, other| if other.0 > best.0 { other } else { best }).ok_or(last)?;
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        // Epochs begin anew where sentinels are told to watch a name again: most of them are to be believed.
+        let outdated = newest.as_ref().is_none_or(|(was, _)| *was < best.0 || (majority && *was > best.0));
+        Ok(if outdated { newest.insert(best) } else { newest.get_or_insert(best) }.1.clone())
     }
 
-    async fn ask(&self, host: &ConnectionInfo) -> Result<(), String> {
+    /// The master and the epoch in which it became one. While replicas are made to follow a new master, its address is
+    /// known to the first question only.
+    async fn ask(&self, host: &ConnectionInfo) -> Result<(u64, ConnectionInfo), String> {
         let mut question = redis::pipe();
+        question.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.service);
         question.cmd("SENTINEL").arg("MASTER").arg(&self.service);
         let failed = |why: &dyn std::fmt::Display| format!("sentinel {}: {why}", host.addr());
         let mut answers = self.phone.ask(host, &question).await.map_err(|why| failed(&why))?;
-        let known: HashMap<String, String> = match answers.pop() {
-            Some(Value::ServerError(why)) => return Err(failed(&why)),
-            Some(answer) => redis::from_redis_value(answer).map_err(|why| failed(&why))?,
-            None => return Err(failed(&"no answer")),
-        };
-        let number = |name: &str| known.get(name).and_then(|value| value.parse::<u64>().ok());
-        let port = number("port").and_then(|port| u16::try_from(port).ok());
-        let (Some(name), Some(port), Some(epoch)) = (known.get("ip"), port, number("config-epoch")) else {
-            return Err(failed(&"an answer that is none"));
-        };
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if newest.as_ref().is_none_or(|(was, _)| *was <= epoch) {
-            *newest = Some((epoch, elsewhere(host, name.clone(), port)));
+        if let Some(Value::ServerError(why)) = answers.iter().find(|answer| matches!(answer, Value::ServerError(_))) {
+            return Err(failed(why));
         }
-        Ok(())
+        let (Some(about), Some(address)) = (answers.pop(), answers.pop()) else { return Err(failed(&"no answer")) };
+        let about: HashMap<String, String> = redis::from_redis_value(about).map_err(|why| failed(&why))?;
+        let (name, port): (String, u16) = redis::from_redis_value(address).map_err(|why| failed(&why))?;
+        let epoch = about.get("config-epoch").and_then(|epoch| epoch.parse().ok());
+        let epoch = epoch.ok_or_else(|| failed(&"an answer that is none"))?;
+        Ok((epoch, elsewhere(host, name, port)))
     }
 
     async fn watch(self: Arc<Self>, tell: watch::Sender<ConnectionInfo>, mut stop: watch::Receiver<bool>) {
@@ -184,6 +185,12 @@ impl Phone {
             open().remove(&name);
         }
         answers
+    }
+
+    /// Hangs up on everybody else.
+    pub(super) fn keep(&self, hosts: &[ConnectionInfo]) {
+        let names: Vec<String> = hosts.iter().map(|host| host.addr().to_string()).collect();
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
     }
 
     async fn connect(&self, host: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {
