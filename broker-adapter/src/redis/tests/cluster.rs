@@ -139,6 +139,8 @@ async fn after_a_failover_the_rooms_go_on_at_the_new_master() {
         .await;
     let back = promoted.elapsed();
     assert!(back < Duration::from_millis(1500), "back {back:?} after the failover");
+    // Pages come once all connections lead to the same memory.
+    until("b to be up", WAIT_MAX, || async { b.broker.status().up }).await;
     let page = b.node.since(&rooms[0], Cursor::new(before[0].epoch, Offset(1)), 100).await;
     assert_eq!((texts(&page.publications).last().unwrap().as_str(), page.gap), ("two", Some(Gap { missed: None })));
     let page = b.node.since(&rooms[1], before[1], 100).await;
