@@ -365,6 +365,8 @@ pub enum NodeTarget {
 /// How the backplane is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
+    /// This process in the cluster: where [`NodeTarget::One`] finds it.
+    pub node: NodeId,
     /// Publishes can be expected to succeed.
     pub up: bool,
     /// Connections made after the first ones, since the start.
@@ -422,8 +424,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Rooms that have members, cluster-wide.
     fn rooms(&self, query: RoomQuery) -> Later<'_, RoomList>;
 
-    /// Sends a note to nodes ([`Subscriber::told`] of each of their subscribers). Best effort.
-    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, ()>;
+    /// Sends a note to nodes ([`Subscriber::told`] of each of their subscribers). Best effort; `false`: nobody listens
+    /// there, so a node that was meant is gone.
+    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, bool>;
 
     /// How the backplane is, from memory.
     fn status(&self) -> Status;

@@ -7,6 +7,7 @@ use crate::{
     auth::{OriginPolicy, PeerPolicy},
     config::Config,
     drain::Drain,
+    leases::{self, Leases},
     metrics::Metrics,
     node::Node,
     session::OutboxLimits,
@@ -70,13 +71,14 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
         ready_needs_backplane: config.ready_needs_backplane,
     };
     admin::spawn(seen, admin)?;
-    let node = Arc::new(node(&config, broker, addresses.0, metrics, drain));
-    let (doors, threads) = spawn_shards(&node, inboxes, config.drain)?;
+    let node = Arc::new(node(&config, broker, addresses.0, (metrics, drain), inboxes.clone()));
+    let (doors, threads) = spawn_shards(&node, inboxes, config.demo)?;
     if let Some(path) = &config.ready_file {
         let body = format!("{{\"listen\":\"{}\",\"admin\":\"{}\"}}\n", addresses.0, addresses.1);
         std::fs::write(path, body).map_err(|why| StartError::ReadyFile { path: path.display().to_string(), why })?;
     }
     let listener = tokio::net::TcpListener::from_std(public)?;
+    tokio::spawn(leases::expire(Arc::clone(&node)));
     let acceptor =
         tokio::spawn(transport::accept(listener, doors, Arc::clone(&node.metrics), node.limits.accepts_per_second));
     node.drain.start();
@@ -153,12 +155,13 @@ pub(crate) fn node(
     config: &Config,
     broker: Arc<dyn Broker>,
     listen: SocketAddr,
-    metrics: Arc<Metrics>,
-    drain: Arc<Drain>,
+    (metrics, drain): (Arc<Metrics>, Arc<Drain>),
+    inboxes: Vec<Arc<Inbox>>,
 ) -> Node {
     let limits = config.limits;
     let total = if limits.outbox_total_bytes == 0 { usize::MAX } else { limits.outbox_total_bytes };
     Node {
+        id: broker.status().node,
         name: config.node.clone(),
         route: route(config.advertise.unwrap_or_else(|| reachable(listen))),
         broker,
@@ -173,8 +176,11 @@ pub(crate) fn node(
         origins: OriginPolicy::new(config.origins.clone()),
         peers: PeerPolicy::new(config.trusted_proxies.clone(), limits.connections_per_ip),
         buffer: api::Buffer::new(Arc::clone(&metrics)),
+        leases: Leases::default(),
         metrics,
         drain,
+        drain_window: config.drain,
+        inboxes,
     }
 }
 
@@ -203,9 +209,9 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 fn spawn_shards(
     node: &Arc<Node>,
     inboxes: Vec<Arc<Inbox>>,
-    window: Duration,
+    with_demo: bool,
 ) -> io::Result<(Vec<ShardDoor>, Vec<JoinHandle<()>>)> {
-    let router = api::router(Arc::clone(node));
+    let router = api::router(Arc::clone(node), with_demo);
     let spawn = |(i, inbox): (usize, Arc<Inbox>)| {
         let load = Arc::new(AtomicUsize::new(0));
         let (arrivals, arriving) = mpsc::channel(WAITING_MAX);
@@ -217,7 +223,7 @@ fn spawn_shards(
             match runtime {
                 Ok(runtime) => runtime.block_on(async {
                     let shard = Shard::new(shard_node, SubscriberId(i as u16), inbox, shard_load);
-                    run_shard(shard, router, arriving, window).await;
+                    run_shard(shard, router, arriving).await;
                 }),
                 Err(why) => tracing::error!(%why, "a shard has no runtime"),
             }
@@ -229,9 +235,10 @@ fn spawn_shards(
 }
 
 /// One shard's thread: takes arrivals and serves them; when the node drains, takes leave of its sessions.
-async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receiver<Arrival>, window: Duration) {
+async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receiver<Arrival>) {
     let engine = tokio::task::spawn_local(Rc::clone(&shard).run());
     let timers = tokio::task::spawn_local(Rc::clone(&shard).run_timers());
+    tokio::task::spawn_local(Rc::clone(&shard).watch_backplane());
     let serve_arrivals = async {
         while let Some((socket, peer)) = arriving.recv().await {
             match tokio::net::TcpStream::from_std(socket) {
@@ -245,7 +252,7 @@ async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receive
     };
     let leave = async {
         shard.node.drain.begun().await;
-        Rc::clone(&shard).take_leave(window).await;
+        Rc::clone(&shard).take_leave(shard.node.drain_window).await;
     };
     tokio::select! {
         () = serve_arrivals => {}

@@ -55,12 +55,12 @@ pub fn publication(data: &str, offset: u64) -> Publication {
 /// Appends a publication as members get it: the message's text in a WebSocket frame.
 pub fn encode(room: &Room, publication: &Publication, out: &mut BytesMut) {
     let text = native::MessageText::new(room, publication);
-    put_frame(out, FrameShape::NativeWebSocket, &text.parts(publication));
+    put_frame(out, FrameShape::WebSocket, &text.parts(publication));
 }
 
 /// Appends a WebSocket frame around a text.
 pub fn frame(text: &[u8], out: &mut BytesMut) {
-    put_frame(out, FrameShape::NativeWebSocket, &[text]);
+    put_frame(out, FrameShape::WebSocket, &[text]);
 }
 
 /// One client's outbox.
@@ -115,7 +115,10 @@ impl FanOut {
         let drain = Arc::new(Drain::new(Arc::clone(&metrics)));
         let broker = Arc::new(MemoryBroker::new(vec![Arc::clone(&inbox) as Arc<dyn Subscriber>]));
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut crowd = Crowd::new(Arc::new(app::node(&config, broker, address, metrics, drain)), inbox);
+        let mut crowd = Crowd::new(
+            Arc::new(app::node(&config, broker, address, (metrics, drain), vec![Arc::clone(&inbox)])),
+            inbox,
+        );
         let head = publication("null", 0).cursor;
         for room in (0..rooms).filter_map(|n| Room::parse(&format!("bench:{n}")).ok()) {
             crowd.add(room, head, members, &socket);

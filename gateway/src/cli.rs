@@ -3,10 +3,13 @@
 //! the command line's own: help, faults, and the verdict of `check`.
 
 use crate::{
-    client::{Bench, Format, Health, Pace, Publish, Subscribe, Token},
+    client::{Bench, Format, Health, Pace, Publish, Subscribe, Token, Transport},
     config::{self, Config, Environment, Flags, Kind, Spec},
 };
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command,
+    builder::{PossibleValuesParser, TypedValueParser as _},
+};
 use std::{
     ffi::OsString,
     io::Write as _,
@@ -89,6 +92,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>, environment: &Environmen
             rooms: strings(matches, "ROOM"),
             since: string(matches, "since"),
             history: matches.get_one("history").copied(),
+            transport: matches.get_one("transport").copied().unwrap_or(Transport::Ws),
             url: url(matches, environment),
             token: token(matches, environment),
         })),
@@ -210,14 +214,23 @@ fn sub_command() -> Command {
     Command::new("sub")
         .about("Print the messages of rooms as JSON lines until Ctrl-C; reconnects and resumes by itself")
         .arg(Arg::new("ROOM").required(true).num_args(1..).help("Rooms to join"))
-        .arg(value("since", "CURSOR", "Start after this place; with several rooms their cursors joined by ~"))
+        .arg(
+            value("since", "CURSOR", "Start after this place; with several rooms their cursors joined by ~")
+                // An epoch may begin with one.
+                .allow_hyphen_values(true),
+        )
         .arg(
             value("history", "N", "Start with the last N messages of each room")
                 .value_parser(clap::value_parser!(u32))
                 .conflicts_with("since"),
         )
+        .arg(value("transport", "NAME", "How to follow them; poll waits for messages, short-poll asks again and again [default: ws]")
+            .value_parser(PossibleValuesParser::new(Transport::ALL.map(Transport::name)).map(|name| Transport::named(&name))))
         .args(server_flags())
-        .after_help("Example:\n  fanfare sub chat:1 chat:2 --history 10")
+        .after_help(
+            "Examples:\n  fanfare sub chat:1 chat:2 --history 10\n  fanfare sub chat:1 --transport sse --url http://127.0.0.1:8080\n\n\
+             Messages go to standard output, everything else to standard error. Exit code 1: a retry cannot help.",
+        )
 }
 
 fn pub_command() -> Command {
@@ -363,6 +376,7 @@ mod tests {
             "fanfare serve --shards 0 --log xml",
             "fanfare sub",
             "fanfare sub a --since x.1 --history 3",
+            "fanfare sub a --transport pigeon",
             "fanfare pub a",
             "fanfare pub a - --key k",
             "fanfare check",
@@ -406,6 +420,21 @@ mod tests {
         assert_eq!((order.urls.len(), order.from.len(), order.pids.len(), order.members), (2, 2, 2, 0));
         assert_eq!((order.pace, order.format), (Pace::Rate(2.5), Format::Text));
         assert_eq!(bench("fanfare bench --publishers 9 --rooms 8 --in-flight 4").publishers, 4, "none without work");
+    }
+
+    #[test]
+    fn sub_knows_every_transport_by_its_name() {
+        let transport = |line: &str| match run(line) {
+            Ok(Invocation::Sub(sub)) => sub.transport,
+            other => panic!("{line}: {other:?}"),
+        };
+        assert_eq!(transport("fanfare sub a --since -1OF2f_8.2"), Transport::Ws);
+        let help = exit("fanfare sub --help").text;
+        for expected in Transport::ALL {
+            let name = expected.name();
+            assert_eq!(transport(&format!("fanfare sub a --transport {name}")), expected);
+            assert!(help.contains(name), "{name}: {help}");
+        }
     }
 
     #[test]

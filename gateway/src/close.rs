@@ -24,11 +24,13 @@ pub(crate) enum CloseReason {
     Silent,
     /// The outbox overflowed.
     TooSlow,
+    /// A stream has lived for as long as one may: its client opens the next one.
+    Aged,
 }
 
 impl CloseReason {
     /// The table: every reason, for tests and metrics.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Gone,
         Self::FrameTooLarge,
         Self::Draining,
@@ -39,6 +41,7 @@ impl CloseReason {
         Self::TooManyErrors,
         Self::Silent,
         Self::TooSlow,
+        Self::Aged,
     ];
 
     /// Code, text of the close frame, label. 1009 and 4400–4499 say "do not reconnect"; clients read the ranges.
@@ -54,11 +57,17 @@ impl CloseReason {
             Self::TooManyErrors => (4429, "too many errors", "too_many_errors"),
             Self::Silent => (1001, "no sign of life", "silent"),
             Self::TooSlow => (4508, "too slow", "too_slow"),
+            Self::Aged => (1001, "stream ended by age", "aged"),
         }
     }
 
     pub(crate) const fn code(self) -> u16 {
         self.row().0
+    }
+
+    /// Whether the client may come back as it is.
+    pub(crate) const fn reconnect(self) -> bool {
+        !matches!(self.code(), 1009 | 4400..=4499)
     }
 
     pub(crate) const fn text(self) -> &'static str {

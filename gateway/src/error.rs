@@ -20,6 +20,7 @@ pub(crate) enum ErrorCode {
     RateLimited,
     PresenceOff,
     HistoryOff,
+    SessionGone,
     BackplaneUnavailable,
     BackplaneOverloaded,
     Draining,
@@ -43,6 +44,7 @@ impl ErrorCode {
             Self::RateLimited => ("rate_limited", 429, true),
             Self::PresenceOff => ("presence_off", 400, false),
             Self::HistoryOff => ("history_off", 400, false),
+            Self::SessionGone => ("session_gone", 404, false),
             Self::BackplaneUnavailable => ("backplane_unavailable", 503, true),
             Self::BackplaneOverloaded => ("backplane_overloaded", 503, true),
             Self::Draining => ("draining", 503, true),
@@ -103,6 +105,16 @@ impl Refusal {
     /// The room's class has no presence.
     pub(crate) fn presence_off() -> Self {
         Self::new(ErrorCode::PresenceOff, "members of this room do not see each other")
+    }
+
+    /// This node is on its way out.
+    pub(crate) fn draining() -> Self {
+        Self::new(ErrorCode::Draining, "this node takes no new sessions").retry_after(1000)
+    }
+
+    /// The session that a request is for is no more, or never was.
+    pub(crate) fn session_gone() -> Self {
+        Self::new(ErrorCode::SessionGone, "there is no such session; open another one")
     }
 
     pub(crate) fn retry_after(mut self, ms: u64) -> Self {

@@ -13,6 +13,9 @@ pub(crate) enum Event<'a> {
         session: SessionId,
         node: &'a str,
         route: &'a str,
+        /// Where a session that cannot send posts its commands; the address is a secret.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        post: Option<&'a str>,
         ping_ms: u64,
         limits: WelcomeLimits,
     },
@@ -39,7 +42,8 @@ pub(crate) enum Event<'a> {
         reason: Option<&'static str>,
     },
     Published {
-        id: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
         room: Cow<'a, str>,
         #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_text")]
         cursor: Option<Cursor>,
@@ -78,6 +82,17 @@ pub(crate) enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: RequestId,
     },
+    /// The heartbeat of a line stream, with what the client has had of all its rooms.
+    Ping {
+        cursor: &'a str,
+    },
+    /// The last word on a stream, which has no close frame.
+    Close {
+        code: u16,
+        reconnect: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        after_ms: Option<u64>,
+    },
     Error {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: RequestId,
@@ -89,6 +104,27 @@ pub(crate) enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
     },
+}
+
+impl Event<'_> {
+    /// Its `type`, which is also the name of a server-sent event.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Welcome { .. } => "welcome",
+            Self::Joined { .. } => "joined",
+            Self::Left { .. } => "left",
+            Self::Published { .. } => "published",
+            Self::Presence { .. } => "presence",
+            Self::MemberJoined { .. } => "member_joined",
+            Self::MemberLeft { .. } => "member_left",
+            Self::Gap { .. } => "gap",
+            Self::Reconnect { .. } => "reconnect",
+            Self::Pong { .. } => "pong",
+            Self::Ping { .. } => "ping",
+            Self::Close { .. } => "close",
+            Self::Error { .. } => "error",
+        }
+    }
 }
 
 /// The limits that a client needs to know to stay within them.

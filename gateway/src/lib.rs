@@ -4,6 +4,7 @@
 mod admin;
 mod api;
 mod app;
+mod assets;
 mod auth;
 #[doc(hidden)]
 pub mod bench;
@@ -16,6 +17,7 @@ mod config;
 mod drain;
 mod error;
 mod event;
+mod leases;
 mod limits;
 mod live;
 mod metrics;

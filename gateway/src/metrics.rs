@@ -1,7 +1,7 @@
 //! Every metric, registered once. Handles are resolved here and counted on; nothing looks a label up per message. No
 //! room and no user is ever a label.
 
-use crate::close::CloseReason;
+use crate::{close::CloseReason, protocol::FrameShape};
 use prometheus::{
     Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
@@ -11,14 +11,20 @@ use std::sync::Arc;
 /// The metrics of one process. Units are in the names; counters end in `_total`.
 pub(crate) struct Metrics {
     registry: Registry,
-    pub(crate) sessions: IntGauge,
+    /// By [`FrameShape`], as are the next two.
+    pub(crate) sessions: [IntGauge; FrameShape::COUNT],
+    pub(crate) sessions_opened: [IntCounter; FrameShape::COUNT],
+    pub(crate) published: [IntCounter; FrameShape::COUNT],
     pub(crate) rooms: IntGauge,
     pub(crate) members: IntGauge,
-    pub(crate) sessions_opened: IntCounter,
     sessions_closed: Vec<IntCounter>,
-    pub(crate) published_ws: IntCounter,
     pub(crate) published_http: IntCounter,
-    pub(crate) delivered_ws: IntCounter,
+    pub(crate) delivered: [IntCounter; FrameShape::COUNT],
+    pub(crate) delivered_poll: IntCounter,
+    pub(crate) polls_waiting: IntGauge,
+    pub(crate) polls_with_messages: IntCounter,
+    pub(crate) polls_empty: IntCounter,
+    pub(crate) polls_unmodified: IntCounter,
     pub(crate) delivered_bytes: IntCounter,
     pub(crate) fanout_seconds: Histogram,
     pub(crate) publish_seconds: Histogram,
@@ -107,16 +113,22 @@ impl Metrics {
         let gaps =
             Opts::new("fanfare_backplane_gaps_total", "Holes in a room's deliveries: filled from history, or told.");
         let gaps: IntCounterVec = make.keep(IntCounterVec::new(gaps, &["cause", "outcome"]));
+        let polls = make.counters("polls_total", "Polls answered, by what was in the answer.", "outcome");
         let resumes = make.counters("resumes_total", "Joins with a cursor, by outcome.", "outcome");
         Arc::new(Self {
-            sessions: sessions.with_label_values(&["ws", "native"]),
+            sessions: FrameShape::ALL.map(|shape| sessions.with_label_values(&[shape.transport(), "native"])),
+            sessions_opened: FrameShape::ALL.map(|shape| opened.with_label_values(&[shape.transport()])),
+            published: FrameShape::ALL.map(|shape| published.with_label_values(&[shape.transport()])),
             rooms: make.gauge("rooms", "Rooms that this node's shards follow; a room on two shards counts twice."),
             members: make.gauge("members", "Memberships: a session in three rooms counts three times."),
-            sessions_opened: opened.with_label_values(&["ws"]),
             sessions_closed: CloseReason::ALL.iter().map(|r| closed.with_label_values(&[r.label()])).collect(),
-            published_ws: published.with_label_values(&["ws"]),
             published_http: published.with_label_values(&["http"]),
-            delivered_ws: delivered.with_label_values(&["ws"]),
+            delivered: FrameShape::ALL.map(|shape| delivered.with_label_values(&[shape.transport()])),
+            delivered_poll: delivered.with_label_values(&["poll"]),
+            polls_waiting: make.gauge("polls_waiting", "Polls that wait for a message."),
+            polls_with_messages: polls.with_label_values(&["messages"]),
+            polls_empty: polls.with_label_values(&["empty"]),
+            polls_unmodified: polls.with_label_values(&["not_modified"]),
             delivered_bytes: make.counter("delivered_bytes_total", "Bytes written to clients' sockets."),
             fanout_seconds: make.histogram("fanout_seconds", "From taking deliveries off a shard's inbox until each had a first write to its members' sockets; one observation per batch."),
             publish_seconds: make.histogram("publish_seconds", "From a publish to its acknowledgement, where one was asked for."),
@@ -212,7 +224,14 @@ mod tests {
     fn every_metric_has_a_name_of_its_own_and_the_text_says_so() {
         let metrics = Metrics::new("a");
         metrics.session_closed(CloseReason::TooSlow);
-        let status = fanfare_broker::Status { up: true, reconnects: 0, in_flight: 0, rooms: 0, unreadable: 0 };
+        let status = fanfare_broker::Status {
+            node: fanfare_broker::NodeId(1),
+            up: true,
+            reconnects: 0,
+            in_flight: 0,
+            rooms: 0,
+            unreadable: 0,
+        };
         let text = String::from_utf8(metrics.text(status)).unwrap();
         for line in [
             "fanfare_backplane_up 1",

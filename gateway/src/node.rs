@@ -3,18 +3,24 @@
 
 use crate::{
     api::Buffer,
-    auth::{OriginPolicy, PeerPolicy},
+    auth::{OriginPolicy, PeerPolicy, Seat},
     class::Classes,
     drain::Drain,
+    error::{ErrorCode, Refusal},
+    leases::Leases,
     limits::Limits,
     metrics::Metrics,
     session::OutboxLimits,
+    shard::Inbox,
 };
-use fanfare_broker::Broker;
-use std::sync::Arc;
+use bytes::Bytes;
+use fanfare_broker::{Broker, NodeId, Subscriber as _};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// See the module's head.
 pub(crate) struct Node {
+    /// Where other nodes find this process.
+    pub(crate) id: NodeId,
     /// As it stands in `welcome`, metrics and logs.
     pub(crate) name: String,
     /// What clients repeat as `?n=` so that nginx leads them here again.
@@ -29,8 +35,32 @@ pub(crate) struct Node {
     pub(crate) peers: PeerPolicy,
     /// HTTP publishes that wait for the backplane.
     pub(crate) buffer: Buffer,
+    /// Who is present by polling.
+    pub(crate) leases: Leases,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) drain: Arc<Drain>,
+    /// The time over which a drain is spread.
+    pub(crate) drain_window: Duration,
+    /// The way into each shard.
+    pub(crate) inboxes: Vec<Arc<Inbox>>,
+}
+
+impl Node {
+    /// A place for one more connection of this address.
+    ///
+    /// # Errors
+    /// It has as many as it may.
+    pub(crate) fn seat(&self, client: IpAddr) -> Result<Option<Seat>, Refusal> {
+        self.peers.seat(client).map_err(|()| {
+            self.metrics.rate_limited_connections.inc();
+            Refusal::new(ErrorCode::RateLimited, "too many connections from this address").retry_after(10_000)
+        })
+    }
+
+    /// Puts a note into a shard's inbox; `false` if there is no such shard.
+    pub(crate) fn tell_shard(&self, shard: u16, note: Bytes) -> bool {
+        self.inboxes.get(usize::from(shard)).map(|inbox| inbox.told(note)).is_some()
+    }
 }
 
 /// Milliseconds since 1970, for time stamps that leave the process; never for timers.

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 /// all shards, and `bench`, which nothing of the gateway calls.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("transport", &["session", "protocol", "shard", "auth", "problem"]),
-    ("api", &["shard", "auth", "protocol", "problem"]),
+    ("api", &["shard", "auth", "protocol", "problem", "assets"]),
+    ("assets", &[]),
+    ("leases", &[]),
     ("problem", &[]),
     ("admin", &["drain"]),
     // `Seat` counts a connection for its address, for as long as its session holds it.
@@ -31,8 +33,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Plain values that every module may name: whole modules, or one item of a module.
-const VOCABULARY: &[&str] =
-    &["class", "close", "command", "error", "event", "limits", "live", "metrics", "node", "session::SessionId"];
+const VOCABULARY: &[&str] = &[
+    "class",
+    "close",
+    "command",
+    "error",
+    "event",
+    "limits",
+    "live",
+    "metrics",
+    "node",
+    "protocol::FrameShape",
+    "session::SessionId",
+];
 
 /// A file is one concept; no file is longer.
 const LINES_MAX: usize = 600;

@@ -1,7 +1,7 @@
 //! Cases about who hears what became of a publish, and about notes between nodes.
 
 use super::{Node, message, room};
-use crate::{BrokerError, NodeTarget, Reply, Ticket};
+use crate::{BrokerError, NodeId, NodeTarget, Reply, Ticket};
 use bytes::Bytes;
 use std::collections::HashSet;
 
@@ -10,11 +10,12 @@ pub async fn a_note_to_all_and_to_one(nodes: &[Node]) {
     for node in nodes {
         ids.push(node.id().await);
     }
-    nodes[0].broker.tell(NodeTarget::All, Bytes::from_static(b"all\0")).await.unwrap();
+    assert!(nodes[0].broker.tell(NodeTarget::All, Bytes::from_static(b"all\0")).await.unwrap());
     for node in nodes {
         node.seen.wait_for("a note to all", |seen| (seen.notes == [&b"all\0"[..]]).then_some(())).await;
     }
-    nodes[0].broker.tell(NodeTarget::One(ids[1]), Bytes::from_static(b"one")).await.unwrap();
+    assert!(nodes[0].broker.tell(NodeTarget::One(ids[1]), Bytes::from_static(b"one")).await.unwrap());
+    assert!(!nodes[0].broker.tell(NodeTarget::One(NodeId(7)), Bytes::from_static(b"gone")).await.unwrap());
     nodes[0].broker.tell(NodeTarget::All, Bytes::from_static(b"end")).await.unwrap();
     for (node, id) in nodes.iter().zip(&ids) {
         let notes = |seen: &super::recorder::Seen| {

@@ -218,16 +218,17 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(RoomList { rooms, more })))
     }
 
-    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, ()> {
-        if matches!(target, NodeTarget::All) || target == NodeTarget::One(self.node) {
+    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, bool> {
+        let is_here = matches!(target, NodeTarget::All) || target == NodeTarget::One(self.node);
+        if is_here {
             self.subscribers.iter().for_each(|s| s.told(note.clone()));
         }
-        Box::pin(ready(Ok(())))
+        Box::pin(ready(Ok(is_here)))
     }
 
     fn status(&self) -> Status {
         let rooms = self.stripes.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).rooms.len() as u64);
-        Status { up: true, reconnects: 0, in_flight: 0, rooms: rooms.sum(), unreadable: 0 }
+        Status { node: self.node, up: true, reconnects: 0, in_flight: 0, rooms: rooms.sum(), unreadable: 0 }
     }
 
     fn close(&self) -> Later<'_, ()> {

@@ -45,6 +45,7 @@ use crate::{
     Reply, Retention, Room, RoomList, RoomQuery, Status, Subscriber, SubscriberId, envelope,
 };
 use bytes::Bytes;
+use ::redis::Value;
 use futures_util::future::{join_all, try_join_all};
 use names::{HOME, Names, Partition};
 use script::Scripts;
@@ -96,12 +97,6 @@ impl RedisBroker {
         let sites = try_join_all(connecting).await?;
         let places = Partition::all().map(|partition| partition.place(&known)).collect();
         Ok(Arc::new(Self { node, names, sites, places, unreadable: base.unreadable }))
-    }
-
-    /// This process in the cluster: where [`NodeTarget::One`] finds it, and what stands in its messages' ids.
-    #[must_use]
-    pub fn node_id(&self) -> NodeId {
-        self.node
     }
 
     fn site(&self, room: &Room) -> &Site {
@@ -172,7 +167,7 @@ impl Broker for RedisBroker {
     }
 
     /// Over the first master that is up: every node listens to all of them.
-    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, ()> {
+    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, bool> {
         let stores: Vec<_> = self.stores().collect();
         let over = stores.iter().find(|store| store.publisher.link.is_up()).unwrap_or(&stores[0]);
         let partition = over.first_partition().unwrap_or(HOME);
@@ -181,12 +176,14 @@ impl Broker for RedisBroker {
             NodeTarget::One(node) => self.names.node(node, partition),
         };
         let told = over.publisher.tell(&channel, &envelope::note(self.node, &note));
-        Box::pin(async { told.await.map(drop) })
+        // PUBLISH answers with the number of its receivers.
+        Box::pin(async { told.await.map(|receivers| receivers != Value::Int(0)) })
     }
 
     /// `up`: this node can publish everywhere and hears what others publish.
     fn status(&self) -> Status {
         let mut status = Status {
+            node: self.node,
             up: true,
             reconnects: 0,
             in_flight: 0,

@@ -9,6 +9,7 @@ mod rooms;
 pub(crate) use buffer::Buffer;
 
 use crate::{
+    assets,
     error::{ErrorCode, Refusal},
     limits::ENVELOPE_BYTES,
     node::Node,
@@ -27,7 +28,7 @@ use std::sync::Arc;
 const BATCH_BYTES: usize = 1 << 20;
 
 /// The routes. A clone per connection is a few reference counts.
-pub(crate) fn router(node: Arc<Node>) -> Router {
+pub(crate) fn router(node: Arc<Node>, with_demo: bool) -> Router {
     // White space goes before the message limit is applied, so a body may be somewhat longer than what it stands for.
     let body = DefaultBodyLimit::max(node.limits.message_bytes.saturating_mul(2) + ENVELOPE_BYTES);
     Router::new()
@@ -42,6 +43,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
             "/v1/publish",
             post(publish::batch).fallback(|| wrong_method("POST")).layer(DefaultBodyLimit::max(BATCH_BYTES)),
         )
+        .merge(assets::router(with_demo))
         .fallback(not_found)
         .with_state(node)
 }

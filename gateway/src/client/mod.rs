@@ -3,8 +3,10 @@
 
 mod backoff;
 mod bench;
+mod event_stream;
 mod health;
 mod http;
+mod ndjson;
 mod publish;
 mod server;
 mod subscribe;
@@ -13,7 +15,7 @@ mod subscription;
 pub(crate) use bench::{Bench, Format, Pace, bench};
 pub(crate) use health::{Health, health};
 pub(crate) use publish::{Publish, publish};
-pub(crate) use subscribe::{Subscribe, subscribe};
+pub(crate) use subscribe::{Subscribe, Transport, subscribe};
 
 use std::{fmt, io::Write as _};
 
@@ -22,6 +24,19 @@ use std::{fmt, io::Write as _};
 struct Failure {
     code: u8,
     text: String,
+}
+
+/// The largest frame, event, line or answer that is read: many times the largest message, since presence lists are frames too.
+const FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// The server sends something that is longer.
+#[derive(Debug, PartialEq, Eq)]
+struct TooLong;
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the server sends something longer than {FRAME_BYTES_MAX} bytes")
+    }
 }
 
 /// The exit code of everything that the other side refused or that could not be reached.

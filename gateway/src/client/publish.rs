@@ -3,7 +3,7 @@
 
 use super::{
     EXIT_DATA, Failure, Token, finish,
-    http::{Answer, Http},
+    http::Http,
     print,
     server::{Server, percent_encoded},
 };
@@ -12,7 +12,6 @@ use hyper::{
     Request, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
-use serde::Deserialize;
 use std::{
     io::{BufRead as _, BufReader, Read as _, Stdin},
     process::ExitCode,
@@ -107,7 +106,7 @@ async fn send(http: &mut Http, order: &Publish, target: &str, data: String) -> R
     let request = request.body(Full::from(data)).map_err(Failure::refused)?;
     let answer = http.send(request).await?;
     if answer.status != StatusCode::OK {
-        return Err(Failure::refused(refusal(&answer)));
+        return Err(Failure::refused(answer.refusal()));
     }
     print(String::from_utf8_lossy(&answer.body).trim())
         .map_err(|error| Failure::refused(format_args!("output: {error}")))
@@ -120,36 +119,9 @@ fn random_key() -> Result<String, Failure> {
     Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
-/// What an answer other than 200 says: the problem's code and detail, or whatever a proxy in between wrote.
-fn refusal(answer: &Answer) -> String {
-    #[derive(Deserialize)]
-    struct Problem {
-        code: String,
-        detail: String,
-    }
-    let status = answer.status.as_u16();
-    match serde_json::from_slice::<Problem>(&answer.body) {
-        Ok(Problem { code, detail }) => format!("refused with {status} {code}: {detail}"),
-        Err(_) => {
-            let text: String = String::from_utf8_lossy(&answer.body).chars().take(200).collect();
-            format!("refused with {status}: {}", text.trim())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
-
-    #[test]
-    fn a_refusal_names_the_code_and_what_a_proxy_says_is_cut() {
-        let answer = |body: &str| Answer { status: StatusCode::FORBIDDEN, body: Bytes::from(body.to_owned()) };
-        let problem = answer(r#"{"type":"about:blank","code":"forbidden","detail":"not yours","retryable":false}"#);
-        assert_eq!(refusal(&problem), "refused with 403 forbidden: not yours");
-        assert_eq!(refusal(&answer("<html>")), "refused with 403: <html>");
-        assert!(refusal(&answer(&"x".repeat(10_000))).len() < 300);
-    }
 
     #[test]
     fn text_that_is_not_json_is_refused_with_what_to_write_instead() {

@@ -59,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) drain: Duration,
     /// Whether a lost backplane makes the node unready.
     pub(crate) ready_needs_backplane: bool,
+    /// Whether the demo pages are served.
+    pub(crate) demo: bool,
     /// Origins of web pages that may connect; none: those of the listener itself.
     pub(crate) origins: Vec<Origin>,
     /// Whose `X-Forwarded-For` is believed.
@@ -92,6 +94,7 @@ impl Config {
             log_level: LogLevel::Info,
             drain: Duration::from_secs(20),
             ready_needs_backplane: false,
+            demo: true,
             origins: Vec::new(),
             trusted_proxies: Vec::new(),
             classes: Classes::default(),

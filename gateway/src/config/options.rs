@@ -225,6 +225,15 @@ pub(crate) const OPTIONS: &[Spec] = &[
         set: |d, text| put(&mut d.config.drain, value::seconds(text)),
     },
     Spec {
+        name: "demo",
+        kind: Kind::Switch,
+        value: "",
+        default: "true",
+        help: "Serve the demo pages at /demo/",
+        example: "false",
+        set: |d, text| put(&mut d.config.demo, value::switch(text)),
+    },
+    Spec {
         name: "ready_needs_backplane",
         kind: Kind::Switch,
         value: "",

@@ -226,7 +226,7 @@ fn origins_compare_as_browsers_write_them() {
 #[test]
 fn the_table_says_the_defaults_that_hold_and_examples_that_work() {
     let is_value = |spec: &&Spec| !spec.default.contains([' ', '\'']) && spec.default != "none";
-    assert_eq!(options().filter(is_value).count(), 7);
+    assert_eq!(options().filter(is_value).count(), 8);
     let built_in = Config::built_in();
     for spec in options().filter(is_value) {
         let mut draft = Draft::new(built_in.clone());

@@ -3,21 +3,69 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// How a text reaches a client.
+/// How a text reaches a client. The discriminant is an index into tables with an entry per shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FrameShape {
-    /// The native protocol in WebSocket text frames.
-    NativeWebSocket,
+    /// WebSocket text frames.
+    WebSocket,
+    /// Server-sent events.
+    Event,
+    /// Lines of JSON: HTTP streaming.
+    Line,
+}
+
+impl FrameShape {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 3;
+    pub(crate) const ALL: [Self; Self::COUNT] = [Self::WebSocket, Self::Event, Self::Line];
+
+    /// The transport, as metrics name it.
+    pub(crate) const fn transport(self) -> &'static str {
+        match self {
+            Self::WebSocket => "ws",
+            Self::Event => "sse",
+            Self::Line => "stream",
+        }
+    }
 }
 
 const FIN: u8 = 0x80;
 const TEXT: u8 = 0x1;
 
-/// Appends `text` in `shape`. WebSocket: one unfragmented text frame (RFC 6455 section 5.2).
-pub(crate) fn put_frame(out: &mut BytesMut, shape: FrameShape, text: &[&[u8]]) {
+/// Appends a JSON text, given in parts, in `shape`. WebSocket: one unfragmented text frame (RFC 6455 section 5.2). An
+/// event is left open, for its `id` and the blank line that [`end_event`] adds (WHATWG HTML, section 9.2.5): JSON
+/// without white space has no line breaks, so it is one line of data.
+pub(crate) fn put_frame(out: &mut BytesMut, shape: FrameShape, parts: &[&[u8]]) {
     match shape {
-        FrameShape::NativeWebSocket => put_websocket(out, TEXT, text),
+        FrameShape::WebSocket => put_websocket(out, TEXT, parts),
+        FrameShape::Event => {
+            put_parts(out, b"data:", parts);
+            out.put_u8(b'\n');
+        }
+        FrameShape::Line => {
+            put_parts(out, b"", parts);
+            out.put_u8(b'\n');
+        }
     }
+}
+
+/// Begins an event that is not a message: pages listen for it by its name.
+pub(crate) fn name_event(out: &mut BytesMut, name: &str) {
+    put_parts(out, b"event:", &[name.as_bytes(), b"\n"]);
+}
+
+/// Ends an event: what the client has had of all its rooms, if that is to be noted, and the blank line.
+pub(crate) fn end_event(out: &mut BytesMut, id: Option<&[u8]>) {
+    if let Some(id) = id {
+        put_parts(out, b"id:", &[id, b"\n"]);
+    }
+    out.put_u8(b'\n');
+}
+
+fn put_parts(out: &mut BytesMut, before: &[u8], parts: &[&[u8]]) {
+    out.reserve(before.len() + 2 + parts.iter().map(|part| part.len()).sum::<usize>());
+    out.put_slice(before);
+    parts.iter().for_each(|part| out.put_slice(part));
 }
 
 fn put_websocket(out: &mut BytesMut, opcode: u8, parts: &[&[u8]]) {
@@ -67,7 +115,7 @@ mod tests {
 
     fn frame(len: usize) -> Vec<u8> {
         let mut out = BytesMut::new();
-        put_frame(&mut out, FrameShape::NativeWebSocket, &[&vec![b'x'; len]]);
+        put_frame(&mut out, FrameShape::WebSocket, &[&vec![b'x'; len]]);
         out.to_vec()
     }
 
@@ -82,8 +130,27 @@ mod tests {
     }
 
     #[test]
+    fn an_event_is_a_line_of_data_its_id_and_a_blank_line() {
+        let mut out = BytesMut::new();
+        put_frame(&mut out, FrameShape::Event, &[b"{\"a\":", b"1}"]);
+        end_event(&mut out, Some(b"Xk2p9QaB.1"));
+        end_event(&mut out, None);
+        assert_eq!(&out[..], b"data:{\"a\":1}\nid:Xk2p9QaB.1\n\n\n");
+        let mut out = BytesMut::new();
+        put_frame(&mut out, FrameShape::Line, &[b"{}"]);
+        assert_eq!(&out[..], b"{}\n");
+    }
+
+    #[test]
     fn a_close_frame_has_code_and_text() {
         let bytes = control::close(crate::close::CloseReason::Draining);
         assert_eq!(&bytes[..], b"\x88\x0a\x03\xf4draining");
+    }
+
+    #[test]
+    fn every_shape_has_a_place_of_its_own() {
+        for (place, shape) in FrameShape::ALL.into_iter().enumerate() {
+            assert_eq!(shape as usize, place);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The native protocol (docs/protocol.md): JSON objects, one a frame. Decoding borrows; a message is encoded once,
 //! from bytes that its publisher's node laid out, and never parsed again on its way.
 
-use super::json;
+use super::{FrameShape, end_event, json, name_event, put_frame};
 use crate::{
     command::{
         Ask, Command, EVENT_BYTES_MAX, EXCLUDE_MAX, EchoWish, HISTORY_LIMIT, HISTORY_LIMIT_MAX, JoinOptions,
@@ -11,6 +11,7 @@ use crate::{
     event::Event,
     session::SessionId,
 };
+use bytes::{BufMut as _, BytesMut};
 use fanfare_broker::{Cursor, Page, Publication, Room, User};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -199,6 +200,29 @@ pub(crate) fn encode(event: &Event<'_>) -> Vec<u8> {
     serde_json::to_vec(event).unwrap_or_default()
 }
 
+/// Appends one event as a frame. `id` is what the client has had of all its rooms after it, where a carrier notes that.
+pub(crate) fn put_event(out: &mut BytesMut, shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) {
+    let text = encode(event);
+    if shape != FrameShape::Event {
+        return put_frame(out, shape, &[&text]);
+    }
+    if let Event::Reconnect { after_ms, .. } = event {
+        out.put_slice(format!("retry:{after_ms}\n").as_bytes()); // for a browser's own reconnect
+    }
+    name_event(out, event.name());
+    put_frame(out, shape, &[&text]);
+    end_event(out, id);
+}
+
+/// A cursor's text, without an allocation.
+pub(crate) fn cursor_text(cursor: Cursor) -> SmallVec<[u8; 32]> {
+    let mut text = SmallVec::new();
+    text.extend_from_slice(cursor.epoch.as_bytes());
+    // Writing to memory cannot fail.
+    let _ = write!(text, ".{}", cursor.offset.0);
+    text
+}
+
 /// The part of a message that its publisher decides, as it travels between nodes: `"data":…`, then `event` and `from`
 /// where there are any. `data` is valid JSON.
 pub(crate) fn payload(data: &str, event: Option<&str>, from: From<'_>) -> Vec<u8> {
@@ -264,11 +288,11 @@ impl MessageText {
         before.extend_from_slice(b"\",");
         if let Some(cursor) = publication.cursor {
             before.extend_from_slice(b"\"cursor\":\"");
-            before.extend_from_slice(cursor.epoch.as_bytes());
-            // Writing to memory cannot fail.
-            let _ = write!(before, ".{}\",", cursor.offset.0);
+            before.extend_from_slice(&cursor_text(cursor));
+            before.extend_from_slice(b"\",");
         }
         let mut after = SmallVec::new();
+        // Writing to memory cannot fail.
         let _ = write!(after, ",\"ts\":{}}}", publication.ts_ms);
         Self { before, after }
     }

@@ -5,7 +5,7 @@ mod id;
 mod outbox;
 mod rate;
 
-pub(crate) use id::SessionId;
+pub(crate) use id::{PollSession, PostAddress, Secret, SessionId};
 pub(crate) use outbox::{Frames, Outbox, OutboxLimits, SLICES_MAX};
 pub(crate) use rate::TokenBucket;
 

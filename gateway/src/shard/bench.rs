@@ -1,8 +1,9 @@
 //! A shard with members and without clients, for the benchmark of the fan-out: the real inbox, feeds, batches and
 //! outboxes, and one socket that stands for all members' and is never written to. Called by `crate::bench` alone.
 
-use super::{Inbox, Shard, conn::Lane};
-use crate::{class::Class, node::Node};
+use super::{Inbox, Opening, Shard, conn::Lane};
+use crate::{class::Class, node::Node, protocol::FrameShape};
+use bytes::Bytes;
 use fanfare_broker::{Cursor, Delivery, Event, Publication, Room, Subscriber as _, SubscriberId};
 use std::{rc::Rc, sync::Arc};
 use tokio::net::TcpStream;
@@ -21,16 +22,20 @@ impl Crowd {
 
     /// Opens a room whose last message was `head`, with so many members of its own.
     pub(crate) fn add(&mut self, room: Room, head: Option<Cursor>, members: u32, socket: &Rc<TcpStream>) {
-        let plain: Vec<u32> = (0..members).map(|_| self.shard.open(Rc::clone(socket), None).index).collect();
+        let plain: Vec<u32> = (0..members).map(|_| self.open(socket)).collect();
         let state = &mut *self.shard.state.borrow_mut();
-        let (key, _) = state.rooms.find_or_make(&room, || Class::BUILT_IN);
+        let (key, _) = state.rooms.find_or_make(&room, 0, || Class::BUILT_IN);
         if let Some(entry) = state.rooms.get_mut(key) {
             entry.feed.on_subscribed(head);
             entry.occupants = members;
-            entry.plain = plain;
+            entry.plain[FrameShape::WebSocket as usize] = plain;
         }
         self.sessions += members;
         self.rooms.push(room);
+    }
+
+    fn open(&self, socket: &Rc<TcpStream>) -> u32 {
+        self.shard.open(Rc::clone(socket), None, Opening::websocket(Bytes::new())).index
     }
 
     /// Puts a message for every room into the inbox, as the broker does.

@@ -1,6 +1,6 @@
 //! What clients ask for, done: the session judges a command, this file acts. Called by `transport` with whole frames.
 
-use super::{Shard, State, conn::SessionRef};
+use super::{Shard, State, conn::SessionRef, posts::AnswerNo};
 use crate::{
     close::CloseReason,
     command::{Ask, JoinOptions, RequestId},
@@ -13,26 +13,32 @@ use crate::{
 use fanfare_broker::{Cursor, Detail, HistoryQuery, Origin, Outcome, Publish, Reply, Room, Ticket};
 use std::{borrow::Cow, rc::Rc};
 
-/// Who asked, and by which number.
+/// Who asked, and where the answer goes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asker {
     pub(super) who: SessionRef,
     pub(super) id: RequestId,
+    /// The command was posted: the answer to this number goes back to whoever posted it.
+    pub(super) post: Option<AnswerNo>,
 }
 
 impl Asker {
     /// A session that did not ask by a command.
-    fn unnumbered(who: SessionRef) -> Self {
-        Self { who, id: None }
+    pub(super) fn unnumbered(who: SessionRef) -> Self {
+        Self { who, id: None, post: None }
     }
 }
 
 impl Shard {
     /// One text frame of a client.
     pub(crate) fn receive(self: &Rc<Self>, who: SessionRef, text: &str) {
-        let state = &mut *self.state.borrow_mut();
+        self.command(&mut self.state.borrow_mut(), Asker::unnumbered(who), text);
+    }
+
+    /// One command, from wherever it came; whether it is a join.
+    pub(super) fn command(self: &Rc<Self>, state: &mut State, asker: Asker, text: &str) -> bool {
         let now_ms = self.now_ms();
-        let Some(conn) = state.sessions.open(who) else { return };
+        let Some(conn) = state.sessions.open(asker.who) else { return false };
         let (id, action) = match native::decode(text) {
             Ok(command) => {
                 let (id, publishes) = (command.id, matches!(command.ask, Ask::Publish(_)));
@@ -45,9 +51,32 @@ impl Shard {
                 (id, action)
             }
             Err(DecodeError::Refused { id, refusal }) => (id, conn.session.refuse(None, refusal, now_ms)),
-            Err(DecodeError::NotOurProtocol) => return self.end(state, who, CloseReason::NotOurProtocol, None),
+            Err(DecodeError::NotOurProtocol) if asker.post.is_some() => {
+                (None, conn.session.refuse(None, Refusal::bad_request("a command is a JSON object"), now_ms))
+            }
+            Err(DecodeError::NotOurProtocol) => {
+                self.end(state, asker.who, CloseReason::NotOurProtocol, None);
+                return false;
+            }
         };
-        self.act(state, Asker { who, id }, action);
+        let joins = matches!(action, Action::Join(..));
+        self.act(state, Asker { id, ..asker }, action);
+        joins
+    }
+
+    /// Answers a command: over the session's own connection, or to whoever posted it.
+    pub(super) fn reply(&self, state: &mut State, asker: Asker, event: &Event<'_>) {
+        match asker.post {
+            Some(_) => self.answer(state, asker, event),
+            None => self.send(state, asker.who.index, event),
+        }
+    }
+
+    /// Answers a command only if it was posted.
+    pub(super) fn answer(&self, state: &mut State, asker: Asker, event: &Event<'_>) {
+        if let Some(number) = asker.post {
+            self.answer_post(state, number, native::encode(event));
+        }
     }
 
     /// A room that stands in the URL.
@@ -67,7 +96,7 @@ impl Shard {
     }
 
     fn act(self: &Rc<Self>, state: &mut State, asker: Asker, action: Action<'_>) {
-        let Asker { who, id } = asker;
+        let Asker { who, id, .. } = asker;
         match action {
             Action::Publish(publish) => self.publish(state, asker, publish),
             Action::Join(room, options) => self.join(state, asker, &room, options),
@@ -76,14 +105,16 @@ impl Shard {
                     let refusal = Refusal::new(ErrorCode::NotJoined, "this session is not in the room");
                     return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
                 }
-                self.send(state, who.index, &Event::Left { id, room: &room, reason: None });
+                let left = Event::Left { id, room: &room, reason: None };
+                self.send(state, who.index, &left);
+                self.answer(state, asker, &left);
             }
             Action::Presence(room) => drop(tokio::task::spawn_local(Rc::clone(self).presence(asker, room))),
             Action::History { room, since, limit } => {
                 let query = HistoryQuery { since, limit };
                 drop(tokio::task::spawn_local(Rc::clone(self).history(asker, room, query)));
             }
-            Action::Pong => self.send(state, who.index, &Event::Pong { id }),
+            Action::Pong => self.reply(state, asker, &Event::Pong { id }),
             Action::Refuse { room, refusal, close } => self.send_refusal(state, asker, (room, refusal), close),
         }
     }
@@ -100,29 +131,29 @@ impl Shard {
     fn send_refusal(
         &self,
         state: &mut State,
-        Asker { who, id }: Asker,
+        asker: Asker,
         (room, refusal): (Option<Cow<'_, str>>, Refusal),
         close: Option<CloseReason>,
     ) {
         let error = Event::Error {
-            id,
+            id: asker.id,
             room,
             code: refusal.code,
             message: refusal.message,
             retryable: refusal.code.retryable(),
             retry_after_ms: refusal.retry_after_ms,
         };
-        self.send(state, who.index, &error);
+        self.reply(state, asker, &error);
         if let Some(reason) = close {
             self.node.metrics.rate_limited_errors.inc();
-            self.end(state, who, reason, None);
+            self.end(state, asker.who, reason, None);
         }
     }
 
     // --- publishing ---
 
     fn publish(&self, state: &mut State, asker: Asker, publish: PublishAction<'_>) {
-        let Asker { who, id } = asker;
+        let Asker { who, id, post } = asker;
         let PublishAction { room, data, event, key } = publish;
         if let Err(refusal) = native::check_size(data, self.node.limits.message_bytes) {
             return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
@@ -131,7 +162,9 @@ impl Shard {
         let origin = Origin::from(conn.session.id);
         let from = From::Session(conn.session.id, conn.session.user());
         let payload = native::payload(data, event.as_deref(), from);
-        let ticket = Ticket([who.to_u64(), answer_id(id), u64::from(self.now_ms())]);
+        let post_bits = post.map_or(0, |number| u64::from(number.get()) << 32);
+        let ticket = Ticket([who.to_u64(), answer_id(id), post_bits | u64::from(self.now_ms())]);
+        let shape = conn.shape;
         let publish = Publish {
             retention: self.retention(state, &room),
             origin,
@@ -140,10 +173,10 @@ impl Shard {
             payload: payload.into(),
             key,
         };
-        self.node.metrics.published_ws.inc();
-        let reply = match id {
-            Some(_) => Reply::Ticket(self.me, ticket),
-            None => Reply::OnFailure(self.me, ticket),
+        self.node.metrics.published[shape as usize].inc();
+        let reply = match (id, post) {
+            (None, None) => Reply::OnFailure(self.me, ticket),
+            _ => Reply::Ticket(self.me, ticket),
         };
         self.node.broker.publish(publish, reply);
     }
@@ -156,23 +189,23 @@ impl Shard {
 
     /// The broker's answer to a publish.
     pub(super) fn on_published(&self, state: &mut State, ticket: Ticket, room: &Room, outcome: Outcome) {
-        let Ticket([session, id, began_ms]) = ticket;
+        let Ticket([session, id, post_and_time]) = ticket;
+        let (began_ms, post) = (post_and_time as u32, AnswerNo::new((post_and_time >> 32) as u32));
         let who = SessionRef::from_u64(session);
+        let id = Some(id).filter(|id| *id != NO_ID);
+        let asker = Asker { who, id, post };
         if state.sessions.open(who).is_none() {
             return;
         }
         match outcome {
             Ok(published) => {
-                let ms = self.now_ms().wrapping_sub(began_ms as u32);
+                let ms = self.now_ms().wrapping_sub(began_ms);
                 self.node.metrics.publish_seconds.observe(f64::from(ms) / 1000.0);
                 self.node.metrics.backplane_publish_seconds.observe(f64::from(ms) / 1000.0);
                 let room = Cow::Borrowed(room.as_str());
-                self.send(state, who.index, &Event::Published { id, room, cursor: published.cursor });
+                self.reply(state, asker, &Event::Published { id, room, cursor: published.cursor });
             }
-            Err(why) => {
-                let id = Some(id).filter(|id| *id != NO_ID);
-                self.refuse(state, Asker { who, id }, Some(Cow::Borrowed(room.as_str())), why.into());
-            }
+            Err(why) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), why.into()),
         }
     }
 
@@ -185,14 +218,14 @@ impl Shard {
             Err(Refusal::presence_off())
         };
         let state = &mut *self.state.borrow_mut();
-        let Asker { who, id } = asker;
-        if state.sessions.open(who).is_none() {
+        if state.sessions.open(asker.who).is_none() {
             return;
         }
         match answer {
             Ok(presence) => {
                 let members = presence.members.iter().map(Into::into).collect();
-                self.send(state, who.index, &Event::Presence { id, room: &room, count: presence.users, members });
+                let presence = Event::Presence { id: asker.id, room: &room, count: presence.users, members };
+                self.reply(state, asker, &presence);
             }
             Err(refusal) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         }
@@ -204,14 +237,17 @@ impl Shard {
             None => Err(Refusal::history_off()),
         };
         let state = &mut *self.state.borrow_mut();
-        let Asker { who, id } = asker;
-        if state.sessions.open(who).is_none() {
+        if state.sessions.open(asker.who).is_none() {
             return;
         }
         match answer {
             Ok(mut page) => {
                 page.cut(self.node.outbox_limits.bytes / 2, query.since.is_none());
-                self.send_text(state, who.index, &native::history(id, &room, &page));
+                let text = native::history(asker.id, &room, &page);
+                match asker.post {
+                    Some(number) => self.answer_post(state, number, text),
+                    None => self.send_text(state, asker.who.index, &text),
+                }
             }
             Err(refusal) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         }

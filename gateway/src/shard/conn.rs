@@ -5,8 +5,10 @@ use crate::{
     auth::Seat,
     close::CloseReason,
     live::Live,
-    session::{Outbox, Session},
+    protocol::FrameShape,
+    session::{Outbox, Secret, Session},
 };
+use fanfare_broker::{Cursor, Room};
 use slab::Slab;
 use std::rc::Rc;
 use tokio::{net::TcpStream, sync::oneshot};
@@ -56,14 +58,54 @@ pub(super) struct Conn {
     pub(super) blocked: bool,
     /// The wheel holds a [`Timer::Stale`] for it.
     pub(super) stale_filed: bool,
+    pub(super) shape: FrameShape,
     pub(super) live: Live,
     pub(super) socket: Rc<TcpStream>,
     pub(super) outbox: Outbox,
     pub(super) session: Session,
     /// Told when the outbox is empty: a join that sends history in portions.
-    pub(super) drained: Vec<oneshot::Sender<()>>,
+    pub(super) drained: Option<Box<Waiters>>,
     /// Its place among its address's connections.
     pub(super) _seat: Option<Seat>,
+    /// What only a session has whose client cannot send.
+    pub(super) stream: Option<Box<Stream>>,
+}
+
+/// Joins that wait until an outbox is empty. Boxed, since hardly ever there is one.
+#[derive(Default)]
+pub(super) struct Waiters(pub(super) Vec<oneshot::Sender<()>>);
+
+/// A stream's own: an event stream or a line stream.
+pub(super) struct Stream {
+    /// Who knows it may post commands for the session.
+    pub(super) secret: Secret,
+    /// The rooms of its URL, in the order of its cursors. A browser that comes back repeats the URL, so these are what an
+    /// event's id speaks of, whatever else the session has joined.
+    pub(super) rooms: Vec<UrlRoom>,
+    /// When it ends, by the shard's clock.
+    pub(super) ends_ms: u32,
+}
+
+/// A room of a stream's URL.
+pub(super) struct UrlRoom {
+    pub(super) name: Room,
+    /// Whether the room has history, so that places in it have cursors.
+    pub(super) is_numbered: bool,
+    /// What the client has had, while it is not a member.
+    pub(super) reached: Option<Cursor>,
+}
+
+impl Conn {
+    /// Whether a message's own cursor is all that is to be said of where the session is: it names one room, and this
+    /// is it. Others cannot share their room's frames.
+    pub(super) fn shares_frames(&self, room: &Room) -> bool {
+        match &self.stream {
+            Some(stream) if self.shape == FrameShape::Event => {
+                matches!(&stream.rooms[..], [only] if only.name == *room)
+            }
+            _ => true,
+        }
+    }
 }
 
 /// What the wheel is to look at.
@@ -75,6 +117,8 @@ pub(super) enum Timer {
     Stale(SessionRef),
     /// A closing session has had its time.
     Closed(SessionRef),
+    /// Posted commands that are not answered yet.
+    Post(u32),
 }
 
 /// The sessions of a shard.

@@ -5,20 +5,29 @@ use super::{
     Shard, State,
     conn::Lane,
     feed::Step,
-    rooms::{Batch, COMING_MAX, Mark, MarkKind, RoomEntry},
+    rooms::{Batch, COMING_MAX, Mark, MarkKind, RoomEntry, Special},
 };
 use crate::{
     close::CloseReason,
     event::{Event as ClientEvent, MemberView},
-    protocol::{FrameShape, native, put_frame},
+    protocol::{FrameShape, end_event, name_event, native, put_frame},
     session::Frames,
 };
 use bytes::{Bytes, BytesMut};
-use fanfare_broker::{Cursor, Delivery, Event, Origin, PresenceEvent, PresenceKind, Publication, Room};
+use fanfare_broker::{Cursor, Delivery, Event, Offset, Origin, PresenceEvent, PresenceKind, Publication, Room};
+use smallvec::SmallVec;
 use std::rc::Rc;
 
 /// Members up to which a room counts as small: its members are written to before those of larger ones.
 const SMALL_ROOM: usize = 64;
+
+/// A room's batch, frozen.
+struct Ready<'a> {
+    key: u32,
+    frames: &'a [Frames; FrameShape::COUNT],
+    marks: &'a [Mark],
+    now_ms: u32,
+}
 
 impl Shard {
     /// One event from the broker.
@@ -54,55 +63,84 @@ impl Shard {
         let any = !dirty.is_empty();
         let now_ms = self.now_ms();
         let mut overflowed = Vec::new();
-        let mut delivered = 0;
         for key in dirty.drain(..) {
-            delivered += self.hand_out(state, key, now_ms, &mut overflowed);
+            let Some(batch) = state.rooms.get_mut(key).and_then(|entry| entry.batch.take()) else { continue };
+            let Batch { bytes, count, marks, .. } = *batch;
+            let frames = bytes.map(|bytes| Frames { bytes: bytes.freeze(), count });
+            self.hand_out(state, &Ready { key, frames: &frames, marks: &marks, now_ms }, &mut overflowed);
             for (index, frames) in overflowed.drain(..) {
-                delivered += u64::from(frames.count);
                 self.queue(state, index, frames);
             }
+            self.hand_out_with_ids(state, key, &frames[FrameShape::Event as usize].bytes, &marks);
         }
         state.dirty = dirty;
-        self.node.metrics.delivered_ws.inc_by(delivered);
         any
     }
 
-    fn hand_out(&self, state: &mut State, key: u32, now_ms: u32, overflowed: &mut Vec<(u32, Frames)>) -> u64 {
-        let Some(entry) = state.rooms.get_mut(key) else { return 0 };
-        let Some(batch) = entry.batch.take() else { return 0 };
-        let Batch { bytes, count, marks } = *batch;
-        let frames = Frames { bytes: bytes.freeze(), count };
+    fn hand_out(&self, state: &mut State, ready: &Ready<'_>, overflowed: &mut Vec<(u32, Frames)>) {
+        let Ready { key, frames, marks, now_ms } = *ready;
+        let Some(entry) = state.rooms.get_mut(key) else { return };
         let lane = if entry.members() <= SMALL_ROOM { Lane::Urgent } else { Lane::Bulk };
         let limits = &self.node.outbox_limits;
-        let mut delivered = 0;
+        let mut delivered = [0; FrameShape::COUNT];
         let mut wake = false;
         let queue = if lane == Lane::Urgent { &mut state.urgent } else { &mut state.bulk };
-        let mut push = |index: u32, frames: Frames| {
+        let mut push = |index: u32, shape: FrameShape, frames: Frames| {
             let Some(conn) = state.sessions.at(index) else { return };
             let (bytes, count) = (frames.bytes.len(), frames.count);
+            delivered[shape as usize] += u64::from(count);
             let again = overflowed.last().is_some_and(|(last, _)| *last == index);
             if again || conn.outbox.push(frames.clone(), now_ms, limits).is_err() {
                 overflowed.push((index, frames));
                 return;
             }
             state.outbox_bytes += bytes;
-            delivered += u64::from(count);
             if !conn.blocked && conn.lane != Lane::Urgent && conn.lane != lane {
                 conn.lane = lane;
                 wake |= queue.is_empty();
                 queue.push_back(index);
             }
         };
-        for index in &entry.plain {
-            push(*index, frames.clone());
+        for shape in FrameShape::ALL {
+            for index in &entry.plain[shape as usize] {
+                push(*index, shape, frames[shape as usize].clone());
+            }
         }
-        for special in &entry.special {
-            pick(&frames.bytes, &marks, &special.without, |run| push(special.session, run));
+        for Special { session, shape, without, .. } in entry.special.iter().filter(|special| !special.has_own_ids) {
+            let bytes = &frames[*shape as usize].bytes;
+            pick(bytes, marks, *shape, without, |run| push(*session, *shape, run));
         }
         if wake {
             self.inbox.wake();
         }
-        delivered
+        for (counter, delivered) in self.node.metrics.delivered.iter().zip(delivered) {
+            counter.inc_by(delivered);
+        }
+    }
+
+    /// For event streams of several rooms: each event's id says where its own client is in all of them.
+    fn hand_out_with_ids(&self, state: &mut State, key: u32, events: &Bytes, marks: &[Mark]) {
+        let Some(entry) = state.rooms.get(key) else { return };
+        let own = |special: &&Special| special.has_own_ids;
+        let members: Vec<(u32, SmallVec<[Origin; 2]>)> =
+            entry.special.iter().filter(own).map(|special| (special.session, special.without.clone())).collect();
+        for (index, without) in members {
+            let (mut bytes, mut count, mut start) = (BytesMut::new(), 0, 0);
+            for mark in marks {
+                let end = mark.ends[FrameShape::Event as usize];
+                let is_kept_away = matches!(mark.kind, MarkKind::Message(origin) if without.contains(&origin));
+                if !is_kept_away {
+                    bytes.extend_from_slice(&events[start..mark.id_at]);
+                    end_event(&mut bytes, Some(&state.cursors(index, Some((key, mark.at)))));
+                    count += 1;
+                }
+                start = end;
+            }
+            if count > 0 {
+                self.node.metrics.delivered[FrameShape::Event as usize].inc_by(u64::from(count));
+                self.queue(state, index, Frames { bytes: bytes.freeze(), count });
+            }
+        }
     }
 
     /// Over the node's budget the fullest outbox goes first, until there is room. Only what sockets have refused counts:
@@ -124,25 +162,27 @@ impl Shard {
     fn announce(&self, state: &mut State, key: u32, event: &PresenceEvent) {
         let Some(entry) = state.rooms.get(key) else { return };
         let wishing = entry.special.iter().filter(|s| s.presence_after.is_some_and(|after| event.version > after));
-        let wishing: Vec<u32> = wishing.map(|s| s.session).collect();
+        let wishing: Vec<(u32, FrameShape)> = wishing.map(|s| (s.session, s.shape)).collect();
         if wishing.is_empty() && entry.coming.is_empty() {
             return;
         }
         let member = MemberView { who: &event.who, sessions: None, info: event.info.as_deref() };
         let room = &entry.name;
-        let text = native::encode(&match event.kind {
+        let told = match event.kind {
             PresenceKind::Joined => ClientEvent::MemberJoined { room, member },
             PresenceKind::Left => ClientEvent::MemberLeft { room, member },
+        };
+        let frames = FrameShape::ALL.map(|shape| {
+            let mut bytes = BytesMut::new();
+            native::put_event(&mut bytes, shape, &told, None);
+            Frames { bytes: bytes.freeze(), count: 1 }
         });
-        let mut bytes = BytesMut::new();
-        put_frame(&mut bytes, FrameShape::NativeWebSocket, &[&text]);
-        let frames = Frames { bytes: bytes.freeze(), count: 1 };
         let Some(entry) = state.rooms.get_mut(key) else { return };
         for coming in entry.coming.iter_mut().filter(|coming| coming.events.len() < COMING_MAX) {
-            coming.events.push((event.version, frames.clone()));
+            coming.events.push((event.version, frames[coming.shape as usize].clone()));
         }
-        for index in wishing {
-            self.queue(state, index, frames.clone());
+        for (index, shape) in wishing {
+            self.queue(state, index, frames[shape as usize].clone());
         }
     }
 }
@@ -152,43 +192,80 @@ pub(super) fn append(state: &mut State, key: u32, publication: Publication) {
     let Some(entry) = state.rooms.get_mut(key) else { return };
     if entry.members() > 0 {
         let text = native::MessageText::new(&entry.name, &publication);
-        let origin = publication.origin;
-        put(entry, &mut state.dirty, key, &text.parts(&publication), MarkKind::Message(origin));
+        let at = publication.cursor;
+        let before = at.map(|at| Cursor::new(at.epoch, Offset(at.offset.0.saturating_sub(1))));
+        let kind = MarkKind::Message(publication.origin);
+        put(entry, &mut state.dirty, key, (None, &text.parts(&publication)), Moves { kind, before, at });
     }
+    entry.wake_parked();
     state.rooms.remember(key, publication);
 }
 
 /// Tells a room's members that messages are gone, in the order of its messages.
 pub(super) fn append_gap(state: &mut State, key: u32, from: Cursor, to: Cursor) {
     let Some(entry) = state.rooms.get_mut(key) else { return };
-    let text = native::encode(&ClientEvent::Gap { room: &entry.name, from, to });
-    put(entry, &mut state.dirty, key, &[&text], MarkKind::Notice);
+    let gap = ClientEvent::Gap { room: &entry.name, from, to };
+    let text = native::encode(&gap);
+    let moves = Moves { kind: MarkKind::Notice, before: Some(from), at: Some(to) };
+    put(entry, &mut state.dirty, key, (Some(gap.name()), &[&text]), moves);
+    if let Some(entry) = state.rooms.get(key) {
+        entry.wake_parked();
+    }
 }
 
-fn put(entry: &mut RoomEntry, dirty: &mut Vec<u32>, key: u32, text: &[&[u8]], kind: MarkKind) {
-    let batch = entry.batch.get_or_insert_with(|| {
+/// Whose a frame is, and from where to where it takes a member.
+struct Moves {
+    kind: MarkKind,
+    before: Option<Cursor>,
+    at: Option<Cursor>,
+}
+
+fn put(
+    entry: &mut RoomEntry,
+    dirty: &mut Vec<u32>,
+    key: u32,
+    (name, text): (Option<&str>, &[&[u8]]),
+    Moves { kind, before, at }: Moves,
+) {
+    if entry.batch.is_none() {
         dirty.push(key);
-        Box::default()
-    });
-    put_frame(&mut batch.bytes, FrameShape::NativeWebSocket, text);
+    }
+    let is_marked = !entry.special.is_empty();
+    let batch = entry.batch(before);
+    let mut id_at = 0;
+    for shape in FrameShape::ALL.into_iter().filter(|shape| batch.wanted[*shape as usize]) {
+        let bytes = &mut batch.bytes[shape as usize];
+        if shape != FrameShape::Event {
+            put_frame(bytes, shape, text);
+            continue;
+        }
+        if let Some(name) = name {
+            name_event(bytes, name);
+        }
+        put_frame(bytes, shape, text);
+        id_at = bytes.len();
+        end_event(bytes, Some(at.map(native::cursor_text).as_deref().unwrap_or(b"-")));
+    }
     batch.count += 1;
-    if !entry.special.is_empty() {
-        batch.marks.push(Mark { end: batch.bytes.len(), kind });
+    if is_marked {
+        let ends = std::array::from_fn(|shape| batch.bytes[shape].len());
+        batch.marks.push(Mark { ends, id_at, kind, at });
     }
 }
 
 /// Cuts a batch into the runs of frames that a member wants; one run, without copying, if it wants them all.
-fn pick(bytes: &Bytes, marks: &[Mark], without: &[Origin], mut take: impl FnMut(Frames)) {
+fn pick(bytes: &Bytes, marks: &[Mark], shape: FrameShape, without: &[Origin], mut take: impl FnMut(Frames)) {
     let (mut start, mut end, mut count) = (0, 0, 0);
     for mark in marks {
+        let here = mark.ends[shape as usize];
         match mark.kind {
             MarkKind::Message(origin) if without.contains(&origin) => {
                 if count > 0 {
                     take(Frames { bytes: bytes.slice(start..end), count });
                 }
-                (start, end, count) = (mark.end, mark.end, 0);
+                (start, end, count) = (here, here, 0);
             }
-            MarkKind::Message(_) | MarkKind::Notice => (end, count) = (mark.end, count + 1),
+            MarkKind::Message(_) | MarkKind::Notice => (end, count) = (here, count + 1),
         }
     }
     if count > 0 {
@@ -205,10 +282,11 @@ mod tests {
         let (mine, other) = (Origin([1; 12]), Origin([2; 12]));
         let bytes = Bytes::from_static(b"aabbccdd");
         let kinds = [MarkKind::Message(other), MarkKind::Message(mine), MarkKind::Notice, MarkKind::Message(other)];
-        let marks: Vec<Mark> = kinds.into_iter().zip([2, 4, 6, 8]).map(|(kind, end)| Mark { end, kind }).collect();
+        let mark = |(kind, end)| Mark { ends: [end, 0, 0], id_at: 0, kind, at: None };
+        let marks: Vec<Mark> = kinds.into_iter().zip([2, 4, 6, 8]).map(mark).collect();
         let runs = |without: &[Origin]| {
             let mut runs = vec![];
-            pick(&bytes, &marks, without, |f| runs.push((f.bytes, f.count)));
+            pick(&bytes, &marks, FrameShape::WebSocket, without, |f| runs.push((f.bytes, f.count)));
             runs
         };
         assert_eq!(runs(&[]), [(bytes.clone(), 4)]);

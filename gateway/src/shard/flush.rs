@@ -71,7 +71,7 @@ impl Shard {
         let who = SessionRef { index, generation: conn.generation };
         match wrote {
             Wrote::All => {
-                for waiter in std::mem::take(&mut conn.drained) {
+                for waiter in conn.drained.take().map(|waiters| waiters.0).unwrap_or_default() {
                     let _ = waiter.send(()); // the join may have been given up
                 }
                 if conn.phase == Phase::Closing {

@@ -1,4 +1,4 @@
-//! Coming and going. A join becomes a member only when it has had everything up to where the room's feed stands, in one
+//! Coming into rooms. A join becomes a member only when it has had everything up to where the room's feed stands, in one
 //! step that nothing can come between: that is what makes history and live deliveries meet without a hole or a repeat.
 
 use super::{
@@ -7,13 +7,13 @@ use super::{
     conn::SessionRef,
     feed::Step,
     retry::Retry,
-    rooms::{Coming, RoomKey, Special},
+    rooms::{Coming, RoomKey, Special, without},
 };
 use crate::{
-    command::{HISTORY_LIMIT_MAX, JoinOptions, PresenceWish, RequestId},
+    command::{HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
     error::{ErrorCode, Refusal},
     event::{Event, Missed},
-    protocol::{FrameShape, native, put_frame},
+    protocol::{FrameShape, end_event, native, put_frame},
     session::{Frames, Stage},
 };
 use bytes::BytesMut;
@@ -25,19 +25,16 @@ use tokio::sync::oneshot;
 
 /// Messages read from history at a time.
 const PAGE: usize = 100;
-/// How long an empty room stays followed: its next member costs no subscription, and flapping costs none at all.
-const LINGER_MS: u32 = 2_000;
 /// How long a join waits for a feed that is behind it.
 const FEED_WAIT: Duration = Duration::from_millis(20);
 
 /// A join under way.
 #[derive(Debug)]
 pub(super) struct Join {
-    session: SessionRef,
+    asker: Asker,
     room: RoomKey,
     /// The session's number for it; an older one is not wanted any more.
     number: u32,
-    id: RequestId,
     options: JoinOptions,
     /// Where a session stood that was a member already: from there it goes on, whatever the new join asks for.
     from: Option<Cursor>,
@@ -74,10 +71,10 @@ impl Shard {
             Ok(entered) => entered,
             Err(refusal) => return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         };
-        let join = Join { session: asker.who, room: key, number, id: asker.id, options, from };
+        let join = Join { asker, room: key, number, options, from };
         let Some(entry) = state.rooms.get_mut(key.0) else { return };
         if entry.feed.is_subscribing() {
-            let earlier = entry.waiting.iter().position(|earlier| earlier.session == join.session);
+            let earlier = entry.waiting.iter().position(|earlier| earlier.asker.who == join.asker.who);
             let earlier = earlier.map(|place| entry.waiting.swap_remove(place));
             entry.waiting.push(join);
             if let Some(earlier) = earlier {
@@ -109,7 +106,8 @@ impl Shard {
         if wish == PresenceWish::Members && !class.presence {
             return Err(Refusal::presence_off());
         }
-        let (key, made) = state.rooms.find_or_make(room, || class);
+        let (key, made) = state.rooms.find_or_make(room, self.now_ms(), || class);
+        let shape = conn.shape;
         let number = conn.session.begin_join(key);
         let origin = Origin::from(conn.session.id);
         let user = conn.session.user().cloned();
@@ -119,7 +117,7 @@ impl Shard {
         let mut from = None;
         match present {
             Some(membership) if membership.stage == Stage::Member => {
-                entry.remove_member(who.index);
+                entry.remove_member(who.index, shape);
                 from = entry.feed.position().map(fanfare_broker::Position::cursor);
             }
             Some(_) => {}
@@ -132,14 +130,18 @@ impl Shard {
         }
         entry.coming.retain(|coming| coming.session != who.index);
         if wish == PresenceWish::Members {
-            entry.coming.push(Coming { session: who.index, events: Vec::new() });
+            entry.coming.push(Coming { session: who.index, shape, events: Vec::new() });
         }
         let room_key = (key, entry.generation);
         if made {
-            self.node.metrics.rooms.inc();
-            tokio::task::spawn_local(Rc::clone(self).follow(room_key));
+            self.start_following(room_key);
         }
         Ok((room_key, number, from))
+    }
+
+    pub(super) fn start_following(self: &Rc<Self>, key: RoomKey) {
+        self.node.metrics.rooms.inc();
+        tokio::task::spawn_local(Rc::clone(self).follow(key));
     }
 
     /// Subscribes a room, as long as it takes, then lets in who waits.
@@ -162,6 +164,7 @@ impl Shard {
         let Some(entry) = state.rooms.same(key) else { return };
         let step = entry.feed.on_subscribed(head);
         let waiting = std::mem::take(&mut entry.waiting);
+        entry.wake_parked();
         self.obey(state, key.0, step);
         for join in waiting {
             self.admit(state, join);
@@ -217,7 +220,7 @@ impl Shard {
     async fn presence_with(&self, join: &Join, name: &Room) -> Result<Presence, BrokerError> {
         let enter = {
             let mut state = self.state.borrow_mut();
-            let Some(conn) = state.sessions.open(join.session) else { return Ok(Presence::default()) };
+            let Some(conn) = state.sessions.open(join.asker.who) else { return Ok(Presence::default()) };
             if !conn.session.is_joining(join.room.0, join.number) {
                 return Ok(Presence::default());
             }
@@ -231,7 +234,7 @@ impl Shard {
     /// Sends what can be sent and completes the join if that was all; else says what to wait for. `None`: completed,
     /// or not wanted any more.
     fn advance(&self, state: &mut State, join: &Join, progress: &mut Progress) -> Option<Wait> {
-        let conn = state.sessions.open(join.session)?;
+        let conn = state.sessions.open(join.asker.who)?;
         if !conn.session.is_joining(join.room.0, join.number) {
             self.answer_superseded(state, join);
             return None;
@@ -276,13 +279,13 @@ impl Shard {
         let entry = state.rooms.same(join.room)?;
         let at = entry.feed.position();
         let name = entry.name.clone();
-        let conn = state.sessions.open(join.session)?;
-        let without = Special::of(join.session.index, conn.session.id, &join.options, 0).map(|s| s.without);
+        let conn = state.sessions.open(join.asker.who)?;
+        let without = without(conn.session.id, &join.options);
         while !progress.pending.is_empty() {
-            let conn = state.sessions.open(join.session)?;
+            let conn = state.sessions.open(join.asker.who)?;
             if conn.outbox.is_half_full(&self.node.outbox_limits) {
                 let (tell, drained) = oneshot::channel();
-                conn.drained.push(tell);
+                conn.drained.get_or_insert_default().0.push(tell);
                 return Some(Wait::Outbox(drained));
             }
             let Some(publication) = progress.pending.pop_front() else { break };
@@ -293,23 +296,27 @@ impl Shard {
                 break;
             }
             progress.reached = Some(cursor);
-            if without.as_ref().is_some_and(|without| without.contains(&publication.origin)) {
-                continue;
+            if !without.contains(&publication.origin) {
+                self.send_message(state, join, &name, &publication);
             }
-            self.send_message(state, join.session, &name, &publication);
         }
         None
     }
 
     /// Queues one message of the past, beyond the outbox's limits: [`Shard::send_pending`] paces by itself.
-    fn send_message(&self, state: &mut State, who: SessionRef, room: &Room, publication: &Publication) {
+    fn send_message(&self, state: &mut State, join: &Join, room: &Room, publication: &Publication) {
+        let who = join.asker.who;
         let text = native::MessageText::new(room, publication);
-        let mut bytes = BytesMut::new();
-        put_frame(&mut bytes, FrameShape::NativeWebSocket, &text.parts(publication));
+        let id = state.note_reached(who.index, (join.room.0, publication.cursor));
         let Some(conn) = state.sessions.open(who) else { return };
+        let mut bytes = BytesMut::new();
+        put_frame(&mut bytes, conn.shape, &text.parts(publication));
+        if conn.shape == FrameShape::Event {
+            end_event(&mut bytes, id.as_deref());
+        }
         state.outbox_bytes += bytes.len();
         conn.outbox.push_unbounded(Frames { bytes: bytes.freeze(), count: 1 }, self.now_ms());
-        self.node.metrics.delivered_ws.inc();
+        self.node.metrics.delivered[conn.shape as usize].inc();
         self.mark_dirty(state, who.index, super::conn::Lane::Urgent);
     }
 
@@ -317,7 +324,7 @@ impl Shard {
     fn open_page(self: &Rc<Self>, join: &Join, progress: &mut Progress, page: Page) {
         let state = &mut *self.state.borrow_mut();
         let wanted = |conn: &mut super::Conn| conn.session.is_joining(join.room.0, join.number);
-        if !state.sessions.open(join.session).is_some_and(wanted) {
+        if !state.sessions.open(join.asker.who).is_some_and(wanted) {
             return; // left or gone meanwhile: the next step sees it too
         }
         let Some(entry) = state.rooms.same(join.room) else { return };
@@ -334,18 +341,23 @@ impl Shard {
             None if join.options.since.is_none() && page.gap.is_some() && join.from.is_some() => {
                 self.open_join(state, join, progress, (join.from, None));
                 if let Some(from) = join.from {
-                    self.send(state, join.session.index, &Event::Gap { room: &name, from, to: page.from });
+                    self.send_gap(state, join, &name, (from, page.from));
                 }
                 progress.reached = Some(page.from);
             }
             None => self.open_join(state, join, progress, (Some(page.from), page.gap)),
             Some(from) if page.gap.is_some() => {
-                self.send(state, join.session.index, &Event::Gap { room: &name, from, to: page.from });
+                self.send_gap(state, join, &name, (from, page.from));
                 progress.reached = Some(page.from);
             }
             Some(_) => {}
         }
         progress.pending = page.publications.into();
+    }
+
+    fn send_gap(&self, state: &mut State, join: &Join, room: &Room, (from, to): (Cursor, Cursor)) {
+        let gap = Event::Gap { room, from, to };
+        self.send_at(state, join.asker.who.index, &gap, Some((join.room.0, Some(to))));
     }
 
     /// Sends `joined`, once.
@@ -364,33 +376,37 @@ impl Shard {
         }
         let presence = progress.presence.as_ref();
         let joined = Event::Joined {
-            id: join.id,
+            id: join.asker.id,
             room: &name,
             cursor,
             resumed,
             gap: gap.filter(|_| resumed.is_some()).map(Missed::from),
             members: presence.map(|p| p.members.iter().map(Into::into).collect()),
         };
-        self.send(state, join.session.index, &joined);
+        // A stream tells it too: there it stands before the messages that follow from it.
+        self.send_at(state, join.asker.who.index, &joined, Some((join.room.0, cursor)));
+        self.answer(state, join.asker, &joined);
     }
 
     /// Makes the session a member: from here on it gets what the feed delivers.
     fn complete(&self, state: &mut State, join: &Join, progress: &Progress) {
-        let Some(conn) = state.sessions.open(join.session) else { return };
+        let Some(conn) = state.sessions.open(join.asker.who) else { return };
         if !conn.session.complete_join(join.room.0, join.number) {
             return;
         }
         let version = progress.presence.as_ref().map_or(0, |p| p.version);
-        let special = Special::of(join.session.index, conn.session.id, &join.options, version);
         let Some(entry) = state.rooms.same(join.room) else { return };
-        match special {
-            Some(special) => entry.special.push(special),
-            None => entry.plain.push(join.session.index),
-        }
-        let came = entry.coming.iter().position(|coming| coming.session == join.session.index);
+        entry.add_member(Special {
+            session: join.asker.who.index,
+            shape: conn.shape,
+            has_own_ids: !conn.shares_frames(&entry.name),
+            presence_after: (join.options.presence == PresenceWish::Members).then_some(version),
+            without: without(conn.session.id, &join.options),
+        });
+        let came = entry.coming.iter().position(|coming| coming.session == join.asker.who.index);
         let Some(came) = came.map(|place| entry.coming.swap_remove(place)) else { return };
         for (_, frames) in came.events.into_iter().filter(|(at, _)| *at > version) {
-            self.queue(state, join.session.index, frames);
+            self.queue(state, join.asker.who.index, frames);
         }
     }
 
@@ -398,93 +414,36 @@ impl Shard {
     /// fault and counts as no error.
     fn answer_superseded(&self, state: &mut State, join: &Join) {
         let Some(name) = state.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
-        if join.id.is_none() || state.sessions.open(join.session).is_none() {
+        let Asker { who, id, post } = join.asker;
+        if (id.is_none() && post.is_none()) || state.sessions.open(who).is_none() {
             return;
         }
         let code = ErrorCode::NotJoined;
         let error = Event::Error {
-            id: join.id,
+            id,
             room: Some(Cow::Borrowed(name.as_str())),
             code,
             message: Cow::Borrowed("a later join or leave of this room has overtaken this one"),
             retryable: code.retryable(),
             retry_after_ms: None,
         };
-        self.send(state, join.session.index, &error);
+        self.reply(state, join.asker, &error);
     }
 
     /// Gives a join up: the client is told why and is not in the room.
     fn abandon(self: &Rc<Self>, join: &Join, refusal: Refusal) {
         let state = &mut *self.state.borrow_mut();
-        let Some(conn) = state.sessions.open(join.session) else { return };
+        let Some(conn) = state.sessions.open(join.asker.who) else { return };
         if !conn.session.is_joining(join.room.0, join.number) {
             return;
         }
         conn.session.leave(join.room.0);
         let Some(name) = state.rooms.get(join.room.0).map(|entry| entry.name.clone()) else { return };
-        self.vacate(state, join.session, join.room.0, Stage::Joining);
-        let asker = Asker { who: join.session, id: join.id };
-        self.refuse(state, asker, Some(Cow::Borrowed(name.as_str())), refusal);
-        if join.from.is_some() && state.sessions.open(join.session).is_some() {
+        self.vacate(state, join.asker.who, join.room.0, Stage::Joining);
+        self.refuse(state, join.asker, Some(Cow::Borrowed(name.as_str())), refusal);
+        if join.from.is_some() && state.sessions.open(join.asker.who).is_some() {
             // It was a member before it asked to join again, and is none any more.
-            self.send(state, join.session.index, &Event::Left { id: None, room: &name, reason: None });
-        }
-    }
-
-    // --- going ---
-
-    /// Takes a session out of one room; `false` if it was not in it.
-    pub(super) fn leave(&self, state: &mut State, who: SessionRef, room: &str) -> bool {
-        let Some(key) = state.rooms.find(room) else { return false };
-        let Some(conn) = state.sessions.open(who) else { return false };
-        let Some(membership) = conn.session.leave(key) else { return false };
-        self.vacate(state, who, key, membership.stage);
-        true
-    }
-
-    /// Takes a session that ends out of all its rooms.
-    pub(super) fn leave_all(&self, state: &mut State, who: SessionRef) {
-        let Some(conn) = state.sessions.get(who) else { return };
-        for membership in conn.session.take_memberships() {
-            self.vacate(state, who, membership.room, membership.stage);
-        }
-    }
-
-    fn vacate(&self, state: &mut State, who: SessionRef, key: u32, stage: Stage) {
-        let Some(conn) = state.sessions.get(who) else { return };
-        let session = Origin::from(conn.session.id);
-        let Some(entry) = state.rooms.get_mut(key) else { return };
-        if stage == Stage::Member {
-            entry.remove_member(who.index);
-        }
-        entry.coming.retain(|coming| coming.session != who.index);
-        entry.occupants -= 1;
-        self.node.metrics.members.dec();
-        drop(self.node.broker.attend(&entry.name, Attendance::Leave { session, announce: entry.class.presence }));
-        if entry.occupants == 0 {
-            entry.emptied_ms = self.now_ms();
-            let due = (entry.emptied_ms.wrapping_add(LINGER_MS), (key, entry.generation));
-            self.wake_timers(state);
-            state.lingering.push_back(due);
-        }
-    }
-
-    /// Stops following rooms that have been empty for a while and still are.
-    pub(super) fn let_go(&self, state: &mut State) {
-        let now_ms = self.now_ms();
-        let is_past = |due: u32| now_ms.wrapping_sub(due) < u32::MAX / 2;
-        while state.lingering.front().is_some_and(|(due, _)| is_past(*due)) {
-            let Some((_, key)) = state.lingering.pop_front() else { return };
-            let empty = |entry: &mut super::rooms::RoomEntry| {
-                entry.occupants == 0 && is_past(entry.emptied_ms.wrapping_add(LINGER_MS))
-            };
-            if !state.rooms.same(key).is_some_and(empty) {
-                continue; // somebody is in it, or was since: that one's leaving filed it anew
-            }
-            if let Some(name) = state.rooms.remove(key.0) {
-                self.node.broker.unsubscribe(self.me, &name);
-                self.node.metrics.rooms.dec();
-            }
+            self.send(state, join.asker.who.index, &Event::Left { id: None, room: &name, reason: None });
         }
     }
 

@@ -7,8 +7,10 @@
 //! |---|---|
 //! | `inbox` | what other threads have for a shard |
 //! | `rooms`, `feed` | rooms, members, and deliveries without holes |
-//! | `join`, `catch_up` | coming and going; filling holes |
-//! | `commands` | what clients ask for |
+//! | `join`, `leave`, `catch_up` | coming and going; filling holes |
+//! | `commands`, `posts` | what clients ask for, over their own connection or by posting |
+//! | `streams` | sessions whose clients cannot send: where they are, heartbeats, their age |
+//! | `polls` | rooms that polls look at and wait for |
 //! | `fanout`, `flush` | the hot path: encode once, queue, write |
 //! | `timers`, `wheel` | pings, deadlines, lingering rooms |
 //! | `retry` | waits when the broker fails |
@@ -24,10 +26,14 @@ mod feed;
 mod flush;
 mod inbox;
 mod join;
+mod leave;
 mod leave_taking;
 mod notes;
+mod polls;
+mod posts;
 mod retry;
 mod rooms;
+mod streams;
 mod timers;
 mod wheel;
 
@@ -36,6 +42,9 @@ pub(crate) use commands::split_since;
 pub(crate) use conn::SessionRef;
 pub(crate) use inbox::Inbox;
 pub(crate) use notes::Note;
+pub(crate) use polls::{Look, Watch};
+pub(crate) use posts::commands;
+pub(crate) use streams::Opening;
 
 use crate::{
     auth::Seat,
@@ -44,12 +53,13 @@ use crate::{
     live::Live,
     node::{Node, unix_ms},
     protocol::{FrameShape, control, native, put_frame},
-    session::{Frames, Outbox, Session, SessionId},
+    session::{Frames, Outbox, PostAddress, Secret, Session, SessionId},
 };
 use bytes::{Bytes, BytesMut};
-use conn::{Conn, Lane, Phase, Sessions, Timer};
+use conn::{Conn, Lane, Phase, Sessions, Stream, Timer};
 use fanfare_broker::{Delivery, Event as Delivered, SubscriberId};
 use inbox::Item;
+use posts::Posts;
 use rooms::Rooms;
 use std::{
     cell::{Cell, RefCell},
@@ -91,7 +101,9 @@ struct State {
     urgent: VecDeque<u32>,
     bulk: VecDeque<u32>,
     wheel: wheel::Wheel<Timer>,
-    lingering: VecDeque<(u32, rooms::RoomKey)>,
+    /// Empty rooms and when to look at them again, in the order of that: those that members left, and polls.
+    lingering: [VecDeque<(u32, rooms::RoomKey)>; 2],
+    posts: Posts,
     /// Bytes in all outboxes, and how many of them the metric knows of.
     outbox_bytes: usize,
     outbox_told: i64,
@@ -117,7 +129,8 @@ impl Shard {
             urgent: VecDeque::new(),
             bulk: VecDeque::new(),
             wheel: wheel::Wheel::new(),
-            lingering: VecDeque::new(),
+            lingering: Default::default(),
+            posts: Posts::default(),
             outbox_bytes: 0,
             outbox_told: 0,
             items: Vec::new(),
@@ -171,7 +184,7 @@ impl Shard {
             match item {
                 Item::Deliver(delivery) => self.on_delivery(state, delivery),
                 Item::Published(ticket, room, outcome) => self.on_published(state, ticket, &room, outcome),
-                Item::Told(note) => self.on_note(state, &note),
+                Item::Told(note) => self.on_note(state, note),
                 Item::Behind(room) => self.on_behind(state, &room),
             }
         }
@@ -193,9 +206,13 @@ impl Shard {
 
     // --- a session's life ---
 
-    /// Takes a socket whose handshake is done, and greets the client.
-    pub(crate) fn open(&self, socket: Rc<TcpStream>, seat: Option<Seat>) -> SessionRef {
+    /// Takes a socket whose handshake is over, but for the answer, and greets the client.
+    pub(crate) fn open(&self, socket: Rc<TcpStream>, seat: Option<Seat>, opening: Opening) -> SessionRef {
         let now_ms = self.now_ms();
+        let Opening { shape, head, rooms } = opening;
+        let secret = Secret::random();
+        let ends_ms = now_ms.wrapping_add(streams::age_ms());
+        let stream = (shape != FrameShape::WebSocket).then(|| Box::new(Stream { secret, rooms, ends_ms }));
         let id = SessionId::random();
         let limits = &self.node.limits;
         let session = Session::new(id, None, limits, now_ms);
@@ -206,22 +223,30 @@ impl Shard {
             phase: Phase::Open,
             blocked: false,
             stale_filed: false,
+            shape,
             live: Live::new(now_ms),
             socket,
             outbox: Outbox::default(),
             session,
-            drained: Vec::new(),
+            drained: None,
             _seat: seat,
+            stream,
         });
         self.load.store(state.sessions.len(), Ordering::Relaxed);
-        self.node.metrics.sessions.inc();
-        self.node.metrics.sessions_opened.inc();
-        let ping_ms = self.ping_ms(who.index);
+        self.node.metrics.sessions[shape as usize].inc();
+        self.node.metrics.sessions_opened[shape as usize].inc();
+        let ping_ms = self.ping_ms(who.index, shape);
         self.start_wheel_entry(state, Timer::Live(who), ping_ms);
+        self.queue(state, who.index, Frames { bytes: head, count: 1 });
+        let post = (shape != FrameShape::WebSocket).then(|| {
+            let address = PostAddress { node: self.node.id, shard: self.me.0, place: who.to_u64(), secret };
+            format!("/v1/sessions/{address}")
+        });
         let welcome = Event::Welcome {
             session: id,
             node: &self.node.name,
             route: &self.node.route,
+            post: post.as_deref(),
             ping_ms: u64::from(ping_ms),
             limits: WelcomeLimits { message_bytes: limits.message_bytes, rooms: limits.rooms_per_session },
         };
@@ -234,16 +259,21 @@ impl Shard {
     fn end(&self, state: &mut State, who: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
         let Some(conn) = state.sessions.open(who) else { return };
         conn.phase = Phase::Closing;
-        conn.drained = Vec::new();
+        conn.drained = None;
         let before = conn.outbox.bytes();
         if !conn::keeps_outbox(reason) {
             conn.outbox.discard();
         }
-        let bytes = reply.unwrap_or_else(|| control::close(reason));
+        let shape = conn.shape;
+        let bytes = reply.unwrap_or_else(|| match shape {
+            FrameShape::WebSocket => control::close(reason),
+            FrameShape::Event | FrameShape::Line => streams::close(shape, reason),
+        });
         conn.outbox.push_unbounded(Frames { bytes, count: 1 }, self.now_ms());
         state.outbox_bytes = state.outbox_bytes + conn.outbox.bytes() - before;
         self.leave_all(state, who);
-        self.node.metrics.sessions.dec();
+        self.forsake_posts(state, who);
+        self.node.metrics.sessions[shape as usize].dec();
         self.node.metrics.session_closed(reason);
         if reason == CloseReason::TooSlow {
             self.node.metrics.slow_consumers.inc();
@@ -292,12 +322,22 @@ impl Shard {
     // --- sending to one session ---
 
     fn send(&self, state: &mut State, index: u32, event: &Event<'_>) {
-        self.send_text(state, index, &native::encode(event));
+        self.send_at(state, index, event, None);
     }
 
+    /// Sends an event after which the client stands at a place in a room.
+    fn send_at(&self, state: &mut State, index: u32, event: &Event<'_>, at: Option<streams::At>) {
+        let Some(shape) = state.sessions.at(index).map(|conn| conn.shape) else { return };
+        let id = at.and_then(|at| state.note_reached(index, at));
+        let mut bytes = BytesMut::new();
+        native::put_event(&mut bytes, shape, event, id.as_deref());
+        self.queue(state, index, Frames { bytes: bytes.freeze(), count: 1 });
+    }
+
+    /// Sends a WebSocket's client a text that is encoded already.
     fn send_text(&self, state: &mut State, index: u32, text: &[u8]) {
         let mut bytes = BytesMut::new();
-        put_frame(&mut bytes, FrameShape::NativeWebSocket, &[text]);
+        put_frame(&mut bytes, FrameShape::WebSocket, &[text]);
         self.queue(state, index, Frames { bytes: bytes.freeze(), count: 1 });
     }
 

@@ -1,21 +1,59 @@
-//! Notes between nodes: whom an operator wants out. Sent by `api` through the broker, done by every shard.
+//! Notes between nodes and shards: whom an operator wants out, and posted commands with their answers. Sent by `api` and
+//! `posts` through the broker or into a shard's inbox; each shard does what is for it.
 
-use super::{Shard, State};
-use crate::{close::CloseReason, event::Event, session::SessionId};
-use bytes::Bytes;
-use fanfare_broker::Room;
+use super::{Shard, State, posts::Answer};
+use crate::{
+    close::CloseReason,
+    error::ErrorCode,
+    event::Event,
+    session::{PostAddress, SessionId},
+};
+use bytes::{Buf as _, Bytes};
+use fanfare_broker::{NodeId, Room};
+use std::rc::Rc;
 
-/// A note, as bytes: kind, length of the room's name, room, user.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A note; as bytes its kind comes first.
+#[derive(Debug)]
 pub(crate) enum Note {
     /// All of a user's sessions leave a room.
     Kick { room: Room, user: String },
     /// All of a user's sessions end.
     Disconnect { user: String },
+    /// What was posted for a session.
+    Command(Command),
+    /// What became of that.
+    Answer { shard: u16, ticket: u64, answer: Answer },
+}
+
+/// Commands for one session, and where their answer goes.
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(super) address: PostAddress,
+    pub(super) back: Return,
+    /// One command or an array of some, as JSON.
+    pub(super) body: Bytes,
+}
+
+/// Who waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Return {
+    pub(super) node: NodeId,
+    pub(super) shard: u16,
+    pub(super) ticket: u64,
 }
 
 const KICK: u8 = 1;
 const DISCONNECT: u8 = 2;
+const COMMAND: u8 = 3;
+const ANSWER: u8 = 4;
+
+/// What an answer begins with: done, there is no such session, too much is under way.
+const DONE: u8 = 0;
+const GONE: u8 = 1;
+const OVERLOADED: u8 = 2;
+
+const ADDRESS_BYTES: usize = 36;
+const RETURN_BYTES: usize = 18;
 
 impl Note {
     /// The bytes.
@@ -23,28 +61,70 @@ impl Note {
         let (kind, room, user) = match self {
             Self::Kick { room, user } => (KICK, room.as_str(), user),
             Self::Disconnect { user } => (DISCONNECT, "", user),
+            Self::Command(Command { address, back, body }) => {
+                let (node, shard) = (back.node.0.to_be_bytes(), back.shard.to_be_bytes());
+                let back = [&node[..], &shard, &back.ticket.to_be_bytes()].concat();
+                return [&[COMMAND], &address.bytes()[..], &back, body].concat().into();
+            }
+            Self::Answer { shard, ticket, answer } => {
+                let (word, body) = match answer {
+                    Ok(body) => (DONE, &body[..]),
+                    Err(ErrorCode::SessionGone) => (GONE, &[][..]),
+                    Err(_) => (OVERLOADED, &[][..]),
+                };
+                return [&[ANSWER], &shard.to_be_bytes()[..], &ticket.to_be_bytes(), &[word], body].concat().into();
+            }
         };
         // A room's name has at most 255 bytes.
         [&[kind, room.len() as u8], room.as_bytes(), user.as_bytes()].concat().into()
     }
 
     /// Reads a note; `None` for kinds that a newer node may send.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (&[kind, len], rest) = bytes.split_first_chunk()?;
-        let (room, user) = rest.split_at_checked(usize::from(len))?;
-        let user = String::from_utf8(user.to_vec()).ok()?;
-        match kind {
-            KICK => Some(Self::Kick { room: Room::parse(std::str::from_utf8(room).ok()?).ok()?, user }),
-            DISCONNECT => Some(Self::Disconnect { user }),
+    pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
+        match bytes.try_get_u8().ok()? {
+            KICK => {
+                let len = usize::from(bytes.try_get_u8().ok()?);
+                let (room, user) = bytes.split_at_checked(len)?;
+                let room = Room::parse(std::str::from_utf8(room).ok()?).ok()?;
+                Some(Self::Kick { room, user: String::from_utf8(user.to_vec()).ok()? })
+            }
+            DISCONNECT => {
+                let user = bytes.strip_prefix(b"\0")?;
+                Some(Self::Disconnect { user: String::from_utf8(user.to_vec()).ok()? })
+            }
+            COMMAND if bytes.len() >= ADDRESS_BYTES + RETURN_BYTES => {
+                let address = PostAddress::read(&bytes.split_to(ADDRESS_BYTES))?;
+                let (node, shard, ticket) = (bytes.get_u64(), bytes.get_u16(), bytes.get_u64());
+                let back = Return { node: NodeId(node), shard, ticket };
+                Some(Self::Command(Command { address, back, body: bytes }))
+            }
+            ANSWER => {
+                let (shard, ticket) = (bytes.try_get_u16().ok()?, bytes.try_get_u64().ok()?);
+                let answer = match bytes.try_get_u8().ok()? {
+                    DONE => Ok(bytes),
+                    GONE => Err(ErrorCode::SessionGone),
+                    _ => Err(ErrorCode::BackplaneOverloaded),
+                };
+                Some(Self::Answer { shard, ticket, answer })
+            }
             _ => None,
         }
     }
 }
 
 impl Shard {
-    pub(super) fn on_note(&self, state: &mut State, note: &[u8]) {
+    pub(super) fn on_note(self: &Rc<Self>, state: &mut State, note: Bytes) {
         match Note::decode(note) {
+            // A node's notes reach all of its shards.
+            Some(Note::Command(command)) if command.address.shard == self.me.0 => self.on_command(state, command),
+            Some(Note::Answer { shard, ticket, answer }) if shard == self.me.0 => {
+                self.on_answer(state, ticket, answer);
+            }
+            Some(Note::Command(_) | Note::Answer { .. }) => {}
             Some(Note::Kick { room, user }) => {
+                if let Ok(session) = user.parse() {
+                    self.node.kick_poller(Some(&room), session);
+                }
                 for who in sessions_of(state, &user) {
                     if self.leave(state, who, room.as_str()) {
                         self.send(state, who.index, &Event::Left { id: None, room: &room, reason: Some("kicked") });
@@ -52,6 +132,9 @@ impl Shard {
                 }
             }
             Some(Note::Disconnect { user }) => {
+                if let Ok(session) = user.parse() {
+                    self.node.kick_poller(None, session);
+                }
                 for who in sessions_of(state, &user) {
                     self.end(state, who, CloseReason::Kicked, None);
                 }
@@ -74,15 +157,45 @@ fn sessions_of(state: &State, user: &str) -> Vec<super::SessionRef> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Secret;
+
+    fn again(note: &Note) -> Note {
+        Note::decode(note.encode()).unwrap()
+    }
 
     #[test]
     fn bytes_and_back() {
         let room = Room::parse("chat:1").unwrap();
-        for note in [Note::Kick { room, user: "ü".into() }, Note::Disconnect { user: "u42".into() }] {
-            assert_eq!(Note::decode(&note.encode()), Some(note));
+        assert!(matches!(again(&Note::Kick { room: room.clone(), user: "ü".into() }),
+            Note::Kick { room: r, user } if r == room && user == "ü"));
+        assert!(matches!(again(&Note::Disconnect { user: "u42".into() }), Note::Disconnect { user } if user == "u42"));
+        let address = PostAddress { node: NodeId(1), shard: 2, place: 3, secret: Secret::random() };
+        let back = Return { node: NodeId(4), shard: 5, ticket: 6 };
+        let command = Note::Command(Command { address, back, body: Bytes::from_static(b"{}") });
+        assert!(matches!(again(&command), Note::Command(c)
+            if c.back == back && c.body == "{}" && c.address.secret.is(&address.secret) && c.address.shard == 2));
+        for answer in [Ok(Bytes::from_static(b"[]")), Err(ErrorCode::SessionGone), Err(ErrorCode::BackplaneOverloaded)]
+        {
+            let note = Note::Answer { shard: 1, ticket: 2, answer: answer.clone() };
+            assert!(matches!(again(&note), Note::Answer { shard: 1, ticket: 2, answer: a } if a == answer));
         }
-        for bad in [&b""[..], b"\x01", b"\x01\x09abc", b"\x01\x00u", b"\x07\x00u", b"\x02\x00\xff"] {
-            assert_eq!(Note::decode(bad), None, "{bad:?}");
+    }
+
+    #[test]
+    fn what_is_not_understood_is_not_read() {
+        let bad: [&'static [u8]; 9] = [
+            b"",
+            b"\x01",
+            b"\x01\x09abc",
+            b"\x01\x00u",
+            b"\x09\x00u",
+            b"\x02\x00\xff",
+            b"\x02",
+            b"\x03abc",
+            b"\x04abc",
+        ];
+        for bytes in bad {
+            assert!(Note::decode(Bytes::from_static(bytes)).is_none(), "{bytes:?}");
         }
     }
 }

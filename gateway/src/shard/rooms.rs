@@ -4,19 +4,27 @@
 use super::feed::Feed;
 use crate::{
     class::Class,
-    command::{EchoWish, JoinOptions, PresenceWish},
+    command::{EchoWish, JoinOptions},
+    protocol::FrameShape,
     session::{Frames, SessionId},
 };
 use bytes::BytesMut;
 use fanfare_broker::{Cursor, Origin, Publication, Room};
 use slab::Slab;
 use smallvec::SmallVec;
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
+use tokio::sync::Notify;
 
 /// Messages of an active room that each shard keeps, for resumes that need not ask the broker.
 const RING_MAX: usize = 64;
 /// Their payload bytes, for all rooms of a shard together.
 const RING_BYTES_MAX: usize = 64 << 20;
+
+/// Rooms for which an empty shard keeps its tables.
+const ENTRIES_SPARE: usize = 1024;
 
 /// One room on one shard.
 #[derive(Debug)]
@@ -26,14 +34,19 @@ pub(super) struct RoomEntry {
     /// Tells this entry from an earlier one of the same key.
     pub(super) generation: u32,
     pub(super) feed: Feed,
-    /// Members that get everything: the session's key alone, so that the fan-out reads four bytes per member.
-    pub(super) plain: Vec<u32>,
-    /// Members that see who comes and goes, or that want some messages kept away.
+    /// Members that get everything, by the shape of their frames: the session's key alone, so that the fan-out reads four
+    /// bytes per member.
+    pub(super) plain: [Vec<u32>; FrameShape::COUNT],
+    /// Members that see who comes and goes, that want some messages kept away, or whose events have ids of their own.
     pub(super) special: Vec<Special>,
-    /// Sessions that are in the room or coming in.
+    /// Sessions that are in the room or coming in, and polls that look at it.
     pub(super) occupants: u32,
-    /// When the last one left.
-    pub(super) emptied_ms: u32,
+    /// Until when it is followed at least; means something only while nobody is in it.
+    pub(super) wanted_until_ms: u32,
+    /// When it was first followed.
+    pub(super) made_ms: u32,
+    /// Polls that wait for its next message. Most rooms have none.
+    pub(super) parked: Option<Box<Slab<Rc<Notify>>>>,
     /// Sessions that have asked who is here and are not members yet.
     pub(super) coming: Vec<Coming>,
     /// Joins that wait for the subscription.
@@ -46,6 +59,9 @@ pub(super) struct RoomEntry {
 #[derive(Debug)]
 pub(super) struct Special {
     pub(super) session: u32,
+    pub(super) shape: FrameShape,
+    /// Its events' ids speak of other rooms too: its frames are made for it alone.
+    pub(super) has_own_ids: bool,
     /// Presence events after this version; `None`: none.
     pub(super) presence_after: Option<u64>,
     /// Whose messages stay away.
@@ -57,6 +73,7 @@ pub(super) struct Special {
 #[derive(Debug)]
 pub(super) struct Coming {
     pub(super) session: u32,
+    pub(super) shape: FrameShape,
     /// Presence events by version, at most [`COMING_MAX`].
     pub(super) events: Vec<(u64, Frames)>,
 }
@@ -64,10 +81,15 @@ pub(super) struct Coming {
 /// Presence events that wait for one session; a listing is never older than the few seconds in which so many come.
 pub(super) const COMING_MAX: usize = 4096;
 
-/// What a room's members get at the end of the tick: their frames, back to back, encoded once.
-#[derive(Debug, Default)]
+/// What a room's members get at the end of the tick: their frames, back to back, encoded once for each shape that they
+/// have.
+#[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) bytes: BytesMut,
+    /// Where members stood before it.
+    pub(super) from: Option<Cursor>,
+    /// Which shapes are wanted.
+    pub(super) wanted: [bool; FrameShape::COUNT],
+    pub(super) bytes: [BytesMut; FrameShape::COUNT],
     pub(super) count: u32,
     /// Where each frame ends and whose it is; kept only for special members.
     pub(super) marks: Vec<Mark>,
@@ -76,8 +98,13 @@ pub(super) struct Batch {
 /// One frame of a [`Batch`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mark {
-    pub(super) end: usize,
+    /// Where it ends in each shape.
+    pub(super) ends: [usize; FrameShape::COUNT],
+    /// Where an event's id begins.
+    pub(super) id_at: usize,
     pub(super) kind: MarkKind,
+    /// Where members stand after it.
+    pub(super) at: Option<Cursor>,
 }
 
 /// Whom a frame is for.
@@ -89,30 +116,73 @@ pub(super) enum MarkKind {
     Notice,
 }
 
-impl Special {
-    /// `None` if these options make a plain member.
-    pub(super) fn of(session: u32, own: SessionId, options: &JoinOptions, version: u64) -> Option<Self> {
-        let mut without: SmallVec<[Origin; 2]> = options.exclude.iter().map(|id| Origin::from(*id)).collect();
-        if options.echo == EchoWish::No {
-            without.push(own.into());
-        }
-        let presence_after = (options.presence == PresenceWish::Members).then_some(version);
-        (presence_after.is_some() || !without.is_empty()).then_some(Self { session, presence_after, without })
+/// Whose messages a join wants kept away.
+pub(super) fn without(own: SessionId, options: &JoinOptions) -> SmallVec<[Origin; 2]> {
+    let mut without: SmallVec<[Origin; 2]> = options.exclude.iter().map(|id| Origin::from(*id)).collect();
+    if options.echo == EchoWish::No {
+        without.push(own.into());
+    }
+    without
+}
+
+impl Batch {
+    /// Empty, for those who are members of `entry` now.
+    fn new(entry: &RoomEntry, from: Option<Cursor>) -> Self {
+        let wanted = |shape: FrameShape| {
+            !entry.plain[shape as usize].is_empty() || entry.special.iter().any(|special| special.shape == shape)
+        };
+        let bytes = [BytesMut::new(), BytesMut::new(), BytesMut::new()];
+        Self { from, wanted: FrameShape::ALL.map(wanted), bytes, count: 0, marks: Vec::new() }
     }
 }
 
 impl RoomEntry {
     pub(super) fn members(&self) -> usize {
-        self.plain.len() + self.special.len()
+        self.plain.iter().map(Vec::len).sum::<usize>() + self.special.len()
+    }
+
+    pub(super) fn add_member(&mut self, member: Special) {
+        if member.presence_after.is_none() && member.without.is_empty() && !member.has_own_ids {
+            self.plain[member.shape as usize].push(member.session);
+        } else {
+            self.special.push(member);
+        }
     }
 
     /// Takes a session out of the member lists.
-    pub(super) fn remove_member(&mut self, session: u32) {
-        if let Some(place) = self.plain.iter().position(|s| *s == session) {
-            self.plain.swap_remove(place);
+    pub(super) fn remove_member(&mut self, session: u32, shape: FrameShape) {
+        let plain = &mut self.plain[shape as usize];
+        if let Some(place) = plain.iter().position(|s| *s == session) {
+            plain.swap_remove(place);
         } else {
             self.special.retain(|s| s.session != session);
         }
+    }
+
+    /// The batch of this pass, begun by whoever has the first frame for it; `from` is where members stood before that.
+    pub(super) fn batch(&mut self, from: Option<Cursor>) -> &mut Batch {
+        let batch = self.batch.take().unwrap_or_else(|| Box::new(Batch::new(self, from)));
+        self.batch.insert(batch)
+    }
+
+    /// Where its members stand: what was handed to them, not what waits in this pass's batch.
+    pub(super) fn place(&self) -> Option<Cursor> {
+        match &self.batch {
+            Some(batch) => batch.from,
+            None => self.feed.position().map(fanfare_broker::Position::cursor),
+        }
+    }
+
+    /// Wakes the polls that wait for something new.
+    pub(super) fn wake_parked(&self) {
+        if let Some(parked) = &self.parked {
+            parked.iter().for_each(|(_, poll)| poll.notify_one());
+        }
+    }
+
+    /// When the last kept message was published, in milliseconds since 1970.
+    pub(super) fn last_ts_ms(&self) -> Option<u64> {
+        self.ring.back().map(|publication| publication.ts_ms)
     }
 
     /// The kept messages after `since`, if they reach back that far.
@@ -149,7 +219,7 @@ impl Rooms {
     }
 
     /// The room's key; `true` if the entry is new.
-    pub(super) fn find_or_make(&mut self, name: &Room, class: impl FnOnce() -> Class) -> (u32, bool) {
+    pub(super) fn find_or_make(&mut self, name: &Room, now_ms: u32, class: impl FnOnce() -> Class) -> (u32, bool) {
         if let Some(key) = self.find(name.as_str()) {
             return (key, false);
         }
@@ -159,10 +229,12 @@ impl Rooms {
             class: class(),
             generation: self.generations,
             feed: Feed::new(),
-            plain: Vec::new(),
+            plain: Default::default(),
             special: Vec::new(),
             occupants: 0,
-            emptied_ms: 0,
+            wanted_until_ms: now_ms,
+            made_ms: now_ms,
+            parked: None,
             coming: Vec::new(),
             waiting: Vec::new(),
             ring: VecDeque::new(),
@@ -180,6 +252,10 @@ impl Rooms {
         self.entries.get_mut(key as usize)
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &RoomEntry> {
+        self.entries.iter().map(|(_, entry)| entry)
+    }
+
     /// The entry, if it is still the one that this generation was given to.
     pub(super) fn same(&mut self, (key, generation): RoomKey) -> Option<&mut RoomEntry> {
         self.get_mut(key).filter(|entry| entry.generation == generation)
@@ -190,6 +266,10 @@ impl Rooms {
         let entry = self.entries.try_remove(key as usize)?;
         self.ring_bytes -= entry.ring_bytes();
         self.by_name.remove(&entry.name);
+        if self.entries.is_empty() && self.entries.capacity() > ENTRIES_SPARE {
+            // A storm of rooms leaves no large tables behind.
+            (self.entries, self.by_name) = (Slab::new(), HashMap::new());
+        }
         Some(entry.name)
     }
 

@@ -5,15 +5,22 @@ use super::{
     Shard, State,
     conn::{Phase, SessionRef, Timer},
     flush::shut,
+    streams::HEARTBEAT_MS,
     wheel::TICK_MS,
 };
 use crate::{
     close::CloseReason,
     live::{Due, PONG_MS},
-    protocol::control,
+    protocol::{FrameShape, control},
     session::Frames,
 };
-use std::{net::Shutdown, rc::Rc, time::Duration};
+use std::{collections::VecDeque, net::Shutdown, rc::Rc, time::Duration};
+
+impl State {
+    fn has_no_timers(&self) -> bool {
+        self.wheel.is_empty() && self.lingering.iter().all(VecDeque::is_empty)
+    }
+}
 
 impl Shard {
     /// Turns the wheel for ever.
@@ -40,8 +47,7 @@ impl Shard {
     }
 
     fn has_no_timers(&self) -> bool {
-        let state = self.state.borrow();
-        state.wheel.is_empty() && state.lingering.is_empty()
+        self.state.borrow().has_no_timers()
     }
 
     pub(super) fn start_wheel_entry(&self, state: &mut State, timer: Timer, after_ms: u32) {
@@ -51,15 +57,16 @@ impl Shard {
 
     /// Call before something is filed: the task sleeps only while nothing is.
     pub(super) fn wake_timers(&self, state: &State) {
-        if state.wheel.is_empty() && state.lingering.is_empty() {
+        if state.has_no_timers() {
             self.timers.notify_one();
         }
     }
 
     /// This session's interval: the configured one, spread by a tenth so that no storm of connects comes back as a
     /// storm of pings.
-    pub(super) fn ping_ms(&self, index: u32) -> u32 {
+    pub(super) fn ping_ms(&self, index: u32, shape: FrameShape) -> u32 {
         let interval = self.node.limits.ping_interval.as_millis() as u32;
+        let interval = if shape == FrameShape::WebSocket { interval } else { interval.min(HEARTBEAT_MS) };
         let spread = (interval / 10).max(1);
         interval - index.wrapping_mul(2_654_435_761) % spread // Knuth's multiplicative hash
     }
@@ -68,8 +75,11 @@ impl Shard {
         let now_ms = self.now_ms();
         match timer {
             Timer::Live(who) => {
-                let ping_ms = self.ping_ms(who.index);
                 let Some(conn) = state.sessions.open(who) else { return };
+                if conn.stream.is_some() {
+                    return self.beat(state, who);
+                }
+                let ping_ms = self.ping_ms(who.index, conn.shape);
                 match conn.live.check(now_ms, ping_ms) {
                     Due::Later(ms) => self.start_wheel_entry(state, timer, ms),
                     Due::Ping => {
@@ -80,6 +90,7 @@ impl Shard {
                 }
             }
             Timer::Stale(who) => self.check_stale(state, who, now_ms),
+            Timer::Post(first) => self.give_up_post(state, first),
             Timer::Closed(who) => {
                 if let Some(conn) = state.sessions.get(who).filter(|conn| conn.phase == Phase::Closing) {
                     shut(conn, Shutdown::Both); // the reader sees the end and removes the session

@@ -6,16 +6,33 @@ use crate::{
     shard::split_since,
 };
 use hyper::Uri;
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
-/// A request for a WebSocket, and the rooms its URL names.
-#[derive(Debug, Default)]
+/// What carries a room's messages to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carrier {
+    WebSocket,
+    /// Server-sent events.
+    Events,
+    /// HTTP streaming.
+    Lines,
+    Poll,
+}
+
+/// A request for a transport, and the rooms its URL names.
+#[derive(Debug)]
 pub(super) struct Door {
+    pub(super) carrier: Carrier,
     pub(super) rooms: Vec<String>,
-    since: Option<String>,
-    presence: bool,
-    echo: bool,
-    last: usize,
+    /// The cursors of all rooms, as they came.
+    pub(super) since: Option<String>,
+    pub(super) presence: bool,
+    pub(super) echo: bool,
+    pub(super) last: usize,
+    /// Of a poll: how long it waits, how much it takes, whose it is.
+    pub(super) wait: Option<Duration>,
+    pub(super) limit: Option<usize>,
+    pub(super) session: Option<String>,
 }
 
 /// A room of the URL and how to join it, or what is wrong with that one.
@@ -24,19 +41,34 @@ pub(super) type UrlJoin<'a> = (&'a str, Result<JoinOptions, Refusal>);
 impl Door {
     /// `None` if the path is no transport's.
     pub(super) fn of(uri: &Uri) -> Option<Result<Self, Refusal>> {
-        let rooms = match uri.path() {
-            "/ws" => Vec::new(),
+        let (carrier, list) = match uri.path() {
+            "/ws" => (Carrier::WebSocket, ""),
             path => {
-                let list = path.strip_prefix("/v1/rooms/")?.strip_suffix("/ws").filter(|list| !list.contains('/'))?;
-                match decode(list) {
-                    // The comma separates before names are decoded, so that a name can hold an encoded one? It cannot:
-                    // proxies decode and encode commas as they like. Such names go into `?room=`.
-                    Ok(list) => list.split(',').map(str::to_owned).collect(),
-                    Err(refusal) => return Some(Err(refusal)),
-                }
+                let (list, carrier) = path.strip_prefix("/v1/rooms/")?.split_once('/')?;
+                let carrier = match carrier {
+                    "ws" => Carrier::WebSocket,
+                    "sse" => Carrier::Events,
+                    "stream" => Carrier::Lines,
+                    "poll" => Carrier::Poll,
+                    _ => return None,
+                };
+                (carrier, list)
             }
         };
-        Some(Self { rooms, echo: true, ..Self::default() }.with_query(uri.query().unwrap_or_default()))
+        let rooms = match decode(list) {
+            // The comma separates before names are decoded, so that a name can hold an encoded one? It cannot:
+            // proxies decode and encode commas as they like. Such names go into `?room=`.
+            Ok(list) if list.is_empty() => Vec::new(),
+            Ok(list) => list.split(',').map(str::to_owned).collect(),
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        Some(Self::new(carrier, rooms).with_query(uri.query().unwrap_or_default()))
+    }
+
+    /// One without a query.
+    pub(super) fn new(carrier: Carrier, rooms: Vec<String>) -> Self {
+        let (since, wait, limit, session) = (None, None, None, None);
+        Self { carrier, rooms, since, presence: false, echo: true, last: 0, wait, limit, session }
     }
 
     fn with_query(mut self, query: &str) -> Result<Self, Refusal> {
@@ -48,14 +80,24 @@ impl Door {
                 "since" => self.since = Some(value),
                 "presence" => self.presence = flag("presence", &value)?,
                 "echo" => self.echo = flag("echo", &value)?,
-                "last" => {
-                    let last = value.parse().map_err(|_| Refusal::bad_request("last is not a whole number"))?;
-                    self.last = HISTORY_LIMIT_MAX.min(last);
-                }
+                "last" => self.last = HISTORY_LIMIT_MAX.min(number("last", &value)?),
+                "wait" => self.wait = Some(Duration::from_secs(number("wait", &value)? as u64)),
+                "limit" => self.limit = Some(number("limit", &value)?),
+                "session" => self.session = Some(value),
                 _ => {} // `n` is nginx's, others may be anybody's
             }
         }
         Ok(self)
+    }
+
+    /// What the query asks for, for all rooms alike.
+    pub(super) fn options(&self) -> JoinOptions {
+        JoinOptions {
+            last: self.last,
+            presence: if self.presence { PresenceWish::Members } else { PresenceWish::No },
+            echo: if self.echo { EchoWish::Yes } else { EchoWish::No },
+            ..JoinOptions::default()
+        }
     }
 
     /// How each room is to be joined, in order.
@@ -64,17 +106,13 @@ impl Door {
     /// A refusal of the whole list: `since` has the wrong number of parts.
     pub(super) fn joins(&self) -> Result<Vec<UrlJoin<'_>>, Refusal> {
         let since = split_since(self.since.as_deref(), self.rooms.len())?;
-        let options = |since: Result<_, Refusal>| {
-            since.map(|since| JoinOptions {
-                since,
-                last: self.last,
-                presence: if self.presence { PresenceWish::Members } else { PresenceWish::No },
-                echo: if self.echo { EchoWish::Yes } else { EchoWish::No },
-                ..JoinOptions::default()
-            })
-        };
+        let options = |since: Result<_, Refusal>| since.map(|since| JoinOptions { since, ..self.options() });
         Ok(self.rooms.iter().map(String::as_str).zip(since.into_iter().map(options)).collect())
     }
+}
+
+fn number(name: &str, value: &str) -> Result<usize, Refusal> {
+    value.parse().map_err(|_| Refusal::bad_request(format!("{name} is not a whole number")))
 }
 
 fn flag(name: &str, value: &str) -> Result<bool, Refusal> {
@@ -117,10 +155,27 @@ mod tests {
         assert_eq!(door("/ws").unwrap().unwrap().rooms, Vec::<String>::new());
         assert_eq!(door("/ws?room=a%2Cb&n=x&room=c").unwrap().unwrap().rooms, ["a,b", "c"]);
         assert_eq!(door("/v1/rooms/a,chat%3A1/ws").unwrap().unwrap().rooms, ["a", "chat:1"]);
-        for other in ["/", "/v1/rooms/a", "/v1/rooms/a/sse", "/v1/rooms/a/b/ws", "/wss"] {
+        assert_eq!(door("/v1/rooms//ws?room=a").unwrap().unwrap().rooms, ["a"]);
+        let carriers =
+            ["ws", "sse", "stream", "poll"].map(|end| door(&format!("/v1/rooms/a/{end}")).unwrap().unwrap().carrier);
+        assert_eq!(carriers, [Carrier::WebSocket, Carrier::Events, Carrier::Lines, Carrier::Poll]);
+        for other in ["/", "/v1/rooms/a", "/v1/rooms/a/history", "/v1/rooms/a/b/ws", "/wss"] {
             assert!(door(other).is_none(), "{other}");
         }
-        for bad in ["/ws?room=%", "/ws?room=%zz", "/ws?room=%ff", "/ws?echo=maybe", "/ws?last=x"] {
+        let poll = door("/v1/rooms/a/poll?wait=3&limit=7&session=s").unwrap().unwrap();
+        assert_eq!(
+            (poll.wait, poll.limit, poll.session.as_deref()),
+            (Some(Duration::from_secs(3)), Some(7), Some("s"))
+        );
+        for bad in [
+            "/v1/rooms/a/poll?wait=-1",
+            "/v1/rooms/a/poll?limit=x",
+            "/ws?room=%",
+            "/ws?room=%zz",
+            "/ws?room=%ff",
+            "/ws?echo=maybe",
+            "/ws?last=x",
+        ] {
             assert!(door(bad).unwrap().is_err(), "{bad}");
         }
     }

@@ -1,9 +1,25 @@
-//! Transports: bytes and HTTP status only. `http` serves a socket until a transport takes it over or it ends, after `acceptor` gave it to a shard; `door`
-//! reads which transport a request asks for; `ws` is one of them.
+//! Transports: bytes and HTTP status only. `acceptor` gives sockets to shards; `http` serves one until a transport takes
+//! it over or it ends; `door` reads which transport a request asks for.
+//!
+//! | file | |
+//! |---|---|
+//! | `ws` | what WebSocket clients send |
+//! | `stream` | server-sent events and HTTP streaming: opening, and the end of the socket |
+//! | `poll`, `poll_answer` | long and short polling: waiting, and what is said |
+//! | `post` | commands of sessions that cannot send |
+//! | `head` | the head of a response that hyper does not write |
+//!
+//! All but WebSocket's frames go out through the session's outbox, like those: a stream's socket leaves hyper, and with
+//! it hyper's buffers. So does a poll's while it waits.
 
 mod acceptor;
 mod door;
+mod head;
 mod http;
+mod poll;
+mod poll_answer;
+mod post;
+mod stream;
 mod ws;
 
 pub(crate) use acceptor::{Arrival, ShardDoor, WAITING_MAX, accept};

@@ -180,7 +180,7 @@ async fn rooms_of_a_migrated_slot_are_followed_at_their_new_master() {
     // Its notes moved too.
     for round in 0..3 {
         let note = Bytes::from(format!("note {round}"));
-        a.broker.tell(NodeTarget::One(b.broker.node_id()), note.clone()).await.unwrap();
+        a.broker.tell(NodeTarget::One(b.broker.status().node), note.clone()).await.unwrap();
         b.node.seen.wait_for("the note", |seen| seen.notes.contains(&note).then_some(())).await;
     }
     let query = RoomQuery { prefix: String::new(), after: None, limit: 10 };

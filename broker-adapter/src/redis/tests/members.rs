@@ -60,7 +60,7 @@ async fn a_dead_node_s_members_leave_once() {
     })
     .await;
     let left: Vec<String> = server.ask("KEYS *:nr:*").await;
-    assert!(left.iter().all(|key| key.ends_with(&b.broker.node_id().to_string())), "{left:?}");
+    assert!(left.iter().all(|key| key.ends_with(&b.broker.status().node.to_string())), "{left:?}");
 }
 
 #[tokio::test]
@@ -150,9 +150,9 @@ async fn a_node_that_was_swept_alive_comes_back() {
     b.node.subscribe(&room).await;
     a.broker.attend(&room, enter(1, "ann")).await.unwrap();
     // As if its heartbeats had been missing for a while, until b has swept it.
-    let swept = format!("s{}", a.broker.node_id());
+    let swept = format!("s{}", a.broker.status().node);
     until("the sweep", WAIT_MAX, || async {
-        server.tell(&format!("ZADD fanfare:nodes XX 1 {}", a.broker.node_id())).await;
+        server.tell(&format!("ZADD fanfare:nodes XX 1 {}", a.broker.status().node)).await;
         server.ask::<Option<f64>>(&format!("ZSCORE fanfare:nodes {swept}")).await.is_some()
     })
     .await;
@@ -206,7 +206,7 @@ async fn closing_leaves_at_once() {
     let query = RoomQuery { prefix: "close:".into(), after: None, limit: 10 };
     assert!(b.broker.rooms(query).await.unwrap().rooms.is_empty());
     let nodes: Vec<String> = server.ask("ZRANGE fanfare:nodes 0 -1").await;
-    assert_eq!(nodes, [b.broker.node_id().to_string()]);
+    assert_eq!(nodes, [b.broker.status().node.to_string()]);
     assert!(!a.broker.status().up);
     until("the connections to close", WAIT_MAX, || async {
         let clients: String = server.ask("CLIENT LIST TYPE pubsub").await;

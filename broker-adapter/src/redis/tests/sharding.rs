@@ -47,7 +47,7 @@ async fn one_of_two_servers_away_is_felt_in_its_rooms_only() {
     assert_eq!(a.broker.presence(&rooms[1], Detail::Counts).await.unwrap().sessions, 1);
     assert!(a.broker.rooms(query()).await.is_err(), "half a list would look whole");
     // A kick still arrives: it goes over the one that is there.
-    a.broker.tell(NodeTarget::One(b.broker.node_id()), Bytes::from_static(b"kick")).await.unwrap();
+    a.broker.tell(NodeTarget::One(b.broker.status().node), Bytes::from_static(b"kick")).await.unwrap();
     b.node.seen.wait_for("the note", |seen| seen.notes.contains(&Bytes::from_static(b"kick")).then_some(())).await;
 
     servers[0].run().await;

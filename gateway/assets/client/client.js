@@ -1,0 +1,478 @@
+// Fanfare's client. README.md tells how it works: Room, Client, Link (one attempt of a transport), and ws, sse and poll.
+
+const QUEUE_MAX = 500;
+const WINDOW = 8; // requests under way; 20 errors in 10 s would end the session
+const KEY_MS = 280_000; // the gateway forgets keys after 5 minutes
+const TICK_MS = 5000;
+
+export const connect = (url, options) => new Client(url, options);
+
+const failure = (frame) => Object.assign(new Error(frame.message ?? frame.code), frame);
+const before = (cursor) => cursor?.replace(/\d+$/, (offset) => offset - 1);
+const pause = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
+const defined = (fields) => JSON.parse(JSON.stringify(fields));
+
+class Emitter {
+  listeners = {};
+
+  on(type, listener) {
+    const all = (this.listeners[type] ??= new Set()).add(listener);
+    return () => all.delete(listener);
+  }
+
+  emit(type, value) {
+    this.listeners[type]?.forEach((listener) => queueMicrotask(() => listener(value)));
+  }
+}
+
+class Room extends Emitter {
+  members = [];
+  options = {};
+
+  constructor(client, name) {
+    super();
+    Object.assign(this, { client, name });
+  }
+
+  publish(data = null, { event, key = this.client.keys + this.client.ids } = {}) { return this.request("publish", { data, event, key }); }
+  presence() { return this.request("presence"); }
+  history({ since, limit } = {}) { return this.request("history", { since, limit }); }
+  request(type, fields) { return this.client.request({ type, room: this.name, ...fields }); }
+
+  leave() {
+    const { client, name: room } = this;
+    if (client.rooms.delete(room)) client.tell({ type: "leave", room });
+  }
+
+  frame(frame) {
+    const { type, cursor, gap, member } = frame, { client, options, name: room, cursor: from } = this;
+    let { members } = frame;
+    if (type === "message") {
+      const [epoch, offset] = cursor?.split(".") ?? [], [at, last] = from?.split(".") ?? [];
+      if (epoch && epoch === at && +offset <= +last) return; // a repeat
+      this.cursor = cursor;
+      if (options.echo === false && (client.own.delete(cursor) || client.sessions.includes(frame.from?.session))) return;
+    } else if (type === "joined") {
+      delete options.history;
+      if (!frame.resumed) this.cursor = cursor; // else it may be further on, by the transport that was replaced
+    } else if (type === "gap") {
+      this.cursor = frame.to;
+    } else if (type === "left") {
+      client.rooms.delete(room);
+    } else if (member) {
+      members = this.members.filter(({ user }) => user !== member.user);
+      if (type === "member_joined") members.push(member);
+    }
+    if (members) this.emit("members", (this.members = members));
+    this.emit(type, frame);
+    if (gap) this.emit("gap", { type: "gap", room, from, to: cursor, ...gap });
+  }
+}
+
+class Client extends Emitter {
+  rooms = new Map(); // wanted
+  queue = new Map(); // requests without an answer
+  ids = 0;
+  keys = crypto.getRandomValues(new Uint32Array(4)).join("");
+  sessions = []; // own ones
+  own = new Set(); // own messages over HTTP, which show no session
+  bytes_max = 65_536;
+  level = 0; // in transports
+  tries = 0;
+  failed = 0;
+  climbs = 0;
+  pace = 0; // ms between publishes after too many,
+  calm = 0; // until then
+  hold = 0; // no request before
+
+  constructor(url = globalThis.location?.origin ?? new URL(import.meta.url).origin, options) {
+    super();
+    this.base = `${url}/`.replace(/^ws/, "http").replace(/\/+$/, "/");
+    this.options = { transports: ["ws", "sse", "poll"], open_ms: 8000, climb_ms: 30_000, WebSocket: globalThis.WebSocket, ...options };
+    this.transports = this.options.transports.filter((name) => name !== "ws" || this.options.WebSocket);
+    this.ticker = setInterval(() => this.tick(), TICK_MS);
+    this.ears = new AbortController();
+    for (const type of ["online", "pageshow", "visibilitychange"]) {
+      globalThis.addEventListener?.(type, () => this.wake(type === "online" ? 0 : 20_000), this.ears);
+    }
+    this.connect();
+  }
+
+  join(name, options) {
+    const room = this.rooms.get(name) ?? new Room(this, name);
+    this.rooms.set(name, room);
+    Object.assign(room.options, options);
+    room.cursor ??= room.options.since;
+    this.tell(this.entry(room));
+    return room;
+  }
+
+  close() { this.stop({ code: 1000, reason: "closed" }); }
+
+  request(fields) {
+    const id = ++this.ids, text = JSON.stringify({ ...fields, id });
+    return new Promise((resolve, reject) => {
+      const large = new Blob([text]).size > this.bytes_max + 4096 && "message_too_large";
+      const code = this.over ? "closed" : this.queue.size >= QUEUE_MAX ? "queue_full" : large;
+      if (code) return reject(failure({ code }));
+      this.queue.set(id, { command: JSON.parse(text), resolve, reject });
+      this.flush();
+    });
+  }
+
+  flush() {
+    const { link, hold } = this, now = Date.now();
+    let left = now < this.calm ? 1 : WINDOW;
+    if (!this.transport) return;
+    clearTimeout(this.flusher);
+    if (now < hold) return (this.flusher = setTimeout(() => this.flush(), hold - now));
+    for (const entry of this.queue.values()) {
+      if (!left--) return;
+      if (entry.link === link) continue;
+      entry.link = link;
+      entry.sent ??= now;
+      if (entry.command.key && now - entry.sent > KEY_MS) this.answer(entry, { type: "error", code: "unacknowledged" });
+      else this.tell(entry.command);
+    }
+  }
+
+  answer(entry, frame) {
+    const { type, code, cursor } = frame, { id, key, room: name } = entry.command, room = this.rooms.get(name), now = Date.now(), ms = pause(frame);
+    if (frame.retryable && key) {
+      entry.link = null;
+      if (code === "rate_limited" && now >= this.hold) {
+        this.pace = Math.max(this.pace * 2, ms);
+        this.calm = now + 10_000;
+      }
+      this.hold = now + ms;
+    } else {
+      this.queue.delete(id);
+      if (now < this.calm) this.hold = now + this.pace;
+      if (type === "error") entry.reject(failure(frame));
+      else entry.resolve(frame);
+      if (key && cursor && room?.options.echo === false) {
+        if (before(cursor) === room.cursor) room.cursor = cursor; // it does not come, and is no gap
+        if (!this.session) this.own.add(cursor);
+      }
+    }
+    this.flush();
+  }
+
+  tell(command) {
+    if (this.transport) this.link.wire.send(command);
+  }
+
+  frame(frame) {
+    const { type, id } = frame, entry = this.queue.get(id), room = this.rooms.get(frame.room);
+    if (entry) this.answer(entry, frame);
+    else if (type === "error") this.refused([...this.rooms.values()].find(({ ask }) => ask === id), frame);
+    else if (room) room.frame(frame);
+    else if (type === "joined") this.tell({ type: "leave", room: frame.room }); // left meanwhile
+  }
+
+  refused(room, frame) {
+    if (frame.retryable) setTimeout(() => room?.ask === frame.id && this.tell(this.entry(room)), pause(frame));
+    else if (room) this.rooms.delete(room.name);
+    (room ?? this).emit("error", failure({ ...frame, room: room?.name }));
+  }
+
+  entry(room) {
+    const { name, cursor, options: { presence, echo, history } } = room, exclude = echo === false ? this.sessions.slice(1, 9) : undefined;
+    return { type: "join", id: (room.ask = ++this.ids), room: name, since: cursor, history, presence, echo, exclude };
+  }
+
+  connect() { this.link = new Link(this, this.transports[this.level]); }
+
+  opened(link, { session, node, route = this.route, limits }) {
+    const { name: transport } = link, level = this.transports.indexOf(transport);
+    clearTimeout(this.retry);
+    if (this.link !== link) this.link?.drop(); // climbed
+    if (this.proven !== transport) this.emit("transport", (this.proven = transport));
+    Object.assign(this, { link, transport, level, session, node, route, next: null, tries: 0, renewed: false });
+    if (!level) this.climbs = 0;
+    if (limits) this.bytes_max = limits.message_bytes;
+    if (session) this.sessions = [session, ...this.sessions].slice(0, 32);
+    this.emit("open", { session, transport });
+    for (const room of this.rooms.values()) if (!link.wire.carries?.(room)) this.tell(this.entry(room));
+    this.flush();
+  }
+
+  ended(link, { code, reason, after = 0, final, fault }) {
+    const now = Date.now();
+    if (link === this.next) this.next = null;
+    if (link !== this.link) return;
+    this.link = this.session = this.transport = undefined;
+    if (link.open && now - link.born > 10_000) this.failed = 0;
+    if (/401$/.test(code) && this.bearer && !this.renewed) {
+      this.renewed = true;
+      this.bearer = null;
+    } else if (final || /^(1009|44..|401)$/.test(code)) {
+      return this.stop({ code, reason });
+    } else if (fault && ++this.tries >= (this.proven === link.name ? 3 : 1)) {
+      this.tries = 0;
+      this.level = (this.level + 1) % this.transports.length;
+    }
+    // Full jitter on top of what the server asks.
+    after = Math.min(after, 300_000);
+    this.rest = now + after;
+    after += Math.random() * Math.min(10_000, 200 * 2 ** this.failed++);
+    this.retry = setTimeout(() => this.connect(), after);
+    if (link.open) this.emit("close", { code, reason, reconnect: true, after_ms: after });
+  }
+
+  stop(why) {
+    if (this.over) return;
+    this.over = true;
+    clearInterval(this.ticker);
+    clearTimeout(this.retry);
+    this.ears.abort();
+    this.link?.drop();
+    this.next?.drop();
+    this.transport = undefined;
+    for (const { reject } of this.queue.values()) reject(failure({ code: "closed" }));
+    this.emit("close", { ...why, reconnect: false });
+  }
+
+  // Timers are late in pages that sleep: only time stamps count.
+  tick() {
+    if (Date.now() > this.renewAt) this.renew();
+    if (!this.transport) return;
+    this.wake(this.link.silence);
+    if (this.level && !this.next && Math.random() * this.options.climb_ms * 2 ** this.climbs < TICK_MS) {
+      this.next = new Link(this, this.transports[this.climbs++ % this.level]);
+    }
+  }
+
+  wake(ms) {
+    const { link } = this, now = Date.now();
+    if (!link && now > this.rest) {
+      clearTimeout(this.retry);
+      this.connect();
+    } else if (this.transport && now - link.seen >= ms) {
+      if (link.name !== "ws") return link.end({ reason: "silent", after: 0 });
+      this.tell({ type: "ping" });
+      setTimeout(() => link.seen < now && link.end({ reason: "silent" }), 4000);
+    }
+  }
+
+  token() {
+    const { token } = this.options;
+    return typeof token === "function" ? (this.bearer ??= this.fresh(token)) : token;
+  }
+
+  async fresh(ask) {
+    try {
+      const token = await ask(), [, claims = "e30"] = token.split(".");
+      const { exp } = JSON.parse(atob(claims.replace(/-/g, "+").replace(/_/g, "/")));
+      this.renewAt = Date.now() + Math.max(10_000, (exp * 1000 - Date.now()) * 0.8);
+      return token;
+    } catch (error) {
+      this.bearer = null;
+      this.emit("error", error);
+      throw error;
+    }
+  }
+
+  async renew() {
+    this.bearer = null;
+    this.renewAt += 30_000;
+    this.tell({ type: "auth", token: await this.token() });
+  }
+}
+
+class Link {
+  born = Date.now();
+  seen = this.born; // the last sign of life
+  silence = 50_000; // too long without one
+
+  constructor(client, name) {
+    Object.assign(this, { client, name });
+    this.begin().catch(({ message }) => this.end({ reason: message, fault: false }));
+  }
+
+  async begin() {
+    const token = await this.client.token();
+    if (this.dead) return;
+    // Proxies hold streams back, or open WebSockets that carry nothing.
+    this.deadline = setTimeout(() => this.end({ reason: "no welcome" }), this.client.options.open_ms);
+    this.wire = { ws, sse, poll }[this.name](this, token);
+  }
+
+  frame(frame) {
+    const { type, code, after_ms, ping_ms } = frame;
+    if (this.dead) return;
+    this.seen = Date.now();
+    if (type === "welcome") {
+      clearTimeout(this.deadline);
+      this.open = true;
+      this.post = frame.post;
+      if (ping_ms) this.silence = 2 * ping_ms;
+      this.client.opened(this, frame);
+    } else if (type === "close") this.end({ code, after: after_ms, final: !frame.reconnect });
+    else if (type === "reconnect") this.after = after_ms; // a close follows
+    else if (this.client.link === this) this.client.frame(frame);
+  }
+
+  url(path, query) { return `${this.client.base}${path}?${new URLSearchParams(defined({ n: this.client.route, ...query }))}`; }
+
+  // `refused` takes what is the request's own fault; any other failure ends the link.
+  async fetch(path, query, refused, body, signal, key) {
+    try {
+      const token = await this.client.token(), method = body ? "POST" : "GET";
+      const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json", "idempotency-key": key });
+      const answer = await fetch(this.url(path, query), { method, body, headers, signal });
+      if (answer.ok) return path.endsWith("/sse") ? answer.body : await answer.json();
+      const { status } = answer, { code, detail, ...problem } = await answer.json().catch(() => ({}));
+      if (code && /400|403|413/.test(status)) return refused({ ...problem, type: "error", code, message: detail });
+      this.end({ code: status, reason: code, after: answer.headers.get("retry-after") * 1000 || undefined });
+    } catch (error) {
+      if (!signal?.aborted) this.lost(error);
+    }
+  }
+
+  lost = ({ message: reason }) => this.end({ reason });
+
+  end({ after = this.after, fault = !this.open && after === undefined, ...why }) {
+    if (this.dead) return;
+    this.drop();
+    this.client.ended(this, { after, fault, ...why });
+  }
+
+  drop() {
+    this.dead = true;
+    clearTimeout(this.deadline);
+    this.wire?.close();
+  }
+}
+
+function ws(link, token) {
+  const socket = new link.client.options.WebSocket(link.url("ws").replace("http", "ws"), token ? ["fanfare.v1", `token.${token}`] : []);
+  socket.onmessage = ({ data }) => {
+    try {
+      link.frame(JSON.parse(data));
+    } catch (error) {
+      link.lost(error);
+    }
+  };
+  socket.onerror = () => {}; // a close follows
+  socket.onclose = ({ code, reason }) => link.end({ code, reason });
+  return { send: (command) => socket.send(JSON.stringify(command)), close: () => socket.close() };
+}
+
+// WHATWG HTML 9.2.6, for text in pieces
+export function eventStream(onEvent, onRetry) {
+  let rest = "", cr, data = [], type, lastEventId = "";
+  return (text) => {
+    const lines = (rest + (cr ? text.replace(/^\n/, "") : text)).split(/\r\n?|\n/);
+    cr = text.endsWith("\r");
+    rest = lines.pop();
+    for (const line of lines) {
+      const [, field, value] = /^([^:]*):? ?([^]*)/.exec(line);
+      if (!line) {
+        if (data.length) onEvent({ type: type || "message", data: data.join("\n"), lastEventId });
+        data = [];
+        type = "";
+      } else if (field === "data") data.push(value);
+      else if (field === "event") type = value;
+      else if (field === "id" && !value.includes("\0")) lastEventId = value;
+      else if (field === "retry" && /^\d+$/.test(value)) onRetry(+value);
+    }
+  };
+}
+
+function sse(link) {
+  // One room goes into the URL; the others join as on WebSocket, each with its own refusal.
+  const { client } = link, room = [...client.rooms.values()].find(({ name }) => !name.includes(","));
+  if (!room) return poll(link);
+  const abort = new AbortController(), { signal } = abort, waiting = [];
+  let busy;
+
+  function refused(frame) {
+    client.refused(room, frame);
+    link.end({ after: 0 });
+  }
+
+  async function read() {
+    const { room: name, since, history: last, presence, echo } = client.entry(room);
+    const body = await link.fetch(`v1/rooms/${encodeURIComponent(name)}/sse`, { since, last, presence, echo }, refused, undefined, signal);
+    const reader = body?.pipeThrough(new TextDecoderStream()).getReader();
+    const take = eventStream(({ data }) => link.frame(JSON.parse(data)), (ms) => (link.after = ms));
+    for (let piece; !(piece = await reader.read()).done; take(piece.value)) link.seen = Date.now();
+    link.end({ reason: "stream ended" });
+  }
+
+  async function send(command) {
+    waiting.push(command);
+    while (!busy && waiting[0]) {
+      busy = waiting.splice(0, 1 + 2 ** 19 / client.bytes_max); // one at a time: they could overtake each other
+      // The stream says itself where rooms begin.
+      const refused = (frame) => busy.forEach(({ id }) => link.frame({ ...frame, id }));
+      const frames = await link.fetch(link.post.slice(1), {}, refused, JSON.stringify(busy), signal);
+      for (const frame of frames ?? []) if (!/joined|left/.test(frame.type)) link.frame(frame);
+      busy = null;
+    }
+  }
+
+  read().catch(link.lost);
+  return { send, close: () => abort.abort(), carries: (other) => other === room };
+}
+
+function poll(link) {
+  const { client } = link, known = new Set(), unkept = new Set();
+  let abort, session, posting;
+
+  // Until the rooms change. A lost answer comes again: the cursor is what acknowledges.
+  async function turn() {
+    abort?.abort();
+    const { signal } = (abort = new AbortController());
+    while (!signal.aborted) {
+      const wanted = [...client.rooms.values()].filter((room) => !unkept.has(room)), fresh = wanted.find((room) => !known.has(room));
+      // A new room comes alone: so its refusal is its own.
+      const group = fresh ? [fresh] : wanted, rooms = {};
+      for (const { name, cursor = null } of group) rooms[name] = cursor;
+      const refused = (frame) => {
+        if (!fresh) return known.clear(); // whose was it?
+        if (frame.code === "history_off") frame.retryable = !!unkept.add(fresh); // elsewhere
+        client.refused(fresh, frame);
+      };
+      const body = JSON.stringify({ rooms, wait: fresh ? 0 : 25, last: fresh?.options.history, session });
+      const answer = wanted[0] && (await link.fetch("v1/poll", {}, refused, body, signal));
+      if (wanted[0] && !answer) continue;
+      if (!link.open) link.frame({ type: "welcome" });
+      await posting; // to know own messages
+      if (!answer || signal.aborted) return;
+      link.seen = Date.now();
+      session = answer.session;
+      for (const room of group) deliver(room, answer);
+      if (answer.next_ms && !fresh) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
+    }
+  }
+
+  function deliver(room, { messages, cursors, gap: gaps }) {
+    const { name, cursor: from } = room, own = messages.filter((message) => message.room === name), gap = gaps?.[name], resumed = from && !gap;
+    const cursor = resumed ? from : before(own[0]?.cursor) ?? cursors[name];
+    if (gap || !known.has(room)) link.frame({ type: "joined", room: name, cursor, resumed, gap });
+    known.add(room);
+    own.forEach((message) => link.frame(message));
+    room.cursor = cursors[name];
+    if (room.options.presence && !(Date.now() < room.asked)) {
+      room.asked = Date.now() + 10_000;
+      send({ type: "presence", room: name });
+    }
+  }
+
+  async function call({ type, id, room, data, event, key, since, limit }) {
+    const path = `v1/rooms/${encodeURIComponent(room)}`, refused = (frame) => link.frame({ ...frame, room, id });
+    const answer = await (key ? link.fetch(path, { event }, refused, JSON.stringify(data), undefined, key) : link.fetch(`${path}/${type}`, { since, limit }, refused));
+    if (answer) link.frame({ type, ...answer, id });
+  }
+
+  function send(command) {
+    const { type } = command;
+    if (/join|leave/.test(type)) link.name === "sse" ? link.end({ after: 0 }) : turn();
+    else if (type !== "auth") posting = Promise.resolve(posting).then(() => call(command));
+  }
+
+  turn();
+  return { send, close: () => abort.abort(), carries: () => true };
+}

@@ -1,0 +1,182 @@
+//! Reads `text/event-stream` (WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6): bytes go in as they come, what they say
+//! comes out. `subscribe` feeds it. Pure; however the bytes are cut into pieces, the items are the same.
+
+use super::{FRAME_BYTES_MAX, TooLong};
+
+/// What a stream says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Item {
+    /// The next reconnect shall wait so many milliseconds.
+    Retry(u64),
+    /// An event of any name: its data.
+    Event(String),
+    /// The last event's id is this; it comes after the event that it belongs to, or alone.
+    Id(String),
+}
+
+/// A stream, as far as it has been read.
+#[derive(Debug)]
+pub(super) struct EventStream {
+    /// The line that is not whole yet.
+    line: Vec<u8>,
+    /// The event that is not whole yet: each of its `data` lines with a line feed.
+    data: String,
+    /// The `id` of that event.
+    id: Option<String>,
+    /// The last byte was a carriage return: a line feed after it belongs to the same end of line.
+    after_return: bool,
+    /// Nothing has been read: a byte order mark may come.
+    at_start: bool,
+}
+
+impl Default for EventStream {
+    fn default() -> Self {
+        Self { line: Vec::new(), data: String::new(), id: None, after_return: false, at_start: true }
+    }
+}
+
+impl EventStream {
+    /// Takes the next bytes; gives everything that is whole with them.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Item>, TooLong> {
+        let mut items = Vec::new();
+        let mut rest = bytes;
+        while let Some(first) = rest.first() {
+            if std::mem::take(&mut self.after_return) && *first == b'\n' {
+                rest = &rest[1..];
+                continue;
+            }
+            let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
+            self.line.extend_from_slice(&rest[..end.unwrap_or(rest.len())]);
+            if self.line.len() + self.data.len() > FRAME_BYTES_MAX {
+                return Err(TooLong);
+            }
+            let Some(end) = end else { break };
+            self.after_return = rest[end] == b'\r';
+            rest = &rest[end + 1..];
+            self.end_line(&mut items);
+        }
+        Ok(items)
+    }
+
+    fn end_line(&mut self, items: &mut Vec<Item>) {
+        let line = std::mem::take(&mut self.line);
+        let mut line = &*line;
+        if std::mem::take(&mut self.at_start) {
+            line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
+        }
+        if line.is_empty() {
+            return self.end_event(items);
+        }
+        let text = String::from_utf8_lossy(line);
+        let (field, value) = text.split_once(':').unwrap_or((&text, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "data" => {
+                self.data.push_str(value);
+                self.data.push('\n');
+            }
+            "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
+            "retry" if value.bytes().all(|byte| byte.is_ascii_digit()) => items.extend(value.parse().map(Item::Retry)),
+            // The name of an event says what its data says too. A line that begins with a colon is a comment.
+            _ => {}
+        }
+    }
+
+    fn end_event(&mut self, items: &mut Vec<Item>) {
+        let mut data = std::mem::take(&mut self.data);
+        if data.pop().is_some() {
+            items.push(Item::Event(data));
+        }
+        items.extend(self.id.take().map(Item::Id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> Vec<Item> {
+        EventStream::default().feed(text.as_bytes()).unwrap()
+    }
+
+    fn event(data: &str) -> Item {
+        Item::Event(data.to_owned())
+    }
+
+    fn id(id: &str) -> Item {
+        Item::Id(id.to_owned())
+    }
+
+    #[test]
+    fn the_gateways_stream_is_read() {
+        let text = "retry:1500\n\nevent:welcome\ndata:{\"type\":\"welcome\"}\n\n\
+                    event:joined\ndata:{\"type\":\"joined\"}\nid:Epoch000.1~-\n\n\
+                    data:{\"a\": \"b:  c\"}\nid:Epoch000.2~-\n\nid:Epoch000.3~-\n\n";
+        let expected = [
+            Item::Retry(1500),
+            event(r#"{"type":"welcome"}"#),
+            event(r#"{"type":"joined"}"#),
+            id("Epoch000.1~-"),
+            event(r#"{"a": "b:  c"}"#),
+            id("Epoch000.2~-"),
+            id("Epoch000.3~-"),
+        ];
+        assert_eq!(read(text), expected);
+        assert_eq!(read("retry: 5100\n\n"), [Item::Retry(5100)], "as nginx writes it");
+    }
+
+    /// The `format-*` cases of web-platform-tests' `eventsource/`.
+    #[test]
+    fn the_standards_odd_cases_are_read_as_browsers_do() {
+        assert_eq!(
+            read("\u{feff}data:1\n\n\u{feff}data:2\n\ndata:3\n\n"),
+            [event("1"), event("3")],
+            "a mark begins it"
+        );
+        assert_eq!(read("data:1\rdata:2\r\ndata:3\n\r\n"), [event("1\n2\n3")], "every end of line");
+        assert_eq!(read(":comment\n:\ndata:1\n\n"), [event("1")]);
+        assert_eq!(read("data\n\ndata\ndata\n\ndata:x"), [event(""), event("\n")], "no colon; cut at the end");
+        assert_eq!(read("data:  x\n\n"), [event(" x")], "one space goes");
+        assert_eq!(read("id:a\0b\ndata:x\n\n"), [event("x")]);
+        assert_eq!(read("id\ndata:x\n\n"), [event("x"), id("")], "an empty id resets it");
+        assert_eq!(read("retry:1x\nretry:-1\nretry: 5 \nRetry:7\nretry:\n\n"), []);
+        assert_eq!(read(&format!("retry:{}\n\n", "9".repeat(30))), [], "longer than any number");
+        assert_eq!(read("data:\u{fffd}\n\n"), EventStream::default().feed(b"data:\xff\n\n").unwrap());
+    }
+
+    #[test]
+    fn an_event_without_an_end_is_not_kept_without_one() {
+        let mut stream = EventStream::default();
+        let line = vec![b'x'; 1 << 20];
+        let fed = (0..20).try_for_each(|_| stream.feed(&line).map(|_| ()));
+        assert!(matches!(fed, Err(TooLong)));
+        let mut stream = EventStream::default();
+        let line = format!("data:{}\n", "x".repeat(1 << 20));
+        let fed = (0..20).try_for_each(|_| stream.feed(line.as_bytes()).map(|_| ()));
+        assert!(matches!(fed, Err(TooLong)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_gives_the_same_items(
+            text in "([a\u{feff}é:\r\n ]|data:|id:|retry:|event:|[0-9]){0,60}",
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let bytes = text.as_bytes();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut stream = EventStream::default();
+            let pieces: Vec<Item> =
+                cuts.windows(2).flat_map(|cut| stream.feed(&bytes[cut[0]..cut[1]]).unwrap()).collect();
+            prop_assert_eq!(pieces, read(&text));
+        }
+
+        #[test]
+        fn data_on_one_line_comes_out_byte_for_byte(lines in prop::collection::vec("[^\r\n ][^\r\n]*", 0..8)) {
+            let text: String = lines.iter().map(|line| format!("data:{line}\n\n")).collect();
+            prop_assert_eq!(read(&text), lines.iter().map(|line| event(line)).collect::<Vec<_>>());
+        }
+    }
+}

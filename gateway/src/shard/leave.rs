@@ -1,0 +1,95 @@
+//! Going out of rooms, and what becomes of a room that nobody is in. Called by `commands`, `notes`, `timers`, and by whatever
+//! ends a session or a poll.
+
+use super::{Shard, State, conn::SessionRef, rooms::RoomEntry};
+use crate::session::Stage;
+use fanfare_broker::{Attendance, Origin};
+
+/// How long an empty room stays followed, by [`Linger`]: its next member costs no subscription, and flapping costs none at
+/// all. Polls come back after 36 s at the latest, and are then answered from what this shard knows.
+const LINGER_MS: [u32; 2] = [2_000, 40_000];
+/// How soon the next occupant of a room is to be expected.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Linger {
+    /// A session left.
+    Briefly,
+    /// A poll was answered.
+    UntilNextPoll,
+}
+
+/// Whether a time of the shard's clock, which wraps, is not after another.
+fn is_past(due_ms: u32, now_ms: u32) -> bool {
+    now_ms.wrapping_sub(due_ms) < u32::MAX / 2
+}
+
+impl Shard {
+    /// Takes a session out of one room; `false` if it was not in it.
+    pub(super) fn leave(&self, state: &mut State, who: SessionRef, room: &str) -> bool {
+        let Some(key) = state.rooms.find(room) else { return false };
+        let Some(conn) = state.sessions.open(who) else { return false };
+        let Some(membership) = conn.session.leave(key) else { return false };
+        self.vacate(state, who, key, membership.stage);
+        true
+    }
+
+    /// Takes a session that ends out of all its rooms.
+    pub(super) fn leave_all(&self, state: &mut State, who: SessionRef) {
+        let Some(conn) = state.sessions.get(who) else { return };
+        for membership in conn.session.take_memberships() {
+            self.vacate(state, who, membership.room, membership.stage);
+        }
+    }
+
+    pub(super) fn vacate(&self, state: &mut State, who: SessionRef, key: u32, stage: Stage) {
+        if stage == Stage::Member {
+            // A browser that comes back names the room again, and goes on from there.
+            let place = state.rooms.get(key).and_then(RoomEntry::place);
+            state.note_reached(who.index, (key, place));
+        }
+        let Some(conn) = state.sessions.get(who) else { return };
+        let (session, shape) = (Origin::from(conn.session.id), conn.shape);
+        let Some(entry) = state.rooms.get_mut(key) else { return };
+        if stage == Stage::Member {
+            entry.remove_member(who.index, shape);
+        }
+        entry.coming.retain(|coming| coming.session != who.index);
+        self.node.metrics.members.dec();
+        drop(self.node.broker.attend(&entry.name, Attendance::Leave { session, announce: entry.class.presence }));
+        self.go(state, key, Linger::Briefly);
+    }
+
+    /// One occupant fewer; an empty room is followed for a while longer.
+    pub(super) fn go(&self, state: &mut State, key: u32, linger: Linger) {
+        let now_ms = self.now_ms();
+        let Some(entry) = state.rooms.get_mut(key) else { return };
+        entry.occupants -= 1;
+        let until_ms = now_ms.wrapping_add(LINGER_MS[linger as usize]);
+        if is_past(entry.wanted_until_ms, until_ms) {
+            entry.wanted_until_ms = until_ms;
+        }
+        if entry.occupants == 0 {
+            let due = (until_ms, (key, entry.generation));
+            self.wake_timers(state);
+            state.lingering[linger as usize].push_back(due);
+        }
+    }
+
+    /// Stops following rooms that have been empty for a while and still are.
+    pub(super) fn let_go(&self, state: &mut State) {
+        let now_ms = self.now_ms();
+        for linger in 0..LINGER_MS.len() {
+            while state.lingering[linger].front().is_some_and(|(due, _)| is_past(*due, now_ms)) {
+                let Some((_, key)) = state.lingering[linger].pop_front() else { break };
+                let is_unwanted =
+                    |entry: &mut RoomEntry| entry.occupants == 0 && is_past(entry.wanted_until_ms, now_ms);
+                if !state.rooms.same(key).is_some_and(is_unwanted) {
+                    continue; // somebody is in it, or was since: that one's leaving filed it anew
+                }
+                if let Some(name) = state.rooms.remove(key.0) {
+                    self.node.broker.unsubscribe(self.me, &name);
+                    self.node.metrics.rooms.dec();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Commands of sessions that cannot send over their own connection: posted to any node, done by the shard that has the
+//! session, answered to whoever took the post. The way there and back are notes (`notes`), also within one node, so that
+//! there is one way. A post of several commands is answered when its last one is, in their order.
+
+use super::{
+    Shard, State,
+    commands::Asker,
+    conn::{SessionRef, Timer},
+    notes::{Command, Note, Return},
+};
+use crate::{
+    error::{ErrorCode, Refusal},
+    event::Event,
+    protocol::native,
+    session::PostAddress,
+};
+use bytes::Bytes;
+use fanfare_broker::{NodeId, NodeTarget};
+use serde_json::value::RawValue;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    num::NonZeroU32,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::sync::oneshot;
+
+/// Commands in one post.
+pub(crate) const COMMANDS_MAX: usize = 100;
+/// Posts that may be under way on one shard, and posts whose answers one shard may wait for.
+const POSTS_MAX: usize = 4096;
+/// What has not been answered after so long is answered as late: a join waits for as long as the backplane is away.
+const LATE_MS: u32 = 6_000;
+/// How long the node that took a post waits for its answer.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// Numbers the answers that posts wait for, on one shard; a post's have consecutive ones.
+pub(super) type AnswerNo = NonZeroU32;
+
+/// A shard's share of posts.
+#[derive(Default)]
+pub(super) struct Posts {
+    /// By the number of their first answer.
+    under_way: BTreeMap<u32, Post>,
+    numbers: u32,
+    /// Posts that this shard has taken for others.
+    awaited: HashMap<u64, oneshot::Sender<Answer>>,
+    tickets: u64,
+}
+
+struct Post {
+    who: SessionRef,
+    back: Return,
+    is_array: bool,
+    answers: Vec<Option<Vec<u8>>>,
+    missing: usize,
+    /// Commands that are not begun. They wait for a join before them, so that whoever joins and publishes in one post gets
+    /// what was published.
+    rest: VecDeque<Box<RawValue>>,
+    /// The place of the join that they wait for.
+    waits_for: Option<usize>,
+}
+
+/// What became of a post: the JSON text of the answer, or why there is none.
+pub(crate) type Answer = Result<Bytes, ErrorCode>;
+
+/// A post's commands, as JSON texts; whether they stood in an array.
+///
+/// # Errors
+/// What is wrong with the body as a whole.
+pub(crate) fn commands(body: &str) -> Result<(Vec<&RawValue>, bool), Refusal> {
+    let is_array = body.trim_start().starts_with('[');
+    let commands: Result<Vec<&RawValue>, _> =
+        if is_array { serde_json::from_str(body) } else { serde_json::from_str(body).map(|one| vec![one]) };
+    let commands = commands.map_err(|why| Refusal::bad_request(format!("the body is not JSON: {why}")))?;
+    if !is_array && !body.trim_start().starts_with('{') {
+        return Err(Refusal::bad_request("the body is neither a command nor an array of commands"));
+    }
+    if !(1..=COMMANDS_MAX).contains(&commands.len()) {
+        return Err(Refusal::bad_request(format!("a post has 1 to {COMMANDS_MAX} commands")));
+    }
+    Ok((commands, is_array))
+}
+
+impl Shard {
+    // --- the node that took the post ---
+
+    /// Has the session's own shard do what was posted for it, and waits for the answers.
+    ///
+    /// # Errors
+    /// [`Refusal::session_gone`] if there is no such session; what the backplane says if its node cannot be reached.
+    pub(crate) async fn post(&self, address: PostAddress, body: Bytes) -> Result<Bytes, Refusal> {
+        let (ticket, answered) = {
+            let posts = &mut self.state.borrow_mut().posts;
+            if posts.awaited.len() >= POSTS_MAX {
+                return Err(fanfare_broker::BrokerError::Overloaded.into());
+            }
+            posts.tickets += 1;
+            let (answer, answered) = oneshot::channel();
+            posts.awaited.insert(posts.tickets, answer);
+            (posts.tickets, answered)
+        };
+        let node = address.node;
+        let back = Return { node: self.node.id, shard: self.me.0, ticket };
+        let sent = self.send_note(node, address.shard, &Note::Command(Command { address, back, body })).await;
+        let answer = match sent {
+            Ok(true) => tokio::time::timeout(PATIENCE, answered).await.ok().and_then(Result::ok),
+            Ok(false) => Some(Err(ErrorCode::SessionGone)),
+            Err(why) => {
+                self.state.borrow_mut().posts.awaited.remove(&ticket);
+                return Err(why.into());
+            }
+        };
+        self.state.borrow_mut().posts.awaited.remove(&ticket);
+        match answer {
+            Some(Ok(text)) => Ok(text),
+            Some(Err(ErrorCode::SessionGone)) => Err(Refusal::session_gone()),
+            Some(Err(_)) => Err(fanfare_broker::BrokerError::Overloaded.into()),
+            None => Err(fanfare_broker::BrokerError::Unavailable.into()),
+        }
+    }
+
+    /// Sends a note to one shard of a node; `false` if there is no such shard or node.
+    async fn send_note(&self, node: NodeId, shard: u16, note: &Note) -> Result<bool, fanfare_broker::BrokerError> {
+        if node != self.node.id {
+            return self.node.broker.tell(NodeTarget::One(node), note.encode()).await;
+        }
+        Ok(self.node.tell_shard(shard, note.encode()))
+    }
+
+    /// The answer to a post that this shard has taken.
+    pub(super) fn on_answer(&self, state: &mut State, ticket: u64, answer: Answer) {
+        if let Some(waiting) = state.posts.awaited.remove(&ticket) {
+            let _ = waiting.send(answer); // whoever posted may be gone
+        }
+    }
+
+    // --- the shard that has the session ---
+
+    /// Does what was posted for a session of this shard.
+    pub(super) fn on_command(self: &Rc<Self>, state: &mut State, command: Command) {
+        let Command { address, back, body } = command;
+        let who = SessionRef::from_u64(address.place);
+        let secret = state.sessions.open(who).and_then(|conn| conn.stream.as_ref()).map(|stream| stream.secret);
+        if !secret.is_some_and(|secret| secret.is(&address.secret)) {
+            return self.send_answer(back, Err(ErrorCode::SessionGone));
+        }
+        // It was read where it was posted; another version may have seen it otherwise.
+        let Some((commands, is_array)) = std::str::from_utf8(&body).ok().and_then(|body| commands(body).ok()) else {
+            return self.send_answer(back, Err(ErrorCode::Internal));
+        };
+        if state.posts.under_way.len() >= POSTS_MAX {
+            return self.send_answer(back, Err(ErrorCode::BackplaneOverloaded));
+        }
+        let missing = commands.len();
+        let first = state.posts.number(missing as u32);
+        let rest = commands.into_iter().map(ToOwned::to_owned).collect();
+        let post = Post { who, back, is_array, answers: vec![None; missing], missing, rest, waits_for: None };
+        state.posts.under_way.insert(first, post);
+        self.start_wheel_entry(state, Timer::Post(first), LATE_MS);
+        self.go_on_with_post(state, first);
+    }
+
+    /// Begins a post's commands up to a join that takes its time.
+    fn go_on_with_post(self: &Rc<Self>, state: &mut State, first: u32) {
+        while let Some(post) = state.posts.under_way.get_mut(&first) {
+            let place = post.answers.len() - post.rest.len();
+            let Some(text) = post.rest.pop_front() else { return };
+            let asker = Asker { post: AnswerNo::new(first + place as u32), ..Asker::unnumbered(post.who) };
+            let joins = self.command(state, asker, text.get());
+            match state.posts.under_way.get_mut(&first) {
+                Some(post) if joins && post.answers[place].is_none() => {
+                    post.waits_for = Some(place);
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The answer to one posted command; the last one sends them all.
+    pub(super) fn answer_post(&self, state: &mut State, number: AnswerNo, text: Vec<u8>) {
+        let Some((first, post)) = state.posts.under_way.range_mut(..=number.get()).next_back() else { return };
+        let (first, place) = (*first, (number.get() - first) as usize);
+        let Some(answer) = post.answers.get_mut(place).filter(|answer| answer.is_none()) else { return };
+        *answer = Some(text);
+        post.missing -= 1;
+        if post.missing == 0 {
+            return self.finish_post(state, first);
+        }
+        if post.waits_for.take_if(|join| *join == place).is_some()
+            && let Some(this) = self.this.upgrade()
+        {
+            // Not here: whoever answers is in the middle of something.
+            tokio::task::spawn_local(async move {
+                this.go_on_with_post(&mut this.state.borrow_mut(), first);
+            });
+        }
+    }
+
+    fn finish_post(&self, state: &mut State, first: u32) {
+        let Some(post) = state.posts.under_way.remove(&first) else { return };
+        let answers: Vec<Vec<u8>> = post.answers.into_iter().flatten().collect();
+        let text = if post.is_array { [b"[", &answers.join(&b","[..])[..], b"]"].concat() } else { answers.concat() };
+        self.send_answer(post.back, Ok(text.into()));
+    }
+
+    /// Commands that wait for something are answered as late; what they ask for may still come true.
+    pub(super) fn give_up_post(&self, state: &mut State, first: u32) {
+        self.fill_post(state, first, &fanfare_broker::BrokerError::Unavailable.into());
+    }
+
+    /// A session ends: what was posted for it and is not done will not be.
+    pub(super) fn forsake_posts(&self, state: &mut State, who: SessionRef) {
+        let of_session = state.posts.under_way.iter().filter(|(_, post)| post.who == who).map(|(first, _)| *first);
+        for first in of_session.collect::<Vec<_>>() {
+            self.fill_post(state, first, &Refusal::session_gone());
+        }
+    }
+
+    fn fill_post(&self, state: &mut State, first: u32, refusal: &Refusal) {
+        let Some(post) = state.posts.under_way.get_mut(&first) else { return };
+        let error = Event::Error {
+            id: None,
+            room: None,
+            code: refusal.code,
+            message: refusal.message.clone(),
+            retryable: refusal.code.retryable(),
+            retry_after_ms: refusal.retry_after_ms,
+        };
+        let text = native::encode(&error);
+        for answer in post.answers.iter_mut().filter(|answer| answer.is_none()) {
+            *answer = Some(text.clone());
+        }
+        self.finish_post(state, first);
+    }
+
+    fn send_answer(&self, back: Return, answer: Answer) {
+        let note = Note::Answer { shard: back.shard, ticket: back.ticket, answer };
+        if back.node == self.node.id {
+            self.node.tell_shard(back.shard, note.encode());
+        } else {
+            // The node that waits gives up by itself.
+            drop(self.node.broker.tell(NodeTarget::One(back.node), note.encode()));
+        }
+    }
+}
+
+impl Posts {
+    /// So many numbers in a row; the first one. Never 0, which stands for none.
+    fn number(&mut self, count: u32) -> u32 {
+        let first = self.numbers.checked_add(1).filter(|first| first.checked_add(count).is_some()).unwrap_or(1);
+        self.numbers = first + count - 1;
+        first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_post_is_one_command_or_an_array_of_some() {
+        assert_eq!(commands(r#" {"type":"ping"} "#).map(|(c, array)| (c.len(), array)).unwrap(), (1, false));
+        assert_eq!(commands(r#"[{"a":1},{"b":2}]"#).map(|(c, array)| (c.len(), array)).unwrap(), (2, true));
+        let many = format!("[{}1]", "1,".repeat(COMMANDS_MAX));
+        for wrong in ["", "[]", "{", "{}{}", "7", "null", "\"a\"", &many] {
+            assert!(commands(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_answers_begin_again_before_they_run_out() {
+        let mut posts = Posts { numbers: u32::MAX - 5, ..Posts::default() };
+        assert_eq!(posts.number(3), u32::MAX - 4);
+        assert_eq!(posts.number(100), 1);
+        assert_eq!(posts.number(1), 101);
+    }
+}

@@ -1,0 +1,181 @@
+//! What a poll is told: messages as members get them, byte for byte, the cursors after them, what is missing, and when to
+//! ask again. Pure but for the names it asks of the poll.
+
+use super::poll::Poll;
+use crate::{problem::json, protocol::native};
+use axum::body::Body;
+use fanfare_broker::{Cursor, Gap, Page, Room};
+use hyper::{
+    Response, StatusCode,
+    header::{self, HeaderValue},
+};
+use std::io::Write as _;
+
+/// Bytes of an answer: messages, and room for what stands around them, which is cursors and gaps of the rooms. A single
+/// message passes whatever its size, or nobody would ever get it.
+const BYTES_MAX: usize = 256 << 10;
+const AROUND_BYTES: usize = 8 << 10;
+
+/// What there is for a poll.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Message objects, separated by commas.
+    messages: Vec<u8>,
+    pub(super) count: usize,
+    /// Where the client stands afterwards, room by room.
+    pub(super) ends: Vec<Cursor>,
+    gaps: Vec<(Room, Gap)>,
+    more: bool,
+    /// A cursor that the client did not have.
+    pub(super) is_fresh: bool,
+    pub(super) next_ms: u64,
+}
+
+impl Found {
+    /// Whether the client wants to know now.
+    pub(super) fn is_news(&self) -> bool {
+        self.count > 0 || self.is_fresh || !self.gaps.is_empty()
+    }
+
+    /// Takes as much of a room's page as there is room for.
+    pub(super) fn take(&mut self, room: &Room, page: &Page, limit: usize) {
+        if let Some(gap) = page.gap {
+            self.gaps.push((room.clone(), gap));
+        }
+        let mut end = page.from;
+        for publication in page.publications.iter().take(limit) {
+            let text = native::MessageText::new(room, publication);
+            let parts = text.parts(publication);
+            let bytes = self.messages.len() + parts.iter().map(|part| part.len()).sum::<usize>();
+            if self.count > 0 && bytes > BYTES_MAX - AROUND_BYTES {
+                break;
+            }
+            if self.count > 0 {
+                self.messages.push(b',');
+            }
+            parts.into_iter().for_each(|part| self.messages.extend_from_slice(part));
+            self.count += 1;
+            end = publication.cursor.unwrap_or(end);
+        }
+        self.more |= end != page.head;
+        self.ends.push(end);
+    }
+
+    /// All cursors, in the order of the URL's rooms.
+    fn cursor(&self) -> String {
+        self.ends.iter().map(ToString::to_string).collect::<Vec<_>>().join("~")
+    }
+
+    /// Whether `If-None-Match` names this state (RFC 9110 section 13.1.2: a list, weak comparison). `*` names none: it
+    /// would keep every message from whoever sent it.
+    pub(super) fn is_unmodified(&self, tags: &[u8]) -> bool {
+        let own = format!("\"{}\"", self.cursor());
+        let tags = std::str::from_utf8(tags).unwrap_or_default();
+        self.gaps.is_empty() && tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == own)
+    }
+
+    /// The answer.
+    pub(super) fn response(&self, poll: &Poll) -> Response<Body> {
+        let mut body = Vec::with_capacity(self.messages.len() + 256);
+        // Writing to memory cannot fail; nor below.
+        let _ = write!(body, "{{\"session\":\"{}\",", poll.session);
+        self.put_cursors(&mut body, poll);
+        body.extend_from_slice(b",\"messages\":[");
+        body.extend_from_slice(&self.messages);
+        let _ = write!(body, "],\"more\":{}", self.more);
+        if !self.gaps.is_empty() {
+            let gap = |(room, gap): &(Room, Gap)| {
+                let missed = gap.missed.map_or_else(|| "null".to_owned(), |missed| missed.to_string());
+                format!("\"{room}\":{{\"missed\":{missed}}}")
+            };
+            let gaps: Vec<String> = self.gaps.iter().map(gap).collect();
+            let _ = write!(body, ",\"gap\":{{{}}}", gaps.join(","));
+        }
+        let next_ms = if self.more { 0 } else { self.next_ms };
+        let _ = write!(body, ",\"next_ms\":{next_ms}}}");
+        let mut response = json(StatusCode::OK, body);
+        if poll.wait.is_zero() && !poll.by_name {
+            self.tag(&mut response);
+        }
+        response
+    }
+
+    fn put_cursors(&self, body: &mut Vec<u8>, poll: &Poll) {
+        if !poll.by_name {
+            let _ = write!(body, "\"cursor\":\"{}\"", self.cursor());
+            return;
+        }
+        let named = poll.rooms.iter().zip(&self.ends).map(|(room, end)| format!("\"{}\":\"{end}\"", room.name));
+        let _ = write!(body, "\"cursors\":{{{}}}", named.collect::<Vec<_>>().join(","));
+    }
+
+    fn tag<T>(&self, response: &mut Response<T>) {
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+        headers.insert(header::VARY, HeaderValue::from_static("Authorization"));
+        if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", self.cursor())) {
+            headers.insert(header::ETAG, tag);
+        }
+    }
+}
+
+/// 304: the client has it all.
+pub(super) fn not_modified(found: &Found) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    found.tag(&mut response);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fanfare_broker::{MessageId, NodeId, Offset, Origin, Publication};
+
+    fn cursor(offset: u64) -> Cursor {
+        let first: Cursor = "Xk2p9QaB.0".parse().unwrap();
+        Cursor::new(first.epoch, Offset(offset))
+    }
+
+    fn page(offsets: std::ops::RangeInclusive<u64>, bytes: usize) -> Page {
+        let publication = |offset| Publication {
+            cursor: Some(cursor(offset)),
+            id: MessageId { node: NodeId(1), number: offset },
+            origin: Origin::default(),
+            ts_ms: 1,
+            payload: format!("\"data\":\"{}\"", "x".repeat(bytes)).into(),
+        };
+        let (from, head) = (cursor(offsets.start() - 1), cursor(*offsets.end()));
+        Page { publications: offsets.map(publication).collect(), from, head, gap: None }
+    }
+
+    #[test]
+    fn an_answer_ends_at_its_limits_and_says_that_there_is_more() {
+        let room = Room::parse("a").unwrap();
+        let mut found = Found::default();
+        found.take(&room, &page(1..=10, 1), 4);
+        assert_eq!((found.count, found.ends[0], found.more), (4, cursor(4), true));
+        let mut found = Found::default();
+        found.take(&room, &page(1..=10, 100_000), 10);
+        assert_eq!((found.count, found.ends[0], found.more), (2, cursor(2), true));
+        assert!(found.messages.len() + AROUND_BYTES <= BYTES_MAX);
+        let mut found = Found::default();
+        found.take(&room, &page(1..=2, 300_000), 10);
+        assert_eq!((found.count, found.ends[0], found.more), (1, cursor(1), true));
+        let mut found = Found::default();
+        found.take(&room, &page(1..=3, 1), 10);
+        assert_eq!((found.count, found.ends[0], found.more), (3, cursor(3), false));
+        assert!(serde_json::from_slice::<Vec<serde_json::Value>>(&[b"[", &found.messages[..], b"]"].concat()).is_ok());
+    }
+
+    #[test]
+    fn a_state_is_unmodified_if_one_of_the_tags_names_it() {
+        let found = Found { ends: vec![cursor(4), cursor(7)], ..Found::default() };
+        for tags in ["\"Xk2p9QaB.4~Xk2p9QaB.7\"", "\"x\", W/\"Xk2p9QaB.4~Xk2p9QaB.7\""] {
+            assert!(found.is_unmodified(tags.as_bytes()), "{tags}");
+        }
+        for tags in ["*", "", "Xk2p9QaB.4~Xk2p9QaB.7", "\"Xk2p9QaB.4\"", "\"Xk2p9QaB.4~Xk2p9QaB.8\""] {
+            assert!(!found.is_unmodified(tags.as_bytes()), "{tags}");
+        }
+    }
+}
