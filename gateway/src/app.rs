@@ -238,7 +238,7 @@ fn spawn_shards(
 async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receiver<Arrival>) {
     let engine = tokio::task::spawn_local(Rc::clone(&shard).run());
     let timers = tokio::task::spawn_local(Rc::clone(&shard).run_timers());
-    tokio::task::spawn_local(Rc::clone(&shard).watch_backplane());
+    tokio::task::spawn_local(Rc::clone(&shard).watch_surroundings());
     let serve_arrivals = async {
         while let Some((socket, peer)) = arriving.recv().await {
             match tokio::net::TcpStream::from_std(socket) {

@@ -1,13 +1,11 @@
-// Fanfare's client. README.md tells how it works: Room, Client, Link (one attempt of a transport), and ws, sse and poll.
+// Fanfare's client; README.md tells how it works.
 
-const QUEUE_MAX = 500;
-const WINDOW = 8; // requests under way; 20 errors in 10 s would end the session
-const KEY_MS = 280_000; // the gateway forgets keys after 5 minutes
-const TICK_MS = 5000;
+const WINDOW = 8; // requests under way: 20 errors would end the session
 
-export const connect = (url, options) => new Client(url, options);
+export const connect = (...wishes) => new Client(...wishes);
 
 const failure = (frame) => Object.assign(new Error(frame.message ?? frame.code), frame);
+const parts = (cursor = "") => cursor.split(".");
 const before = (cursor) => cursor?.replace(/\d+$/, (offset) => offset - 1);
 const pause = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
 const defined = (fields) => JSON.parse(JSON.stringify(fields));
@@ -36,8 +34,8 @@ class Room extends Emitter {
 
   publish(data = null, { event, key = this.client.keys + this.client.ids } = {}) { return this.request("publish", { data, event, key }); }
   presence() { return this.request("presence"); }
-  history({ since, limit } = {}) { return this.request("history", { since, limit }); }
-  request(type, fields) { return this.client.request({ type, room: this.name, ...fields }); }
+  history(range) { return this.request("history", range); }
+  request(type, fields) { return this.client.request({ ...fields, type, room: this.name }); }
 
   leave() {
     const { client, name: room } = this;
@@ -48,13 +46,13 @@ class Room extends Emitter {
     const { type, cursor, gap, member } = frame, { client, options, name: room, cursor: from } = this;
     let { members } = frame;
     if (type === "message") {
-      const [epoch, offset] = cursor?.split(".") ?? [], [at, last] = from?.split(".") ?? [];
-      if (epoch && epoch === at && +offset <= +last) return; // a repeat
+      const [epoch, offset] = parts(cursor), [at, last] = parts(from);
+      if (epoch === at && +offset <= +last) return; // a repeat
       this.cursor = cursor;
       if (options.echo === false && (client.own.delete(cursor) || client.sessions.includes(frame.from?.session))) return;
     } else if (type === "joined") {
       delete options.history;
-      if (!frame.resumed) this.cursor = cursor; // else it may be further on, by the transport that was replaced
+      if (!frame.resumed) this.cursor = cursor; // else it may be further on
     } else if (type === "gap") {
       this.cursor = frame.to;
     } else if (type === "left") {
@@ -75,22 +73,22 @@ class Client extends Emitter {
   ids = 0;
   keys = crypto.getRandomValues(new Uint32Array(4)).join("");
   sessions = []; // own ones
-  own = new Set(); // own messages over HTTP, which show no session
-  bytes_max = 65_536;
+  own = new Set(); // messages of no session
+  limits = { message_bytes: 65_536 };
   level = 0; // in transports
   tries = 0;
   failed = 0;
-  climbs = 0;
-  pace = 0; // ms between publishes after too many,
+  pace = 0; // ms between publishes,
   calm = 0; // until then
-  hold = 0; // no request before
+  hold = 0; // nothing before
 
   constructor(url = globalThis.location?.origin ?? new URL(import.meta.url).origin, options) {
     super();
     this.base = `${url}/`.replace(/^ws/, "http").replace(/\/+$/, "/");
-    this.options = { transports: ["ws", "sse", "poll"], open_ms: 8000, climb_ms: 30_000, WebSocket: globalThis.WebSocket, ...options };
-    this.transports = this.options.transports.filter((name) => name !== "ws" || this.options.WebSocket);
-    this.ticker = setInterval(() => this.tick(), TICK_MS);
+    Object.assign(this, { transports: ["ws", "sse", "poll"], open_ms: 8000, climb_ms: 60_000, WebSocket: globalThis.WebSocket }, options);
+    this.transports = this.transports.filter((name) => name !== "ws" || this.WebSocket);
+    if (!this.transports[0]) throw failure({ code: "no_transport" });
+    this.ticker = setInterval(() => this.tick(), 5000);
     this.ears = new AbortController();
     for (const type of ["online", "pageshow", "visibilitychange"]) {
       globalThis.addEventListener?.(type, () => this.wake(type === "online" ? 0 : 20_000), this.ears);
@@ -107,13 +105,11 @@ class Client extends Emitter {
     return room;
   }
 
-  close() { this.stop({ code: 1000, reason: "closed" }); }
-
   request(fields) {
     const id = ++this.ids, text = JSON.stringify({ ...fields, id });
     return new Promise((resolve, reject) => {
-      const large = new Blob([text]).size > this.bytes_max + 4096 && "message_too_large";
-      const code = this.over ? "closed" : this.queue.size >= QUEUE_MAX ? "queue_full" : large;
+      const large = new Blob([text]).size > this.limits.message_bytes + 4096 && "message_too_large";
+      const code = this.over ? "closed" : this.queue.size >= 500 ? "queue_full" : large;
       if (code) return reject(failure({ code }));
       this.queue.set(id, { command: JSON.parse(text), resolve, reject });
       this.flush();
@@ -124,14 +120,14 @@ class Client extends Emitter {
     const { link, hold } = this, now = Date.now();
     let left = now < this.calm ? 1 : WINDOW;
     if (!this.transport) return;
-    clearTimeout(this.flusher);
-    if (now < hold) return (this.flusher = setTimeout(() => this.flush(), hold - now));
+    if (now < hold) return setTimeout(() => this.flush(), hold - now);
     for (const entry of this.queue.values()) {
       if (!left--) return;
       if (entry.link === link) continue;
       entry.link = link;
       entry.sent ??= now;
-      if (entry.command.key && now - entry.sent > KEY_MS) this.answer(entry, { type: "error", code: "unacknowledged" });
+      // The gateway forgets keys after 5 minutes.
+      if (entry.command.key && now - entry.sent > 280_000) this.answer(entry, { type: "error", code: "unacknowledged" });
       else this.tell(entry.command);
     }
   }
@@ -141,7 +137,7 @@ class Client extends Emitter {
     if (frame.retryable && key) {
       entry.link = null;
       if (code === "rate_limited" && now >= this.hold) {
-        this.pace = Math.max(this.pace * 2, ms);
+        this.pace = Math.max(now < this.calm ? this.pace * 2 : this.pace, ms);
         this.calm = now + 10_000;
       }
       this.hold = now + ms;
@@ -151,7 +147,7 @@ class Client extends Emitter {
       if (type === "error") entry.reject(failure(frame));
       else entry.resolve(frame);
       if (key && cursor && room?.options.echo === false) {
-        if (before(cursor) === room.cursor) room.cursor = cursor; // it does not come, and is no gap
+        if (before(cursor) === room.cursor) room.cursor = cursor; // it does not come
         if (!this.session) this.own.add(cursor);
       }
     }
@@ -159,7 +155,7 @@ class Client extends Emitter {
   }
 
   tell(command) {
-    if (this.transport) this.link.wire.send(command);
+    if (this.transport) this.link.send(command);
   }
 
   frame(frame) {
@@ -177,38 +173,38 @@ class Client extends Emitter {
   }
 
   entry(room) {
-    const { name, cursor, options: { presence, echo, history } } = room, exclude = echo === false ? this.sessions.slice(1, 9) : undefined;
-    return { type: "join", id: (room.ask = ++this.ids), room: name, since: cursor, history, presence, echo, exclude };
+    const { name, cursor: since, options: { presence, echo, history } } = room, exclude = echo === false ? this.sessions.slice(1, 9) : undefined;
+    return { type: "join", id: (room.ask = ++this.ids), room: name, since, history, presence, echo, exclude };
   }
 
-  connect() { this.link = new Link(this, this.transports[this.level]); }
+  connect() {
+    clearTimeout(this.retry);
+    this.link = new Link(this, this.level);
+  }
 
-  opened(link, { session, node, route = this.route, limits }) {
-    const { name: transport } = link, level = this.transports.indexOf(transport);
+  opened(link, { session, node, post, route = this.route, limits = this.limits }) {
+    const { name: transport, level } = link;
     clearTimeout(this.retry);
     if (this.link !== link) this.link?.drop(); // climbed
-    if (this.proven !== transport) this.emit("transport", (this.proven = transport));
-    Object.assign(this, { link, transport, level, session, node, route, next: null, tries: 0, renewed: false });
-    if (!level) this.climbs = 0;
-    if (limits) this.bytes_max = limits.message_bytes;
+    if (this.proven !== level) this.emit("transport", transport);
+    Object.assign(this, { link, transport, level, proven: level, session, node, post, route, limits, next: null, tries: 0, renewed: false });
     if (session) this.sessions = [session, ...this.sessions].slice(0, 32);
     this.emit("open", { session, transport });
-    for (const room of this.rooms.values()) if (!link.wire.carries?.(room)) this.tell(this.entry(room));
+    for (const room of this.rooms.values()) if (!link.carries?.(room)) this.tell(this.entry(room));
     this.flush();
   }
 
   ended(link, { code, reason, after = 0, final, fault }) {
     const now = Date.now();
-    if (link === this.next) this.next = null;
-    if (link !== this.link) return;
+    if (link !== this.link) return (this.next = null);
     this.link = this.session = this.transport = undefined;
     if (link.open && now - link.born > 10_000) this.failed = 0;
-    if (/401$/.test(code) && this.bearer && !this.renewed) {
+    if (/401$/.test(code) && this.token?.call && !this.renewed) {
       this.renewed = true;
       this.bearer = null;
     } else if (final || /^(1009|44..|401)$/.test(code)) {
-      return this.stop({ code, reason });
-    } else if (fault && ++this.tries >= (this.proven === link.name ? 3 : 1)) {
+      return this.close({ code, reason });
+    } else if (fault && ++this.tries >= (this.proven === link.level ? 3 : 1)) {
       this.tries = 0;
       this.level = (this.level + 1) % this.transports.length;
     }
@@ -220,7 +216,7 @@ class Client extends Emitter {
     if (link.open) this.emit("close", { code, reason, reconnect: true, after_ms: after });
   }
 
-  stop(why) {
+  close(why = { code: 1000, reason: "closed" }) {
     if (this.over) return;
     this.over = true;
     clearInterval(this.ticker);
@@ -233,36 +229,29 @@ class Client extends Emitter {
     this.emit("close", { ...why, reconnect: false });
   }
 
-  // Timers are late in pages that sleep: only time stamps count.
+  // Pages sleep: only time stamps count.
   tick() {
-    if (Date.now() > this.renewAt) this.renew();
+    if (Date.now() > this.renewAt) this.renew().catch(() => {});
     if (!this.transport) return;
     this.wake(this.link.silence);
-    if (this.level && !this.next && Math.random() * this.options.climb_ms * 2 ** this.climbs < TICK_MS) {
-      this.next = new Link(this, this.transports[this.climbs++ % this.level]);
-    }
+    if (this.level && !this.next && Math.random() * this.climb_ms < 5000) this.next = new Link(this, ++this.ids % this.level);
   }
 
   wake(ms) {
     const { link } = this, now = Date.now();
-    if (!link && now > this.rest) {
-      clearTimeout(this.retry);
-      this.connect();
-    } else if (this.transport && now - link.seen >= ms) {
+    if (!link && now > this.rest) this.connect();
+    else if (this.transport && now - link.seen >= ms) {
       if (link.name !== "ws") return link.end({ reason: "silent", after: 0 });
       this.tell({ type: "ping" });
       setTimeout(() => link.seen < now && link.end({ reason: "silent" }), 4000);
     }
   }
 
-  token() {
-    const { token } = this.options;
-    return typeof token === "function" ? (this.bearer ??= this.fresh(token)) : token;
-  }
+  credential() { return this.token?.call ? (this.bearer ??= this.fresh()) : this.token; }
 
-  async fresh(ask) {
+  async fresh() {
     try {
-      const token = await ask(), [, claims = "e30"] = token.split(".");
+      const token = await this.token(), [, claims = "e30"] = token.split(".");
       const { exp } = JSON.parse(atob(claims.replace(/-/g, "+").replace(/_/g, "/")));
       this.renewAt = Date.now() + Math.max(10_000, (exp * 1000 - Date.now()) * 0.8);
       return token;
@@ -276,27 +265,28 @@ class Client extends Emitter {
   async renew() {
     this.bearer = null;
     this.renewAt += 30_000;
-    this.tell({ type: "auth", token: await this.token() });
+    this.tell({ type: "auth", token: await this.credential() });
   }
 }
 
 class Link {
   born = Date.now();
   seen = this.born; // the last sign of life
-  silence = 50_000; // too long without one
 
-  constructor(client, name) {
-    Object.assign(this, { client, name });
+  constructor(client, level) {
+    Object.assign(this, { client, level, name: client.transports[level] });
     this.begin().catch(({ message }) => this.end({ reason: message, fault: false }));
   }
 
   async begin() {
-    const token = await this.client.token();
+    const token = await this.client.credential();
     if (this.dead) return;
-    // Proxies hold streams back, or open WebSockets that carry nothing.
-    this.deadline = setTimeout(() => this.end({ reason: "no welcome" }), this.client.options.open_ms);
-    this.wire = { ws, sse, poll }[this.name](this, token);
+    // Some proxies open it and let nothing through.
+    this.deadline = setTimeout(() => this.end({ reason: "no welcome" }), this.client.open_ms);
+    Object.assign(this, { ws, sse, poll }[this.name](this, token));
   }
+
+  async text(text) { this.frame(JSON.parse(text)); }
 
   frame(frame) {
     const { type, code, after_ms, ping_ms } = frame;
@@ -305,8 +295,7 @@ class Link {
     if (type === "welcome") {
       clearTimeout(this.deadline);
       this.open = true;
-      this.post = frame.post;
-      if (ping_ms) this.silence = 2 * ping_ms;
+      this.silence = 2 * ping_ms;
       this.client.opened(this, frame);
     } else if (type === "close") this.end({ code, after: after_ms, final: !frame.reconnect });
     else if (type === "reconnect") this.after = after_ms; // a close follows
@@ -315,12 +304,12 @@ class Link {
 
   url(path, query) { return `${this.client.base}${path}?${new URLSearchParams(defined({ n: this.client.route, ...query }))}`; }
 
-  // `refused` takes what is the request's own fault; any other failure ends the link.
-  async fetch(path, query, refused, body, signal, key) {
+  // `refused` takes what is the request's fault; else the link ends.
+  async fetch(path, query, refused, signal, body, key) {
     try {
-      const token = await this.client.token(), method = body ? "POST" : "GET";
+      const token = await this.client.credential();
       const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json", "idempotency-key": key });
-      const answer = await fetch(this.url(path, query), { method, body, headers, signal });
+      const answer = await fetch(this.url(path, query), { method: body ? "POST" : "GET", body, headers, signal });
       if (answer.ok) return path.endsWith("/sse") ? answer.body : await answer.json();
       const { status } = answer, { code, detail, ...problem } = await answer.json().catch(() => ({}));
       if (code && /400|403|413/.test(status)) return refused({ ...problem, type: "error", code, message: detail });
@@ -341,25 +330,19 @@ class Link {
   drop() {
     this.dead = true;
     clearTimeout(this.deadline);
-    this.wire?.close();
+    this.close?.();
   }
 }
 
 function ws(link, token) {
-  const socket = new link.client.options.WebSocket(link.url("ws").replace("http", "ws"), token ? ["fanfare.v1", `token.${token}`] : []);
-  socket.onmessage = ({ data }) => {
-    try {
-      link.frame(JSON.parse(data));
-    } catch (error) {
-      link.lost(error);
-    }
-  };
+  const socket = new link.client.WebSocket(link.url("ws").replace("http", "ws"), token ? ["fanfare.v1", `token.${token}`] : []);
+  socket.onmessage = ({ data }) => link.text(data).catch(link.lost);
   socket.onerror = () => {}; // a close follows
   socket.onclose = ({ code, reason }) => link.end({ code, reason });
   return { send: (command) => socket.send(JSON.stringify(command)), close: () => socket.close() };
 }
 
-// WHATWG HTML 9.2.6, for text in pieces
+// WHATWG HTML 9.2.6
 export function eventStream(onEvent, onRetry) {
   let rest = "", cr, data = [], type, lastEventId = "";
   return (text) => {
@@ -369,7 +352,7 @@ export function eventStream(onEvent, onRetry) {
     for (const line of lines) {
       const [, field, value] = /^([^:]*):? ?([^]*)/.exec(line);
       if (!line) {
-        if (data.length) onEvent({ type: type || "message", data: data.join("\n"), lastEventId });
+        if (data.length) onEvent(data.join("\n"), type || "message", lastEventId);
         data = [];
         type = "";
       } else if (field === "data") data.push(value);
@@ -381,22 +364,18 @@ export function eventStream(onEvent, onRetry) {
 }
 
 function sse(link) {
-  // One room goes into the URL; the others join as on WebSocket, each with its own refusal.
+  // One room is in the URL; the others join as on WebSocket.
   const { client } = link, room = [...client.rooms.values()].find(({ name }) => !name.includes(","));
   if (!room) return poll(link);
   const abort = new AbortController(), { signal } = abort, waiting = [];
   let busy;
 
-  function refused(frame) {
-    client.refused(room, frame);
-    link.end({ after: 0 });
-  }
-
   async function read() {
-    const { room: name, since, history: last, presence, echo } = client.entry(room);
-    const body = await link.fetch(`v1/rooms/${encodeURIComponent(name)}/sse`, { since, last, presence, echo }, refused, undefined, signal);
+    const { since, history: last, presence, echo } = client.entry(room);
+    const refused = (frame) => link.end({ after: client.refused(room, frame) ?? 0 });
+    const body = await link.fetch(`v1/rooms/${encodeURIComponent(room.name)}/sse`, { since, last, presence, echo }, refused, signal);
     const reader = body?.pipeThrough(new TextDecoderStream()).getReader();
-    const take = eventStream(({ data }) => link.frame(JSON.parse(data)), (ms) => (link.after = ms));
+    const take = eventStream((data) => link.frame(JSON.parse(data)), (ms) => (link.after = ms));
     for (let piece; !(piece = await reader.read()).done; take(piece.value)) link.seen = Date.now();
     link.end({ reason: "stream ended" });
   }
@@ -404,10 +383,9 @@ function sse(link) {
   async function send(command) {
     waiting.push(command);
     while (!busy && waiting[0]) {
-      busy = waiting.splice(0, 1 + 2 ** 19 / client.bytes_max); // one at a time: they could overtake each other
-      // The stream says itself where rooms begin.
+      busy = waiting.splice(0, 1 + 2 ** 19 / client.limits.message_bytes); // POSTs overtake each other
       const refused = (frame) => busy.forEach(({ id }) => link.frame({ ...frame, id }));
-      const frames = await link.fetch(link.post.slice(1), {}, refused, JSON.stringify(busy), signal);
+      const frames = await link.fetch(client.post.slice(1), {}, refused, signal, JSON.stringify(busy));
       for (const frame of frames ?? []) if (!/joined|left/.test(frame.type)) link.frame(frame);
       busy = null;
     }
@@ -419,26 +397,26 @@ function sse(link) {
 
 function poll(link) {
   const { client } = link, known = new Set(), unkept = new Set();
-  let abort, session, posting;
+  let abort, session, posting = Promise.resolve();
 
-  // Until the rooms change. A lost answer comes again: the cursor is what acknowledges.
+  // A lost answer comes again: the cursor acknowledges.
   async function turn() {
     abort?.abort();
     const { signal } = (abort = new AbortController());
     while (!signal.aborted) {
       const wanted = [...client.rooms.values()].filter((room) => !unkept.has(room)), fresh = wanted.find((room) => !known.has(room));
-      // A new room comes alone: so its refusal is its own.
+      // A new room comes alone: its refusal is its own.
       const group = fresh ? [fresh] : wanted, rooms = {};
       for (const { name, cursor = null } of group) rooms[name] = cursor;
       const refused = (frame) => {
-        if (!fresh) return known.clear(); // whose was it?
+        if (!fresh) return link.lost(frame); // whose is it?
         if (frame.code === "history_off") frame.retryable = !!unkept.add(fresh); // elsewhere
         client.refused(fresh, frame);
       };
       const body = JSON.stringify({ rooms, wait: fresh ? 0 : 25, last: fresh?.options.history, session });
-      const answer = wanted[0] && (await link.fetch("v1/poll", {}, refused, body, signal));
+      const answer = await (wanted[0] && link.fetch("v1/poll", {}, refused, signal, body));
       if (wanted[0] && !answer) continue;
-      if (!link.open) link.frame({ type: "welcome" });
+      if (!link.open) link.frame({ type: "welcome", ping_ms: 25_000 });
       await posting; // to know own messages
       if (!answer || signal.aborted) return;
       link.seen = Date.now();
@@ -453,7 +431,7 @@ function poll(link) {
     const cursor = resumed ? from : before(own[0]?.cursor) ?? cursors[name];
     if (gap || !known.has(room)) link.frame({ type: "joined", room: name, cursor, resumed, gap });
     known.add(room);
-    own.forEach((message) => link.frame(message));
+    own.forEach(link.frame, link);
     room.cursor = cursors[name];
     if (room.options.presence && !(Date.now() < room.asked)) {
       room.asked = Date.now() + 10_000;
@@ -462,15 +440,14 @@ function poll(link) {
   }
 
   async function call({ type, id, room, data, event, key, since, limit }) {
-    const path = `v1/rooms/${encodeURIComponent(room)}`, refused = (frame) => link.frame({ ...frame, room, id });
-    const answer = await (key ? link.fetch(path, { event }, refused, JSON.stringify(data), undefined, key) : link.fetch(`${path}/${type}`, { since, limit }, refused));
+    const path = `v1/rooms/${encodeURIComponent(room)}${key ? "" : `/${type}`}`, refused = (frame) => link.frame({ ...frame, room, id });
+    const answer = await link.fetch(path, { event, since, limit }, refused, undefined, key && JSON.stringify(data), key);
     if (answer) link.frame({ type, ...answer, id });
   }
 
   function send(command) {
-    const { type } = command;
-    if (/join|leave/.test(type)) link.name === "sse" ? link.end({ after: 0 }) : turn();
-    else if (type !== "auth") posting = Promise.resolve(posting).then(() => call(command));
+    if (/join|leave/.test(command.type)) link.name === "sse" ? link.end({ after: 0 }) : turn();
+    else if (command.type !== "auth") posting = posting.then(() => call(command));
   }
 
   turn();

@@ -2,6 +2,7 @@
 
 import { $, el } from "./demo.js";
 
+const SHOWN_MAX = 500; // messages on the page; older ones go
 const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
 const list = new Intl.ListFormat("en", { type: "conjunction" });
 
@@ -25,6 +26,7 @@ export function toEnd() {
 function add(item, always) {
   const follow = always || nearEnd();
   $("messages").append(item);
+  if ($("messages").childElementCount > SHOWN_MAX) $("messages").firstElementChild.remove();
   $("empty").hidden = true;
   if (follow) toEnd();
   else $("down").hidden = false;

@@ -2,7 +2,7 @@
 // that the room's history holds nothing but messages. How it looks is in chat-view.js.
 
 import { connect } from "/client.js";
-import { $, recall, remember, token } from "./demo.js";
+import { $, keep, recall, remember, token } from "./demo.js";
 import * as view from "./chat-view.js";
 
 const params = new URLSearchParams(location.search);
@@ -10,6 +10,10 @@ const roomName = params.get("room") || "chat:lobby";
 const transport = params.get("transport");
 const TYPING_MS = 4000; // how long a "typing" holds; it is said again every TYPING_MS / 2
 const CROWD = 40; // in larger rooms nobody answers a newcomer's hello
+const KNOWN_MAX = 500; // people that the page remembers
+
+/** What others send is anything at all. */
+const called = (name) => (typeof name === "string" && name.trim().slice(0, 40)) || "somebody";
 
 const me = { tab: recall("sessionStorage", "tab") ?? token(), name: recall("sessionStorage", "name") ?? "", read: null };
 remember("sessionStorage", "tab", me.tab);
@@ -60,7 +64,8 @@ function send(text, nonce = token()) {
 
 function onMessage({ cursor, data, from, ts }) {
   if (typeof data?.text !== "string") return; // somebody publishes something else in this room
-  const { name = "somebody", text, tab, nonce } = data;
+  const { text, tab, nonce } = data;
+  const name = called(data.name);
   unsent.get(nonce)?.gone();
   unsent.delete(nonce);
   learn(from?.session ?? data.session, name);
@@ -84,10 +89,11 @@ function onSignal({ event, data, from, ts }) {
     if (event === "hello") skew = ts - Date.now();
     return;
   }
-  learn(from?.session ?? data.session, data.name);
+  const name = called(data.name);
+  learn(from?.session ?? data.session, name);
   // The room may keep a history: what is old by the gateway's clock is no news.
-  const typing = event === "typing" ? ts - skew + TYPING_MS : 0;
-  tabs.set(data.tab, { name: data.name, read: data.read, session: data.session, typing, heard: ts });
+  const typing = event === "typing" ? ts - skew + TYPING_MS : tabs.get(data.tab)?.typing ?? 0;
+  keep(tabs, data.tab, { name, read: data.read, session: data.session, typing, heard: ts }, KNOWN_MAX);
   people();
   if (event === "hello" && data.ask && room.members.length < CROWD) setTimeout(signal, 1000 * Math.random(), "hello");
   if (event === "typing") setTimeout(show, Math.max(0, typing - Date.now()) + 20);
@@ -96,7 +102,7 @@ function onSignal({ event, data, from, ts }) {
 
 function learn(session, name) {
   if (!session || names.get(session) === name) return;
-  names.set(session, name);
+  keep(names, session, name, KNOWN_MAX);
   people();
 }
 

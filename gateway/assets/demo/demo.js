@@ -38,3 +38,10 @@ export async function copy(text) {
 /** Stores that a browser may refuse to have (private windows, blocked cookies). */
 export const remember = (store, key, value) => { try { window[store].setItem(key, value); } catch { /* then it is asked again */ } };
 export const recall = (store, key) => { try { return window[store].getItem(key); } catch { return null; } };
+
+/** Sets a key as the newest of a map that holds at most so many: the oldest goes. */
+export function keep(map, key, value, most) {
+  map.delete(key);
+  map.set(key, value);
+  if (map.size > most) map.delete(map.keys().next().value);
+}

@@ -9,6 +9,8 @@ use std::{rc::Rc, time::Duration};
 const FAREWELL: f64 = 0.05;
 /// What of the window is left for that and the last clients.
 const RESERVE: f64 = 0.15;
+/// What of the window passes, at most, until a poll that waits has noticed: a quarter of a second of the shortest, 2 s.
+const LOOK: f64 = 0.125;
 /// How often closes go out.
 const STEP: Duration = Duration::from_millis(20);
 /// The hint in `reconnect` is up to this: closes are spread already, it only parts those of one step.
@@ -38,12 +40,19 @@ impl Shard {
         for _ in 0..=total {
             self.flush_some();
         }
-        // The last close frames need a moment to be read; stragglers are cut by their closing timer.
-        let deadline = end.min(tokio::time::Instant::now() + Duration::from_millis(u64::from(super::CLOSING_MS)));
-        let busy = || self.state.borrow().sessions.len() > 0 || self.requests.get() > 0;
-        while busy() && tokio::time::Instant::now() < deadline {
+        // The last close frames need a moment to be read; stragglers are cut by their closing timer. Requests, and polls that
+        // wait, are answered in their own time, which is within the window.
+        let closed = end.min(tokio::time::Instant::now() + Duration::from_millis(u64::from(super::CLOSING_MS)));
+        let is_busy = |now| (self.state.borrow().sessions.len() > 0 && now < closed) || self.requests.get() > 0;
+        while is_busy(tokio::time::Instant::now()) && tokio::time::Instant::now() < end {
             ticks.tick().await;
         }
+    }
+
+    /// Over how long the polls that wait here are answered when the node drains: as many at a time as sessions are closed.
+    pub(crate) fn poll_spread(&self) -> Duration {
+        let waiting = u32::try_from(self.requests.get()).unwrap_or(u32::MAX);
+        STEP.saturating_mul(waiting).min(self.node.drain_window.mul_f64(1.0 - RESERVE - LOOK))
     }
 
     fn dismiss(&self, state: &mut State, who: SessionRef) {

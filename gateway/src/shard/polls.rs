@@ -8,8 +8,8 @@ use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Position, Publicat
 use std::{rc::Rc, time::Duration};
 use tokio::sync::Notify;
 
-/// Between two looks at how the backplane is.
-const BACKPLANE_LOOK: Duration = Duration::from_millis(250);
+/// Between two looks at how the backplane and the node are.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A room that a poll looks at; followed at least as long as this lives.
 pub(crate) struct Watch {
@@ -51,17 +51,17 @@ impl Shard {
         watch
     }
 
-    /// Wakes every poll that waits when the backplane goes: they are to be told. For ever.
-    pub(crate) async fn watch_backplane(self: Rc<Self>) {
-        let mut looks = tokio::time::interval(BACKPLANE_LOOK);
-        let mut was_up = true;
+    /// Wakes every poll that waits when the backplane goes, or this node is to: they have to do something. For ever.
+    pub(crate) async fn watch_surroundings(self: Rc<Self>) {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        let mut was_fine = true;
         loop {
             looks.tick().await;
-            let is_up = self.node.broker.status().up;
-            if was_up && !is_up {
+            let is_fine = self.node.broker.status().up && !self.node.drain.is_draining();
+            if was_fine && !is_fine {
                 self.state.borrow().rooms.all().for_each(super::rooms::RoomEntry::wake_parked);
             }
-            was_up = is_up;
+            was_fine = is_fine;
         }
     }
 }

@@ -306,7 +306,7 @@ async fn route(
                     ready.response = finish.response(ready.response);
                     Routed::Answer(Answer::Leave(Leaving::Stream(ready)))
                 }
-                Err(why) => http(stream::refuse(&door, &why)),
+                Err(why) => http(stream::refuse(&door, headers, &why)),
             }
         }
         Carrier::Poll => {

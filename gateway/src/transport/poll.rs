@@ -32,9 +32,11 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use serde::Deserialize;
-use std::{borrow::Cow, collections::BTreeMap, rc::Rc, time::Duration};
+use std::{
+    borrow::Cow, collections::BTreeMap, future::poll_fn, rc::Rc, sync::Arc, task::Poll as Progress, time::Duration,
+};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
     sync::Notify,
     time::{Instant, sleep_until, timeout_at},
@@ -301,6 +303,13 @@ async fn read(watch: &Watch, since: Option<Cursor>, limit: usize) -> Result<Page
 const NEXT_MS_MIN: u64 = 1_000;
 const NEXT_MS_MAX: u64 = 30_000;
 
+/// Why a poll that waits looks up.
+#[derive(Clone, Copy)]
+enum Turn {
+    Woken,
+    TimeUp,
+}
+
 /// A poll that waits, and what its answer needs.
 pub(super) struct Parked {
     poll: Poll,
@@ -314,53 +323,53 @@ impl Parked {
         Self { poll, is_kept, finish, _counted: counted }
     }
 
-    /// Answers when there is something to say, or in time; gives the socket back if another request may come over it.
-    pub(super) async fn answer(mut self: Box<Self>, mut socket: TcpStream) -> Option<TcpStream> {
-        let metrics = std::sync::Arc::clone(&self.poll.shard.node.metrics);
-        metrics.polls_waiting.inc();
-        let response = tokio::select! {
-            response = self.wait() => Some(response),
-            () = gone(&socket) => None,
+    /// Answers when there is something to say, or in time; gives the socket back if another request may come over it. This
+    /// future lives as long as the poll waits: what it needs only for a moment is boxed, and a test bounds it.
+    pub(super) async fn answer(mut self: Box<Self>, socket: TcpStream) -> Option<TcpStream> {
+        let node = Arc::clone(&self.poll.shard.node);
+        node.metrics.polls_waiting.inc();
+        let mut deadline = Instant::now() + self.poll.wait.mul_f64(by_chance(0.9, 1.0));
+        let mut is_draining = false;
+        let response = loop {
+            let turn = tokio::select! {
+                () = self.poll.wake.notified() => Turn::Woken,
+                () = sleep_until(deadline) => Turn::TimeUp,
+                () = gone(&socket) => break None,
+            };
+            if matches!(turn, Turn::Woken) && !is_draining && node.drain.is_draining() {
+                // Answered early, spread over the drain like the closing of sessions.
+                is_draining = true;
+                let spread = self.poll.shard.poll_spread().mul_f64(by_chance(0.0, 1.0));
+                deadline = deadline.min(Instant::now() + spread);
+            } else if let Some(response) = Box::pin(self.look(turn)).await {
+                break Some(response);
+            }
         };
-        metrics.polls_waiting.dec();
-        let response = self.finish.response(response?);
-        let is_kept = self.is_kept && response.headers().get(header::CONNECTION).is_none();
-        let bytes = Box::pin(self.bytes(response, is_kept)).await;
-        let written = tokio::time::timeout(WRITE_TIME, socket.write_all(&bytes)).await;
-        (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
+        node.metrics.polls_waiting.dec();
+        Box::pin(self.write(socket, response?)).await
     }
 
-    async fn wait(&mut self) -> Response<Body> {
-        // Nine tenths to all of the time, so that polls that began together do not end together.
-        let wait =
-            self.poll.wait.mul_f64(0.9 + getrandom::u32().unwrap_or_default() as f64 / f64::from(u32::MAX) / 10.0);
-        let mut deadline = Instant::now() + wait;
-        let node = std::sync::Arc::clone(&self.poll.shard.node);
-        let mut is_draining = false;
-        loop {
-            let woken = tokio::select! {
-                () = self.poll.wake.notified() => true,
-                () = sleep_until(deadline) => false,
-                () = node.drain.begun(), if !is_draining => {
-                    // Answered early, spread over the drain like the closing of sessions.
-                    is_draining = true;
-                    let spread = node.drain_window.mul_f64(0.7 * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX));
-                    deadline = deadline.min(Instant::now() + spread);
-                    continue;
-                }
-            };
-            if woken && !node.broker.status().up {
-                return problem(&unavailable());
+    /// Looks again; `None`: nothing to say yet.
+    async fn look(&mut self, turn: Turn) -> Option<Response<Body>> {
+        if matches!(turn, Turn::Woken) {
+            if !self.poll.shard.node.broker.status().up {
+                return Some(problem(&unavailable()));
             }
-            if woken {
-                tokio::time::sleep(LINGER).await;
-            }
-            match Box::pin(self.poll.collect()).await {
-                Ok(found) if found.is_news() || !woken => return self.poll.answer(&found),
-                Ok(_) => {}
-                Err(refusal) => return problem(&refusal),
-            }
+            tokio::time::sleep(LINGER).await;
         }
+        match self.poll.collect().await {
+            Ok(found) if found.is_news() || matches!(turn, Turn::TimeUp) => Some(self.poll.answer(&found)),
+            Ok(_) => None,
+            Err(refusal) => Some(problem(&refusal)),
+        }
+    }
+
+    async fn write(self: Box<Self>, mut socket: TcpStream, response: Response<Body>) -> Option<TcpStream> {
+        let response = self.finish.response(response);
+        let is_kept = self.is_kept && response.headers().get(header::CONNECTION).is_none();
+        let bytes = self.bytes(response, is_kept).await;
+        let written = tokio::time::timeout(WRITE_TIME, socket.write_all(&bytes)).await;
+        (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
     }
 
     /// The whole response.
@@ -385,13 +394,28 @@ fn unavailable() -> Refusal {
 
 /// Waits until the client has gone. One that sends its next request already is there.
 async fn gone(socket: &TcpStream) {
-    loop {
-        if socket.readable().await.is_err() {
-            return;
+    poll_fn(|cx| match socket.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
+        Progress::Ready(Ok(0) | Err(_)) => Progress::Ready(()),
+        Progress::Ready(Ok(_)) | Progress::Pending => Progress::Pending,
+    })
+    .await;
+}
+
+/// Between two numbers.
+fn by_chance(least: f64, most: f64) -> f64 {
+    least + (most - least) * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_poll_that_waits_costs_a_small_task() {
+        fn size_of_future<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+            size_of::<F>()
         }
-        match socket.peek(&mut [0]).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => std::future::pending::<()>().await,
-        }
+        let sizes = [size_of_future(Parked::answer), size_of::<Parked>(), size_of::<PollRoom>()];
+        assert!(sizes.into_iter().zip([320, 200, 72]).all(|(size, most)| size <= most), "{sizes:?}");
     }
 }

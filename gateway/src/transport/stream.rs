@@ -19,7 +19,7 @@ use axum::body::Body;
 use fanfare_broker::{BrokerError, Cursor, Epoch, Offset, Room};
 use hyper::{
     Response,
-    header::{self, HeaderValue},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use std::{collections::HashSet, future::poll_fn, net::IpAddr, rc::Rc};
 use tokio::net::TcpStream;
@@ -29,6 +29,9 @@ use tokio::net::TcpStream;
 const RETRY_MS: (u64, u64) = (1_000, 2_000);
 /// The same when it cannot be served now.
 const LATER_MS: (u64, u64) = (2_000, 13_000);
+
+/// What a proxy sends that wants to see a refusal as a status.
+const REFUSE_BY_STATUS: HeaderName = HeaderName::from_static("x-fanfare-refuse");
 
 /// A stream that may be opened.
 pub(super) struct Ready {
@@ -129,10 +132,11 @@ fn response(shape: FrameShape) -> Response<()> {
 }
 
 /// Any status but 200 ends a browser's `EventSource` for good (WHATWG HTML, section 9.2.3): where a retry could help, the
-/// answer is a stream that says when.
-pub(super) fn refuse(door: &Door, refusal: &Refusal) -> Response<Body> {
+/// answer is a stream that says when. A proxy that makes such a stream itself asks for the status, so that it can try
+/// another node first.
+pub(super) fn refuse(door: &Door, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
     let shape = shape(door);
-    if shape != FrameShape::Event || !refusal.code.retryable() {
+    if shape != FrameShape::Event || !refusal.code.retryable() || headers.contains_key(REFUSE_BY_STATUS) {
         return problem(refusal);
     }
     let (parts, ()) = response(shape).into_parts();
@@ -192,13 +196,16 @@ mod tests {
     #[test]
     fn an_event_stream_is_refused_for_good_only_where_a_retry_cannot_help() {
         let door = |carrier| Door::new(carrier, vec![]);
-        let later = refuse(&door(Carrier::Events), &Refusal::draining());
+        let mut headers = HeaderMap::new();
+        let later = refuse(&door(Carrier::Events), &headers, &Refusal::draining());
         assert_eq!(
             (later.status().as_u16(), later.headers()["content-type"].as_bytes()),
             (200, &b"text/event-stream"[..])
         );
-        assert_eq!(refuse(&door(Carrier::Lines), &Refusal::draining()).status(), 503);
-        assert_eq!(refuse(&door(Carrier::Events), &Refusal::bad_request("no")).status(), 400);
+        assert_eq!(refuse(&door(Carrier::Lines), &headers, &Refusal::draining()).status(), 503);
+        assert_eq!(refuse(&door(Carrier::Events), &headers, &Refusal::bad_request("no")).status(), 400);
+        headers.insert(REFUSE_BY_STATUS, HeaderValue::from_static("status"));
+        assert_eq!(refuse(&door(Carrier::Events), &headers, &Refusal::draining()).status(), 503);
     }
 
     #[test]
