@@ -2,20 +2,20 @@
 
 const WINDOW = 8; // requests under way: 20 errors would end the session
 
-export const connect = (...wishes) => new Client(...wishes);
+export const connect = (...options) => new Client(...options);
 
 const failure = (frame) => Object.assign(new Error(frame.message ?? frame.code), frame);
-const parts = (cursor = "") => cursor.split(".");
+const split = (cursor = "") => cursor.split(".");
 const before = (cursor) => cursor?.replace(/\d+$/, (offset) => offset - 1);
-const pause = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
+const delay = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
 const defined = (fields) => JSON.parse(JSON.stringify(fields));
 
 class Emitter {
   listeners = {};
 
   on(type, listener) {
-    const all = (this.listeners[type] ??= new Set()).add(listener);
-    return () => all.delete(listener);
+    (this.listeners[type] ??= new Set()).add(listener);
+    return () => this.listeners[type].delete(listener);
   }
 
   emit(type, value) {
@@ -46,8 +46,8 @@ class Room extends Emitter {
     const { type, cursor, gap, member } = frame, { client, options, name: room, cursor: from } = this;
     let { members } = frame;
     if (type === "message") {
-      const [epoch, offset] = parts(cursor), [at, last] = parts(from);
-      if (epoch === at && +offset <= +last) return; // a repeat
+      const [epoch, offset] = split(cursor), [at, last] = split(from);
+      if (epoch === at && +offset <= +last) return;
       this.cursor = cursor;
       if (options.echo === false && (client.own.delete(cursor) || client.sessions.includes(frame.from?.session))) return;
     } else if (type === "joined") {
@@ -68,19 +68,19 @@ class Room extends Emitter {
 }
 
 class Client extends Emitter {
-  rooms = new Map(); // wanted
+  rooms = new Map();
   queue = new Map(); // requests without an answer
   ids = 0;
   keys = crypto.getRandomValues(new Uint32Array(4)).join("");
-  sessions = []; // own ones
+  sessions = [];
   own = new Set(); // messages of no session
   limits = { message_bytes: 65_536 };
-  level = 0; // in transports
+  level = 0;
   tries = 0;
   failed = 0;
-  pace = 0; // ms between publishes,
-  calm = 0; // until then
-  hold = 0; // nothing before
+  hold = 0;
+  calm = 0;
+  pace = 0; // between publishes until `calm`
 
   constructor(url = globalThis.location?.origin ?? new URL(import.meta.url).origin, options) {
     super();
@@ -89,9 +89,9 @@ class Client extends Emitter {
     this.transports = this.transports.filter((name) => name !== "ws" || this.WebSocket);
     if (!this.transports[0]) throw failure({ code: "no_transport" });
     this.ticker = setInterval(() => this.tick(), 5000);
-    this.ears = new AbortController();
+    this.abort = new AbortController();
     for (const type of ["online", "pageshow", "visibilitychange"]) {
-      globalThis.addEventListener?.(type, () => this.wake(type === "online" ? 0 : 20_000), this.ears);
+      globalThis.addEventListener?.(type, () => this.wake(type === "online" ? 0 : 20_000), this.abort);
     }
     this.connect();
   }
@@ -133,7 +133,7 @@ class Client extends Emitter {
   }
 
   answer(entry, frame) {
-    const { type, code, cursor } = frame, { id, key, room: name } = entry.command, room = this.rooms.get(name), now = Date.now(), ms = pause(frame);
+    const { type, code, cursor } = frame, { id, key, room: name } = entry.command, room = this.rooms.get(name), now = Date.now(), ms = delay(frame);
     if (frame.retryable && key) {
       entry.link = null;
       if (code === "rate_limited" && now >= this.hold) {
@@ -163,18 +163,18 @@ class Client extends Emitter {
     if (entry) this.answer(entry, frame);
     else if (type === "error") this.refused([...this.rooms.values()].find(({ ask }) => ask === id), frame);
     else if (room) room.frame(frame);
-    else if (type === "joined") this.tell({ type: "leave", room: frame.room }); // left meanwhile
+    else if (type === "joined") this.tell({ type: "leave", room: frame.room });
   }
 
   refused(room, frame) {
-    if (frame.retryable) setTimeout(() => room?.ask === frame.id && this.tell(this.entry(room)), pause(frame));
+    if (frame.retryable) setTimeout(() => room?.ask === frame.id && this.tell(this.entry(room)), delay(frame));
     else if (room) this.rooms.delete(room.name);
     (room ?? this).emit("error", failure({ ...frame, room: room?.name }));
   }
 
   entry(room) {
-    const { name, cursor: since, options: { presence, echo, history } } = room, exclude = echo === false ? this.sessions.slice(1, 9) : undefined;
-    return { type: "join", id: (room.ask = ++this.ids), room: name, since, history, presence, echo, exclude };
+    const { name, cursor, options } = room, exclude = options.echo === false ? this.sessions.slice(1, 9) : undefined;
+    return { ...options, type: "join", id: (room.ask = ++this.ids), room: name, since: cursor, exclude };
   }
 
   connect() {
@@ -183,11 +183,11 @@ class Client extends Emitter {
   }
 
   opened(link, { session, node, post, route = this.route, limits = this.limits }) {
-    const { name: transport, level } = link;
+    const { level, name: transport } = link;
     clearTimeout(this.retry);
-    if (this.link !== link) this.link?.drop(); // climbed
-    if (this.proven !== level) this.emit("transport", transport);
-    Object.assign(this, { link, transport, level, proven: level, session, node, post, route, limits, next: null, tries: 0, renewed: false });
+    if (this.link !== link) this.link?.drop();
+    if (this.worked !== level) this.emit("transport", transport);
+    Object.assign(this, { link, transport, level, worked: level, session, node, post, route, limits, next: null, tries: 0, renewed: false });
     if (session) this.sessions = [session, ...this.sessions].slice(0, 32);
     this.emit("open", { session, transport });
     for (const room of this.rooms.values()) if (!link.carries?.(room)) this.tell(this.entry(room));
@@ -204,24 +204,24 @@ class Client extends Emitter {
       this.bearer = null;
     } else if (final || /^(1009|44..|401)$/.test(code)) {
       return this.close({ code, reason });
-    } else if (fault && ++this.tries >= (this.proven === link.level ? 3 : 1)) {
+    } else if (fault && ++this.tries >= (this.worked === link.level ? 3 : 1)) {
       this.tries = 0;
       this.level = (this.level + 1) % this.transports.length;
     }
     // Full jitter on top of what the server asks.
-    after = Math.min(after, 300_000);
+    after = Math.min(300_000, after);
     this.rest = now + after;
     after += Math.random() * Math.min(10_000, 200 * 2 ** this.failed++);
     this.retry = setTimeout(() => this.connect(), after);
     if (link.open) this.emit("close", { code, reason, reconnect: true, after_ms: after });
   }
 
-  close(why = { code: 1000, reason: "closed" }) {
+  close(why = { code: 1000 }) {
     if (this.over) return;
     this.over = true;
     clearInterval(this.ticker);
     clearTimeout(this.retry);
-    this.ears.abort();
+    this.abort.abort();
     this.link?.drop();
     this.next?.drop();
     this.transport = undefined;
@@ -247,7 +247,7 @@ class Client extends Emitter {
     }
   }
 
-  credential() { return this.token?.call ? (this.bearer ??= this.fresh()) : this.token; }
+  auth() { return this.token?.call ? (this.bearer ??= this.fresh()) : this.token; }
 
   async fresh() {
     try {
@@ -265,7 +265,7 @@ class Client extends Emitter {
   async renew() {
     this.bearer = null;
     this.renewAt += 30_000;
-    this.tell({ type: "auth", token: await this.credential() });
+    this.tell({ type: "auth", token: await this.auth() });
   }
 }
 
@@ -279,7 +279,7 @@ class Link {
   }
 
   async begin() {
-    const token = await this.client.credential();
+    const token = await this.client.auth();
     if (this.dead) return;
     // Some proxies open it and let nothing through.
     this.deadline = setTimeout(() => this.end({ reason: "no welcome" }), this.client.open_ms);
@@ -307,7 +307,7 @@ class Link {
   // `refused` takes what is the request's fault; else the link ends.
   async fetch(path, query, refused, signal, body, key) {
     try {
-      const token = await this.client.credential();
+      const token = await this.client.auth();
       const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json", "idempotency-key": key });
       const answer = await fetch(this.url(path, query), { method: body ? "POST" : "GET", body, headers, signal });
       if (answer.ok) return path.endsWith("/sse") ? answer.body : await answer.json();
@@ -344,7 +344,7 @@ function ws(link, token) {
 
 // WHATWG HTML 9.2.6
 export function eventStream(onEvent, onRetry) {
-  let rest = "", cr, data = [], type, lastEventId = "";
+  let rest = "", cr, data = [], type, id = "";
   return (text) => {
     const lines = (rest + (cr ? text.replace(/^\n/, "") : text)).split(/\r\n?|\n/);
     cr = text.endsWith("\r");
@@ -352,12 +352,12 @@ export function eventStream(onEvent, onRetry) {
     for (const line of lines) {
       const [, field, value] = /^([^:]*):? ?([^]*)/.exec(line);
       if (!line) {
-        if (data.length) onEvent(data.join("\n"), type || "message", lastEventId);
+        if (data.length) onEvent(data.join("\n"), type || "message", id);
         data = [];
         type = "";
       } else if (field === "data") data.push(value);
       else if (field === "event") type = value;
-      else if (field === "id" && !value.includes("\0")) lastEventId = value;
+      else if (field === "id" && !value.includes("\0")) id = value;
       else if (field === "retry" && /^\d+$/.test(value)) onRetry(+value);
     }
   };
@@ -374,7 +374,7 @@ function sse(link) {
     const { since, history: last, presence, echo } = client.entry(room);
     const refused = (frame) => link.end({ after: client.refused(room, frame) ?? 0 });
     const body = await link.fetch(`v1/rooms/${encodeURIComponent(room.name)}/sse`, { since, last, presence, echo }, refused, signal);
-    const reader = body?.pipeThrough(new TextDecoderStream()).getReader();
+    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     const take = eventStream((data) => link.frame(JSON.parse(data)), (ms) => (link.after = ms));
     for (let piece; !(piece = await reader.read()).done; take(piece.value)) link.seen = Date.now();
     link.end({ reason: "stream ended" });
@@ -382,7 +382,7 @@ function sse(link) {
 
   async function send(command) {
     waiting.push(command);
-    while (!busy && waiting[0]) {
+    while (waiting[0] && !busy) {
       busy = waiting.splice(0, 1 + 2 ** 19 / client.limits.message_bytes); // POSTs overtake each other
       const refused = (frame) => busy.forEach(({ id }) => link.frame({ ...frame, id }));
       const frames = await link.fetch(client.post.slice(1), {}, refused, signal, JSON.stringify(busy));
@@ -404,35 +404,35 @@ function poll(link) {
     abort?.abort();
     const { signal } = (abort = new AbortController());
     while (!signal.aborted) {
-      const wanted = [...client.rooms.values()].filter((room) => !unkept.has(room)), fresh = wanted.find((room) => !known.has(room));
+      const all = [...client.rooms.values()].filter((room) => !unkept.has(room)), fresh = all.find((room) => !known.has(room));
       // A new room comes alone: its refusal is its own.
-      const group = fresh ? [fresh] : wanted, rooms = {};
+      const group = fresh ? [fresh] : all, rooms = {};
       for (const { name, cursor = null } of group) rooms[name] = cursor;
       const refused = (frame) => {
         if (!fresh) return link.lost(frame); // whose is it?
-        if (frame.code === "history_off") frame.retryable = !!unkept.add(fresh); // elsewhere
+        if (frame.code === "history_off") frame.retryable = !!unkept.add(fresh);
         client.refused(fresh, frame);
       };
       const body = JSON.stringify({ rooms, wait: fresh ? 0 : 25, last: fresh?.options.history, session });
-      const answer = await (wanted[0] && link.fetch("v1/poll", {}, refused, signal, body));
-      if (wanted[0] && !answer) continue;
+      const answer = await (all[0] && link.fetch("v1/poll", {}, refused, signal, body));
+      if (all[0] && !answer) continue;
       if (!link.open) link.frame({ type: "welcome", ping_ms: 25_000 });
       await posting; // to know own messages
       if (!answer || signal.aborted) return;
       link.seen = Date.now();
-      session = answer.session;
+      ({ session } = answer);
       for (const room of group) deliver(room, answer);
-      if (answer.next_ms && !fresh) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
+      if (!fresh) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
     }
   }
 
-  function deliver(room, { messages, cursors, gap: gaps }) {
-    const { name, cursor: from } = room, own = messages.filter((message) => message.room === name), gap = gaps?.[name], resumed = from && !gap;
-    const cursor = resumed ? from : before(own[0]?.cursor) ?? cursors[name];
+  function deliver(room, answer) {
+    const { name, cursor: from } = room, own = answer.messages.filter((message) => message.room === name), gap = answer.gap?.[name], resumed = from && !gap;
+    const cursor = resumed ? from : before(own[0]?.cursor) ?? answer.cursors[name];
     if (gap || !known.has(room)) link.frame({ type: "joined", room: name, cursor, resumed, gap });
     known.add(room);
     own.forEach(link.frame, link);
-    room.cursor = cursors[name];
+    room.cursor = answer.cursors[name];
     if (room.options.presence && !(Date.now() < room.asked)) {
       room.asked = Date.now() + 10_000;
       send({ type: "presence", room: name });
@@ -447,7 +447,7 @@ function poll(link) {
 
   function send(command) {
     if (/join|leave/.test(command.type)) link.name === "sse" ? link.end({ after: 0 }) : turn();
-    else if (command.type !== "auth") posting = posting.then(() => call(command));
+    else if (command.room) posting = posting.then(() => call(command));
   }
 
   turn();

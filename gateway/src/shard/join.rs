@@ -129,10 +129,15 @@ impl Shard {
             }
         }
         entry.coming.retain(|coming| coming.session != who.index);
+        let generation = entry.generation;
         if wish == PresenceWish::Members {
             entry.coming.push(Coming { session: who.index, shape, events: Vec::new() });
         }
-        let room_key = (key, entry.generation);
+        if from.is_some() {
+            // No member until it has come in again: what it has had so far is noted, for those who ask meanwhile.
+            state.note_reached(who.index, (key, from));
+        }
+        let room_key = (key, generation);
         if made {
             self.start_following(room_key);
         }

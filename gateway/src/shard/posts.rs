@@ -29,6 +29,8 @@ use tokio::sync::oneshot;
 pub(crate) const COMMANDS_MAX: usize = 100;
 /// Posts that may be under way on one shard, and posts whose answers one shard may wait for.
 const POSTS_MAX: usize = 4096;
+/// The bodies of the latter.
+const BYTES_MAX: usize = 64 << 20;
 /// What has not been answered after so long is answered as late: a join waits for as long as the backplane is away.
 const LATE_MS: u32 = 6_000;
 /// How long the node that took a post waits for its answer.
@@ -45,7 +47,23 @@ pub(super) struct Posts {
     numbers: u32,
     /// Posts that this shard has taken for others.
     awaited: HashMap<u64, oneshot::Sender<Answer>>,
+    awaited_bytes: usize,
     tickets: u64,
+}
+
+/// A post whose answer is waited for, for as long as somebody does.
+struct Awaited<'a> {
+    shard: &'a Shard,
+    ticket: u64,
+    bytes: usize,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        let posts = &mut self.shard.state.borrow_mut().posts;
+        posts.awaited.remove(&self.ticket);
+        posts.awaited_bytes -= self.bytes;
+    }
 }
 
 struct Post {
@@ -90,34 +108,32 @@ impl Shard {
     /// # Errors
     /// [`Refusal::session_gone`] if there is no such session; what the backplane says if its node cannot be reached.
     pub(crate) async fn post(&self, address: PostAddress, body: Bytes) -> Result<Bytes, Refusal> {
-        let (ticket, answered) = {
-            let posts = &mut self.state.borrow_mut().posts;
-            if posts.awaited.len() >= POSTS_MAX {
-                return Err(fanfare_broker::BrokerError::Overloaded.into());
-            }
-            posts.tickets += 1;
-            let (answer, answered) = oneshot::channel();
-            posts.awaited.insert(posts.tickets, answer);
-            (posts.tickets, answered)
-        };
+        let (awaited, answered) = self.await_answer(body.len())?;
         let node = address.node;
-        let back = Return { node: self.node.id, shard: self.me.0, ticket };
-        let sent = self.send_note(node, address.shard, &Note::Command(Command { address, back, body })).await;
-        let answer = match sent {
-            Ok(true) => tokio::time::timeout(PATIENCE, answered).await.ok().and_then(Result::ok),
-            Ok(false) => Some(Err(ErrorCode::SessionGone)),
-            Err(why) => {
-                self.state.borrow_mut().posts.awaited.remove(&ticket);
-                return Err(why.into());
-            }
+        let back = Return { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
+        let command = Note::Command(Command { address, back, body });
+        let answer = match self.send_note(node, address.shard, &command).await? {
+            true => tokio::time::timeout(PATIENCE, answered).await.ok().and_then(Result::ok),
+            false => Some(Err(ErrorCode::SessionGone)),
         };
-        self.state.borrow_mut().posts.awaited.remove(&ticket);
         match answer {
             Some(Ok(text)) => Ok(text),
             Some(Err(ErrorCode::SessionGone)) => Err(Refusal::session_gone()),
             Some(Err(_)) => Err(fanfare_broker::BrokerError::Overloaded.into()),
             None => Err(fanfare_broker::BrokerError::Unavailable.into()),
         }
+    }
+
+    fn await_answer(&self, bytes: usize) -> Result<(Awaited<'_>, oneshot::Receiver<Answer>), Refusal> {
+        let posts = &mut self.state.borrow_mut().posts;
+        if posts.awaited.len() >= POSTS_MAX || posts.awaited_bytes + bytes > BYTES_MAX {
+            return Err(fanfare_broker::BrokerError::Overloaded.into());
+        }
+        posts.tickets += 1;
+        posts.awaited_bytes += bytes;
+        let (answer, answered) = oneshot::channel();
+        posts.awaited.insert(posts.tickets, answer);
+        Ok((Awaited { shard: self, ticket: posts.tickets, bytes }, answered))
     }
 
     /// Sends a note to one shard of a node; `false` if there is no such shard or node.

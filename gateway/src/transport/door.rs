@@ -1,11 +1,13 @@
 //! Which transport a request asks for, and for which rooms: read from method, path and query. Pure.
 
 use crate::{
-    command::{EchoWish, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
+    command::{EXCLUDE_MAX, EchoWish, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
     error::{ErrorCode, Refusal},
+    session::SessionId,
     shard::split_since,
 };
 use hyper::Uri;
+use smallvec::SmallVec;
 use std::{borrow::Cow, time::Duration};
 
 /// What carries a room's messages to a client.
@@ -28,6 +30,8 @@ pub(super) struct Door {
     pub(super) since: Option<String>,
     pub(super) presence: bool,
     pub(super) echo: bool,
+    /// Own earlier sessions whose messages stay away.
+    pub(super) exclude: SmallVec<[SessionId; 1]>,
     pub(super) last: usize,
     /// Of a poll: how long it waits, how much it takes, whose it is.
     pub(super) wait: Option<Duration>,
@@ -68,7 +72,8 @@ impl Door {
     /// One without a query.
     pub(super) fn new(carrier: Carrier, rooms: Vec<String>) -> Self {
         let (since, wait, limit, session) = (None, None, None, None);
-        Self { carrier, rooms, since, presence: false, echo: true, last: 0, wait, limit, session }
+        let exclude = SmallVec::new();
+        Self { carrier, rooms, since, presence: false, echo: true, exclude, last: 0, wait, limit, session }
     }
 
     fn with_query(mut self, query: &str) -> Result<Self, Refusal> {
@@ -80,6 +85,7 @@ impl Door {
                 "since" => self.since = Some(value),
                 "presence" => self.presence = flag("presence", &value)?,
                 "echo" => self.echo = flag("echo", &value)?,
+                "exclude" => self.exclude = sessions(&value)?,
                 "last" => self.last = HISTORY_LIMIT_MAX.min(number("last", &value)?),
                 "wait" => self.wait = Some(Duration::from_secs(number("wait", &value)? as u64)),
                 "limit" => self.limit = Some(number("limit", &value)?),
@@ -96,7 +102,8 @@ impl Door {
             last: self.last,
             presence: if self.presence { PresenceWish::Members } else { PresenceWish::No },
             echo: if self.echo { EchoWish::Yes } else { EchoWish::No },
-            ..JoinOptions::default()
+            exclude: self.exclude.clone(),
+            since: None,
         }
     }
 
@@ -109,6 +116,13 @@ impl Door {
         let options = |since: Result<_, Refusal>| since.map(|since| JoinOptions { since, ..self.options() });
         Ok(self.rooms.iter().map(String::as_str).zip(since.into_iter().map(options)).collect())
     }
+}
+
+fn sessions(value: &str) -> Result<SmallVec<[SessionId; 1]>, Refusal> {
+    let wrong = || Refusal::bad_request(format!("exclude is a list of up to {EXCLUDE_MAX} session ids"));
+    let ids = value.split(',').map(|id| id.parse().map_err(|()| wrong()));
+    let ids: SmallVec<_> = ids.collect::<Result<_, _>>()?;
+    if ids.len() > EXCLUDE_MAX { Err(wrong()) } else { Ok(ids) }
 }
 
 fn number(name: &str, value: &str) -> Result<usize, Refusal> {
@@ -162,6 +176,9 @@ mod tests {
         for other in ["/", "/v1/rooms/a", "/v1/rooms/a/history", "/v1/rooms/a/b/ws", "/wss"] {
             assert!(door(other).is_none(), "{other}");
         }
+        let own = door("/ws?room=a&exclude=AAAAAAAAAAAAAAAA,BBBBBBBBBBBBBBBB").unwrap().unwrap();
+        assert_eq!(own.options().exclude.len(), 2);
+        assert!(door("/ws?exclude=x").unwrap().is_err());
         let poll = door("/v1/rooms/a/poll?wait=3&limit=7&session=s").unwrap().unwrap();
         assert_eq!(
             (poll.wait, poll.limit, poll.session.as_deref()),

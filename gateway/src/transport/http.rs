@@ -19,7 +19,7 @@ use axum::{Router, body::Body};
 use bytes::Bytes;
 use hyper::{
     Method, Request, Response, StatusCode, Version,
-    body::Incoming,
+    body::{Body as _, Incoming},
     header::{self, HeaderMap, HeaderName, HeaderValue},
     rt,
     server::conn::http1,
@@ -278,7 +278,7 @@ async fn route(
         }
         let is_kept = keeps_alive(&request);
         return match Poll::of_body(shard, request.into_body()).await {
-            Ok(poll) => Routed::Answer(look(poll, is_kept, finish, counted).await),
+            Ok(poll) => Routed::Answer(look(poll, client, is_kept, (finish, counted)).await),
             Err(why) => http(problem(&why)),
         };
     }
@@ -286,6 +286,10 @@ async fn route(
         None => return Routed::Api(request),
         Some(_) if request.method() != Method::GET => return http(problem::method_not_allowed("GET")),
         Some(Err(why)) => return http(problem(&why)),
+        // Its bytes would be taken for what follows the request once the socket has left hyper.
+        Some(Ok(_)) if !request.body().is_end_stream() => {
+            return http(problem(&Refusal::bad_request("this request takes no body")));
+        }
         Some(Ok(door)) => door,
     };
     let headers = request.headers();
@@ -312,7 +316,7 @@ async fn route(
         Carrier::Poll => {
             let unchanged = headers.get(header::IF_NONE_MATCH).cloned();
             match Poll::of_url(shard, &door, unchanged) {
-                Ok(poll) => Routed::Answer(look(poll, keeps_alive(&request), finish, counted).await),
+                Ok(poll) => Routed::Answer(look(poll, client, keeps_alive(&request), (finish, counted)).await),
                 Err(why) => http(problem(&why)),
             }
         }
@@ -320,10 +324,13 @@ async fn route(
 }
 
 /// Answers a poll at once if there is something to say or it does not want to wait; else its socket waits outside.
-async fn look(mut poll: Poll, is_kept: bool, finish: &Finish, counted: CountedRequest) -> Answer {
-    match poll.first_look().await {
-        Some(response) => Answer::Http(finish.response(response)),
-        None => Answer::Leave(Leaving::Poll(Box::new(poll::Parked::new(poll, is_kept, finish.clone(), counted)))),
+async fn look(mut poll: Poll, client: IpAddr, is_kept: bool, (finish, counted): (&Finish, CountedRequest)) -> Answer {
+    if let Some(response) = poll.first_look().await {
+        return Answer::Http(finish.response(response));
+    }
+    match poll::Parked::new(poll, client, is_kept, (finish.clone(), counted)) {
+        Ok(parked) => Answer::Leave(Leaving::Poll(Box::new(parked))),
+        Err(why) => Answer::Http(finish.response(problem(&why))),
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     post,
 };
 use crate::{
-    auth::Act,
+    auth::{Act, Seat},
     class::Class,
     command::HISTORY_LIMIT_MAX,
     error::Refusal,
@@ -33,7 +33,8 @@ use hyper::{
 };
 use serde::Deserialize;
 use std::{
-    borrow::Cow, collections::BTreeMap, future::poll_fn, rc::Rc, sync::Arc, task::Poll as Progress, time::Duration,
+    borrow::Cow, collections::BTreeMap, future::poll_fn, net::IpAddr, rc::Rc, sync::Arc, task::Poll as Progress,
+    time::Duration,
 };
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
@@ -209,9 +210,10 @@ impl Poll {
     /// What there is after the poll's cursors.
     async fn collect(&mut self) -> Result<Found, Refusal> {
         let mut found = Found::default();
-        // A future of its own, so that a poll that waits does not hold room for it.
+        let deadline = Instant::now() + FOLLOW_TIME;
         for place in 0..self.rooms.len() {
-            Box::pin(self.collect_room(place, &mut found)).await?;
+            self.followed(place, deadline).await?;
+            self.collect_room(place, &mut found).await?;
         }
         found.next_ms = self.next_ms();
         Ok(found)
@@ -220,7 +222,6 @@ impl Poll {
     async fn collect_room(&mut self, place: usize, found: &mut Found) -> Result<(), Refusal> {
         let limit = self.limit.saturating_sub(found.count);
         let last = self.last;
-        self.followed(place).await?;
         let room = &mut self.rooms[place];
         let page = match room.watch.look(room.since) {
             Look::NotYet => return Err(BrokerError::Unavailable.into()),
@@ -258,8 +259,7 @@ impl Poll {
     }
 
     /// Waits until the room is followed, which the backplane confirms.
-    async fn followed(&self, place: usize) -> Result<(), Refusal> {
-        let deadline = Instant::now() + FOLLOW_TIME;
+    async fn followed(&self, place: usize, deadline: Instant) -> Result<(), Refusal> {
         let room = &self.rooms[place];
         while matches!(room.watch.look(room.since), Look::NotYet) {
             let up = self.shard.node.broker.status().up;
@@ -316,11 +316,21 @@ pub(super) struct Parked {
     is_kept: bool,
     finish: Finish,
     _counted: CountedRequest,
+    /// Its place among its address's connections.
+    _seat: Option<Seat>,
 }
 
 impl Parked {
-    pub(super) fn new(poll: Poll, is_kept: bool, finish: Finish, counted: CountedRequest) -> Self {
-        Self { poll, is_kept, finish, _counted: counted }
+    /// # Errors
+    /// The client's address has as many connections as it may.
+    pub(super) fn new(
+        poll: Poll,
+        client: IpAddr,
+        is_kept: bool,
+        (finish, counted): (Finish, CountedRequest),
+    ) -> Result<Self, Refusal> {
+        let seat = poll.shard.node.seat(client)?;
+        Ok(Self { poll, is_kept, finish, _counted: counted, _seat: seat })
     }
 
     /// Answers when there is something to say, or in time; gives the socket back if another request may come over it. This
@@ -416,6 +426,6 @@ mod tests {
             size_of::<F>()
         }
         let sizes = [size_of_future(Parked::answer), size_of::<Parked>(), size_of::<PollRoom>()];
-        assert!(sizes.into_iter().zip([320, 200, 72]).all(|(size, most)| size <= most), "{sizes:?}");
+        assert!(sizes.into_iter().zip([320, 224, 72]).all(|(size, most)| size <= most), "{sizes:?}");
     }
 }

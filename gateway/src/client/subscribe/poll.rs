@@ -64,7 +64,6 @@ pub(super) async fn follow(
                 }
             }
             StatusCode::NOT_MODIFIED => pace.unchanged(),
-            StatusCode::NOT_FOUND if subscription.forget_lease() => Duration::ZERO,
             status => return Err(refused(status, &answer.headers, answer.refusal())),
         };
         if wait_s == 0 {

@@ -62,11 +62,6 @@ impl Subscription {
         self.is_polling = false;
     }
 
-    /// Polls no longer stand for one member: the server does not know the lease. `false` if there was none.
-    pub(in crate::client) fn forget_lease(&mut self) -> bool {
-        self.lease.take().is_some()
-    }
-
     /// The first answer says where each room goes on, the others what is lost. `came_from`: which rooms were asked for from
     /// a cursor.
     fn notes(&mut self, came_from: &[bool], gap: &BTreeMap<String, Missed>) -> Vec<String> {

@@ -189,8 +189,8 @@ fn polls_go_on_from_place_to_place_and_are_one_member() {
     let body = r#"{"cursor":"Epoch000.5~Epoch002.9","messages":[],"gap":{"a":{"missed":3}}}"#;
     let expected = ["joined a at Epoch000.5, after a gap: 3 messages are lost", "joined b at Epoch002.9, resumed"];
     assert_eq!(subscription.answer(body).unwrap().notes, expected);
-    assert!(subscription.forget_lease() && !subscription.forget_lease());
-    assert_eq!(subscription.ask(0), Ask::Get("/v1/rooms/a,b/poll?since=Epoch000.5~Epoch002.9&wait=0".to_owned()));
+    let next = "/v1/rooms/a,b/poll?since=Epoch000.5~Epoch002.9&wait=25&session=s%2Bt";
+    assert_eq!(subscription.ask(25), Ask::Get(next.to_owned()), "an answer without a session changes none");
     for wrong in ["<html>", "{}", r#"{"cursor":"x","messages":[1]}"#, r#"{"messages":[{"type":"pong"}]}"#] {
         assert!(matches!(subscription.answer(wrong), Err(Step::Over(_))), "{wrong}");
     }
