@@ -99,12 +99,21 @@ impl Node {
     /// # Errors
     /// The session was kicked, or this node holds as many leases as it may.
     pub(crate) fn lease(&self, room: &Room, session: SessionKey, lasts: Duration) -> Result<(), Refusal> {
-        if self.leases.is_kicked(room, session, Instant::now()) {
-            return Err(Refusal::new(ErrorCode::Forbidden, "this session was kicked"));
-        }
+        self.admits_poller(room, session)?;
         let announce = self.classes.of(room.as_str()).presence;
         if self.leases.renew((room.clone(), session), announce, Instant::now(), lasts)? {
             drop(self.broker.attend(room, Attendance::Enter { session, user: None, info: None, announce }));
+        }
+        Ok(())
+    }
+
+    /// Whether a polling session may be in a room.
+    ///
+    /// # Errors
+    /// It was kicked.
+    pub(crate) fn admits_poller(&self, room: &Room, session: SessionKey) -> Result<(), Refusal> {
+        if self.leases.is_kicked(room, session, Instant::now()) {
+            return Err(Refusal::new(ErrorCode::Forbidden, "this session was kicked"));
         }
         Ok(())
     }

@@ -73,18 +73,18 @@ class Client extends Emitter {
   ids = 0;
   keys = crypto.getRandomValues(new Uint32Array(4)).join("");
   sessions = [];
-  own = new Set(); // messages of no session
+  own = new Set();
   limits = { message_bytes: 65_536 };
   level = 0;
   tries = 0;
   failed = 0;
   hold = 0;
   calm = 0;
-  pace = 0; // between publishes until `calm`
+  pace = 0; // ms between publishes
 
   constructor(url = globalThis.location?.origin ?? new URL(import.meta.url).origin, options) {
     super();
-    this.base = `${url}/`.replace(/^ws/, "http").replace(/\/+$/, "/");
+    this.base = (url + "/").replace(/^ws/, "http").replace(/\/+$/, "/");
     Object.assign(this, { transports: ["ws", "sse", "poll"], open_ms: 8000, climb_ms: 60_000, WebSocket: globalThis.WebSocket }, options);
     this.transports = this.transports.filter((name) => name !== "ws" || this.WebSocket);
     if (!this.transports[0]) throw failure({ code: "no_transport" });
@@ -252,8 +252,8 @@ class Client extends Emitter {
   async fresh() {
     try {
       const token = await this.token(), [, claims = "e30"] = token.split(".");
-      const { exp } = JSON.parse(atob(claims.replace(/-/g, "+").replace(/_/g, "/")));
-      this.renewAt = Date.now() + Math.max(10_000, (exp * 1000 - Date.now()) * 0.8);
+      const { exp } = JSON.parse(atob(claims.replace(/-/g, "+").replace(/_/g, "/"))), now = Date.now();
+      this.renewAt = now + Math.max(10_000, (exp * 1000 - now) * 0.8);
       return token;
     } catch (error) {
       this.bearer = null;
@@ -271,7 +271,7 @@ class Client extends Emitter {
 
 class Link {
   born = Date.now();
-  seen = this.born; // the last sign of life
+  seen = this.born; // its last sign of life
 
   constructor(client, level) {
     Object.assign(this, { client, level, name: client.transports[level] });
@@ -281,7 +281,7 @@ class Link {
   async begin() {
     const token = await this.client.auth();
     if (this.dead) return;
-    // Some proxies open it and let nothing through.
+    // Some proxies let nothing through.
     this.deadline = setTimeout(() => this.end({ reason: "no welcome" }), this.client.open_ms);
     Object.assign(this, { ws, sse, poll }[this.name](this, token));
   }
@@ -302,9 +302,9 @@ class Link {
     else if (this.client.link === this) this.client.frame(frame);
   }
 
-  url(path, query) { return `${this.client.base}${path}?${new URLSearchParams(defined({ n: this.client.route, ...query }))}`; }
+  url(path, query) { return this.client.base + path + "?" + new URLSearchParams(defined({ n: this.client.route, ...query })); }
 
-  // `refused` takes what is the request's fault; else the link ends.
+  // `refused` takes what is the request's own fault.
   async fetch(path, query, refused, signal, body, key) {
     try {
       const token = await this.client.auth();
@@ -330,6 +330,7 @@ class Link {
   drop() {
     this.dead = true;
     clearTimeout(this.deadline);
+    this.abort?.abort();
     this.close?.();
   }
 }
@@ -367,7 +368,7 @@ function sse(link) {
   // One room is in the URL; the others join as on WebSocket.
   const { client } = link, room = [...client.rooms.values()].find(({ name }) => !name.includes(","));
   if (!room) return poll(link);
-  const abort = new AbortController(), { signal } = abort, waiting = [];
+  const { signal } = (link.abort = new AbortController()), waiting = [];
   let busy;
 
   async function read() {
@@ -392,17 +393,17 @@ function sse(link) {
   }
 
   read().catch(link.lost);
-  return { send, close: () => abort.abort(), carries: (other) => other === room };
+  return { send, carries: (other) => other === room };
 }
 
 function poll(link) {
   const { client } = link, known = new Set(), unkept = new Set();
-  let abort, session, posting = Promise.resolve();
+  let session, posting = Promise.resolve();
 
   // A lost answer comes again: the cursor acknowledges.
   async function turn() {
-    abort?.abort();
-    const { signal } = (abort = new AbortController());
+    link.abort?.abort();
+    const { signal } = (link.abort = new AbortController());
     while (!signal.aborted) {
       const all = [...client.rooms.values()].filter((room) => !unkept.has(room)), fresh = all.find((room) => !known.has(room));
       // A new room comes alone: its refusal is its own.
@@ -422,7 +423,7 @@ function poll(link) {
       link.seen = Date.now();
       ({ session } = answer);
       for (const room of group) deliver(room, answer);
-      if (!fresh) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
+      if (answer.next_ms && !fresh) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
     }
   }
 
@@ -451,5 +452,5 @@ function poll(link) {
   }
 
   turn();
-  return { send, close: () => abort.abort(), carries: () => true };
+  return { send, carries: () => true };
 }

@@ -30,15 +30,18 @@ function start() {
   room = f.join(roomName, { history: 50, presence: true });
   signals = f.join(`typing:${roomName.replace(/^chat:/, "")}`);
   f.on("open", connection);
-  f.on("transport", connection);
   f.on("close", ({ reconnect } = {}) => {
     view.state(reconnect === false ? "closed" : "", reconnect === false ? "disconnected" : "reconnecting…");
   });
   room.on("message", onMessage);
   room.on("gap", ({ missed }) => view.gap(missed));
-  room.on("joined", () => setTimeout(view.settled, 500)); // the history comes right after it
+  room.on("joined", () => {
+    connection();
+    setTimeout(view.settled, 500); // the history comes right after it
+  });
   room.on("members", people);
-  room.on("error", ({ message }) => view.state("closed", message));
+  room.on("error", ({ message, retryable }) => view.state(retryable ? "" : "closed", message));
+  room.on("left", () => view.state("closed", "no longer in this room"));
   signals.on("message", onSignal);
   signals.on("joined", () => signal("hello", { ask: true }));
   view.state("", "connecting…");

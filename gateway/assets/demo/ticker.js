@@ -72,7 +72,7 @@ const f = connect(undefined, { transports: ["sse"] });
 for (const stock of stocks) {
   stock.joined = new Promise((done) => {
     const room = f.join(stock.room, { history: KEPT });
-    room.on("joined", done);
+    room.on("joined", () => done(opened()));
     room.on("message", ({ data, ts }) => {
       if (!Number.isFinite(data?.price)) return;
       stock.prices = [...stock.prices, data.price].slice(-KEPT);
@@ -80,7 +80,7 @@ for (const stock of stocks) {
       $("count").textContent = count.toLocaleString("en");
       show(stock, ts);
     });
-    room.on("error", ({ message }) => state("closed", message));
+    room.on("error", ({ message, retryable }) => state(retryable ? "" : "closed", message));
   });
 }
 
@@ -88,8 +88,9 @@ function state(kind, text) {
   $("state").dataset.state = kind;
   $("state").textContent = text;
 }
-f.on("open", () => state("open", `server-sent events${f.node ? ` · node ${f.node}` : ""}`));
-f.on("close", () => state("", "reconnecting…"));
+const opened = () => state("open", `server-sent events${f.node ? ` · node ${f.node}` : ""}`);
+f.on("open", opened);
+f.on("close", ({ reconnect }) => (reconnect ? state("", "reconnecting…") : state("closed", "disconnected")));
 
 // Publishing, as a back end would
 

@@ -124,6 +124,9 @@ impl Shard {
             Some(Note::Kick { room, user }) => {
                 if let Ok(session) = user.parse() {
                     self.node.kick_poller(Some(&room), session);
+                    // Its poll may be among those that wait.
+                    let entry = state.rooms.find(room.as_str()).and_then(|key| state.rooms.get(key));
+                    entry.inspect(|entry| entry.wake_parked());
                 }
                 for who in sessions_of(state, &user) {
                     if self.leave(state, who, room.as_str()) {
@@ -134,6 +137,7 @@ impl Shard {
             Some(Note::Disconnect { user }) => {
                 if let Ok(session) = user.parse() {
                     self.node.kick_poller(None, session);
+                    state.rooms.all().for_each(super::rooms::RoomEntry::wake_parked);
                 }
                 for who in sessions_of(state, &user) {
                     self.end(state, who, CloseReason::Kicked, None);

@@ -180,6 +180,11 @@ impl Poll {
         }
     }
 
+    fn is_admitted(&self) -> Result<(), Refusal> {
+        let session = self.session.id().into();
+        self.rooms.iter().try_for_each(|room| self.shard.node.admits_poller(&room.name, session))
+    }
+
     fn lease(&self, lasts: Duration) -> Result<(), Refusal> {
         if !self.is_present {
             return Ok(());
@@ -364,6 +369,9 @@ impl Parked {
         if matches!(turn, Turn::Woken) {
             if !self.poll.shard.node.broker.status().up {
                 return Some(problem(&unavailable()));
+            }
+            if let Err(kicked) = self.poll.is_admitted() {
+                return Some(problem(&kicked));
             }
             tokio::time::sleep(LINGER).await;
         }
