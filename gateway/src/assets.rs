@@ -69,6 +69,7 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(with_demo: bool) -> Route
 }
 
 fn serve(assets: &'static [Asset], path: &str, asked: &HeaderMap) -> Response<Body> {
+    let path = if path == "index.html" { "" } else { path };
     let Some(asset) = assets.iter().find(|asset| asset.path == path) else {
         let mut response = Response::new(Body::from("there is no such page\n"));
         *response.status_mut() = StatusCode::NOT_FOUND;

@@ -200,6 +200,9 @@ pub(crate) fn encode(event: &Event<'_>) -> Vec<u8> {
     serde_json::to_vec(event).unwrap_or_default()
 }
 
+/// A browser's own reconnect has no back-off: it asks again and again after the same time, also where nobody answers.
+const RETRY_LEAST_MS: u64 = 1_000;
+
 /// Appends one event as a frame. `id` is what the client has had of all its rooms after it, where a carrier notes that.
 pub(crate) fn put_event(out: &mut BytesMut, shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) {
     let text = encode(event);
@@ -207,7 +210,8 @@ pub(crate) fn put_event(out: &mut BytesMut, shape: FrameShape, event: &Event<'_>
         return put_frame(out, shape, &[&text]);
     }
     if let Event::Reconnect { after_ms, .. } = event {
-        out.put_slice(format!("retry:{after_ms}\n").as_bytes()); // for a browser's own reconnect
+        let retry_ms = after_ms + RETRY_LEAST_MS;
+        out.put_slice(format!("retry:{retry_ms}\n").as_bytes());
     }
     name_event(out, event.name());
     put_frame(out, shape, &[&text]);
