@@ -180,16 +180,21 @@ impl Shard {
         let mut items = std::mem::take(&mut state.items);
         self.inbox.take(&mut items);
         self.observe_lag(&items);
+        let mut delivered = false;
         for item in items.drain(..) {
             match item {
                 Item::Deliver(delivery) => self.on_delivery(state, delivery),
                 Item::Published(ticket, room, outcome) => self.on_published(state, ticket, &room, outcome),
-                Item::Told(note) => self.on_note(state, note),
+                Item::Told(note) => {
+                    // A posted command may join or leave: what was delivered so far is for those who were members then.
+                    delivered |= self.fan_out(state);
+                    self.on_note(state, note);
+                }
                 Item::Behind(room) => self.on_behind(state, &room),
             }
         }
         state.items = items;
-        self.fan_out(state)
+        self.fan_out(state) || delivered
     }
 
     /// How old the newest message is: one look at the clock per batch.

@@ -214,7 +214,7 @@ impl Poll {
 
     /// What there is after the poll's cursors.
     async fn collect(&mut self) -> Result<Found, Refusal> {
-        let mut found = Found::default();
+        let mut found = Found::for_rooms(self.rooms.iter().map(|room| &room.name));
         let deadline = Instant::now() + FOLLOW_TIME;
         for place in 0..self.rooms.len() {
             self.followed(place, deadline).await?;

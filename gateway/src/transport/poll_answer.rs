@@ -11,14 +11,18 @@ use hyper::{
 };
 use std::io::Write as _;
 
-/// Bytes of an answer: messages, and room for what stands around them, which is cursors and gaps of the rooms. A single
-/// message passes whatever its size, or nobody would ever get it.
+/// Bytes of an answer. A single message passes whatever its size, or nobody would ever get it.
 const BYTES_MAX: usize = 256 << 10;
-const AROUND_BYTES: usize = 8 << 10;
+/// What of them stands around messages: session and punctuation; for each room its cursor (49 at most), its gap, and what
+/// holds them together.
+const AROUND_BYTES: usize = 256;
+const ROOM_BYTES: usize = 128;
 
 /// What there is for a poll.
 #[derive(Debug, Default)]
 pub(super) struct Found {
+    /// Bytes that messages may have.
+    bytes_max: usize,
     /// Message objects, separated by commas.
     messages: Vec<u8>,
     pub(super) count: usize,
@@ -32,6 +36,13 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Nothing yet, for these rooms.
+    pub(super) fn for_rooms<'a>(rooms: impl Iterator<Item = &'a Room>) -> Self {
+        // A name may stand with its cursor and with its gap.
+        let around: usize = rooms.map(|room| ROOM_BYTES + 2 * room.as_str().len()).sum();
+        Self { bytes_max: BYTES_MAX.saturating_sub(AROUND_BYTES + around), ..Self::default() }
+    }
+
     /// Whether the client wants to know now.
     pub(super) fn is_news(&self) -> bool {
         self.count > 0 || self.is_fresh || !self.gaps.is_empty()
@@ -47,7 +58,7 @@ impl Found {
             let text = native::MessageText::new(room, publication);
             let parts = text.parts(publication);
             let bytes = self.messages.len() + parts.iter().map(|part| part.len()).sum::<usize>();
-            if self.count > 0 && bytes > BYTES_MAX - AROUND_BYTES {
+            if self.count > 0 && bytes > self.bytes_max {
                 break;
             }
             if self.count > 0 {
@@ -152,17 +163,16 @@ mod tests {
     #[test]
     fn an_answer_ends_at_its_limits_and_says_that_there_is_more() {
         let room = Room::parse("a").unwrap();
-        let mut found = Found::default();
+        let mut found = Found::for_rooms(std::iter::once(&room));
         found.take(&room, &page(1..=10, 1), 4);
         assert_eq!((found.count, found.ends[0], found.more), (4, cursor(4), true));
-        let mut found = Found::default();
+        let mut found = Found::for_rooms(std::iter::once(&room));
         found.take(&room, &page(1..=10, 100_000), 10);
         assert_eq!((found.count, found.ends[0], found.more), (2, cursor(2), true));
-        assert!(found.messages.len() + AROUND_BYTES <= BYTES_MAX);
-        let mut found = Found::default();
+        let mut found = Found::for_rooms(std::iter::once(&room));
         found.take(&room, &page(1..=2, 300_000), 10);
         assert_eq!((found.count, found.ends[0], found.more), (1, cursor(1), true));
-        let mut found = Found::default();
+        let mut found = Found::for_rooms(std::iter::once(&room));
         found.take(&room, &page(1..=3, 1), 10);
         assert_eq!((found.count, found.ends[0], found.more), (3, cursor(3), false));
         assert!(serde_json::from_slice::<Vec<serde_json::Value>>(&[b"[", &found.messages[..], b"]"].concat()).is_ok());
