@@ -1,6 +1,10 @@
 //! What a client is told, whatever protocol it speaks; messages aside, which are encoded once for many (`protocol`).
 
-use crate::{command::RequestId, error::ErrorCode, session::SessionId};
+use crate::{
+    command::RequestId,
+    error::{ErrorCode, Refusal},
+    session::SessionId,
+};
 use fanfare_broker::{Cursor, Gap, Member, Room, Who};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use std::borrow::Cow;
@@ -106,7 +110,19 @@ pub(crate) enum Event<'a> {
     },
 }
 
-impl Event<'_> {
+impl<'a> Event<'a> {
+    /// A request is refused.
+    pub(crate) fn refusal(id: RequestId, room: Option<Cow<'a, str>>, refusal: &Refusal) -> Self {
+        Self::Error {
+            id,
+            room,
+            code: refusal.code,
+            message: refusal.message.clone(),
+            retryable: refusal.code.retryable(),
+            retry_after_ms: refusal.retry_after_ms,
+        }
+    }
+
     /// Its `type`, which is also the name of a server-sent event.
     pub(crate) const fn name(&self) -> &'static str {
         match self {

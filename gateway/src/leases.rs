@@ -4,14 +4,14 @@
 //!
 //! Polls of one session may go to any node. The broker keeps a session's entry with the node that wrote it last, and an
 //! older one's leave does nothing; so that the last writer is a node whose lease is alive, a lease that is renewed is
-//! written again unless that was done a moment ago.
+//! written again unless that was done a moment ago and for about as long.
 
 use crate::{
     error::{ErrorCode, Refusal},
     node::Node,
     session::SessionId,
 };
-use fanfare_broker::{Attendance, BrokerError, Room, SessionKey};
+use fanfare_broker::{Attendance, Room, SessionKey};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -53,9 +53,13 @@ impl Leases {
         let mut held = self.held();
         let known = held.get(&place).copied();
         if known.is_none() && held.len() >= LEASES_MAX {
-            return Err(BrokerError::Overloaded.into());
+            let full = "this node holds as many polling members as it may";
+            return Err(Refusal::new(ErrorCode::BackplaneOverloaded, full).retry_after(5_000));
         }
-        let written = known.map(|lease| lease.written).filter(|written| now.duration_since(*written) < WRITTEN_LATELY);
+        let is_fresh = |lease: &Lease| {
+            now.duration_since(lease.written) < WRITTEN_LATELY && now + lasts < lease.until + WRITTEN_LATELY
+        };
+        let written = known.filter(is_fresh).map(|lease| lease.written);
         let until = known.map_or(now, |lease| lease.until).max(now + lasts);
         held.insert(place, Lease { until, written: written.unwrap_or(now), announce });
         Ok(written.is_none())
@@ -150,9 +154,15 @@ mod tests {
         assert!(!leases.renew(place(), true, at(4), lasts).unwrap(), "written a moment ago");
         assert!(leases.renew(place(), true, at(6), lasts).unwrap(), "another node may have written it since");
         assert!(leases.over(at(35)).is_empty());
+        assert!(
+            leases.renew(place(), true, at(7), Duration::from_secs(60)).unwrap(),
+            "longer than what others know of"
+        );
+        assert!(!leases.renew(place(), true, at(8), lasts).unwrap());
         // A shorter one does not end a longer one early.
         assert!(leases.renew(place(), true, at(35), Duration::from_secs(1)).unwrap());
-        assert_eq!(leases.over(at(36)), [(place(), true)]);
+        assert!(leases.over(at(66)).is_empty());
+        assert_eq!(leases.over(at(67)), [(place(), true)]);
         assert!(leases.over(at(99)).is_empty());
     }
 }

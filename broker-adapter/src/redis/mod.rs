@@ -44,8 +44,8 @@ use crate::{
     Attendance, Broker, BrokerError, Cursor, Detail, HistoryQuery, Later, NodeId, NodeTarget, Page, Presence, Publish,
     Reply, Retention, Room, RoomList, RoomQuery, Status, Subscriber, SubscriberId, envelope,
 };
-use bytes::Bytes;
 use ::redis::Value;
+use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use names::{HOME, Names, Partition};
 use script::Scripts;

@@ -239,7 +239,7 @@ class Client extends Emitter {
 
   wake(ms) {
     const { link } = this, now = Date.now();
-    if (!link && now > this.rest) this.connect();
+    if (!link && now >= this.rest) this.connect();
     else if (this.transport && now - link.seen >= ms) {
       if (link.name !== "ws") return link.end({ reason: "silent", after: 0 });
       this.tell({ type: "ping" });
@@ -306,6 +306,7 @@ class Link {
 
   // `refused` takes what is the request's own fault.
   async fetch(path, query, refused, signal, body, key) {
+    const late = setTimeout(() => this.end({ reason: "silent" }), 30_000);
     try {
       const token = await this.client.auth();
       const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json", "idempotency-key": key });
@@ -316,6 +317,8 @@ class Link {
       this.end({ code: status, reason: code, after: answer.headers.get("retry-after") * 1000 || undefined });
     } catch (error) {
       if (!signal?.aborted) this.lost(error);
+    } finally {
+      clearTimeout(late);
     }
   }
 
@@ -383,7 +386,7 @@ function sse(link) {
 
   async function send(command) {
     waiting.push(command);
-    while (waiting[0] && !busy) {
+    while (waiting[0] && !busy && !link.dead) {
       busy = waiting.splice(0, 1 + 2 ** 19 / client.limits.message_bytes); // POSTs overtake each other
       const refused = (frame) => busy.forEach(({ id }) => link.frame({ ...frame, id }));
       const frames = await link.fetch(client.post.slice(1), {}, refused, signal, JSON.stringify(busy));

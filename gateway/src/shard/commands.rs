@@ -74,8 +74,8 @@ impl Shard {
 
     /// Answers a command only if it was posted.
     pub(super) fn answer(&self, state: &mut State, asker: Asker, event: &Event<'_>) {
-        if let Some(number) = asker.post {
-            self.answer_post(state, number, native::encode(event));
+        if asker.post.is_some() {
+            self.answer_post(state, asker, native::encode(event));
         }
     }
 
@@ -135,15 +135,7 @@ impl Shard {
         (room, refusal): (Option<Cow<'_, str>>, Refusal),
         close: Option<CloseReason>,
     ) {
-        let error = Event::Error {
-            id: asker.id,
-            room,
-            code: refusal.code,
-            message: refusal.message,
-            retryable: refusal.code.retryable(),
-            retry_after_ms: refusal.retry_after_ms,
-        };
-        self.reply(state, asker, &error);
+        self.reply(state, asker, &Event::refusal(asker.id, room, &refusal));
         if let Some(reason) = close {
             self.node.metrics.rate_limited_errors.inc();
             self.end(state, asker.who, reason, None);
@@ -245,7 +237,7 @@ impl Shard {
                 page.cut(self.node.outbox_limits.bytes / 2, query.since.is_none());
                 let text = native::history(asker.id, &room, &page);
                 match asker.post {
-                    Some(number) => self.answer_post(state, number, text),
+                    Some(_) => self.answer_post(state, asker, text),
                     None => self.send_text(state, asker.who.index, &text),
                 }
             }

@@ -423,15 +423,9 @@ impl Shard {
         if (id.is_none() && post.is_none()) || state.sessions.open(who).is_none() {
             return;
         }
-        let code = ErrorCode::NotJoined;
-        let error = Event::Error {
-            id,
-            room: Some(Cow::Borrowed(name.as_str())),
-            code,
-            message: Cow::Borrowed("a later join or leave of this room has overtaken this one"),
-            retryable: code.retryable(),
-            retry_after_ms: None,
-        };
+        let overtaken = "a later join or leave of this room has overtaken this one";
+        let refusal = Refusal::new(ErrorCode::NotJoined, overtaken);
+        let error = Event::refusal(id, Some(Cow::Borrowed(name.as_str())), &refusal);
         self.reply(state, join.asker, &error);
     }
 

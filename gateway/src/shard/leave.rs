@@ -8,6 +8,11 @@ use fanfare_broker::{Attendance, Origin};
 /// How long an empty room stays followed, by [`Linger`]: its next member costs no subscription, and flapping costs none at
 /// all. Polls come back after 36 s at the latest, and are then answered from what this shard knows.
 const LINGER_MS: [u32; 2] = [2_000, 40_000];
+/// Rooms that one shard goes on following for polls to come; others go as soon as those that members left.
+const LINGERING_MAX: usize = 16_384;
+/// Rooms that nobody is in, beyond which polls may not name new ones.
+const EMPTY_MAX: usize = 65_536;
+
 /// How soon the next occupant of a room is to be expected.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Linger {
@@ -58,16 +63,22 @@ impl Shard {
         self.go(state, key, Linger::Briefly);
     }
 
+    /// Whether polls may have this shard follow one more room.
+    pub(super) fn may_watch(&self, state: &State) -> bool {
+        state.lingering.iter().map(std::collections::VecDeque::len).sum::<usize>() < EMPTY_MAX
+    }
+
     /// One occupant fewer; an empty room is followed for a while longer.
     pub(super) fn go(&self, state: &mut State, key: u32, linger: Linger) {
         let now_ms = self.now_ms();
         let Some(entry) = state.rooms.get_mut(key) else { return };
         entry.occupants -= 1;
+        let linger = if state.lingering[linger as usize].len() < LINGERING_MAX { linger } else { Linger::Briefly };
         let until_ms = now_ms.wrapping_add(LINGER_MS[linger as usize]);
         if is_past(entry.wanted_until_ms, until_ms) {
             entry.wanted_until_ms = until_ms;
         }
-        if entry.occupants == 0 {
+        if entry.occupants == 0 && !std::mem::replace(&mut entry.is_lingering, true) {
             let due = (until_ms, (key, entry.generation));
             self.wake_timers(state);
             state.lingering[linger as usize].push_back(due);
@@ -80,10 +91,17 @@ impl Shard {
         for linger in 0..LINGER_MS.len() {
             while state.lingering[linger].front().is_some_and(|(due, _)| is_past(*due, now_ms)) {
                 let Some((_, key)) = state.lingering[linger].pop_front() else { break };
-                let is_unwanted =
-                    |entry: &mut RoomEntry| entry.occupants == 0 && is_past(entry.wanted_until_ms, now_ms);
-                if !state.rooms.same(key).is_some_and(is_unwanted) {
-                    continue; // somebody is in it, or was since: that one's leaving filed it anew
+                let Some(entry) = state.rooms.same(key) else { continue };
+                entry.is_lingering = false;
+                if entry.occupants > 0 {
+                    continue; // the last one to leave files it anew
+                }
+                if !is_past(entry.wanted_until_ms, now_ms) {
+                    // Somebody was in it since. Among the slow ones: there it holds up nobody who is in more of a hurry.
+                    entry.is_lingering = true;
+                    let due = (entry.wanted_until_ms, key);
+                    state.lingering[Linger::UntilNextPoll as usize].push_back(due);
+                    continue;
                 }
                 if let Some(name) = state.rooms.remove(key.0) {
                     self.node.broker.unsubscribe(self.me, &name);

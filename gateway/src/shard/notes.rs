@@ -120,6 +120,12 @@ impl Shard {
             Some(Note::Answer { shard, ticket, answer }) if shard == self.me.0 => {
                 self.on_answer(state, ticket, answer);
             }
+            // No shard of this node has such an address: one of them says so.
+            Some(Note::Command(Command { address, back, .. }))
+                if self.me.0 == 0 && usize::from(address.shard) >= self.node.inboxes.len() =>
+            {
+                self.send_answer(back, Err(ErrorCode::SessionGone));
+            }
             Some(Note::Command(_) | Note::Answer { .. }) => {}
             Some(Note::Kick { room, user }) => {
                 if let Ok(session) = user.parse() {

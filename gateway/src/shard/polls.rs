@@ -36,8 +36,14 @@ pub(crate) enum Look {
 
 impl Shard {
     /// Begins to look at a room. `wake` hears of each message from then on.
-    pub(crate) fn watch(self: &Rc<Self>, room: &Room, class: Class, wake: &Rc<Notify>) -> Watch {
+    ///
+    /// # Errors
+    /// This shard follows as many rooms for polls as it may.
+    pub(crate) fn watch(self: &Rc<Self>, room: &Room, class: Class, wake: &Rc<Notify>) -> Result<Watch, BrokerError> {
         let state = &mut *self.state.borrow_mut();
+        if state.rooms.find(room.as_str()).is_none() && !self.may_watch(state) {
+            return Err(BrokerError::Overloaded);
+        }
         let (key, made) = state.rooms.find_or_make(room, self.now_ms(), || class);
         let mut watch = Watch { shard: Rc::clone(self), key: (key, 0), slot: 0 };
         if let Some(entry) = state.rooms.get_mut(key) {
@@ -48,7 +54,7 @@ impl Shard {
         if made {
             self.start_following(watch.key);
         }
-        watch
+        Ok(watch)
     }
 
     /// Wakes every poll that waits when the backplane goes, or this node is to: they have to do something. For ever.

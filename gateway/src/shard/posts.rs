@@ -21,7 +21,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     num::NonZeroU32,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
 
@@ -29,8 +29,13 @@ use tokio::sync::oneshot;
 pub(crate) const COMMANDS_MAX: usize = 100;
 /// Posts that may be under way on one shard, and posts whose answers one shard may wait for.
 const POSTS_MAX: usize = 4096;
-/// The bodies of the latter.
-const BYTES_MAX: usize = 64 << 20;
+/// The bodies of the latter. Redis closes a node's connection when 32 MiB wait for it, and they may all be for one.
+const BYTES_MAX: usize = 4 << 20;
+/// Bytes of a post's answers together. Only histories and lists of members come near it.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// A node that nobody hears as is gone after so long: its connection to the backplane may be coming back.
+const GONE_AFTER: Duration = Duration::from_secs(3);
+const GONE_LOOK: Duration = Duration::from_millis(300);
 /// What has not been answered after so long is answered as late: a join waits for as long as the backplane is away.
 const LATE_MS: u32 = 6_000;
 /// How long the node that took a post waits for its answer.
@@ -72,6 +77,7 @@ struct Post {
     is_array: bool,
     answers: Vec<Option<Vec<u8>>>,
     missing: usize,
+    bytes: usize,
     /// Commands that are not begun. They wait for a join before them, so that whoever joins and publishes in one post gets
     /// what was published.
     rest: VecDeque<Box<RawValue>>,
@@ -112,10 +118,14 @@ impl Shard {
         let node = address.node;
         let back = Return { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
         let command = Note::Command(Command { address, back, body });
-        let answer = match self.send_note(node, address.shard, &command).await? {
-            true => tokio::time::timeout(PATIENCE, answered).await.ok().and_then(Result::ok),
-            false => Some(Err(ErrorCode::SessionGone)),
-        };
+        let gone = Instant::now() + GONE_AFTER;
+        while !self.send_note(node, address.shard, &command).await? {
+            if node == self.node.id || Instant::now() >= gone {
+                return Err(Refusal::session_gone());
+            }
+            tokio::time::sleep(GONE_LOOK).await;
+        }
+        let answer = tokio::time::timeout(PATIENCE, answered).await.ok().and_then(Result::ok);
         match answer {
             Some(Ok(text)) => Ok(text),
             Some(Err(ErrorCode::SessionGone)) => Err(Refusal::session_gone()),
@@ -171,7 +181,7 @@ impl Shard {
         let missing = commands.len();
         let first = state.posts.number(missing as u32);
         let rest = commands.into_iter().map(ToOwned::to_owned).collect();
-        let post = Post { who, back, is_array, answers: vec![None; missing], missing, rest, waits_for: None };
+        let post = Post { who, back, is_array, answers: vec![None; missing], missing, bytes: 0, rest, waits_for: None };
         state.posts.under_way.insert(first, post);
         self.start_wheel_entry(state, Timer::Post(first), LATE_MS);
         self.go_on_with_post(state, first);
@@ -195,10 +205,16 @@ impl Shard {
     }
 
     /// The answer to one posted command; the last one sends them all.
-    pub(super) fn answer_post(&self, state: &mut State, number: AnswerNo, text: Vec<u8>) {
+    pub(super) fn answer_post(&self, state: &mut State, asker: Asker, mut text: Vec<u8>) {
+        let Some(number) = asker.post else { return };
         let Some((first, post)) = state.posts.under_way.range_mut(..=number.get()).next_back() else { return };
         let (first, place) = (*first, (number.get() - first) as usize);
         let Some(answer) = post.answers.get_mut(place).filter(|answer| answer.is_none()) else { return };
+        if post.bytes + text.len() > ANSWER_BYTES_MAX {
+            let most = format!("the answers to a post have at most {ANSWER_BYTES_MAX} bytes");
+            text = native::encode(&Event::refusal(asker.id, None, &Refusal::new(ErrorCode::MessageTooLarge, most)));
+        }
+        post.bytes += text.len();
         *answer = Some(text);
         post.missing -= 1;
         if post.missing == 0 {
@@ -236,22 +252,14 @@ impl Shard {
 
     fn fill_post(&self, state: &mut State, first: u32, refusal: &Refusal) {
         let Some(post) = state.posts.under_way.get_mut(&first) else { return };
-        let error = Event::Error {
-            id: None,
-            room: None,
-            code: refusal.code,
-            message: refusal.message.clone(),
-            retryable: refusal.code.retryable(),
-            retry_after_ms: refusal.retry_after_ms,
-        };
-        let text = native::encode(&error);
+        let text = native::encode(&Event::refusal(None, None, refusal));
         for answer in post.answers.iter_mut().filter(|answer| answer.is_none()) {
             *answer = Some(text.clone());
         }
         self.finish_post(state, first);
     }
 
-    fn send_answer(&self, back: Return, answer: Answer) {
+    pub(super) fn send_answer(&self, back: Return, answer: Answer) {
         let note = Note::Answer { shard: back.shard, ticket: back.ticket, answer };
         if back.node == self.node.id {
             self.node.tell_shard(back.shard, note.encode());

@@ -43,6 +43,8 @@ pub(super) struct RoomEntry {
     pub(super) occupants: u32,
     /// Until when it is followed at least; means something only while nobody is in it.
     pub(super) wanted_until_ms: u32,
+    /// It is in a queue of rooms to be let go.
+    pub(super) is_lingering: bool,
     /// When it was first followed.
     pub(super) made_ms: u32,
     /// Polls that wait for its next message. Most rooms have none.
@@ -192,7 +194,8 @@ impl RoomEntry {
         if self.feed.position()?.cursor() != last {
             return None;
         }
-        let skip = (since.offset.0 + 1).checked_sub(first.offset.0)?;
+        // The offset is a client's: any number.
+        let skip = since.offset.0.checked_add(1)?.checked_sub(first.offset.0)?;
         (first.epoch == since.epoch).then(|| self.ring.iter().skip(skip as usize))
     }
 
@@ -233,6 +236,7 @@ impl Rooms {
             special: Vec::new(),
             occupants: 0,
             wanted_until_ms: now_ms,
+            is_lingering: false,
             made_ms: now_ms,
             parked: None,
             coming: Vec::new(),

@@ -118,7 +118,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, router: Router, socket: TcpStream, p
             // A client that sent more than it may ask at a time is answered, and then has to come again.
             let keep = parts.read_buf.is_empty();
             tokio::task::spawn_local(async move {
-                if let Some(socket) = parked.answer(socket).await.filter(|_| keep) {
+                if let Some(socket) = parked.answer(socket, keep).await {
                     again(shard, router, socket, peer);
                 }
             });

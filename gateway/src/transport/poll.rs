@@ -49,6 +49,8 @@ const WAIT_MAX: Duration = Duration::from_secs(55);
 /// Messages in one answer: without being asked, and at most.
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 1000;
+/// Messages in the first page that is read of history: enough for most, and 2 MiB where each is as large as it may be.
+const PAGE_FIRST: usize = 32;
 /// A poll that was woken waits so long for more.
 const LINGER: Duration = Duration::from_millis(15);
 /// How long a room may take to be followed, which is a round trip to the backplane.
@@ -147,11 +149,11 @@ impl Poll {
         let given = given.transpose()?;
         let wake = Rc::new(Notify::new());
         let watch = |((name, class), since): ((Room, Class), _)| {
-            let watch = shard.watch(&name, class, &wake);
-            PollRoom { name, since, watch, is_ahead: false }
+            let watch = shard.watch(&name, class, &wake)?;
+            Ok(PollRoom { name, since, watch, is_ahead: false })
         };
         Ok(Self {
-            rooms: rooms.into_iter().zip(since).map(watch).collect(),
+            rooms: rooms.into_iter().zip(since).map(watch).collect::<Result<_, Refusal>>()?,
             shard: Rc::clone(shard),
             session: given.unwrap_or_else(PollSession::random),
             is_present: given.is_some(),
@@ -196,18 +198,17 @@ impl Poll {
     fn answer(&self, found: &Found) -> Response<Body> {
         let metrics = &self.shard.node.metrics;
         metrics.delivered_poll.inc_by(found.count as u64);
+        if self.wait.is_zero() {
+            // It is expected back after `next_ms`; three times that may be longer than what it has.
+            let _ = self.lease(LEASE_SHORT.max(Duration::from_millis(3 * found.next_ms)));
+        }
         if self.unchanged.as_ref().is_some_and(|tag| found.is_unmodified(tag.as_bytes())) {
             metrics.polls_unmodified.inc();
             return not_modified(found);
         }
         let counter = if found.count > 0 { &metrics.polls_with_messages } else { &metrics.polls_empty };
         counter.inc();
-        let response = found.response(self);
-        if self.wait.is_zero() {
-            // It is expected back after `next_ms`; three times that may be longer than what it has.
-            let _ = self.lease(LEASE_SHORT.max(Duration::from_millis(3 * found.next_ms)));
-        }
-        response
+        found.response(self)
     }
 
     // --- looking ---
@@ -216,8 +217,11 @@ impl Poll {
     async fn collect(&mut self) -> Result<Found, Refusal> {
         let mut found = Found::for_rooms(self.rooms.iter().map(|room| &room.name));
         let deadline = Instant::now() + FOLLOW_TIME;
+        // All of them first: a message that wakes this wait is seen by the looks that follow.
         for place in 0..self.rooms.len() {
             self.followed(place, deadline).await?;
+        }
+        for place in 0..self.rooms.len() {
             self.collect_room(place, &mut found).await?;
         }
         found.next_ms = self.next_ms();
@@ -237,10 +241,14 @@ impl Poll {
             }
             Look::Head(_) => {
                 found.is_fresh = true;
-                room.watch.read(HistoryQuery { since: None, limit: last.min(limit.max(1)) }).await?
+                room.watch.read(HistoryQuery { since: None, limit: last }).await?
             }
             Look::Nothing => {
                 found.ends.extend(room.since);
+                return Ok(());
+            }
+            _ if limit == 0 || found.bytes_left() == 0 => {
+                found.leave(room.since);
                 return Ok(());
             }
             Look::Messages(publications) => {
@@ -254,7 +262,7 @@ impl Poll {
                 return Ok(());
             }
             Look::Ahead | Look::InHistory => {
-                let page = read(&room.watch, room.since, limit.max(1)).await?;
+                let page = read(&room.watch, room.since, (limit, found.bytes_left())).await?;
                 room.is_ahead = page.publications.is_empty() && page.gap.is_none();
                 page
             }
@@ -289,19 +297,24 @@ impl Poll {
     }
 }
 
-/// What history has after a place, in as many pages as it takes.
-async fn read(watch: &Watch, since: Option<Cursor>, limit: usize) -> Result<Page, BrokerError> {
-    let query = |since, left: usize| HistoryQuery { since, limit: left.min(HISTORY_LIMIT_MAX) };
-    let mut page = watch.read(query(since, limit)).await?;
-    while page.publications.len() < limit && page.end() != page.head {
-        let next = watch.read(query(Some(page.end()), limit - page.publications.len())).await?;
+/// What history has after a place, in as many pages as it takes, and not much more than fits: a page is as large as its
+/// messages are small.
+async fn read(watch: &Watch, since: Option<Cursor>, (limit, bytes): (usize, usize)) -> Result<Page, BrokerError> {
+    let query = |since, limit: usize| HistoryQuery { since, limit: limit.clamp(1, HISTORY_LIMIT_MAX) };
+    let mut page = watch.read(query(since, limit.min(PAGE_FIRST))).await?;
+    loop {
+        let (had, size) = (page.publications.len(), page.publications.iter().map(|p| p.payload.len()).sum::<usize>());
+        if had >= limit || size >= bytes || page.end() == page.head {
+            return Ok(page);
+        }
+        let fitting = (bytes - size) / (size / had.max(1)).max(1) + 1;
+        let next = watch.read(query(Some(page.end()), fitting.min(limit - had))).await?;
         page.head = next.head;
         if next.gap.is_some() || next.publications.is_empty() {
-            break; // the next poll is told
+            return Ok(page); // the next poll is told
         }
         page.publications.extend(next.publications);
     }
-    Ok(page)
 }
 
 /// Bounds of the time between two short polls, in milliseconds, before chance.
@@ -340,7 +353,8 @@ impl Parked {
 
     /// Answers when there is something to say, or in time; gives the socket back if another request may come over it. This
     /// future lives as long as the poll waits: what it needs only for a moment is boxed, and a test bounds it.
-    pub(super) async fn answer(mut self: Box<Self>, socket: TcpStream) -> Option<TcpStream> {
+    pub(super) async fn answer(mut self: Box<Self>, socket: TcpStream, keep: bool) -> Option<TcpStream> {
+        self.is_kept &= keep;
         let node = Arc::clone(&self.poll.shard.node);
         node.metrics.polls_waiting.inc();
         let mut deadline = Instant::now() + self.poll.wait.mul_f64(by_chance(0.9, 1.0));
@@ -430,7 +444,7 @@ mod tests {
 
     #[test]
     fn a_poll_that_waits_costs_a_small_task() {
-        fn size_of_future<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+        fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
             size_of::<F>()
         }
         let sizes = [size_of_future(Parked::answer), size_of::<Parked>(), size_of::<PollRoom>()];

@@ -48,6 +48,17 @@ impl Found {
         self.count > 0 || self.is_fresh || !self.gaps.is_empty()
     }
 
+    /// Bytes of messages for which there is room.
+    pub(super) fn bytes_left(&self) -> usize {
+        self.bytes_max.saturating_sub(self.messages.len())
+    }
+
+    /// There is more in a room, and no place for it.
+    pub(super) fn leave(&mut self, since: Option<Cursor>) {
+        self.ends.extend(since);
+        self.more = true;
+    }
+
     /// Takes as much of a room's page as there is room for.
     pub(super) fn take(&mut self, room: &Room, page: &Page, limit: usize) {
         if let Some(gap) = page.gap {
@@ -59,6 +70,7 @@ impl Found {
             let parts = text.parts(publication);
             let bytes = self.messages.len() + parts.iter().map(|part| part.len()).sum::<usize>();
             if self.count > 0 && bytes > self.bytes_max {
+                self.bytes_max = self.messages.len(); // later rooms' smaller ones do not overtake it
                 break;
             }
             if self.count > 0 {
