@@ -1,6 +1,8 @@
 //! `tests/run chaos SCENARIO…`: the fault runs of `fanfare_tests::scenario` at full size. Prints the seed first and one
 //! line of verdict for each run; ends with 1 when a promise was broken or a target missed, with 2 when it was called
-//! wrongly. What a run does stands in the library.
+//! wrongly. What a run does stands in the library. `chaos idle` is a load for `tests/bench`.
+
+mod idle;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -25,7 +27,17 @@ fn main() -> ExitCode {
         println!("{}", usage());
         return ExitCode::SUCCESS;
     }
-    let order = match parse(std::env::args().skip(1)) {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|first| first == "idle") {
+        return match idle::main(&args[1..]) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(fault) => {
+                eprintln!("chaos: {fault}");
+                ExitCode::from(2)
+            }
+        };
+    }
+    let order = match parse(args.into_iter()) {
         Ok(order) => order,
         Err(fault) => {
             eprintln!("chaos: {fault}\n{}", usage());

@@ -28,6 +28,7 @@ macro_rules! runs {
 
 runs! {
     a_node_killed_under_load_loses_nothing: "r2",
+    a_node_killed_under_load_loses_nothing_over_any_transport: "r3",
     a_redis_that_forgets_is_told_as_a_gap: "r4",
     a_redis_that_is_away_disconnects_nobody: "r5",
     a_redis_that_stalls_loses_nothing: "r6",

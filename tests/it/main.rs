@@ -12,5 +12,8 @@ mod protocol;
 mod regressions;
 mod sentences;
 mod stage;
+mod sub;
 mod through_nginx;
+mod through_nginx_h2;
+mod transports;
 mod tree;

@@ -8,7 +8,8 @@ use futures_util::{StreamExt, stream};
 
 use crate::front::Front;
 use crate::load::Timing;
-use crate::member::{BACKOFF, Member, Membership};
+use crate::member::{BACKOFF, Carriers, Member, Membership};
+use crate::transport::Carrier;
 
 /// Rooms that keep everything a test publishes, and publishers that may be fast.
 pub const KEEP_ALL: &str = "[[rooms]]\nmatch = \"*\"\nhistory = { messages = 20000, ttl = \"1h\" }\n\
@@ -25,8 +26,7 @@ pub fn rooms(count: usize) -> Vec<String> {
 
 /// `count` members, each in one of the rooms, in turn.
 pub async fn members(front: &Front, count: usize, rooms: &[String], timing: Option<&Arc<Timing>>) -> Vec<Member> {
-    let plain = Crowd { front, rooms, backoff: BACKOFF };
-    plain.members(count, timing).await
+    Crowd::of(front, rooms).members(count, timing).await
 }
 
 /// How the members of a crowd are alike.
@@ -38,9 +38,17 @@ pub struct Crowd<'a> {
     pub rooms: &'a [String],
     /// See [`Membership::backoff`].
     pub backoff: Duration,
+    /// See [`Membership::carriers`].
+    pub carriers: Carriers,
 }
 
-impl Crowd<'_> {
+impl<'a> Crowd<'a> {
+    /// Over WebSockets, with the backoff of `fanfare sub`.
+    #[must_use]
+    pub fn of(front: &'a Front, rooms: &'a [String]) -> Self {
+        Self { front, rooms, backoff: BACKOFF, carriers: Carriers::Only(Carrier::WebSocket) }
+    }
+
     /// Starts so many and returns once all have joined.
     pub async fn members(&self, count: usize, timing: Option<&Arc<Timing>>) -> Vec<Member> {
         let rooms = self.rooms.len();
@@ -52,6 +60,7 @@ impl Crowd<'_> {
                 rooms: vec![self.rooms[(index + index / rooms) % rooms].clone()],
                 timing: timing.cloned(),
                 backoff: self.backoff,
+                carriers: self.carriers,
             })
         };
         stream::iter((0..count).map(one)).buffered(AT_ONCE).collect().await

@@ -22,8 +22,10 @@ pub mod scenario;
 pub mod scratch;
 pub mod sentinel;
 pub mod socket;
+pub mod transport;
 pub mod wait;
 
 pub use client::{Client, Frame};
 pub use cluster::{Cluster, Node};
 pub use front::Front;
+pub use transport::{Ask, Carrier, Tap};

@@ -2,6 +2,7 @@
 //! New ones go beside the ones they resemble; nothing here describes the protocol as a whole, `protocol` does.
 
 mod joins;
+mod posts;
 mod refusals;
 mod requests;
 mod resumes;

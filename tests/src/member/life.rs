@@ -12,7 +12,8 @@ use tokio_tungstenite::tungstenite::Message;
 use super::{Membership, Orders, Outage, Report, Shared, lock};
 use crate::history::{MemberLog, Position, Seen};
 use crate::rng::Rng;
-use crate::socket::{Incoming, Socket};
+use crate::socket::Socket;
+use crate::transport::{Ask, Carrier, Heard, Line};
 use crate::wait::pause;
 
 /// How long one attempt to connect may take.
@@ -21,6 +22,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A connection on which the server's ping is late by this much is dead.
 const SILENCE: Duration = Duration::from_secs(5);
+/// The time between two signs of life where `welcome` does not say it; a long poll waits as long.
+const PING: Duration = Duration::from_secs(25);
+/// Between two short polls at most, whatever the server advises: a run is shorter than its advice for a quiet room.
+const POLL_PACE: Duration = Duration::from_millis(500);
 
 /// The fields of all the frames a member looks at.
 #[derive(Deserialize)]
@@ -32,8 +37,9 @@ struct Wire<'a> {
     cursor: Option<&'a str>,
     #[serde(borrow)]
     to: Option<&'a str>,
+    /// The text of an error, or the number of a close.
     #[serde(borrow)]
-    code: Option<&'a str>,
+    code: Option<&'a serde_json::value::RawValue>,
     #[serde(borrow)]
     node: Option<&'a str>,
     after_ms: Option<u64>,
@@ -91,7 +97,7 @@ impl Life {
             rooms_joined: 0,
             away: None,
             hint: None,
-            ping_every: Duration::from_secs(25),
+            ping_every: PING,
         }
     }
 
@@ -99,15 +105,14 @@ impl Life {
         let mut stop = orders.clone();
         let mut ended = None;
         loop {
-            let mut socket = tokio::select! {
-                socket = self.connect(ended) => socket,
+            let mut line = tokio::select! {
+                line = self.connect(ended) => line,
                 _ = stop.wait_for(|orders| orders.stop) => return self.report,
             };
-            let end =
-                if self.join(&mut socket).await { self.listen(&mut socket, &mut orders).await } else { End::Lost };
+            let end = if self.join(&mut line).await { self.listen(&mut line, &mut orders).await } else { End::Lost };
             match end {
-                End::Lost => drop(socket),
-                End::Reset => socket.reset(),
+                End::Lost => drop(line),
+                End::Reset => line.reset(),
                 End::Stopped => return self.report,
             }
             ended = Some(Instant::now());
@@ -115,7 +120,7 @@ impl Life {
     }
 
     /// Tries the addresses in turn until one says welcome.
-    async fn connect(&mut self, ended: Option<Instant>) -> Socket {
+    async fn connect(&mut self, ended: Option<Instant>) -> Line {
         let mut ceiling = self.membership.backoff;
         let mut wait = match (ended, self.hint.take()) {
             (None, _) => Duration::ZERO,
@@ -124,31 +129,68 @@ impl Life {
         };
         loop {
             pause(wait).await;
-            if let Ok(Some(socket)) = timeout(CONNECT_MAX, self.try_connect()).await {
+            if let Ok(Some(line)) = timeout(CONNECT_MAX, self.try_connect()).await {
+                lock(&self.shared).connections += 1;
                 self.away = ended.map(|ended| (ended, Instant::now()));
-                return socket;
+                return line;
             }
             self.attempt += 1;
             ceiling = (ceiling * 2).min(BACKOFF_MAX.max(self.membership.backoff));
-            wait = self.rng.up_to(ceiling);
+            wait = self.hint.take().unwrap_or_else(|| self.rng.up_to(ceiling));
         }
     }
 
-    async fn try_connect(&mut self) -> Option<Socket> {
+    async fn try_connect(&mut self) -> Option<Line> {
         let address = self.membership.front.address(self.attempt);
-        let mut socket = Socket::open(address, "/ws", &[]).await.ok()?;
-        let Incoming::Text(text) = socket.next().await else { return None };
-        let welcome = read(&text);
-        assert_eq!(welcome.r#type, "welcome", "{text}");
-        self.report.nodes.push(welcome.node.unwrap_or_default().to_owned());
-        self.ping_every = Duration::from_millis(welcome.ping_ms.unwrap_or(25_000));
-        lock(&self.shared).connections += 1;
-        Some(socket)
+        let carrier = self.membership.carriers.of(self.membership.index, self.report.carriers.len());
+        let mut line = match carrier {
+            // Joins by frames, as most clients do; the others cannot.
+            Carrier::WebSocket => Line::WebSocket(Box::new(Socket::open(address, "/ws", &[]).await.ok()?)),
+            _ => match Line::open(address, carrier, &self.asks()).await {
+                Ok(line) => line,
+                Err(refused) => {
+                    self.hint = refused.retry_after();
+                    return None;
+                }
+            },
+        };
+        self.ping_every = PING;
+        let mut node = String::new();
+        while !carrier.polls() {
+            match line.next().await {
+                Heard::Text(text) => {
+                    let welcome = read(&text);
+                    assert_eq!(welcome.r#type, "welcome", "{text}");
+                    welcome.node.unwrap_or_default().clone_into(&mut node);
+                    self.ping_every = welcome.ping_ms.map_or(PING, Duration::from_millis);
+                    break;
+                }
+                Heard::Ended(ended) => {
+                    self.hint = ended.after;
+                    return None;
+                }
+                // The reconnection time of an event stream.
+                Heard::Beat => {}
+            }
+        }
+        self.report.nodes.push(node);
+        self.report.carriers.push(carrier);
+        Some(line)
     }
 
-    /// Sends the joins; false when the connection has ended already.
-    async fn join(&mut self, socket: &mut Socket) -> bool {
+    /// Its rooms, each from where it stands there.
+    fn asks(&self) -> Ask {
+        let shared = lock(&self.shared);
+        let places = self.membership.rooms.iter().map(|room| shared.places.get(room).map(ToString::to_string));
+        let places: Vec<String> = places.map(Option::unwrap_or_default).collect();
+        let since = Some(places.join("~")).filter(|_| places.iter().any(|place| !place.is_empty()));
+        Ask { rooms: self.membership.rooms.clone(), since, query: String::new(), pace_max: POLL_PACE }
+    }
+
+    /// Sends the joins where the URL has not said them; false when the connection has ended already.
+    async fn join(&mut self, line: &mut Line) -> bool {
         self.rooms_joined = 0;
+        let Line::WebSocket(socket) = line else { return true };
         for room in &self.membership.rooms {
             let since = lock(&self.shared).places.get(room).map(ToString::to_string);
             let mut command = json!({"type": "join", "room": room});
@@ -162,7 +204,7 @@ impl Life {
         true
     }
 
-    async fn listen(&mut self, socket: &mut Socket, orders: &mut watch::Receiver<Orders>) -> End {
+    async fn listen(&mut self, line: &mut Line, orders: &mut watch::Receiver<Orders>) -> End {
         let resets = orders.borrow_and_update().resets;
         loop {
             tokio::select! {
@@ -175,11 +217,12 @@ impl Life {
                         return End::Reset;
                     }
                 }
-                incoming = timeout(self.ping_every + SILENCE, socket.next()) => match incoming {
-                    Ok(Incoming::Text(text)) => self.see(&text),
-                    Ok(Incoming::Ping | Incoming::Pong) => {}
-                    Ok(Incoming::Closed(closed)) => {
-                        self.report.closes.push(closed.code);
+                heard = timeout(self.ping_every + SILENCE, line.next()) => match heard {
+                    Ok(Heard::Text(text)) => self.see(&text),
+                    Ok(Heard::Beat) => {}
+                    Ok(Heard::Ended(ended)) => {
+                        self.report.closes.push(ended.code);
+                        self.hint = self.hint.take().or(ended.after);
                         return End::Lost;
                     }
                     Err(_) => return End::Lost,
@@ -212,9 +255,12 @@ impl Life {
                 return;
             }
             ("error", _, _) => {
-                self.report.errors.push(wire.code.unwrap_or_default().to_owned());
+                let code = wire.code.map(|code| code.get().trim_matches('"').to_owned());
+                self.report.errors.push(code.unwrap_or_default());
                 return;
             }
+            // The end of a one-way transport says itself with the end.
+            ("close", _, _) => return,
             _ => panic!("a member in a room with history is not sent {text}"),
         };
         self.note(room, seen, now);
@@ -257,7 +303,8 @@ impl Life {
 
     fn time(&mut self, data: &Payload<'_>, now: Instant) {
         let Some(timing) = &self.membership.timing else { return };
-        if self.report.nodes.last().is_none_or(|node| node != data.node) {
+        // A poll does not know where it was answered.
+        if self.report.nodes.last().is_some_and(|node| !node.is_empty() && node != data.node) {
             self.report.latencies.extend(timing.since_sent(data.n, now));
         }
     }

@@ -2,6 +2,7 @@
 //! as a good client does: after the server's hint, else after a random wait that grows. Called by the tests under load
 //! and the fault runs; the log is for `history`, it never judges by itself. `life` is what it does.
 
+mod carriers;
 mod life;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +15,10 @@ use tokio::task::JoinHandle;
 use crate::front::Front;
 use crate::history::{MemberLog, Position};
 use crate::load::Timing;
+use crate::transport::Carrier;
 use crate::wait::{holds_within, patience, patient, within_time};
+
+pub use carriers::Carriers;
 
 /// How long a member may take to join when thousands do.
 const JOIN_MAX: Duration = Duration::from_secs(60);
@@ -33,6 +37,8 @@ pub struct Membership {
     /// The first wait before a reconnect without a hint is random up to this; it doubles up to a second, or this if it
     /// is longer.
     pub backoff: Duration,
+    /// What carries it.
+    pub carriers: Carriers,
 }
 
 /// What `fanfare sub` waits at most before its first reconnect.
@@ -59,8 +65,10 @@ struct Orders {
 pub struct Report {
     /// For the checker.
     pub log: MemberLog,
-    /// The node of each of its connections, in order.
+    /// The node of each of its connections, in order; empty for polls, which are not told.
     pub nodes: Vec<String>,
+    /// The carrier of each of its connections, in order.
+    pub carriers: Vec<Carrier>,
     /// The close codes it saw, in order; none where the connection just broke.
     pub closes: Vec<Option<u16>>,
     /// How many `reconnect` frames came.

@@ -1,26 +1,18 @@
-//! R14: every request goes to another node than the one before: resumes, history, presence, publishes, kicks. All are
-//! served as if there were one node.
+//! R14: every request goes to another node than the one before: resumes over every transport, polls, commands of sessions
+//! that live elsewhere, history, presence, publishes, kicks. All are served as if there were one node.
 
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
 use super::{Outcome, Promise, Setting, judge, say};
-use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::crowd::KEEP_ALL;
 use crate::history::{MemberLog, Position, Published, Seen};
 use crate::http::{self, Reply};
 use crate::member::Report;
+use crate::transport::{Ask, Carrier, Tap, poll};
 
-/// How a session is carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transport {
-    WebSocket,
-}
-
-/// All that there are.
-const TRANSPORTS: &[Transport] = &[Transport::WebSocket];
 /// Publications between two hops.
 const PER_HOP: u64 = 5;
 
@@ -31,29 +23,53 @@ struct Tally {
     refused: u32,
 }
 
+/// A client on its way from node to node, always in the same room.
+struct Journey<'a> {
+    cluster: &'a Cluster,
+    room: String,
+    /// The node of the next request.
+    node: usize,
+    since: Option<String>,
+    log: Vec<Seen>,
+    published: &'a mut Vec<Published>,
+    tally: &'a mut Tally,
+}
+
 pub(super) async fn run(to: Setting) -> Outcome {
-    let hops = to.pick(300, 20);
+    let hops = to.pick(200, 8);
     let cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
     let (mut tally, mut published, mut reports) = (Tally::default(), Vec::new(), Vec::new());
-    for transport in TRANSPORTS {
-        let room = format!("hops:{transport:?}");
-        let mut log = Vec::new();
-        let mut since = None;
-        // The last one reads what the others before it did not, and leaves nothing behind.
-        for hop in 0..=hops {
-            let session = Session::open(*transport, cluster.address(hop), &room, since.as_ref()).await;
-            since = session
-                .one_hop((&cluster, hop, hop == hops), &room, &mut published, (&mut tally, &mut log))
-                .await
-                .or(since);
+    let mut routes: Vec<(&str, Vec<Carrier>)> =
+        Carrier::ALL.iter().map(|carrier| (carrier.name(), vec![*carrier])).collect();
+    let walk = Carrier::walk();
+    routes.push(("another each time", walk));
+    for (name, carriers) in routes {
+        let room = format!("hops:{}", name.replace(' ', "-"));
+        let mut journey = Journey {
+            cluster: &cluster,
+            room: room.clone(),
+            node: 0,
+            since: None,
+            log: Vec::new(),
+            published: &mut published,
+            tally: &mut tally,
+        };
+        // Every pair of carriers is one step of the walk.
+        let hops = hops.max(carriers.len());
+        for hop in 0..hops {
+            let carrier = carriers[hop % carriers.len()];
+            // The last one reads what the others before it did not, and leaves nothing behind.
+            if journey.hop(carrier, hop == 0, hop + 1 == hops).await.is_none() {
+                journey.tally.count("a hop", false, (carrier, hop));
+            }
         }
-        let log = MemberLog { name: format!("{transport:?}"), rooms: [(room, log)].into() };
+        let log = MemberLog { name: name.to_owned(), rooms: [(room, journey.log)].into() };
         reports.push(Report { log, ..Report::default() });
     }
     let percent = 100.0 * f64::from(tally.served) / f64::from(tally.served + tally.refused).max(1.0);
     Outcome::new(Promise::Clean, judge(&published, &mut reports))
         .at_least(&format!("served % of {}", tally.served + tally.refused), percent, 100.0)
-        .note(format!("transports {TRANSPORTS:?}"))
+        .note(format!("transports {:?}", Carrier::ALL))
 }
 
 impl Tally {
@@ -68,100 +84,99 @@ impl Tally {
     }
 }
 
-/// A session in one room, however it is carried.
-enum Session {
-    WebSocket { client: Box<Client>, joined: Value },
-}
-
-impl Session {
-    async fn open(transport: Transport, address: SocketAddr, room: &str, since: Option<&Position>) -> Self {
-        match transport {
-            Transport::WebSocket => {
-                let mut client = Box::new(Client::connect(address).await);
-                let mut fields = json!({"room": room});
-                if let Some(since) = since {
-                    fields["since"] = json!(since.to_string());
-                }
-                let joined = client.join_with(fields).await;
-                Self::WebSocket { client, joined }
-            }
-        }
+impl Journey<'_> {
+    /// The next node.
+    fn next(&mut self) -> SocketAddr {
+        self.node += 1;
+        self.cluster.address(self.node)
     }
 
-    /// How it is listed in the presence.
-    fn user(&self) -> String {
-        match self {
-            Self::WebSocket { client, .. } => client.session(),
+    /// Resumes, publishes, reads, lists and leaves, each at the next node; nothing if an answer had not what it must.
+    async fn hop(&mut self, carrier: Carrier, is_first: bool, is_last: bool) -> Option<()> {
+        let mut ask = Ask::of(&[&self.room]);
+        ask.since.clone_from(&self.since);
+        let mut tap = Tap::open(self.next(), carrier, &ask).await;
+        // What the session before this one did not live to see; a poll is answered when there is something.
+        let missed = if is_first { 0 } else { PER_HOP };
+        let joined = tap.take("joined").await.json;
+        self.tally.count("resume", is_first || joined["resumed"] == true, &joined);
+        self.log.push(Seen::Joined { at: place(&joined["cursor"])?, gap: joined["gap"].is_object() });
+        self.publish().await?;
+        for _ in 0..missed + PER_HOP {
+            let message = tap.message().await;
+            self.log.push(Seen::Message { at: place(&message["cursor"])?, id: message["data"]["n"].as_u64()? });
         }
-    }
-
-    fn joined(&self) -> &Value {
-        match self {
-            Self::WebSocket { joined, .. } => joined,
+        self.since = Some(tap.cursor());
+        if !is_last {
+            self.publish().await?;
         }
-    }
-
-    async fn message(&mut self) -> Value {
-        match self {
-            Self::WebSocket { client, .. } => client.message().await,
-        }
-    }
-
-    /// What it is told when it is removed from the room.
-    async fn left(&mut self) -> Value {
-        match self {
-            Self::WebSocket { client, .. } => client.take("left").await.json,
-        }
-    }
-
-    /// Publishes, reads, lists and kicks, each at the next node; returns the place to which it has come.
-    async fn one_hop(
-        mut self,
-        (cluster, hop, is_last): (&Cluster, usize, bool),
-        room: &str,
-        published: &mut Vec<Published>,
-        (tally, log): (&mut Tally, &mut Vec<Seen>),
-    ) -> Option<Position> {
-        let mut node = hop;
-        let mut next = || {
-            node += 1;
-            cluster.address(node)
-        };
-        let place = |value: &Value| value.as_str().and_then(Position::parse);
-        let joined = self.joined().clone();
-        tally.count("resume", hop == 0 || joined["resumed"] == true, &joined);
-        log.push(Seen::Joined { at: place(&joined["cursor"])?, gap: joined["gap"].is_object() });
-        // Half while it is there, half for the next session to be given as missed.
-        for half in 0..if is_last { 1 } else { 2 } {
-            let first = published.len() as u64;
-            for id in first..first + PER_HOP {
-                let reply = http::post(next(), &format!("/v1/rooms/{room}"), &json!({"n": id})).send().await;
-                tally.count("publish", reply.status == 200, &reply);
-                published.push(Published { room: room.to_owned(), id, at: place(&reply.json()["cursor"])? });
-            }
-            let due = if half == 0 { missed_before(hop) + PER_HOP } else { 0 };
-            for _ in 0..due {
-                let message = self.message().await;
-                log.push(Seen::Message { at: place(&message["cursor"])?, id: message["data"]["n"].as_u64()? });
-            }
-        }
-        let at =
-            log.iter().rev().find_map(|seen| if let Seen::Message { at, .. } = seen { Some(at.clone()) } else { None });
-        let history = http::get(next(), &format!("/v1/rooms/{room}/history?limit=5")).send().await;
+        let history = http::get(self.next(), &format!("/v1/rooms/{}/history?limit=5", self.room)).send().await;
         let newest = history.json()["messages"][4]["data"]["n"].as_u64();
-        tally.count("history", newest == published.last().map(|last| last.id), &history);
-        let presence = http::get(next(), &format!("/v1/rooms/{room}/presence")).send().await;
-        tally.count("presence", lists(&presence, &self.user()), &presence);
-        let kick = http::delete(next(), &format!("/v1/rooms/{room}/members/{}", self.user())).send().await;
-        let left = self.left().await;
-        tally.count("kick", kick.status == 204 && left["reason"] == "kicked", &left);
-        at
+        self.tally.count("history", newest == self.published.last().map(|last| last.id), &history);
+        match carrier {
+            Carrier::WebSocket => self.leave(tap).await,
+            Carrier::Sse | Carrier::Stream => {
+                self.command(&mut tap).await;
+                self.leave(tap).await;
+            }
+            Carrier::LongPoll | Carrier::ShortPoll => self.poll(&mut tap, if is_last { 0 } else { PER_HOP }).await,
+        }
+        Some(())
+    }
+
+    async fn publish(&mut self) -> Option<()> {
+        let first = self.published.len() as u64;
+        for id in first..first + PER_HOP {
+            let reply = http::post(self.next(), &format!("/v1/rooms/{}", self.room), &json!({"n": id})).send().await;
+            self.tally.count("publish", reply.status == 200, &reply);
+            self.published.push(Published { room: self.room.clone(), id, at: place(&reply.json()["cursor"])? });
+        }
+        Some(())
+    }
+
+    /// Commands of a session that lives at another node: one by one, and as an array.
+    async fn command(&mut self, tap: &mut Tap) {
+        let side = format!("{}:side", self.room);
+        let joined = tap.ask_at(self.next(), json!({"type": "join", "room": side})).await;
+        self.tally.count("join by POST", joined["type"] == "joined" && joined["room"] == *side, &joined);
+        let commands = json!([{"type": "publish", "room": side, "data": 1}, {"type": "leave", "room": side}]);
+        let replies = tap.command(self.next(), &commands).await;
+        let json = replies.json();
+        let is_right = replies.status == 200 && json[0]["type"] == "published" && json[1]["type"] == "left";
+        self.tally.count("commands by POST", is_right, &replies);
+    }
+
+    /// Is listed, and is kicked.
+    async fn leave(&mut self, mut tap: Tap) {
+        let user = tap.session();
+        let presence = http::get(self.next(), &format!("/v1/rooms/{}/presence", self.room)).send().await;
+        self.tally.count("presence", lists(&presence, &user), &presence);
+        let kick = http::delete(self.next(), &format!("/v1/rooms/{}/members/{user}", self.room)).send().await;
+        // The side room's `left` may wait before it.
+        let left = loop {
+            let left = tap.take("left").await.json;
+            if left["room"] == *self.room {
+                break left;
+            }
+        };
+        self.tally.count("kick", kick.status == 204 && left["reason"] == "kicked", &left);
+    }
+
+    /// The same poll at every node, with the session of the first answer: all have the same to say.
+    async fn poll(&mut self, tap: &mut Tap, due: u64) {
+        let session = tap.polling().session().unwrap_or_default().to_owned();
+        let since = self.since.clone().unwrap_or_default();
+        for _ in 0..self.cluster.nodes.len() {
+            let ask = Ask::of(&[&self.room]).since(since.as_str()).with(&format!("wait=0&session={session}"));
+            let reply = poll::get(self.next(), &ask).send().await;
+            let is_right = reply.status == 200 && poll::served(&reply).messages().count() as u64 == due;
+            self.tally.count("poll", is_right, &reply);
+        }
     }
 }
 
-/// What the session before this one did not live to see.
-fn missed_before(hop: usize) -> u64 {
-    if hop == 0 { 0 } else { PER_HOP }
+fn place(value: &Value) -> Option<Position> {
+    value.as_str().and_then(Position::parse)
 }
 
 fn lists(presence: &Reply, user: &str) -> bool {

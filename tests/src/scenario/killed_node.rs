@@ -1,42 +1,53 @@
 //! R2: of three nodes one is killed under load and comes back later; its members resume elsewhere. Nothing is lost.
+//! `mixed` runs the same with members of every carrier.
 
 use std::time::Duration;
 
 use super::{Outcome, Promise, Setting, judge, p99, say};
 use crate::cluster::Cluster;
-use crate::crowd::{KEEP_ALL, members, rooms};
+use crate::crowd::{Crowd, KEEP_ALL, rooms};
 use crate::front::Front;
-use crate::load::{Load, Timing, heads};
-use crate::member::{settle_within, stop_all};
+use crate::load::{Load, Running, Timing, heads};
+use crate::member::{Carriers, Member, Report, settle_within, stop_all};
 use crate::rng::Rng;
+use crate::transport::Carrier;
 use crate::wait::{eventually_within, patient};
 
 /// How long a part of the load may take.
-const PART_MAX: Duration = Duration::from_secs(120);
+const PART_MAX: Duration = Duration::from_secs(240);
+/// Of so many members one is reset at a time.
+const RESET_ONE_OF: usize = 10;
+
+/// What differs between the runs.
+pub(super) struct Size {
+    pub(super) members: usize,
+    pub(super) rooms: usize,
+    pub(super) total: u64,
+    /// See [`Load::pace`].
+    pub(super) pace: Duration,
+    pub(super) carriers: Carriers,
+    /// How often some of the members are reset besides.
+    pub(super) resets: u64,
+}
 
 pub(super) async fn run(to: Setting) -> Outcome {
-    let (count, rooms_count, total) = to.pick((1_000, 100, 100_000), (60, 6, 3_000));
+    let carriers = Carriers::Only(Carrier::WebSocket);
+    let full = Size { members: 1_000, rooms: 100, total: 100_000, pace: Duration::from_millis(2), carriers, resets: 0 };
+    let short = Size { members: 60, rooms: 6, total: 3_000, pace: Duration::from_millis(3), carriers, resets: 0 };
+    with(to, to.pick(full, short)).await.0
+}
+
+/// The run at this size, and what the members saw beside their logs.
+pub(super) async fn with(to: Setting, size: Size) -> (Outcome, Vec<Report>) {
     let mut rng = Rng::new(to.seed);
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
     let front = Front::direct(&cluster);
-    let rooms = rooms(rooms_count);
-    let members = members(&front, count, &rooms, None).await;
-    let pace = to.pick(Duration::from_millis(2), Duration::from_millis(3));
-    let load = Load { front, publishers: 6, rooms, total, window: 8, pace };
-    let running = load.start(Timing::new(total));
-
-    let victim = rng.index(3);
-    let killed_at = total * (15 + rng.below(25)) / 100;
-    let back_at = killed_at + total * (15 + rng.below(25)) / 100;
-    let reaches = async |count: u64| {
-        eventually_within(patient(PART_MAX), "the load goes on", async || running.acknowledged() >= count).await;
-    };
-    reaches(killed_at).await;
-    cluster.nodes[victim].kill();
-    say(&format!("  killed node {victim} after {killed_at} publications"));
-    reaches(back_at).await;
-    cluster.nodes[victim].restart().await;
-    say(&format!("  started it again after {back_at}"));
+    let rooms = rooms(size.rooms);
+    let crowd = Crowd { carriers: size.carriers, ..Crowd::of(&front, &rooms) };
+    let members = crowd.members(size.members, None).await;
+    let load = Load { front: front.clone(), publishers: 6, rooms, total: size.total, window: 8, pace: size.pace };
+    let running = load.start(Timing::new(size.total));
+    tokio::join!(kill_and_restart(&mut cluster, &running, &mut rng, size.total), reset(&members, &running, &size));
 
     let published = running.finish_within(PART_MAX).await;
     settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
@@ -45,8 +56,34 @@ pub(super) async fn run(to: Setting) -> Outcome {
         reports.iter().flat_map(|report| &report.outages).map(|outage| outage.joined - outage.ended).collect();
     let verdict = judge(&published, &mut reports);
     let complete = verdict.published as u64;
-    Outcome::new(Promise::Clean, verdict)
-        .at_least("acknowledged", complete as f64, total as f64)
+    let outcome = Outcome::new(Promise::Clean, verdict)
+        .at_least("acknowledged", complete as f64, size.total as f64)
         .at_least("members that resumed", outages.len() as f64, 1.0)
-        .note(format!("p99 away {:.1?}", p99(outages)))
+        .note(format!("p99 away {:.1?}", p99(outages)));
+    (outcome, reports)
+}
+
+async fn kill_and_restart(cluster: &mut Cluster, running: &Running, rng: &mut Rng, total: u64) {
+    let victim = rng.index(3);
+    let killed_at = total * (15 + rng.below(25)) / 100;
+    let back_at = killed_at + total * (15 + rng.below(25)) / 100;
+    reaches(running, killed_at).await;
+    cluster.nodes[victim].kill();
+    say(&format!("  killed node {victim} after {killed_at} publications"));
+    reaches(running, back_at).await;
+    cluster.nodes[victim].restart().await;
+    say(&format!("  started it again after {back_at}"));
+}
+
+/// Spread over the load, another part of the members each time.
+async fn reset(members: &[Member], running: &Running, size: &Size) {
+    for round in 0..size.resets {
+        reaches(running, size.total * (round + 1) / (size.resets + 1)).await;
+        let part = usize::try_from(round).unwrap_or_default() % RESET_ONE_OF;
+        members.iter().skip(part).step_by(RESET_ONE_OF).for_each(Member::reset);
+    }
+}
+
+async fn reaches(running: &Running, count: u64) {
+    eventually_within(patient(PART_MAX), "the load goes on", async || running.acknowledged() >= count).await;
 }

@@ -8,6 +8,7 @@ mod failover;
 mod ghosts;
 mod killed_node;
 mod lost_subscriptions;
+mod mixed;
 mod monkey;
 mod outcome;
 mod redis_away;
@@ -60,6 +61,11 @@ pub struct Scenario {
 /// All of them.
 pub const ALL: &[Scenario] = &[
     Scenario { name: "r2", what: "a node is killed under load", run: |to| Box::pin(killed_node::run(to)) },
+    Scenario {
+        name: "r3",
+        what: "the same over every transport, another one at each resume",
+        run: |to| Box::pin(mixed::run(to)),
+    },
     Scenario {
         name: "r4",
         what: "Redis comes back empty, and from an old snapshot",

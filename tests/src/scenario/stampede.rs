@@ -31,7 +31,7 @@ pub(super) async fn run(to: Setting) -> Outcome {
     let front = Front::direct(&cluster);
     let rooms = rooms(room_count);
     let backoff = to.pick(BACKOFF, Duration::from_secs(1));
-    let members = Crowd { front: &front, rooms: &rooms, backoff }.members(count, None).await;
+    let members = Crowd { backoff, ..Crowd::of(&front, &rooms) }.members(count, None).await;
     let load = Load { front, publishers: 2, rooms, total, window: 4, pace: Duration::from_millis(20) };
     let running = load.start(Timing::new(total));
 

@@ -1,5 +1,6 @@
 //! R22: random faults for as long as one likes: three nodes, each behind a fault proxy for its clients and with one before
-//! Redis. Everything acknowledged arrives or is told; the node that is never restarted does not grow. `blow` is what can
+//! Redis. Members take another carrier at each
+//! reconnect. Everything acknowledged arrives or is told; the node that is never restarted does not grow. `blow` is what can
 //! happen, `stage` what it happens to.
 
 mod blow;
@@ -9,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::{Outcome, Promise, Setting, judge, noticed, say};
 use crate::cluster::Cluster;
-use crate::crowd::{members, rooms};
+use crate::crowd::{Crowd, rooms};
 use crate::fault::Proxy;
 use crate::front::Front;
 use crate::load::{Load, Timing, heads};
-use crate::member::{settle_within, stop_all};
+use crate::member::{Carriers, settle_within, stop_all};
 use crate::redis::{Redis, Snapshot};
 use crate::rng::Rng;
 use crate::scratch::Scratch;
@@ -67,7 +68,8 @@ pub(super) async fn run(to: Setting) -> Outcome {
     let mut stage = Stage::set().await;
     let front = Front::of("fault proxies", stage.doors.iter().map(|door| door.address));
     let rooms = rooms(12);
-    let members = members(&front, to.pick(60, 24), &rooms, None).await;
+    let crowd = Crowd { carriers: Carriers::Mixed, ..Crowd::of(&front, &rooms) };
+    let members = crowd.members(to.pick(60, 24), None).await;
     // More than can be published in that time; it is wound down at the end.
     let per_second = (PUBLISHERS as u128 * 1_000 / PACE.as_millis()) as u64;
     let total = per_second * (to.length.as_secs() + 1);

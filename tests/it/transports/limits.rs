@@ -1,0 +1,257 @@
+//! What is refused, and how: the same on server-sent events, streams and polls, where one bad room refuses the whole
+//! request.
+
+use fanfare_tests::transport::sse::Events;
+use fanfare_tests::transport::{Refused, poll};
+use fanfare_tests::{Ask, Carrier, Client, Tap, http};
+use serde_json::json;
+
+use super::publish;
+use crate::stage::{one_node, one_node_with, split};
+
+/// The ends of the paths.
+const ENDS: [&str; 3] = ["sse", "stream", "poll"];
+
+const TYPING_OFF: &str = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";
+
+#[tokio::test]
+async fn one_room_that_is_none_refuses_the_whole_request() {
+    let cluster = one_node().await;
+    for end in ENDS {
+        for rooms in ["%24secret", "a%20b", "a,%7Bb%7D", "a,%C3%A9", &"x".repeat(256)] {
+            let reply = http::get(cluster.address(0), &format!("/v1/rooms/{rooms}/{end}")).send().await;
+            assert_eq!(reply.problem(400), "room_invalid", "{rooms} {end}");
+        }
+    }
+    let body = json!({"rooms": {"a": null, "$b": null}});
+    assert_eq!(poll::post(cluster.address(0), &body).send().await.problem(400), "room_invalid");
+}
+
+#[tokio::test]
+async fn a_place_that_is_none_and_too_many_or_too_few_are_a_bad_request() {
+    let cluster = one_node().await;
+    for end in ENDS {
+        for (rooms, since) in [
+            ("a", "x"),
+            ("a", "abcdefgh."),
+            ("a", ".1"),
+            ("a", "short.1"),
+            ("a", "abcdefgh.1~abcdefgh.1"),
+            ("a,b", "abcdefgh.1"),
+            ("a,b", "abcdefgh.1~~"),
+            ("a,b", "abcdefgh.1~x"),
+        ] {
+            let reply = http::get(cluster.address(0), &format!("/v1/rooms/{rooms}/{end}?since={since}")).send().await;
+            assert_eq!(reply.problem(400), "bad_request", "{rooms} {end} {since}");
+        }
+    }
+    let body = json!({"rooms": {"a": "short.1"}});
+    assert_eq!(poll::post(cluster.address(0), &body).send().await.problem(400), "bad_request");
+}
+
+/// A browser repeats what it was once told, also to a server that has forgotten it: an answer that ends it helps nobody.
+#[tokio::test]
+async fn as_a_last_event_id_a_place_that_is_none_is_a_gap() {
+    let cluster = one_node().await;
+    publish(cluster.address(0), "a", &json!(1)).await;
+    for id in ["x", "short.1", "abcdefgh.1~abcdefgh.1", "~~", "…", "abcdefgh.99999999999999999999999"] {
+        let header = [("Last-Event-ID", id)];
+        let mut events = Events::open(cluster.address(0), "/v1/rooms/a/sse", &header).await.expect("a stream");
+        let joined = loop {
+            let event = events.block().await.event;
+            if let Some(event) = event.filter(|event| event.kind == "joined") {
+                break serde_json::from_str::<serde_json::Value>(&event.data).expect("JSON");
+            }
+        };
+        let told = (&joined["resumed"], &joined["gap"]);
+        assert_eq!(told, (&json!(false), &json!({"missed": null})), "{id}: {joined}");
+        let message = events.block().await.event.expect("what is kept follows");
+        assert!(message.kind == "message" && message.data.contains(r#""data":1"#), "{id}: {message:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_part_is_the_head_of_that_room() {
+    let cluster = one_node().await;
+    for (number, carrier) in Carrier::ALL.into_iter().enumerate() {
+        let rooms = [format!("a:{number}"), format!("b:{number}")];
+        let start = split(&json!(publish(cluster.address(0), &rooms[0], &json!("a 1")).await)).0 + ".0";
+        publish(cluster.address(0), &rooms[1], &json!("b 1")).await;
+        let ask = Ask::of(&[&rooms[0], &rooms[1]]).since(format!("{start}~"));
+        let mut tap = Tap::open(cluster.address(0), carrier, &ask).await;
+        assert_eq!(tap.data(1).await, [json!("a 1")], "{}", carrier.name());
+        let at = publish(cluster.address(0), &rooms[1], &json!("b 2")).await;
+        assert_eq!(tap.message().await["cursor"], json!(at), "{}: nothing of b before it", carrier.name());
+    }
+}
+
+#[tokio::test]
+async fn more_rooms_than_a_session_may_join_are_refused() {
+    let cluster = one_node_with("[limits]\nrooms_per_session = 2\n").await;
+    for end in ENDS {
+        let reply = http::get(cluster.address(0), &format!("/v1/rooms/a,b,c/{end}")).send().await;
+        assert_eq!(reply.problem(400), "room_limit", "{end}");
+    }
+    for carrier in [Carrier::Sse, Carrier::Stream] {
+        let mut tap = Tap::join(cluster.address(0), carrier, &Ask::of(&["a", "b"])).await;
+        assert_eq!(tap.welcome["limits"]["rooms"], 2);
+        assert_eq!(tap.ask(json!({"type": "join", "room": "c"})).await["code"], "room_limit", "{}", carrier.name());
+    }
+    poll::once(cluster.address(0), &Ask::of(&["a", "b"])).await;
+    let body = json!({"rooms": {"a": null, "b": null, "c": null}});
+    assert_eq!(poll::post(cluster.address(0), &body).send().await.problem(400), "room_limit");
+}
+
+#[tokio::test]
+async fn a_room_without_history_cannot_be_polled() {
+    let cluster = one_node_with(TYPING_OFF).await;
+    for path in ["/v1/rooms/typing:1/poll", "/v1/rooms/a,typing:1/poll?wait=0"] {
+        assert_eq!(http::get(cluster.address(0), path).send().await.problem(400), "history_off", "{path}");
+    }
+    let body = json!({"rooms": {"a": null, "typing:1": null}});
+    assert_eq!(poll::post(cluster.address(0), &body).send().await.problem(400), "history_off");
+}
+
+#[tokio::test]
+async fn values_that_are_none_are_a_bad_request_and_unknown_parameters_nothing() {
+    let cluster = one_node().await;
+    for query in [
+        "sse?presence=maybe",
+        "sse?echo=2",
+        "sse?last=x",
+        "stream?last=-1",
+        "poll?wait=x",
+        "poll?wait=-1",
+        "poll?limit=x",
+        "poll?last=x",
+    ] {
+        let reply = http::get(cluster.address(0), &format!("/v1/rooms/a/{query}")).send().await;
+        assert_eq!(reply.problem(400), "bad_request", "{query}");
+    }
+    for carrier in Carrier::ALL {
+        Tap::join(cluster.address(0), carrier, &Ask::of(&["a"]).with("colour=blue&n=0123")).await;
+    }
+}
+
+#[tokio::test]
+async fn other_methods_are_not_allowed() {
+    let cluster = one_node().await;
+    for end in ENDS {
+        let head = http::call("HEAD", cluster.address(0), &format!("/v1/rooms/a/{end}")).send().await;
+        assert_eq!(head.status, 405, "a stream has no head of its own: {head:?}");
+        for method in ["POST", "PUT", "DELETE"] {
+            let reply = http::call(method, cluster.address(0), &format!("/v1/rooms/a/{end}")).send().await;
+            assert_eq!(reply.problem(405), "method_not_allowed", "{method} {end}");
+            assert!(reply.header("allow").contains("GET"), "{reply:?}");
+        }
+    }
+    let reply = http::get(cluster.address(0), "/v1/poll").send().await;
+    assert_eq!((reply.problem(405).as_str(), reply.header("allow")), ("method_not_allowed", "POST"));
+}
+
+#[tokio::test]
+async fn the_options_of_the_url_are_those_of_join() {
+    let cluster = one_node().await;
+    for carrier in Carrier::ONE_WAY {
+        let (name, room) = (carrier.name(), format!("room:{}", carrier.name()));
+        let ask = Ask::of(&[&room]).with("presence=1&echo=0");
+        let mut tap = Tap::open(cluster.address(0), carrier, &ask).await;
+        let joined = tap.take("joined").await.json;
+        assert!(joined["members"].is_array(), "{name}: {joined}");
+        let mut other = Client::connect(cluster.address(0)).await;
+        other.join(&room).await;
+        let user = other.session();
+        let about_other = async |tap: &mut Tap, kind: &str| {
+            // Its own coming may be told first.
+            while tap.take(kind).await.json["member"]["user"] != user {}
+        };
+        about_other(&mut tap, "member_joined").await;
+        let published = tap.ask(json!({"type": "publish", "room": room, "data": "own"})).await;
+        assert_eq!(published["type"], "published", "{name}: {published}");
+        other.publish(&room, json!("other")).await;
+        assert_eq!(tap.message().await["data"], "other", "{name}");
+        drop(other);
+        about_other(&mut tap, "member_left").await;
+    }
+}
+
+#[tokio::test]
+async fn messages_of_excluded_sessions_stay_away_live_and_in_the_resume() {
+    let cluster = one_node().await;
+    let address = cluster.address(0);
+    let (mut own, mut other) = (Client::connect(address).await, Client::connect(address).await);
+    let earlier = Client::connect(address).await.session();
+    let exclude = format!("exclude={earlier},{}", own.session());
+    for (number, carrier) in [Carrier::WebSocket, Carrier::Sse, Carrier::Stream].into_iter().enumerate() {
+        let room = format!("room:{number}");
+        let ask = Ask::of(&[&room]).with(&exclude);
+        let start = Tap::join(address, carrier, &ask).await.cursor();
+        own.publish(&room, json!("own, missed")).await;
+        other.publish(&room, json!("other, missed")).await;
+        let mut tap = Tap::open(address, carrier, &ask.since(start)).await;
+        assert_eq!(tap.data(1).await, [json!("other, missed")], "{}", carrier.name());
+        own.publish(&room, json!("own, live")).await;
+        let last = other.publish(&room, json!("other, live")).await["cursor"].clone();
+        assert_eq!(tap.data(1).await, [json!("other, live")], "{}", carrier.name());
+        assert_eq!(json!(tap.cursor()), last, "{}", carrier.name());
+    }
+    let nine = [earlier.as_str(); 9].join(",");
+    for (end, exclude) in [("sse", nine.as_str()), ("stream", nine.as_str()), ("sse", "x"), ("stream", "x,")] {
+        let reply = http::get(address, &format!("/v1/rooms/a/{end}?exclude={exclude}")).send().await;
+        assert_eq!(reply.problem(400), "bad_request", "{end} {exclude}");
+    }
+}
+
+#[tokio::test]
+async fn a_room_stands_once_in_a_list_and_a_list_names_one() {
+    let cluster = one_node().await;
+    for end in ENDS {
+        for path in [format!("/v1/rooms/a,b,a/{end}"), format!("/v1/rooms/a/{end}?room=a"), format!("/v1/rooms//{end}")]
+        {
+            let reply = http::get(cluster.address(0), &path).send().await;
+            assert_eq!(reply.problem(400), "bad_request", "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_room_without_presence_is_joined_all_the_same() {
+    let cluster = one_node_with("[[rooms]]\nmatch = \"quiet:*\"\npresence = false\n").await;
+    for end in ["sse", "stream"] {
+        let reply = http::get(cluster.address(0), &format!("/v1/rooms/a,quiet:1/{end}?presence=1")).send().await;
+        assert_eq!(reply.problem(400), "presence_off", "{end}: unless it is asked for");
+    }
+    for carrier in Carrier::ONE_WAY {
+        let mut tap = Tap::join(cluster.address(0), carrier, &Ask::of(&["quiet:1"])).await;
+        assert_eq!(tap.ask(json!({"type": "presence", "room": "quiet:1"})).await["code"], "presence_off");
+        publish(cluster.address(0), "quiet:1", &json!(1)).await;
+        assert_eq!(tap.data(1).await, [json!(1)], "{}", carrier.name());
+    }
+}
+
+#[tokio::test]
+async fn rooms_may_stand_in_the_query_and_have_commas_there() {
+    let cluster = one_node().await;
+    for carrier in [Carrier::Sse, Carrier::Stream, Carrier::LongPoll] {
+        let ask = Ask::of(&["a"]).with("room=x%2Cy");
+        let target = ask.target(carrier, None);
+        let at = publish(cluster.address(0), "x,y", &json!(carrier.name())).await;
+        let cursor = match carrier {
+            Carrier::LongPoll => poll::served(&http::get(cluster.address(0), &target).send().await).cursor().to_owned(),
+            _ => place_of_two(Tap::try_open(cluster.address(0), carrier, &ask).await).await,
+        };
+        let parts: Vec<&str> = cursor.split('~').collect();
+        assert_eq!((parts.len(), parts[1]), (2, at.as_str()), "{}: {cursor}", carrier.name());
+    }
+}
+
+/// The place after the second `joined`, of the room that `Tap` does not know of.
+async fn place_of_two(tap: Result<Tap, Refused>) -> String {
+    let mut tap = tap.expect("both rooms are joined");
+    let mut places = std::collections::BTreeMap::new();
+    for _ in 0..2 {
+        let joined = tap.take("joined").await.json;
+        places.insert(joined["room"].to_string(), joined["cursor"].as_str().unwrap_or_default().to_owned());
+    }
+    places.into_values().collect::<Vec<_>>().join("~")
+}

@@ -1,0 +1,66 @@
+//! Pages of other origins: refused or answered with the headers that let them read, on every carrier.
+
+use fanfare_tests::transport::lines::Lines;
+use fanfare_tests::transport::sse::Events;
+use fanfare_tests::{Ask, Carrier, http};
+
+use crate::stage::one_node_with;
+
+const ORIGIN: &str = "https://app.example.com";
+
+#[tokio::test]
+async fn an_origin_that_is_not_allowed_is_refused_on_every_transport() {
+    let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
+    for carrier in [Carrier::Sse, Carrier::Stream, Carrier::LongPoll] {
+        let target = Ask::of(&["a"]).target(carrier, None);
+        for origin in ["https://evil.example", "https://app.example.com:444", "http://app.example.com", "null"] {
+            let reply = http::get(cluster.address(0), &target).header("origin", origin).send().await;
+            assert_eq!(reply.problem(403), "forbidden", "{} {origin}", carrier.name());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_is_allowed_may_read_every_transport() {
+    let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
+    let address = cluster.address(0);
+    let header = [("Origin", ORIGIN)];
+    let target = |carrier| Ask::of(&["a"]).target(carrier, None);
+    let events = Events::open(address, &target(Carrier::Sse), &header).await.expect("a stream").head;
+    let lines = Lines::open(address, &target(Carrier::Stream), &header).await.expect("a stream").head;
+    let poll = http::get(address, &target(Carrier::LongPoll)).header("origin", ORIGIN).send().await;
+    let short = http::get(address, "/v1/rooms/a/poll?wait=0").header("origin", ORIGIN).send().await;
+    for (carrier, headers) in
+        [("SSE", &events.headers), ("stream", &lines.headers), ("long poll", &poll.headers), ("short", &short.headers)]
+    {
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        assert_eq!(header("access-control-allow-origin"), ORIGIN, "{carrier}");
+        let vary = headers.get_all("vary").iter().filter_map(|value| value.to_str().ok());
+        assert!(vary.flat_map(|value| value.split(", ")).any(|name| name.eq_ignore_ascii_case("origin")), "{carrier}");
+    }
+    let refused = http::get(address, "/v1/rooms/$a/sse").header("origin", ORIGIN).send().await;
+    assert_eq!(
+        (refused.status, refused.header("access-control-allow-origin")),
+        (400, ORIGIN),
+        "its reason is read too"
+    );
+}
+
+#[tokio::test]
+async fn a_preflight_allows_what_browsers_send_when_they_come_back() {
+    let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
+    for (path, wanted) in [
+        ("/v1/rooms/a/sse", "last-event-id"),
+        ("/v1/rooms/a/poll", "if-none-match"),
+        ("/v1/sessions/x", "content-type"),
+    ] {
+        let preflight = http::call("OPTIONS", cluster.address(0), path)
+            .header("origin", ORIGIN)
+            .header("access-control-request-method", "GET")
+            .header("access-control-request-headers", wanted);
+        let reply = preflight.send().await;
+        assert_eq!(reply.header("access-control-allow-origin"), ORIGIN, "{path}: {reply:?}");
+        let allowed = reply.header("access-control-allow-headers").to_ascii_lowercase();
+        assert!(allowed.contains(wanted), "{path}: {allowed}");
+    }
+}

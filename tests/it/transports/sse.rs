@@ -1,0 +1,276 @@
+//! What only server-sent events can get wrong: their first bytes, their ids, their heartbeat.
+
+use std::time::Duration;
+
+use fanfare_tests::transport::lines::{Lines, Next};
+use fanfare_tests::transport::sse::Events;
+use fanfare_tests::wait::{patient, within, within_time};
+use fanfare_tests::{Ask, Carrier, Cluster, Front, Tap};
+use serde_json::{Value, json};
+
+use super::{Place, publish};
+use crate::stage::{one_node, one_node_with, split};
+
+/// A heartbeat comes every 15 s, unless WebSockets are pinged more often.
+const BEAT: Duration = Duration::from_secs(18);
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// The next event, with its name and its data.
+async fn event(events: &mut Events) -> (String, Value) {
+    loop {
+        if let Some(event) = events.block().await.event {
+            return (event.kind, parse(&event.data));
+        }
+    }
+}
+
+/// The heads of both kinds of stream, and what comes before anything happens.
+pub(super) async fn heads_and_first_bytes_come_at_once(place: Place) {
+    let stage = place.stage(Cluster::embedded()).await;
+    let address = stage.front.address(0);
+    let at = publish(address, "a", &json!(1)).await;
+    let mut events = Events::open(address, "/v1/rooms/a/sse", &[]).await.expect("a stream");
+    let lines = Lines::open(address, "/v1/rooms/a/stream", &[]).await.expect("a stream");
+    for (head, media) in [(&events.head, "text/event-stream"), (&lines.head, "application/x-ndjson")] {
+        assert_eq!((head.header("content-type"), head.header("cache-control")), (media, "no-store, no-transform"));
+        for absent in ["content-length", "content-encoding", "etag"] {
+            assert_eq!(head.header(absent), "", "{media}");
+        }
+        if let Place::Direct = place {
+            let framing = (head.header("connection").to_ascii_lowercase(), head.header("transfer-encoding"));
+            assert_eq!(framing, ("close".to_owned(), ""), "{media}: the connection's end is the body's");
+            // nginx takes it for itself.
+            assert_eq!(head.header("x-accel-buffering"), "no", "{media}");
+        }
+    }
+    let retry = events.block().await;
+    let retry_ms = retry.retry_ms.expect("first of all, when to come back");
+    assert_eq!(String::from_utf8_lossy(&retry.raw), format!("retry:{retry_ms}\n\n"));
+    assert!((100..=15_000).contains(&retry_ms), "{retry_ms}");
+    let welcome = events.block().await;
+    let event = welcome.event.expect("an event");
+    assert_eq!((event.kind.as_str(), welcome.retry_ms), ("welcome", None));
+    let welcome = parse(&event.data);
+    let names: Vec<&str> = welcome.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(names, ["limits", "node", "ping_ms", "post", "route", "session", "type"], "{welcome}");
+    assert_eq!((&welcome["ping_ms"], &welcome["type"]), (&json!(15_000), &json!("welcome")));
+    let (post, session) = (welcome["post"].as_str().expect("a path"), welcome["session"].as_str().expect("an id"));
+    let secret = post.strip_prefix("/v1/sessions/").expect("a path below the sessions");
+    assert!(secret.len() >= 22 && !secret.contains(session), "128 bits that the public id does not show: {post}");
+    let joined = events.block().await;
+    assert_eq!(joined.id, at, "who is cut off now loses nothing");
+    let event = joined.event.expect("an event");
+    assert_eq!(
+        (event.kind.as_str(), parse(&event.data)),
+        ("joined", json!({"type": "joined", "room": "a", "cursor": at}))
+    );
+    the_first_lines(lines, &at).await;
+    let next = publish(address, "a", &json!(2)).await;
+    let message = events.block().await;
+    let raw = String::from_utf8(message.raw).expect("UTF-8");
+    let data = message.event.expect("an event").data;
+    assert_eq!(raw, format!("data:{data}\nid:{next}\n\n"), "as short as can be");
+    assert!(data.starts_with(r#"{"type":"message","room":"a""#), "{data}");
+}
+
+async fn the_first_lines(mut lines: Lines, at: &str) {
+    for (kind, field) in [("welcome", json!(15_000)), ("joined", json!(at))] {
+        let Next::Line(line) = within("a line", lines.next()).await else { panic!("the stream has ended") };
+        let frame = parse(&line);
+        assert_eq!(frame["type"], kind, "{line}");
+        assert_eq!(frame[if kind == "welcome" { "ping_ms" } else { "cursor" }], field, "{line}");
+    }
+}
+
+/// Nobody speaks in two of three rooms, and what is said in the third is the client's own and does not come back: the
+/// heartbeat brings the place all the same. A room that was joined later is not in it.
+async fn heartbeats_carry_the_place_on(place: Place, limits: &str) {
+    let rule = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";
+    let stage = place.stage(Cluster::embedded().config(&format!("{rule}{limits}"))).await;
+    let address = stage.front.address(0);
+    let rooms = ["a", "typing:1", "b"];
+    let target = |carrier| Ask::of(&rooms).with("echo=0").target(carrier, None);
+    let mut events = Events::open(address, &target(Carrier::Sse), &[]).await.expect("a stream");
+    let mut lines = Lines::open(address, &target(Carrier::Stream), &[]).await.expect("a stream");
+    let post = loop {
+        let (kind, data) = event(&mut events).await;
+        if kind == "welcome" {
+            break data["post"].as_str().expect("a secret path").to_owned();
+        }
+    };
+    let commands = json!([
+        {"type": "join", "room": "later", "echo": false},
+        {"type": "publish", "room": "a", "data": "own"},
+        {"type": "publish", "room": "later", "data": "own"}
+    ]);
+    let replies = fanfare_tests::http::post(address, &post, &commands).send().await.expect(200);
+    let at = replies[1]["cursor"].as_str().expect("a cursor").to_owned();
+    let beat = within_time(patient(BEAT), "a heartbeat", async {
+        loop {
+            let block = match events.next().await {
+                fanfare_tests::transport::sse::Next::Block(block) => block,
+                end => panic!("{end:?}"),
+            };
+            if block.event.is_none() && block.retry_ms.is_none() {
+                return block;
+            }
+            let data = block.event.map(|event| event.data).unwrap_or_default();
+            assert!(!data.contains("own"), "{data}");
+        }
+    })
+    .await;
+    let parts: Vec<&str> = beat.id.split('~').collect();
+    assert_eq!((parts.len(), parts[0], parts[1]), (3, at.as_str(), "-"), "{beat:?}");
+    assert_eq!(String::from_utf8_lossy(&beat.raw), format!("id:{}\n\n", beat.id));
+    let cursor = within_time(patient(BEAT), "a heartbeat", async {
+        loop {
+            let Next::Line(line) = lines.next().await else { panic!("the stream has ended") };
+            let frame = parse(&line);
+            if frame["type"] == "ping" {
+                return frame["cursor"].as_str().expect("a place").to_owned();
+            }
+        }
+    })
+    .await;
+    assert_eq!(cursor, beat.id, "both stand at the same place");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_carry_the_place_on_at_every_place() {
+    let soon = "[limits]\nping_seconds = 2\n";
+    tokio::join!(
+        heartbeats_carry_the_place_on(super::DIRECT, ""),
+        heartbeats_carry_the_place_on(super::NGINX_1_22, soon),
+        heartbeats_carry_the_place_on(super::NGINX_NEW, soon),
+    );
+}
+
+#[tokio::test]
+async fn the_id_is_the_place_in_all_rooms_of_the_url_in_their_order() {
+    let cluster = one_node_with("[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n").await;
+    let address = cluster.address(0);
+    let mut events = Events::open(address, "/v1/rooms/b,typing:1,a/sse", &[]).await.expect("a stream");
+    let mut joined = 0;
+    while joined < 3 {
+        joined += usize::from(event(&mut events).await.0 == "joined");
+    }
+    let parts = |id: &str| id.split('~').map(str::to_owned).collect::<Vec<_>>();
+    let start = parts(&events.id);
+    assert_eq!((start.len(), start[1].as_str()), (3, "-"), "{start:?}");
+    let a = publish(address, "a", &json!(1)).await;
+    event(&mut events).await;
+    assert_eq!(parts(&events.id), [&start[0], "-", &a]);
+    publish(address, "typing:1", &json!(1)).await;
+    let (_, message) = event(&mut events).await;
+    assert!(message.get("cursor").is_none(), "{message}");
+    assert_eq!(parts(&events.id), [&start[0], "-", &a], "a room without history has no place");
+    let b = publish(address, "b", &json!(1)).await;
+    event(&mut events).await;
+    assert_eq!(parts(&events.id), [&b, "-", &a]);
+    assert!(events.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte)), "{}", events.id);
+    publish(address, "a", &json!(2)).await;
+    let header = [("Last-Event-ID", events.id.as_str())];
+    let mut back = Events::open(address, "/v1/rooms/b,typing:1,a/sse", &header).await.expect("a stream");
+    let mut seen = Vec::new();
+    while seen.is_empty() {
+        let (kind, data) = event(&mut back).await;
+        match (kind.as_str(), data["room"].as_str()) {
+            ("joined", Some("typing:1")) => assert!(data.get("resumed").is_none(), "nothing was asked for: {data}"),
+            ("joined", _) => assert_eq!(data["resumed"], true, "{data}"),
+            ("message", _) => seen.push(data["data"].clone()),
+            _ => {}
+        }
+    }
+    assert_eq!(seen, [json!(2)]);
+}
+
+/// A browser comes back with the URL, so a room that was left by POST is joined again from where it was left.
+#[tokio::test]
+async fn a_room_of_the_url_that_was_left_keeps_its_part_of_the_id() {
+    let cluster = one_node().await;
+    let address = cluster.address(0);
+    let mut tap = Tap::join(address, Carrier::Sse, &Ask::of(&["a", "b"])).await;
+    let at = publish(address, "a", &json!(1)).await;
+    tap.message().await;
+    assert_eq!(tap.ask(json!({"type": "leave", "room": "a"})).await["type"], "left");
+    publish(address, "a", &json!(2)).await;
+    let b = publish(address, "b", &json!(1)).await;
+    assert_eq!(tap.message().await["room"], "b", "nothing of the room that was left");
+    assert_eq!(tap.cursor(), format!("{at}~{b}"));
+    let mut back = Tap::open(address, Carrier::Sse, &Ask::of(&["a", "b"]).since(tap.cursor())).await;
+    assert_eq!(back.data(1).await, [json!(2)]);
+}
+
+/// Each `joined` has an id that is whole: one who is cut off between two of them comes back to all his rooms.
+#[tokio::test]
+async fn a_resume_that_is_cut_off_at_once_loses_nothing() {
+    let cluster = one_node().await;
+    let address = cluster.address(0);
+    let mut since = Vec::new();
+    for room in ["a", "b", "c"] {
+        let at = publish(address, room, &json!(0)).await;
+        since.push(at);
+        publish(address, room, &json!(1)).await;
+    }
+    let since = since.join("~");
+    let mut id = since.clone();
+    let mut seen = Vec::new();
+    // Goes on for one block of the stream longer each time.
+    for blocks in 1.. {
+        let header = [("Last-Event-ID", id.as_str())];
+        let mut events = Events::open(address, "/v1/rooms/a,b,c/sse", &header).await.expect("a stream");
+        for _ in 0..blocks {
+            let block = events.block().await;
+            if block.event.as_ref().is_some_and(|event| event.kind == "message") {
+                seen.push(parse(&block.event.unwrap().data)["room"].clone());
+            }
+        }
+        if !events.id.is_empty() {
+            events.id.clone_into(&mut id);
+        }
+        if seen.len() == 3 {
+            break;
+        }
+    }
+    seen.sort_by_key(ToString::to_string);
+    assert_eq!(seen, [json!("a"), json!("b"), json!("c")], "each once, since {since}");
+}
+
+#[tokio::test]
+async fn the_last_event_id_beats_the_place_of_the_url() {
+    let cluster = one_node().await;
+    let address = cluster.address(0);
+    let first = publish(address, "a", &json!(1)).await;
+    let second = publish(address, "a", &json!(2)).await;
+    publish(address, "a", &json!(3)).await;
+    let target = format!("/v1/rooms/a/sse?since={first}");
+    let mut events = Events::open(address, &target, &[("Last-Event-ID", &second)]).await.expect("a stream");
+    while event(&mut events).await.0 != "joined" {}
+    assert_eq!(events.id, second);
+    assert_eq!(event(&mut events).await.1["data"], 3);
+    let mut events = Events::open(address, &target, &[("last-event-id", "")]).await.expect("a stream");
+    while event(&mut events).await.0 != "joined" {}
+    assert_eq!(events.id, first, "an empty one says nothing");
+}
+
+/// Rooms that are joined by POST are not in the id, since the URL that a browser repeats does not name them.
+#[tokio::test]
+async fn a_room_that_was_joined_later_is_not_in_the_id() {
+    let cluster = Cluster::over_redis(1).start().await;
+    let front = Front::direct(&cluster);
+    let mut tap = Tap::join(front.address(0), Carrier::Sse, &Ask::of(&["a"])).await;
+    let before = tap.cursor();
+    assert_eq!(tap.ask(json!({"type": "join", "room": "b"})).await["type"], "joined");
+    assert_eq!(tap.take("joined").await.json["room"], "b", "the stream says where its messages begin");
+    publish(front.address(0), "b", &json!(1)).await;
+    assert_eq!(tap.message().await["room"], "b");
+    assert_eq!(tap.cursor(), before);
+    let at = publish(front.address(0), "a", &json!(1)).await;
+    assert_eq!((tap.message().await["room"].as_str(), tap.cursor()), (Some("a"), at.clone()));
+    assert_eq!(split(&json!(at)).1, 1);
+    assert_eq!(tap.ask(json!({"type": "leave", "room": "b"})).await["type"], "left");
+    assert_eq!(tap.take("left").await.json["room"], "b");
+}

@@ -1,0 +1,309 @@
+// Which transport the client uses: down when the network lets one not through, up again when it does, and what it obeys.
+
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import { client, listen, upTo, WebSocket } from "./harness/client.mjs";
+import { gateway, redis } from "./harness/gateway.mjs";
+import { proxy } from "./harness/proxy.mjs";
+import { next, until } from "./harness/wait.mjs";
+
+/** Its transports, one after the other. */
+function transports(f) {
+  const used = [];
+  f.on("transport", (name) => used.push(name));
+  return used;
+}
+
+/** Publishes 1, 2, … n to a room while something else happens. */
+async function publishing(node, room, n) {
+  for (const i of upTo(n)) await node.publish(room, i);
+}
+
+describe("falling", { concurrency: true }, () => {
+  test("a refused WebSocket gives way to server-sent events", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node);
+    front.upgrades = "refuse";
+    const f = client(t, front.url), room = listen(f, "a");
+    await until(() => room.joined.length, "joined");
+    assert.equal(f.transport, "sse");
+  });
+
+  test("refused WebSockets and refused streams give way to polling", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node);
+    Object.assign(front, { upgrades: "refuse", streams: "refuse" });
+    const f = client(t, front.url), room = listen(f, "a");
+    await until(() => room.joined.length, "joined");
+    await node.publish("a", 1);
+    await until(() => room.data.length, "a message has come");
+    assert.equal(f.transport, "poll");
+  });
+
+  test("a WebSocket that opens and carries nothing, and a stream that is held back, give way to polling", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node);
+    Object.assign(front, { upgrades: "mute", streams: "hold" });
+    const f = client(t, front.url, { open_ms: 400 }), room = listen(f, "a");
+    await until(() => room.joined.length, "joined");
+    await node.publish("a", 1);
+    await until(() => room.data.length, "a message has come");
+    assert.equal(f.transport, "poll");
+  });
+
+  test("without a WebSocket class it begins with server-sent events", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url, { WebSocket: null });
+    listen(f, "a");
+    await until(() => f.transport, "open");
+    assert.equal(f.transport, "sse");
+    assert.equal(front.seen.some(({ url }) => url.startsWith("/ws")), false);
+  });
+
+  test("where WebSocket has worked, a gateway that restarts does not make it give way", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url), used = transports(f);
+    await next(f, "open");
+    front.block();
+    await until(() => f.tries >= 1, "an attempt has failed");
+    front.open();
+    await next(f, "open");
+    assert.deepEqual(used, ["ws"]);
+  });
+
+  test("without a room there is nothing to stream, and requests are answered all the same", async (t) => {
+    const node = await gateway(t), f = client(t, node.url, { transports: ["sse"] });
+    const room = f.join("a");
+    await until(() => f.session, "streaming");
+    room.leave();
+    const { cursor } = await room.publish("last words");
+    assert.match(cursor, /\.1$/);
+    const idle = client(t, node.url, { transports: ["sse"] });
+    await next(idle, "open");
+    const heard = listen(idle, "a", { history: 1 });
+    await until(() => heard.data.length, "the first room opens the stream");
+    assert.deepEqual([heard.data, typeof idle.session], [["last words"], "string"]);
+  });
+
+  test("a room without history is live on a stream and refused by polling, which keeps the others", async (t) => {
+    const node = await gateway(t, { config: '[[rooms]]\nmatch = "typing:*"\nhistory = "off"\n' }), front = await proxy(t, node);
+    Object.assign(front, { upgrades: "refuse", streams: "refuse" });
+    const f = client(t, front.url, { climb_ms: 1 }), room = listen(f, "a"), typing = listen(f, "typing:a");
+    await until(() => room.joined.length && typing.errors.length, "joined and refused");
+    assert.deepEqual([typing.errors[0].code, typing.errors[0].retryable, f.transport], ["history_off", true, "poll"]);
+    Object.assign(front, { upgrades: "pass", streams: "pass" });
+    await until(() => typing.joined.length, "joined where it can be", 15_000);
+    await node.publish("typing:a", "…");
+    await until(() => typing.data.length, "it is live");
+    assert.deepEqual([typing.joined[0].cursor, room.data], [undefined, []]);
+  });
+});
+
+describe("climbing", { concurrency: true }, () => {
+  for (const [from, streams] of [["sse", "pass"], ["poll", "refuse"]]) {
+    test(`from ${from} to WebSocket nothing is lost or comes twice`, async (t) => {
+      const node = await gateway(t), front = await proxy(t, node);
+      Object.assign(front, { upgrades: "refuse", streams });
+      const f = client(t, front.url, { climb_ms: 1 }), used = transports(f), a = listen(f, "a"), b = listen(f, "b", { echo: false });
+      await until(() => a.joined.length && b.joined.length, "joined");
+      Object.assign(front, { upgrades: "pass", streams: "pass" });
+      const own = [], count = { n: 0 };
+      while (f.transport !== "ws" || count.n % 10) {
+        count.n++;
+        if (count.n % 20 === 1) own.push(b.room.publish("own"));
+        await Promise.all([node.publish("a", count.n), node.publish("b", count.n)]);
+        assert.ok(count.n < 5000, "it climbs");
+      }
+      await publishing(node, "a", 3);
+      await Promise.all(own);
+      await node.publish("b", "end");
+      await until(() => a.data.length === count.n + 3 && b.data.at(-1) === "end", "all has come");
+      assert.deepEqual(a.data, [...upTo(count.n), 1, 2, 3]);
+      assert.deepEqual(b.data, [...upTo(count.n), "end"]);
+      assert.deepEqual([used[0], used.at(-1), a.gaps.length], [from, "ws", 0]);
+    });
+  }
+
+  test("a better transport that still does not open costs nothing", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node);
+    front.upgrades = "refuse";
+    const f = client(t, front.url, { climb_ms: 1 }), closes = [], room = listen(f, "a");
+    await until(() => room.joined.length, "joined");
+    f.on("close", (why) => closes.push(why));
+    const before = front.seen.filter(({ url }) => url.startsWith("/ws")).length;
+    await until(() => front.seen.filter(({ url }) => url.startsWith("/ws")).length > before, "it tries again");
+    await until(() => !f.next, "in vain");
+    await node.publish("a", 1);
+    await until(() => room.data.length, "the stream goes on");
+    assert.deepEqual([closes, f.transport], [[], "sse"]);
+  });
+});
+
+describe("what the server asks", { concurrency: true }, () => {
+  test("a draining node says when to come back, and its rooms go on at another one", async (t) => {
+    const broker = await redis(t);
+    const [one, two] = await Promise.all([gateway(t, { redis: broker }), gateway(t, { redis: broker })]);
+    const front = await proxy(t, one), f = client(t, front.url), room = listen(f, "a");
+    await until(() => room.joined.length, "joined");
+    let hint;
+    const { frame } = f.link;
+    f.link.frame = function (it) {
+      if (it.type === "reconnect") hint = it.after_ms;
+      frame.call(this, it);
+    };
+    const closed = next(f, "close");
+    one.terminate();
+    front.gateway = two;
+    const { code, after_ms, reconnect } = await closed;
+    assert.ok(code === 1012 && reconnect && hint > 0 && after_ms >= hint, `${code} ${after_ms} ${hint}`);
+    await two.publish("a", 1);
+    await until(() => room.data.length, "it goes on");
+  });
+
+  test("a stream that cannot be served now is asked for again when the server says, not before and not otherwise", async (t) => {
+    const broker = await redis(t), node = await gateway(t, { redis: broker }), front = await proxy(t, node);
+    broker.pause();
+    await until(async () => (await fetch(`${node.admin}/readyz`).then((answer) => answer.text())).includes("down"), "it is seen", 20_000);
+    const f = client(t, front.url, { transports: ["sse", "poll"] });
+    listen(f, "a");
+    const begun = Date.now();
+    await until(() => f.rest, "an attempt has ended");
+    assert.ok(f.rest - begun >= 2000 && f.rest - begun < 16_000, `${f.rest - begun} ms`);
+    assert.equal(f.level, 0, "it is no fault of the transport");
+    broker.go();
+  });
+
+  test("a poll that is told 503 comes back after Retry-After", async (t) => {
+    const broker = await redis(t), node = await gateway(t, { redis: broker }), front = await proxy(t, node);
+    const f = client(t, front.url, { transports: ["poll"] }), room = listen(f, "a");
+    await until(() => room.joined.length, "joined");
+    broker.pause();
+    const { code, after_ms } = await next(f, "close", undefined, 20_000), at = Date.now();
+    assert.ok(code === 503 && after_ms >= 1000, `${code} ${after_ms}`);
+    broker.go();
+    const before = front.seen.length;
+    await until(() => front.seen.length > before, "it polls again");
+    assert.ok(front.seen[before].at - at >= after_ms - 20, `${front.seen[before].at - at} of ${after_ms} ms`);
+    await until(() => node.publish("a", 1), "the backplane is back");
+    await until(() => room.data.length, "the room goes on");
+  });
+
+  for (const transport of ["ws", "sse"]) {
+    test(`over ${transport} a user who is thrown out does not come back`, async (t) => {
+      const node = await gateway(t), f = client(t, node.url, { transports: [transport] }), room = listen(f, "a");
+      await until(() => room.joined.length, "joined");
+      const closed = next(f, "close");
+      await node.remove(`/v1/users/${f.session}`);
+      const { code, reconnect } = await closed;
+      assert.deepEqual([code, reconnect, f.transport], [4403, false, undefined]);
+      await assert.rejects(room.room.publish(1), { code: "closed" });
+    });
+
+    test(`over ${transport} a member who is kicked from a room stays in the others`, async (t) => {
+      const node = await gateway(t), f = client(t, node.url, { transports: [transport] }), a = listen(f, "a"), b = listen(f, "b");
+      await until(() => a.joined.length && b.joined.length, "joined");
+      await node.remove(`/v1/rooms/a/members/${f.session}`);
+      await until(() => a.left.length, "told");
+      await node.publish("a", 1);
+      await node.publish("b", 1);
+      await until(() => b.data.length, "the other goes on");
+      assert.deepEqual([a.left[0].reason, a.data], ["kicked", []]);
+    });
+  }
+
+  test("publishes beyond the rate are slowed down, and end no session", async (t) => {
+    const node = await gateway(t), f = client(t, node.url), room = listen(f, "a"), closes = [];
+    f.on("close", (why) => closes.push(why));
+    await until(() => room.joined.length, "joined");
+    await Promise.all(upTo(180).map((n) => room.room.publish(n)));
+    await until(() => room.data.length === 180, "all have come");
+    assert.deepEqual([room.data.sort((x, y) => x - y), closes], [upTo(180), []]);
+  });
+
+  test("a queue that is full, a message that is too large and a closed client refuse with a code", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node);
+    front.block();
+    const f = client(t, front.url), room = listen(f, "a");
+    const waiting = upTo(500).map((n) => room.room.publish(n).catch((error) => error.code));
+    await assert.rejects(room.room.publish(501), { code: "queue_full" });
+    f.close();
+    assert.deepEqual(new Set(await Promise.all(waiting)), new Set(["closed"]));
+    const other = client(t, node.url), large = listen(other, "a");
+    await assert.rejects(large.room.publish("x".repeat(80_000)), { code: "message_too_large" });
+    await assert.rejects(large.room.publish("x".repeat(65_600)), { code: "message_too_large" });
+    await assert.rejects(large.room.publish(1, { event: "x".repeat(65) }), { code: "bad_request" });
+    assert.ok((await large.room.publish("é".repeat(30_000))).cursor);
+    await large.room.publish();
+    await until(() => large.data.at(-1) === null, "nothing is published as null");
+    assert.equal(other.transport, "ws");
+  });
+
+  test("the route of a welcome stands in later URLs, and a path before the gateway's own is kept", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url.replace("http", "ws"));
+    await next(f, "open");
+    assert.match(f.route, /^[0-9a-f]{32}$/);
+    front.cut();
+    await next(f, "open");
+    assert.equal(front.seen.at(-1).url, `/ws?n=${f.route}`);
+    const nested = client(t, `${front.url}/live`, { transports: ["ws"] });
+    await until(() => front.seen.at(-1).url.startsWith("/live/ws"), "asked for below the path");
+    nested.close();
+  });
+
+  test("a token travels as a subprotocol, and one that is refused is asked for again once", async (t) => {
+    const node = await gateway(t), asked = [], made = [];
+    // Refuses its first connection as a gateway does that found the token expired.
+    class Expired extends WebSocket {
+      constructor(url, protocols) {
+        super(url, protocols);
+        made.push(protocols);
+        if (made.length === 1) queueMicrotask(() => this.onclose({ code: 4401, reason: "token" }));
+      }
+    }
+    const f = client(t, node.url, { WebSocket: Expired, token: async () => `t${asked.push(1)}` });
+    await next(f, "open");
+    assert.deepEqual(made, [["fanfare.v1", "token.t1"], ["fanfare.v1", "token.t2"]]);
+    class Never extends Expired {
+      constructor(url, protocols) {
+        super(url, protocols);
+        queueMicrotask(() => this.onclose({ code: 4401, reason: "token" }));
+      }
+    }
+    const refused = client(t, node.url, { WebSocket: Never, token: async () => "bad" });
+    assert.deepEqual(await next(refused, "close"), { code: 4401, reason: "token", reconnect: false });
+  });
+
+  for (const transport of ["sse", "poll"]) {
+    test(`over ${transport} a token travels in a header, and one that is refused is asked for again once`, async (t) => {
+      const node = await gateway(t), front = await proxy(t, node);
+      let good = "t2", asked = 0;
+      front.instead = ({ headers }, answer) => headers.authorization !== `Bearer ${good}` && !!answer.writeHead(401).end("{}");
+      const f = client(t, front.url, { transports: [transport], token: async () => `t${++asked}` }), room = listen(f, "a");
+      await until(() => room.joined.length, "joined");
+      assert.equal(asked, 2);
+      good = "none";
+      front.cut();
+      const { code, reconnect } = await next(f, "close", ({ reconnect }) => !reconnect);
+      assert.deepEqual([code, reconnect, asked], [401, false, 3]);
+    });
+  }
+
+  test("a new token is fetched before the old one expires, and told to the gateway", async (t) => {
+    const node = await gateway(t), asked = [];
+    const jwt = (seconds) => `e30.${Buffer.from(JSON.stringify({ sub: "ü?>", exp: Date.now() / 1000 + seconds })).toString("base64url")}.x`;
+    const f = client(t, node.url, { token: async () => jwt(asked.push(1) * 100) }), errors = [];
+    f.on("error", (error) => errors.push(error));
+    await next(f, "open");
+    assert.ok(Math.abs(f.renewAt - Date.now() - 80_000) < 2000, "after four fifths of its time");
+    f.renewAt = Date.now() - 1;
+    f.tick();
+    // This version of the gateway takes no tokens and says so; that it was asked is what counts here.
+    await until(() => errors.some(({ code }) => code === "unauthorized"), "auth was sent");
+    assert.equal(asked.length, 2);
+    assert.ok(f.renewAt - Date.now() > 150_000);
+  });
+
+  test("a token that cannot be had is an error and is asked for again", async (t) => {
+    const node = await gateway(t), errors = [];
+    let asked = 0;
+    const f = client(t, node.url, { token: async () => { if (++asked < 3) throw new Error("no token today"); return "t"; } });
+    f.on("error", (error) => errors.push(error.message));
+    await next(f, "open");
+    assert.deepEqual([errors, f.transport], [["no token today", "no token today"], "ws"]);
+  });
+});
