@@ -428,6 +428,9 @@ pub trait Broker: Send + Sync + 'static {
     /// there, so a node that was meant is gone.
     fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, bool>;
 
+    /// Whether publishes into a room can be expected to succeed, from memory.
+    fn is_up(&self, room: &Room) -> bool;
+
     /// How the backplane is, from memory.
     fn status(&self) -> Status;
 

@@ -180,6 +180,10 @@ impl Broker for RedisBroker {
         Box::pin(async { told.await.map(|receivers| receivers != Value::Int(0)) })
     }
 
+    fn is_up(&self, room: &Room) -> bool {
+        self.store(room).is_up()
+    }
+
     /// `up`: this node can publish everywhere and hears what others publish.
     fn status(&self) -> Status {
         let mut status = Status {

