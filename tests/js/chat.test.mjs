@@ -167,12 +167,13 @@ async function comparesTransports(t, chromium) {
   t.diagnostic(`${published} messages over each of ${counted.length} transports`);
 }
 
-test("in Chromium: the demo pages do what they promise", { concurrency: 4 }, async (t) => {
+test("in Chromium: the demo pages do what they promise", { concurrency: 6 }, async (t) => {
   const chromium = (await browser(t)).browser(), tests = [];
   const show = (name, run, ...more) => tests.push(t.test(name, (t) => run(t, chromium, ...more)));
   for (const version of versions) {
-    show(`behind ${version.name} two people chat on different nodes, one of which is killed: both read all 40 messages in one order`, survivesItsNode, version);
-    show(`behind ${version.name} and a proxy that forbids WebSocket, then streams, then nothing, the chat goes on over what is left`, survivesItsProxy, version);
+    const { name } = version;
+    show(`behind ${name} two people chat on different nodes, one is killed, and both read all 40 messages in one order`, survivesItsNode, version);
+    show(`behind ${name} and a proxy that forbids WebSocket, then streams, then nothing, the chat goes on over what is left`, survivesItsProxy, version);
   }
   show("the ticker shows eight prices, without an error or a violation of its policy", opensTheTicker);
   show("the five transports side by side receive every message once, without an error or a violation of the policy", comparesTransports);

@@ -63,6 +63,19 @@ for (const transport of ["ws", "sse", "poll"]) describe(transport, { concurrency
     assert.equal(room.messages[0].event, "count");
   });
 
+  test("what waits behind a request that breaks does not overtake it", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url, only), room = listen(f, "a");
+    await until(() => room.joined.length, "joined");
+    let held = 0;
+    front.instead = ({ method, url }) => method === "POST" && !url.startsWith("/v1/poll") && !held++;
+    const sent = upTo(6).map((n) => room.room.publish(n));
+    await until(() => held || transport === "ws", "the first request is held");
+    front.cut();
+    await Promise.all(sent);
+    await until(() => room.data.length === 6, "all has come");
+    assert.deepEqual(room.data, upTo(6));
+  });
+
   test("lost history is told as a gap, with what is kept after it", async (t) => {
     const node = await gateway(t, { config: SHORT }), front = await proxy(t, node), f = client(t, front.url, only);
     const room = listen(f, "short:1");

@@ -8,13 +8,13 @@ import { gateway } from "./harness/gateway.mjs";
 import { proxy } from "./harness/proxy.mjs";
 import { until } from "./harness/wait.mjs";
 
-/** Makes the clock jump, and timers tick `faster`. */
+/** Makes the clock jump, and those timers faster for which a test would wait: the tick, the wait for a pong, for an answer. */
 function clock(t, faster = 10) {
   const { now } = Date, { setInterval } = globalThis, { setTimeout } = globalThis;
   let ahead = 0;
   t.mock.method(Date, "now", () => now() + ahead);
   t.mock.method(globalThis, "setInterval", (call, ms) => setInterval(call, ms / faster));
-  t.mock.method(globalThis, "setTimeout", (call, ms, ...rest) => setTimeout(call, ms >= 4000 ? ms / faster : ms, ...rest));
+  t.mock.method(globalThis, "setTimeout", (call, ms, ...rest) => setTimeout(call, [4000, 30_000].includes(ms) ? ms / faster : ms, ...rest));
   return { jump: (ms) => (ahead += ms) };
 }
 
@@ -106,6 +106,25 @@ test("a page that comes back asks only what has been silent, and never earlier t
   await until(() => f.transport, "connected");
 });
 
+test("a publish that nobody answered for almost five minutes is not repeated: its key may be forgotten", async (t) => {
+  const time = clock(t), node = await gateway(t), front = await proxy(t, node), f = client(t, front.url), room = listen(f, "a");
+  const witness = listen(client(t, node.url), "a");
+  await until(() => room.joined.length && witness.joined.length, "both have joined");
+  front.deaf = true;
+  const sent = room.room.publish("once");
+  await until(() => witness.data.length, "it is published");
+  front.block();
+  await until(() => !f.transport, "the client has noticed");
+  const unsent = room.room.publish("later");
+  time.jump(281_000);
+  front.deaf = false;
+  front.open();
+  await assert.rejects(sent, { code: "unacknowledged" });
+  await unsent;
+  await until(() => witness.data.length === 2, "what had not been sent is published");
+  assert.deepEqual(witness.data, ["once", "later"]);
+});
+
 test("a closed client listens to nothing any more", async (t) => {
   const window = page(t), node = await gateway(t), f = client(t, node.url);
   await until(() => f.transport, "open");
@@ -116,13 +135,17 @@ test("a closed client listens to nothing any more", async (t) => {
 
 for (const transport of ["sse", "poll"]) {
   test(`over ${transport} a request that is never answered holds nothing up`, async (t) => {
-    clock(t, 100);
+    clock(t);
     const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url, { transports: [transport] }), room = listen(f, "a");
     await until(() => room.joined.length, "joined");
     let swallowed = 0;
     front.instead = ({ method, url }) => method === "POST" && !url.startsWith("/v1/poll") && ++swallowed === 1;
-    await room.room.publish("at last");
-    await until(() => room.data.length, "it has come");
-    assert.deepEqual([room.data, swallowed], [["at last"], 2]);
+    const sent = room.room.publish("at last");
+    await until(() => swallowed, "it is held");
+    await node.publish("a", "meanwhile");
+    await until(() => room.data.length, "what others say comes meanwhile");
+    await sent;
+    await until(() => room.data.length === 2, "it has come");
+    assert.deepEqual([room.data, swallowed], [["meanwhile", "at last"], 2]);
   });
 }

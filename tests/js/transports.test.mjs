@@ -25,7 +25,7 @@ describe("falling", { concurrency: true }, () => {
     front.upgrades = "refuse";
     const f = client(t, front.url), room = listen(f, "a");
     await until(() => room.joined.length, "joined");
-    assert.equal(f.transport, "sse");
+    assert.deepEqual([f.transport, f.failed], ["sse", 0], "what fails next has not failed before: it does not wait long");
   });
 
   test("refused WebSockets and refused streams give way to polling", async (t) => {
@@ -87,7 +87,7 @@ describe("falling", { concurrency: true }, () => {
     await until(() => room.joined.length && typing.errors.length, "joined and refused");
     assert.deepEqual([typing.errors[0].code, typing.errors[0].retryable, f.transport], ["history_off", true, "poll"]);
     Object.assign(front, { upgrades: "pass", streams: "pass" });
-    await until(() => typing.joined.length, "joined where it can be", 15_000);
+    await until(() => (f.tick(), typing.joined.length), "joined where it can be", 15_000);
     await node.publish("typing:a", "…");
     await until(() => typing.data.length, "it is live");
     assert.deepEqual([typing.joined[0].cursor, room.data], [undefined, []]);
@@ -119,6 +119,23 @@ describe("climbing", { concurrency: true }, () => {
     });
   }
 
+  test("what waits for a request of the old transport goes over the new one, once and in order", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node);
+    front.upgrades = "refuse";
+    const f = client(t, front.url, { climb_ms: 1 }), room = listen(f, "a"), faults = [];
+    await until(() => room.joined.length, "joined");
+    const heed = (fault) => faults.push(fault);
+    process.on("unhandledRejection", heed);
+    t.after(() => process.off("unhandledRejection", heed));
+    front.instead = ({ url }) => url.startsWith("/v1/sessions/");
+    const sent = upTo(5).map((n) => room.room.publish(n));
+    front.upgrades = "pass";
+    await until(() => (f.tick(), f.transport === "ws"), "it has climbed");
+    await Promise.all(sent);
+    await until(() => room.data.length === 5, "all has come");
+    assert.deepEqual([room.data, faults], [upTo(5), []]);
+  });
+
   test("a better transport that still does not open costs nothing", async (t) => {
     const node = await gateway(t), front = await proxy(t, node);
     front.upgrades = "refuse";
@@ -126,6 +143,7 @@ describe("climbing", { concurrency: true }, () => {
     await until(() => room.joined.length, "joined");
     f.on("close", (why) => closes.push(why));
     const before = front.seen.filter(({ url }) => url.startsWith("/ws")).length;
+    f.tick();
     await until(() => front.seen.filter(({ url }) => url.startsWith("/ws")).length > before, "it tries again");
     await until(() => !f.next, "in vain");
     await node.publish("a", 1);
@@ -243,6 +261,29 @@ describe("what the server asks", { concurrency: true }, () => {
     const nested = client(t, `${front.url}/live`, { transports: ["ws"] });
     await until(() => front.seen.at(-1).url.startsWith("/live/ws"), "asked for below the path");
     nested.close();
+  });
+
+  test("a room is joined with what is wanted, and again from where it was, without own earlier messages", async (t) => {
+    const node = await gateway(t), front = await proxy(t, node), sent = [];
+    class Heard extends WebSocket {
+      send(text) {
+        sent.push(JSON.parse(text));
+        super.send(text);
+      }
+    }
+    const f = client(t, front.url, { WebSocket: Heard }), room = listen(f, "a", { history: 5, presence: true, echo: false });
+    await until(() => room.joined.length === 1, "joined");
+    const { session } = f;
+    await node.publish("a", 1);
+    await until(() => room.data.length, "a message has come");
+    front.cut();
+    await until(() => room.joined.length === 2, "joined again");
+    const [first, again] = sent.filter(({ type }) => type === "join").map(({ id, ...join }) => join);
+    const wishes = { type: "join", room: "a", presence: true, echo: false };
+    assert.deepEqual([first, again], [
+      { ...wishes, history: 5, exclude: [] },
+      { ...wishes, since: room.messages[0].cursor, exclude: [session] },
+    ]);
   });
 
   test("a token travels as a subprotocol, and one that is refused is asked for again once", async (t) => {

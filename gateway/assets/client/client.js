@@ -186,7 +186,10 @@ class Client extends Emitter {
     const { level, name: transport } = link;
     clearTimeout(this.retry);
     if (this.link !== link) this.link?.drop();
-    if (this.worked !== level) this.emit("transport", transport);
+    if (this.worked !== level) {
+      this.failed = 0;
+      this.emit("transport", transport);
+    }
     Object.assign(this, { link, transport, level, worked: level, session, node, post, route, limits, next: null, tries: 0, renewed: false });
     if (session) this.sessions = [session, ...this.sessions].slice(0, 32);
     this.emit("open", { session, transport });
@@ -263,15 +266,14 @@ class Client extends Emitter {
   }
 
   async renew() {
-    this.bearer = null;
     this.renewAt += 30_000;
-    this.tell({ type: "auth", token: await this.auth() });
+    this.tell({ type: "auth", token: await (this.bearer = this.fresh()) });
   }
 }
 
 class Link {
   born = Date.now();
-  seen = this.born; // its last sign of life
+  seen = this.born;
 
   constructor(client, level) {
     Object.assign(this, { client, level, name: client.transports[level] });
@@ -413,7 +415,7 @@ function poll(link) {
       const group = fresh ? [fresh] : all, rooms = {};
       for (const { name, cursor = null } of group) rooms[name] = cursor;
       const refused = (frame) => {
-        if (!fresh) return link.lost(frame); // whose is it?
+        if (!fresh) return link.lost(frame);
         if (frame.code === "history_off") frame.retryable = !!unkept.add(fresh);
         client.refused(fresh, frame);
       };
@@ -421,7 +423,7 @@ function poll(link) {
       const answer = await (all[0] && link.fetch("v1/poll", {}, refused, signal, body));
       if (all[0] && !answer) continue;
       if (!link.open) link.frame({ type: "welcome", ping_ms: 25_000 });
-      await posting; // to know own messages
+      if (group.some(({ options }) => options.echo === false)) await posting; // to know own messages
       if (!answer || signal.aborted) return;
       link.seen = Date.now();
       ({ session } = answer);

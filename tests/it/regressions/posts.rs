@@ -1,9 +1,18 @@
-//! Commands that are posted while their rooms are busy.
+//! Commands that are posted while their rooms are busy, while their session's node is hard to reach, and from clients that
+//! mean no good.
 
+use std::time::Duration;
+
+use fanfare_tests::fault::{Fault, Proxy};
+use fanfare_tests::redis::Redis;
+use fanfare_tests::scratch::Scratch;
 use fanfare_tests::transport::Carrier;
-use fanfare_tests::{Ask, Tap};
-use serde_json::json;
+use fanfare_tests::wait::{eventually, patient, within_time};
+use fanfare_tests::{Ask, Cluster, Tap, http};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 
+use super::{info, metric};
 use crate::sentences::KEEP_ALL;
 use crate::stage::{one_node_with, publish_numbers, split};
 
@@ -34,4 +43,90 @@ async fn a_posted_join_in_one_pass_with_a_message_repeated_or_lost_it() {
             }
         }
     }
+}
+
+/// Commands in a post, and posts at once: without a bound their answers are more than the 32 MiB that Redis lets wait for a
+/// subscriber by its defaults.
+const HISTORIES: usize = 100;
+const POSTS: usize = 4;
+
+/// A posted `history` was answered without regard to the others of its post, and the answers of a few small posts went as
+/// some 18 MB each to the node that had taken them: Redis closed that node's connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answers_of_a_post_had_no_bound_and_cut_the_node_that_took_it_off_redis() {
+    let cluster = Cluster::over_redis(2).start().await;
+    let item = json!({"room": "big", "data": "x".repeat(60_000)});
+    http::post(cluster.address(0), "/v1/publish", &json!(vec![item; 3])).send().await.expect(200);
+    let tap = Tap::join(cluster.address(0), Carrier::Stream, &Ask::of(&["r"])).await;
+    let commands: Vec<Value> = (0..HISTORIES).map(|id| json!({"type": "history", "id": id, "room": "big"})).collect();
+    let body = json!(commands);
+    for reply in join_all((0..POSTS).map(|_| tap.command(cluster.address(1), &body))).await {
+        let answers = reply.expect(200);
+        let answers = answers.as_array().expect("an answer to each");
+        let ids: Vec<&Value> = answers.iter().map(|answer| &answer["id"]).collect();
+        assert_eq!(ids, commands.iter().map(|command| &command["id"]).collect::<Vec<_>>(), "in their order");
+        let (given, refused): (Vec<&Value>, Vec<&Value>) =
+            answers.iter().partition(|answer| answer["type"] == "history");
+        let bytes: usize = given.iter().map(|answer| answer.to_string().len()).sum();
+        assert!((512 << 10..=1 << 20).contains(&bytes), "{} histories of {bytes} bytes", given.len());
+        assert!(refused.iter().all(|answer| answer["code"] == "message_too_large"), "{:?}", refused[0]);
+    }
+    for node in &cluster.nodes {
+        let again = metric(node, "fanfare_backplane_reconnects_total").await;
+        assert!(again < 0.5, "node {} had to connect {again} times more: {}", node.name, node.log());
+    }
+}
+
+/// "Nobody hears that node" was taken for "there is no such session": while the connection of a session's node to Redis was
+/// coming back, clients were told to give up sessions that lived.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_nodes_connection_was_coming_back_was_said_to_be_gone() {
+    let scratch = Scratch::new();
+    let redis = Redis::start(scratch.path()).await;
+    let proxy = Proxy::before(redis.address()).await;
+    let addresses = vec![format!("redis://{}", proxy.address), redis.url()];
+    let cluster = Cluster::over_addresses(2, addresses).start().await;
+    let mut tap = Tap::join(cluster.address(0), Carrier::Stream, &Ask::of(&["r"])).await;
+    // The session's node does not come back before it may; the other one does at once.
+    proxy.set(Fault::Stall);
+    assert_ne!(redis.command("CLIENT KILL TYPE pubsub").await, ":0");
+    let other = &cluster.nodes[1];
+    eventually("the other node is back", async || {
+        metric(other, "fanfare_backplane_reconnects_total").await > 0.5
+            && metric(other, "fanfare_backplane_up").await > 0.5
+    })
+    .await;
+    let before = info(&redis, "cmdstat_publish:calls=").await;
+    let post = http::post(other.listen, tap.post(), &json!({"type": "publish", "room": "r", "data": 1}));
+    let post = tokio::spawn(post.send());
+    eventually("the post was sent to nobody", async || {
+        post.is_finished() || info(&redis, "cmdstat_publish:calls=").await > before
+    })
+    .await;
+    proxy.heal();
+    let reply = post.await.expect("a post").expect(200);
+    assert_eq!(reply["type"], "published", "{reply}");
+    assert_eq!(tap.message().await["cursor"], reply["cursor"], "the session was there all along");
+}
+
+/// The address with the number of a shard that no node has: bytes 8 and 9 of 36, in base64.
+fn of_no_shard(post: &str) -> String {
+    let (path, address) = post.rsplit_once('/').expect("a path");
+    assert!(address.len() == 48 && &address[11..12] != "_", "{address}");
+    format!("{path}/{}_{}", &address[..11], &address[12..])
+}
+
+/// At the node that it names, no shard felt responsible for a post to a shard that is none: whoever took it waited 8 s, and
+/// a few thousand of them at once left no place for others.
+#[tokio::test]
+async fn a_post_to_a_shard_that_is_none_was_answered_by_nobody() {
+    let cluster = Cluster::over_redis(2).start().await;
+    let tap = Tap::join(cluster.address(0), Carrier::Stream, &Ask::of(&["r"])).await;
+    for node in &cluster.nodes {
+        let post = http::post(node.listen, &of_no_shard(tap.post()), &json!({"type": "ping"}));
+        // Long before the 8 s after which the one who asks gives up.
+        let reply = within_time(patient(Duration::from_secs(4)), "an answer at once", post.send()).await;
+        assert_eq!(reply.problem(404), "session_gone", "at node {}", node.name);
+    }
+    assert_eq!(tap.command(cluster.address(1), &json!({"type": "ping"})).await.expect(200), json!({"type": "pong"}));
 }

@@ -62,19 +62,20 @@ export async function person(t, chromium, url, name, options) {
   await connected();
   await page.evaluate(() => (globalThis.neverReloaded = true));
   const text = page.locator("#text");
+  const says = (id, what) => shows(page, `${name}'s page says "${what}"`, ([id, what]) => document.getElementById(id).textContent === what, [id, what]);
   return {
     ...rest,
     name,
     connected,
-    async says(what) {
-      await text.pressSequentially(what);
-      await text.press("Enter");
-    },
     types: (what) => text.pressSequentially(what),
     enters: () => text.press("Enter"),
+    async says(what) {
+      await this.types(what);
+      await this.enters();
+    },
     /** Waits until the other has seen the last message, or types. */
-    isSeenBy: (other) => shows(page, `${name} is seen by ${other}`, (other) => document.getElementById("seen").textContent === `Seen by ${other}`, other),
-    seesTyping: (other) => shows(page, `${name} sees ${other} typing`, (other) => document.getElementById("typing").textContent === `${other} is typing`, other),
+    isSeenBy: (other) => says("seen", `Seen by ${other}`),
+    seesTyping: (other) => says("typing", `${other} is typing`),
     /** Waits until each request that carries something to the gateway is answered. */
     isQuiet: () => until(() => rest.posts.size === 0, `${name}'s requests are answered`),
     /** Waits until it stands there, said by whomever and confirmed by the gateway. */
@@ -113,7 +114,7 @@ export async function person(t, chromium, url, name, options) {
   };
 }
 
-/** Both read the same, in the same order: everything that `people` said, each in their own order, and nothing else. */
+/** All read the same in the same order, and nothing else: `Ann 1` to `Ann count`, and so on, each person's in the order in which they were said. */
 export async function agree(people, count) {
   const [one, ...others] = await Promise.all(people.map((person) => person.read()));
   for (const other of others) assert.deepEqual(other, one);

@@ -21,7 +21,7 @@ export const versions = [
   { name: "nginx 1.31", program: process.env.NGINX_NEW_BIN ?? fileURLToPath(new URL("../../.cache/nginx/nginx", import.meta.url)), upstreams: sticky },
 ];
 
-/** `nodes` gateways, named north, south, east and west, over one Redis, behind nginx of that version, which leads `?n=route` to each. */
+/** `nodes` gateways, named north, south, east and west, over one Redis, behind nginx of that version. `?n=route` leads to a node. */
 export async function cluster(t, { version, nodes: count = 2 }) {
   const broker = await redis(t);
   const nodes = await Promise.all(NAMES.slice(0, count).map(async (name) => {

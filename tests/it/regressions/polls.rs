@@ -1,0 +1,226 @@
+//! Polls of clients that send any number, name any rooms and many of them, and what polls cost.
+
+use std::io;
+
+use fanfare_tests::http::Reply;
+use fanfare_tests::redis::Redis;
+use fanfare_tests::scratch::Scratch;
+use fanfare_tests::transport::poll::{self, Missed, served};
+use fanfare_tests::transport::wire::Wire;
+use fanfare_tests::wait::{eventually, within};
+use fanfare_tests::{Ask, Carrier, Cluster, http};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{info, metric};
+use crate::sentences::KEEP_ALL;
+use crate::stage::{one_node, one_node_with, publish_numbers, split};
+
+/// Polls over a connection that stays: they are answered by one shard.
+struct Line(Wire);
+
+impl Line {
+    async fn to(cluster: &Cluster) -> Self {
+        Self(Wire::connect(cluster.address(0)).await.expect("a connection"))
+    }
+
+    async fn send(&mut self, ask: &Ask) {
+        assert!(self.0.is_kept(), "another connection may lead to another shard");
+        self.0.get(&ask.target(Carrier::LongPoll, ask.since.as_deref()), &[]).await.expect("a poll is sent");
+    }
+
+    async fn answer(&mut self) -> Reply {
+        let answer = async {
+            let (head, mut body) = (self.0.head().await?, Vec::new());
+            while let Some(piece) = self.0.piece().await? {
+                body.extend_from_slice(&piece);
+            }
+            let text = String::from_utf8_lossy(&body).into_owned();
+            Ok::<_, io::Error>(Reply { status: head.status, headers: head.headers, text })
+        };
+        within("the answer to a poll", answer).await.expect("a whole answer")
+    }
+
+    async fn poll(&mut self, ask: &Ask) -> Reply {
+        self.send(ask).await;
+        self.answer().await
+    }
+}
+
+/// One was added to the offset of a client's cursor before anything was compared.
+#[tokio::test]
+async fn the_offset_of_a_cursor_overflowed() {
+    let cluster = one_node().await;
+    let mut line = Line::to(&cluster).await;
+    let start = served(&line.poll(&Ask::of(&["a"])).await);
+    publish_numbers(&cluster, "a", 1, 1).await;
+    let seen = served(&line.poll(&Ask::of(&["a"]).since(start.cursor())).await);
+    assert_eq!(seen.data(), [json!(1)], "from here on this shard has a message in its memory");
+    let epoch = split(&json!(start.cursor())).0;
+    for epoch in ["AAAAAAAA", &epoch] {
+        let ask = Ask::of(&["a"]).since(format!("{epoch}.{}", u64::MAX)).with("wait=0");
+        let answer = served(&line.poll(&ask).await);
+        assert_eq!((answer.data(), answer.cursor()), (vec![json!(1)], seen.cursor()), "{epoch}: what is kept follows");
+        assert_eq!(answer.gap.map(|gap| gap["a"]), Some(Missed { missed: None }), "{epoch}");
+    }
+}
+
+/// Rooms of a poll; lists of so many which a shard goes on following for polls to come; and lists that are polled.
+const ROOMS: usize = 128;
+const LISTS_MAX: usize = 128;
+const LISTS: usize = 140;
+
+/// Whatever a poll had named was followed for 40 s, and nothing bounded how many rooms that were.
+#[tokio::test]
+async fn rooms_that_polls_had_named_were_followed_on_however_many_they_were() {
+    let cluster = one_node().await;
+    let mut line = Line::to(&cluster).await;
+    let list = |n: usize| {
+        let names: Vec<String> = (0..ROOMS).map(|room| format!("{n}:{room}")).collect();
+        Ask::of(&names.iter().map(String::as_str).collect::<Vec<_>>()).with("wait=0")
+    };
+    let followed = async || metric(&cluster.nodes[0], "fanfare_rooms").await as usize;
+    // Who asks for the same rooms again and again takes the place of one.
+    for _ in 0..LISTS_MAX {
+        assert_eq!(line.poll(&list(0)).await.status, 200);
+    }
+    for n in 1..LISTS {
+        assert_eq!(line.poll(&list(n)).await.status, 200);
+    }
+    eventually("no more than the bound stay", async || followed().await <= LISTS_MAX * ROOMS).await;
+    for n in [0, LISTS_MAX - 1] {
+        assert_eq!(line.poll(&list(n)).await.status, 200);
+        assert_eq!(followed().await, LISTS_MAX * ROOMS, "list {n} was among them");
+    }
+}
+
+/// A room that lives in this Redis, with a message in it; its name and that one's cursor.
+async fn room_in(redis: &Redis, cluster: &Cluster) -> (String, String) {
+    for n in 0..64 {
+        let room = format!("of-{}-{n}", redis.address().port());
+        let at = publish_numbers(cluster, &room, 0, 1).await;
+        if !redis.values(&format!("KEYS *{room}*")).await.is_empty() {
+            return (room, at);
+        }
+    }
+    panic!("no room of 64 lives in this Redis");
+}
+
+/// A message that came while a poll waited for another of its rooms to be followed woke it there, where it was not looked
+/// for; the poll then waited on to its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wakeup_was_lost_while_another_room_of_the_poll_was_being_followed() {
+    let scratch = Scratch::new();
+    let (near, slow) = (Redis::start(scratch.path()).await, Redis::start_as("slow", scratch.path(), &[]).await);
+    let addresses = vec![format!("{},{}", near.url(), slow.url())];
+    let cluster = Cluster::over_addresses(1, addresses).start().await;
+    let node = &cluster.nodes[0];
+    let (followed, at) = room_in(&near, &cluster).await;
+    let (new, new_at) = room_in(&slow, &cluster).await;
+    let mut line = Line::to(&cluster).await;
+    let ask = Ask::of(&[&followed]).since(at.as_str()).with("wait=0");
+    assert_eq!(served(&line.poll(&ask).await).cursor(), at);
+    // Not for long: a poll gives up on a room that is not followed within a second.
+    slow.signal("STOP");
+    line.send(&Ask::of(&[&followed, &new]).since(format!("{at}~{new_at}")).with("wait=55")).await;
+    eventually("the poll asks for the second room", async || metric(node, "fanfare_rooms").await > 1.5).await;
+    publish_numbers(&cluster, &followed, 7, 1).await;
+    eventually("the message has come to the shard", async || {
+        metric(node, "fanfare_backplane_lag_seconds_count").await > 0.5
+    })
+    .await;
+    slow.signal("CONT");
+    let answer = served(&line.answer().await);
+    assert_eq!(answer.data(), [json!(7)]);
+}
+
+/// Messages of each room, their size, and how many are published at once.
+const MESSAGES: usize = 200;
+const MESSAGE_BYTES: usize = 6_000;
+const BATCH: usize = 100;
+
+/// Up to a thousand messages of each room were read for an answer that 256 KiB of them fill, and again for the next answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_read_many_times_what_it_answered() {
+    let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
+    let address = cluster.address(0);
+    let (rooms, mut places) = (["a", "b"], Vec::new());
+    for room in rooms {
+        let items = json!(vec![json!({"room": room, "data": "x".repeat(MESSAGE_BYTES)}); BATCH]);
+        let mut reply = Value::Null;
+        for _ in 0..MESSAGES / BATCH {
+            reply = http::post(address, "/v1/publish", &items).send().await.expect(200);
+        }
+        places.push(format!("{}.0", split(&reply[0]["cursor"]).0));
+    }
+    let (mut at, mut count, mut answered) = (places.join("~"), 0, 0);
+    let before = info(cluster.redis(), "total_net_output_bytes:").await;
+    loop {
+        let ask = Ask::of(&rooms).since(at.as_str()).with("limit=1000&wait=0");
+        let reply = poll::get(address, &ask).send().await;
+        let answer = served(&reply);
+        (count, answered) = (count + answer.messages().count(), answered + reply.text.len() as u64);
+        answer.cursor().clone_into(&mut at);
+        if !answer.more {
+            break;
+        }
+    }
+    let sent = info(cluster.redis(), "total_net_output_bytes:").await - before;
+    assert_eq!(count, rooms.len() * MESSAGES);
+    assert!(sent < 2 * answered, "Redis sent {sent} bytes for answers of {answered}");
+}
+
+/// Of the last messages only as many were read as the limit left: the others never came.
+#[tokio::test]
+async fn the_last_messages_of_a_room_were_lost_to_the_limit() {
+    let cluster = one_node_with(KEEP_ALL).await;
+    for room in ["p", "q"] {
+        publish_numbers(&cluster, room, 0, 10).await;
+    }
+    let last: Vec<Value> = (5..10).map(|n| json!(n)).collect();
+    for (rooms, limit) in [(&["p", "q"][..], 5), (&["p", "q"], 7), (&["p"], 2)] {
+        let mut ask = Ask::of(rooms).with(&format!("last=5&limit={limit}"));
+        let mut all = Vec::new();
+        loop {
+            let part = poll::once(cluster.address(0), &ask).await;
+            assert!(part.data().len() <= limit && part.gap.is_none(), "{part:?}");
+            all.extend(part.data());
+            ask = Ask::of(rooms).since(part.cursor()).with(&format!("limit={limit}"));
+            if !part.more {
+                break;
+            }
+        }
+        assert_eq!(all, vec![last.clone(); rooms.len()].concat(), "{rooms:?} with a limit of {limit}");
+    }
+}
+
+/// A poll by path, and a request sent with it.
+fn with_another(at: &str) -> String {
+    format!("GET /v1/rooms/a/poll?since={at} HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/rooms/a HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+/// A poll by body, and a line end after it, as old clients send.
+fn with_a_line_end(at: &str) -> String {
+    let body = poll::body(&[("a", Some(at))], 25).to_string();
+    format!("POST /v1/poll HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}\r\n", body.len())
+}
+
+/// The connection of a poll behind which more had come closes after its answer, and the answer did not say so.
+#[tokio::test]
+async fn an_answer_after_which_the_connection_closes_did_not_say_so() {
+    let cluster = one_node().await;
+    let node = &cluster.nodes[0];
+    let mut at = poll::once(node.listen, &Ask::of(&["a"])).await.cursor().to_owned();
+    for request in [with_another, with_a_line_end] {
+        let mut stream = TcpStream::connect(node.listen).await.expect("a listener");
+        stream.write_all(request(&at).as_bytes()).await.expect("the request is taken");
+        eventually("the poll waits", async || metric(node, "fanfare_polls_waiting").await > 0.5).await;
+        at = publish_numbers(&cluster, "a", 1, 1).await;
+        let mut text = String::new();
+        within("the end of the connection", stream.read_to_string(&mut text)).await.expect("an orderly end");
+        let (head, _) = text.split_once("\r\n\r\n").expect("an answer has a head");
+        assert!(head.starts_with("HTTP/1.1 200 ") && text.matches("HTTP/1.1").count() == 1, "{text}");
+        assert!(head.to_lowercase().contains("\r\nconnection: close"), "{head}");
+    }
+}
