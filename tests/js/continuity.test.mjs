@@ -173,6 +173,19 @@ for (const transport of ["ws", "sse", "poll"]) describe(transport, { concurrency
     assert.deepEqual([first.data, second.data, again.data], [[1], [1, 2], [1, 2]]);
   });
 
+  // The answer to the leave came after the new join, and took that room away.
+  test("a room that is left and joined again at once is joined", async (t) => {
+    const node = await gateway(t), f = client(t, node.url, only);
+    const first = listen(f, "a");
+    await until(() => first.joined.length, "it is joined");
+    first.room.leave();
+    const again = listen(f, "a");
+    await until(() => again.joined.length, "it is joined again");
+    for (const n of upTo(3)) await node.publish("a", n);
+    await until(() => again.data.length === 3, "three have come");
+    assert.deepEqual([first.data, again.data], [[], upTo(3)]);
+  });
+
   test("history, presence and members", async (t) => {
     const node = await gateway(t), f = client(t, node.url, only), other = client(t, node.url);
     for (const n of upTo(4)) await node.publish("a", n);

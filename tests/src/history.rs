@@ -202,8 +202,8 @@ struct Walk {
     at: Option<Position>,
     /// The publications it has seen, each with its last epoch.
     ids: HashMap<u64, String>,
-    /// What was told to be missing: offsets `.1 < offset <= .2` of an epoch.
-    told: Vec<(String, u64, u64)>,
+    /// What was told to be missing: after the first place, up to the second.
+    told: Vec<(Position, Position)>,
 }
 
 impl Walk {
@@ -243,12 +243,28 @@ impl Walk {
     /// A told gap: from where the member stands to `to`.
     fn skip_to(&mut self, to: &Position) {
         let Some(now) = &self.at else { return };
-        if now.epoch == to.epoch {
-            self.told.push((to.epoch.clone(), now.offset, to.offset));
-        } else {
-            self.told.push((now.epoch.clone(), now.offset, u64::MAX));
-            self.told.push((to.epoch.clone(), 0, to.offset));
+        match self.told.last_mut() {
+            // One gap right after the other is one gap.
+            Some((_, end)) if end == now => end.clone_from(to),
+            _ => self.told.push((now.clone(), to.clone())),
         }
+    }
+
+    /// Whether a gap that was told covers this place: who is away for long may be told of one from an epoch to the next
+    /// but one.
+    fn is_told(&self, at: &Position, age: impl Fn(&str) -> Option<usize>) -> bool {
+        self.told.iter().any(|(from, to)| {
+            let (after, before) = (from.offset < at.offset, at.offset <= to.offset);
+            match (from.epoch == at.epoch, to.epoch == at.epoch) {
+                (true, true) => after && before,
+                (true, false) => after,
+                (false, true) => before,
+                (false, false) => match (age(&from.epoch), age(&at.epoch), age(&to.epoch)) {
+                    (Some(from), Some(at), Some(to)) => from < at && at < to,
+                    _ => false,
+                },
+            }
+        })
     }
 
     /// Counts what was due to this member and is not in its log.
@@ -269,8 +285,7 @@ impl Walk {
                 continue;
             }
             verdict.lost += 1;
-            let told = self.told.iter().any(|(of, from, to)| of == epoch && from < offset && offset <= to);
-            if !told {
+            if !self.is_told(&publication.at, age) {
                 verdict.silently_lost += 1;
                 verdict.fault(|| format!("{}: {} ({}) never came", who(), publication.id, publication.at));
             }

@@ -105,6 +105,23 @@ fn a_new_epoch_must_be_told() {
 }
 
 #[test]
+fn a_gap_over_a_whole_epoch_excuses_it_and_no_other() {
+    let due = &[(1, "e.1"), (2, "f.1"), (3, "f.2"), (4, "g.1"), (5, "h.1")];
+    let gap = |to| Seen::Gap { to: at(to) };
+    let over = vec![joined("e.0"), message(1, "e.1"), gap("g.0"), message(4, "g.1"), gap("h.0"), message(5, "h.1")];
+    let told = verdict(due, &[over]);
+    assert_eq!((told.lost, told.silently_lost), (2, 0), "{:?}", told.faults);
+    // Nothing was acknowledged in x: its place in time is between its neighbours.
+    let by_another =
+        vec![joined("e.0"), message(1, "e.1"), gap("x.0"), gap("g.0"), message(4, "g.1"), message(5, "h.1")];
+    let by_another = verdict(due, &[by_another]);
+    assert_eq!((by_another.lost, by_another.silently_lost, by_another.out_of_order), (2, 0, 1));
+    let in_time = vec![joined("e.0"), message(1, "e.1"), gap("f.0"), message(2, "f.1"), gap("g.0"), gap("h.0")];
+    let in_time = verdict(due, &[in_time]);
+    assert_eq!((in_time.lost, in_time.silently_lost), (3, 1), "h.1 is after every gap");
+}
+
+#[test]
 fn an_epoch_that_ended_before_the_join_is_not_due() {
     let due = &[(1, "e.1"), (2, "f.1")];
     assert!(verdict(due, &[vec![joined("f.0"), message(2, "f.1")]]).is_clean());

@@ -1,6 +1,6 @@
 // Fanfare's client; README.md tells how it works.
 
-const WINDOW = 8; // requests under way: 20 errors would end the session
+const WINDOW = 8; // requests under way: 20 errors end a session
 
 export const connect = (...options) => new Client(...options);
 
@@ -56,6 +56,7 @@ class Room extends Emitter {
     } else if (type === "gap") {
       this.cursor = frame.to;
     } else if (type === "left") {
+      if (!frame.reason) return;
       client.rooms.delete(room);
     } else if (member) {
       members = this.members.filter(({ user }) => user !== member.user);
@@ -148,7 +149,7 @@ class Client extends Emitter {
       else entry.resolve(frame);
       if (key && cursor && room?.options.echo === false) {
         if (before(cursor) === room.cursor) room.cursor = cursor; // it does not come
-        if (!this.session) this.own.add(cursor);
+        if (type === "publish") this.own.add(cursor);
       }
     }
     this.flush();
@@ -448,7 +449,7 @@ function poll(link) {
   async function call({ type, id, room, data, event, key, since, limit }) {
     const path = `v1/rooms/${encodeURIComponent(room)}${key ? "" : `/${type}`}`, refused = (frame) => link.frame({ ...frame, room, id });
     const answer = await link.fetch(path, { event, since, limit }, refused, undefined, key && JSON.stringify(data), key);
-    if (answer) link.frame({ type, ...answer, id });
+    if (answer) client.frame({ type, ...answer, id });
   }
 
   function send(command) {
