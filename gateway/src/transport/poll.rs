@@ -467,6 +467,7 @@ mod tests {
             size_of::<F>()
         }
         let sizes = [size_of_future(Parked::answer), size_of::<Parked>(), size_of::<PollRoom>()];
-        assert!(sizes.into_iter().zip([320, 240, 72]).all(|(size, most)| size <= most), "{sizes:?}");
+        // 320 in the program; more where tests build tokio with more of its features.
+        assert!(sizes.into_iter().zip([352, 240, 72]).all(|(size, most)| size <= most), "{sizes:?}");
     }
 }
