@@ -261,6 +261,10 @@ impl Walk {
                 (false, true) => before,
                 (false, false) => match (age(&from.epoch), age(&at.epoch), age(&to.epoch)) {
                     (Some(from), Some(at), Some(to)) => from < at && at < to,
+                    // It joined before anything was acknowledged: every known epoch is younger.
+                    (None, Some(at), Some(to)) => {
+                        self.start.as_ref().is_some_and(|start| start.epoch == from.epoch) && at < to
+                    }
                     _ => false,
                 },
             }

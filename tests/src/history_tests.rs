@@ -119,6 +119,9 @@ fn a_gap_over_a_whole_epoch_excuses_it_and_no_other() {
     let in_time = vec![joined("e.0"), message(1, "e.1"), gap("f.0"), message(2, "f.1"), gap("g.0"), gap("h.0")];
     let in_time = verdict(due, &[in_time]);
     assert_eq!((in_time.lost, in_time.silently_lost), (3, 1), "h.1 is after every gap");
+    let from_nothing = vec![joined("x.0"), gap("g.0"), message(4, "g.1"), gap("h.0"), message(5, "h.1")];
+    let from_nothing = verdict(due, &[from_nothing]);
+    assert_eq!((from_nothing.lost, from_nothing.silently_lost), (3, 0), "{:?}", from_nothing.faults);
 }
 
 #[test]

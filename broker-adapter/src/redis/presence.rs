@@ -21,7 +21,7 @@ use std::{
 use tokio::sync::oneshot;
 
 /// Rounds of the keeper after which somebody who left unheard leaves again: by then the other nodes are back too (they
-/// try at least every 2 s) and have written their members, so that nobody is said to be gone who is still elsewhere.
+/// try at least every second) and have written their members, so that nobody is said to be gone who is still elsewhere.
 const FAREWELL_ROUNDS: u32 = 5;
 
 /// A session in a room.

@@ -20,8 +20,8 @@ pub(super) const DEAD_AFTER: Duration = Duration::from_millis(1500);
 pub(super) const CONNECT_MAX: Duration = Duration::from_millis(1500);
 /// Between the end of a connection and the next attempt, at least.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(50);
-/// And at most.
-pub(super) const RETRY_MAX: Duration = Duration::from_secs(2);
+/// And at most: members are told within 2 s after Redis is back, and of those some are for subscribing and comparing.
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Where a connection is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
