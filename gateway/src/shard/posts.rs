@@ -31,8 +31,9 @@ use tokio::sync::oneshot;
 pub(crate) const COMMANDS_MAX: usize = 100;
 /// Posts that may be under way on one shard, and posts whose answers one shard may wait for.
 const POSTS_MAX: usize = 4096;
-/// The bodies of the latter. Redis closes a node's connection when 32 MiB wait for it, and they may all be for one.
-const BYTES_MAX: usize = 4 << 20;
+/// The bodies of the latter: those for this node's sessions, and those for others'. Redis closes a node's connection when
+/// 32 MiB wait for it, and all of the others may be for one.
+const BYTES_MAX: [usize; 2] = [64 << 20, 4 << 20];
 /// Bytes of a post's answers together: histories and lists of members are refused beyond it, small ones never.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const ANSWER_BYTES_SMALL: usize = 4 << 10;
@@ -57,7 +58,7 @@ pub(super) struct Posts {
     numbers: u32,
     /// Posts that this shard has taken for others.
     awaited: HashMap<u64, oneshot::Sender<Answer>>,
-    awaited_bytes: usize,
+    awaited_bytes: [usize; 2],
     tickets: u64,
 }
 
@@ -65,14 +66,15 @@ pub(super) struct Posts {
 struct Awaited<'a> {
     shard: &'a Shard,
     ticket: u64,
-    bytes: usize,
+    /// Which of [`BYTES_MAX`], and how much.
+    bytes: (usize, usize),
 }
 
 impl Drop for Awaited<'_> {
     fn drop(&mut self) {
         let posts = &mut self.shard.state.borrow_mut().posts;
         posts.awaited.remove(&self.ticket);
-        posts.awaited_bytes -= self.bytes;
+        posts.awaited_bytes[self.bytes.0] -= self.bytes.1;
     }
 }
 
@@ -151,9 +153,8 @@ impl Shard {
 
     /// One attempt; `None` if nobody hears as the session's node.
     async fn try_post(&self, address: PostAddress, body: Bytes) -> Result<Option<Result<Bytes, Refusal>>, Refusal> {
-        // What stays within the node does not wait in Redis.
-        let bytes = if address.node == self.node.id { 0 } else { body.len() };
-        let (awaited, answered) = self.await_answer(bytes)?;
+        let is_elsewhere = usize::from(address.node != self.node.id);
+        let (awaited, answered) = self.await_answer((is_elsewhere, body.len()))?;
         let back = Return { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
         let command = Note::Command(Command { address, back, body });
         if !self.send_note(address.node, address.shard, &command).await? {
@@ -168,13 +169,13 @@ impl Shard {
         }))
     }
 
-    fn await_answer(&self, bytes: usize) -> Result<(Awaited<'_>, oneshot::Receiver<Answer>), Refusal> {
+    fn await_answer(&self, bytes: (usize, usize)) -> Result<(Awaited<'_>, oneshot::Receiver<Answer>), Refusal> {
         let posts = &mut self.state.borrow_mut().posts;
-        if posts.awaited.len() >= POSTS_MAX || posts.awaited_bytes + bytes > BYTES_MAX {
+        if posts.awaited.len() >= POSTS_MAX || posts.awaited_bytes[bytes.0] + bytes.1 > BYTES_MAX[bytes.0] {
             return Err(BrokerError::Overloaded.into());
         }
         posts.tickets += 1;
-        posts.awaited_bytes += bytes;
+        posts.awaited_bytes[bytes.0] += bytes.1;
         let (answer, answered) = oneshot::channel();
         posts.awaited.insert(posts.tickets, answer);
         Ok((Awaited { shard: self, ticket: posts.tickets, bytes }, answered))
