@@ -63,26 +63,39 @@ impl Shard {
         let any = !dirty.is_empty();
         let now_ms = self.now_ms();
         let mut overflowed = Vec::new();
+        let mut delivered = [0; FrameShape::COUNT];
         for key in dirty.drain(..) {
             let Some(batch) = state.rooms.get_mut(key).and_then(|entry| entry.batch.take()) else { continue };
             let Batch { bytes, count, marks, .. } = *batch;
             let frames = bytes.map(|bytes| Frames { bytes: bytes.freeze(), count });
-            self.hand_out(state, &Ready { key, frames: &frames, marks: &marks, now_ms }, &mut overflowed);
+            let ready = Ready { key, frames: &frames, marks: &marks, now_ms };
+            let handed = self.hand_out(state, &ready, &mut overflowed);
+            delivered.iter_mut().zip(handed).for_each(|(sum, handed)| *sum += handed);
             for (index, frames) in overflowed.drain(..) {
                 self.queue(state, index, frames);
             }
             self.hand_out_with_ids(state, key, &frames[FrameShape::Event as usize].bytes, &marks);
         }
         state.dirty = dirty;
+        // Once a pass: other threads count on the same words.
+        for (counter, delivered) in self.node.metrics.delivered.iter().zip(delivered).filter(|(_, sum)| *sum > 0) {
+            counter.inc_by(delivered);
+        }
         any
     }
 
-    fn hand_out(&self, state: &mut State, ready: &Ready<'_>, overflowed: &mut Vec<(u32, Frames)>) {
+    /// Returns how many messages, by shape.
+    fn hand_out(
+        &self,
+        state: &mut State,
+        ready: &Ready<'_>,
+        overflowed: &mut Vec<(u32, Frames)>,
+    ) -> [u64; FrameShape::COUNT] {
         let Ready { key, frames, marks, now_ms } = *ready;
-        let Some(entry) = state.rooms.get_mut(key) else { return };
+        let mut delivered = [0; FrameShape::COUNT];
+        let Some(entry) = state.rooms.get_mut(key) else { return delivered };
         let lane = if entry.members() <= SMALL_ROOM { Lane::Urgent } else { Lane::Bulk };
         let limits = &self.node.outbox_limits;
-        let mut delivered = [0; FrameShape::COUNT];
         let mut wake = false;
         let queue = if lane == Lane::Urgent { &mut state.urgent } else { &mut state.bulk };
         let mut push = |index: u32, shape: FrameShape, frames: Frames| {
@@ -113,9 +126,7 @@ impl Shard {
         if wake {
             self.inbox.wake();
         }
-        for (counter, delivered) in self.node.metrics.delivered.iter().zip(delivered) {
-            counter.inc_by(delivered);
-        }
+        delivered
     }
 
     /// For event streams of several rooms: each event's id says where its own client is in all of them.
