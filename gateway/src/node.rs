@@ -63,6 +63,11 @@ impl Node {
     }
 }
 
+/// A number below `most`, by chance: what would come in one moment is spread by it.
+pub(crate) fn by_chance(most: u64) -> u64 {
+    getrandom::u64().unwrap_or_default() % most
+}
+
 /// Milliseconds since 1970, for time stamps that leave the process; never for timers.
 pub(crate) fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

@@ -2,7 +2,7 @@
 //! evenly over the window, so that the other nodes see a stream of reconnects and not a storm.
 
 use super::{Shard, State, conn::SessionRef};
-use crate::{close::CloseReason, event::Event};
+use crate::{close::CloseReason, event::Event, node::by_chance};
 use std::{rc::Rc, time::Duration};
 
 /// What of the window is left for the broker's farewell.
@@ -56,7 +56,7 @@ impl Shard {
     }
 
     fn dismiss(&self, state: &mut State, who: SessionRef) {
-        let after_ms = getrandom::u64().unwrap_or_default() % AFTER_MS_MAX;
+        let after_ms = by_chance(AFTER_MS_MAX);
         self.send(state, who.index, &Event::Reconnect { after_ms, reason: "draining" });
         self.end(state, who, CloseReason::Draining, None);
     }

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     close::CloseReason,
     event::Event,
+    node::by_chance,
     protocol::{FrameShape, end_event, native},
     session::{Frames, Stage},
 };
@@ -52,12 +53,12 @@ pub(super) type At = (u32, Option<Cursor>);
 
 /// How long a stream lives.
 pub(super) fn age_ms() -> u32 {
-    AGE_MS + (getrandom::u64().unwrap_or_default() % AGE_SPREAD_MS) as u32
+    AGE_MS + by_chance(AGE_SPREAD_MS) as u32
 }
 
 /// The last words on a stream.
 pub(super) fn close(shape: FrameShape, reason: CloseReason) -> Bytes {
-    let after_ms = getrandom::u64().unwrap_or_default() % AFTER_MS_MAX;
+    let after_ms = by_chance(AFTER_MS_MAX);
     let reconnect = reason.reconnect();
     let close = Event::Close { code: reason.code(), reconnect, after_ms: reconnect.then_some(after_ms) };
     let mut bytes = BytesMut::new();

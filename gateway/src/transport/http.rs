@@ -126,7 +126,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, router: Router, socket: TcpStream, p
     }
 }
 
-/// Serves a socket that comes back from where it waited.
+/// Serves a socket that comes back from where it waited. A function of its own, since a future cannot contain itself.
 fn again(shard: Rc<Shard>, router: Router, socket: TcpStream, peer: IpAddr) {
     tokio::task::spawn_local(serve(shard, router, socket, peer));
 }
@@ -214,7 +214,7 @@ async fn answer(
     // A proxy may append a line of its own: all of them count, in order.
     let forwarded = request.headers().get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
     let client = node.peers.client(peer, Some(&forwarded.collect::<Vec<_>>().join(",")));
-    let finish = Finish { origin, node: Rc::clone(shard) };
+    let finish = Finish { origin, shard: Rc::clone(shard) };
     if request.method() == Method::OPTIONS && finish.origin.is_some() {
         return Answer::Http(finish.response(problem::preflight()));
     }
@@ -235,7 +235,7 @@ async fn answer(
 #[derive(Clone)]
 pub(super) struct Finish {
     origin: Option<HeaderValue>,
-    node: Rc<Shard>,
+    shard: Rc<Shard>,
 }
 
 impl Finish {
@@ -243,7 +243,7 @@ impl Finish {
         if let Some(origin) = &self.origin {
             problem::allow_origin(response.headers_mut(), origin.clone());
         }
-        if self.node.node.drain.is_draining() {
+        if self.shard.node.drain.is_draining() {
             response.headers_mut().entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
         }
         response

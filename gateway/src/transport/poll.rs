@@ -17,6 +17,7 @@ use crate::{
     class::Class,
     command::HISTORY_LIMIT_MAX,
     error::Refusal,
+    node::by_chance,
     problem::problem,
     protocol::native,
     session::PollSession,
@@ -298,7 +299,7 @@ impl Poll {
         let idle_ms = self.rooms.iter().map(|room| room.watch.idle_ms()).min().unwrap_or(0);
         let pace = if draining { NEXT_MS_MIN } else { (idle_ms / 2).clamp(NEXT_MS_MIN, NEXT_MS_MAX) };
         // A fifth more or less by chance: clients of one moment do not stay together.
-        pace * 4 / 5 + getrandom::u64().unwrap_or_default() % (pace * 2 / 5)
+        pace * 4 / 5 + by_chance(pace * 2 / 5)
     }
 }
 
@@ -376,7 +377,7 @@ impl Parked {
         self.is_kept &= keep;
         let node = Arc::clone(&self.poll.shard.node);
         node.metrics.polls_waiting.inc();
-        let mut deadline = Instant::now() + self.poll.wait.mul_f64(by_chance(0.9, 1.0));
+        let mut deadline = Instant::now() + self.poll.wait.mul_f64(between(0.9, 1.0));
         let mut is_draining = false;
         let response = loop {
             let turn = tokio::select! {
@@ -387,7 +388,7 @@ impl Parked {
             if matches!(turn, Turn::Woken) && !is_draining && node.drain.is_draining() {
                 // Answered early, spread over the drain like the closing of sessions.
                 is_draining = true;
-                let spread = self.poll.shard.poll_spread().mul_f64(by_chance(0.0, 1.0));
+                let spread = self.poll.shard.poll_spread().mul_f64(between(0.0, 1.0));
                 deadline = deadline.min(Instant::now() + spread);
             } else if let Some(response) = Box::pin(self.look(turn)).await {
                 break Some(response);
@@ -440,7 +441,7 @@ impl Parked {
 
 /// The backplane went while a poll waited. By chance between 1 and 5 s: all polls of all nodes hear it in one moment.
 fn unavailable() -> Refusal {
-    Refusal::from(BrokerError::Unavailable).retry_after(1000 + getrandom::u64().unwrap_or_default() % 4000)
+    Refusal::from(BrokerError::Unavailable).retry_after(1000 + by_chance(4000))
 }
 
 /// Waits until the client has gone. One that sends its next request already is there.
@@ -452,8 +453,8 @@ async fn gone(socket: &TcpStream) {
     .await;
 }
 
-/// Between two numbers.
-fn by_chance(least: f64, most: f64) -> f64 {
+/// Between two numbers, by chance.
+fn between(least: f64, most: f64) -> f64 {
     least + (most - least) * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX)
 }
 

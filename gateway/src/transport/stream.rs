@@ -10,7 +10,7 @@ use crate::{
     class::Class,
     command::JoinOptions,
     error::{ErrorCode, Refusal},
-    node::Node,
+    node::{Node, by_chance},
     problem::problem,
     protocol::FrameShape,
     shard::{Opening, SessionRef, Shard},
@@ -140,11 +140,11 @@ pub(super) fn refuse(door: &Door, headers: &HeaderMap, refusal: &Refusal) -> Res
         return problem(refusal);
     }
     let (parts, ()) = response(shape).into_parts();
-    Response::from_parts(parts, Body::from(format!("retry:{}\n\n", by_chance(LATER_MS))))
+    Response::from_parts(parts, Body::from(format!("retry:{}\n\n", between(LATER_MS))))
 }
 
-fn by_chance((least, spread): (u64, u64)) -> u64 {
-    least + getrandom::u64().unwrap_or_default() % spread
+fn between((least, spread): (u64, u64)) -> u64 {
+    least + by_chance(spread)
 }
 
 impl Ready {
@@ -153,7 +153,7 @@ impl Ready {
         let socket = Rc::new(socket);
         let mut head = head(&self.response);
         if self.shape == FrameShape::Event {
-            head.extend_from_slice(format!("retry:{}\n\n", by_chance(RETRY_MS)).as_bytes());
+            head.extend_from_slice(format!("retry:{}\n\n", between(RETRY_MS)).as_bytes());
         }
         let urls = self.rooms.iter().map(|(room, class, join)| (room.clone(), class.history.is_some(), join.since));
         let opening = Opening::stream(self.shape, head.freeze(), urls);
@@ -178,7 +178,6 @@ async fn watch(shard: Rc<Shard>, who: SessionRef, socket: Rc<TcpStream>) {
     shard.remove(who);
 }
 
-/// What a browser is told to do with the stream's first bytes.
 #[cfg(test)]
 mod tests {
     use super::*;
