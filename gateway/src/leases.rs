@@ -9,9 +9,8 @@
 use crate::{
     error::{ErrorCode, Refusal},
     node::Node,
-    session::SessionId,
 };
-use fanfare_broker::{Attendance, Room, SessionKey};
+use fanfare_broker::{PresenceUpdate, Room, SessionId};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,9 +30,9 @@ const KICKED: Duration = Duration::from_secs(300);
 /// See the module's head.
 #[derive(Default)]
 pub(crate) struct Leases {
-    held: Mutex<HashMap<(Room, SessionKey), Lease>>,
+    held: Mutex<HashMap<(Room, SessionId), Lease>>,
     /// Who was kicked, from which room (`None`: all), until when.
-    kicked: Mutex<HashMap<(Option<Room>, SessionKey), Instant>>,
+    kicked: Mutex<HashMap<(Option<Room>, SessionId), Instant>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,12 +43,12 @@ struct Lease {
 }
 
 impl Leases {
-    fn held(&self) -> MutexGuard<'_, HashMap<(Room, SessionKey), Lease>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<(Room, SessionId), Lease>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a session is in a room for so long; `true` if the broker has to hear of it.
-    fn renew(&self, place: (Room, SessionKey), announce: bool, now: Instant, lasts: Duration) -> Result<bool, Refusal> {
+    fn renew(&self, place: (Room, SessionId), announce: bool, now: Instant, lasts: Duration) -> Result<bool, Refusal> {
         let mut held = self.held();
         let known = held.get(&place).copied();
         if known.is_none() && held.len() >= LEASES_MAX {
@@ -66,14 +65,14 @@ impl Leases {
     }
 
     /// Whether a session was kicked from a room, or from everywhere.
-    fn is_kicked(&self, room: &Room, session: SessionKey, now: Instant) -> bool {
+    fn is_kicked(&self, room: &Room, session: SessionId, now: Instant) -> bool {
         let kicked = self.kicked.lock().unwrap_or_else(PoisonError::into_inner);
         let until = |room| kicked.get(&(room, session)).is_some_and(|until| now < *until);
         !kicked.is_empty() && (until(Some(room.clone())) || until(None))
     }
 
     /// Ends a session's leases in a room, or in all.
-    fn kick(&self, room: Option<&Room>, session: SessionKey, now: Instant) {
+    fn kick(&self, room: Option<&Room>, session: SessionId, now: Instant) {
         let mut kicked = self.kicked.lock().unwrap_or_else(PoisonError::into_inner);
         kicked.retain(|_, until| now < *until);
         if kicked.len() < LEASES_MAX {
@@ -87,7 +86,7 @@ impl Leases {
     }
 
     /// Takes out those that are over.
-    fn over(&self, now: Instant) -> Vec<((Room, SessionKey), bool)> {
+    fn over(&self, now: Instant) -> Vec<((Room, SessionId), bool)> {
         let mut held = self.held();
         let over: Vec<_> = held.extract_if(|_, lease| lease.until <= now).collect();
         if held.is_empty() {
@@ -102,11 +101,13 @@ impl Node {
     ///
     /// # Errors
     /// The session was kicked, or this node holds as many leases as it may.
-    pub(crate) fn lease(&self, room: &Room, session: SessionKey, lasts: Duration) -> Result<(), Refusal> {
+    pub(crate) fn lease(&self, room: &Room, session: SessionId, lasts: Duration) -> Result<(), Refusal> {
         self.admits_poller(room, session)?;
         let announce = self.classes.of(room.as_str()).presence;
         if self.leases.renew((room.clone(), session), announce, Instant::now(), lasts)? {
-            drop(self.broker.attend(room, Attendance::Enter { session, user: None, info: None, announce }));
+            drop(
+                self.broker.update_presence(room, PresenceUpdate::Enter { session, user: None, info: None, announce }),
+            );
         }
         Ok(())
     }
@@ -115,7 +116,7 @@ impl Node {
     ///
     /// # Errors
     /// It was kicked.
-    pub(crate) fn admits_poller(&self, room: &Room, session: SessionKey) -> Result<(), Refusal> {
+    pub(crate) fn admits_poller(&self, room: &Room, session: SessionId) -> Result<(), Refusal> {
         if self.leases.is_kicked(room, session, Instant::now()) {
             return Err(Refusal::new(ErrorCode::Forbidden, "this session was kicked"));
         }
@@ -124,7 +125,7 @@ impl Node {
 
     /// Ends what a polling session has in a room, or in all, and refuses it for a while. Every node hears of it.
     pub(crate) fn kick_poller(&self, room: Option<&Room>, session: SessionId) {
-        self.leases.kick(room, session.into(), Instant::now());
+        self.leases.kick(room, session, Instant::now());
     }
 }
 
@@ -134,7 +135,7 @@ pub(crate) async fn expire(node: Arc<Node>) {
     loop {
         looks.tick().await;
         for ((room, session), announce) in node.leases.over(Instant::now()) {
-            drop(node.broker.attend(&room, Attendance::Leave { session, announce }));
+            drop(node.broker.update_presence(&room, PresenceUpdate::Leave { session, announce }));
         }
     }
 }
@@ -142,13 +143,13 @@ pub(crate) async fn expire(node: Arc<Node>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fanfare_broker::Origin;
+    use fanfare_broker::SessionId;
 
     #[test]
     fn a_lease_is_renewed_by_each_poll_and_over_once() {
         let (leases, start) = (Leases::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let place = || (Room::parse("a").unwrap(), Origin([1; 12]));
+        let place = || (Room::parse("a").unwrap(), SessionId([1; 12]));
         let lasts = Duration::from_secs(30);
         assert!(leases.renew(place(), true, at(0), lasts).unwrap(), "new");
         assert!(!leases.renew(place(), true, at(4), lasts).unwrap(), "written a moment ago");

@@ -58,8 +58,8 @@ impl Node {
     }
 
     /// Puts a note into a shard's inbox; `false` if there is no such shard.
-    pub(crate) fn tell_shard(&self, shard: u16, note: Bytes) -> bool {
-        self.inboxes.get(usize::from(shard)).map(|inbox| inbox.told(note)).is_some()
+    pub(crate) fn send_to_shard(&self, shard: u16, message: Bytes) -> bool {
+        self.inboxes.get(usize::from(shard)).map(|inbox| inbox.on_control(message)).is_some()
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     auth::{self, Act},
     error::Refusal,
     node::Node,
-    shard::Note,
+    shard::ControlMessage,
 };
 use axum::{extract::State, http::StatusCode};
 use fanfare_broker::{NodeTarget, Room};
@@ -19,17 +19,17 @@ pub(super) async fn member(
     let (room, user) = named(path)?;
     let room = Room::parse(&room)?;
     auth::permit(None, Act::Administer, &room)?;
-    tell(&node, &Note::Kick { room, user }).await
+    tell(&node, &ControlMessage::Kick { room, user }).await
 }
 
 /// `DELETE /v1/users/{user}`.
 pub(super) async fn user(State(node): State<Arc<Node>>, path: Named<String>) -> Result<StatusCode, Refusal> {
     let user = named(path)?;
     auth::permit_everywhere(None, Act::Administer)?;
-    tell(&node, &Note::Disconnect { user }).await
+    tell(&node, &ControlMessage::Disconnect { user }).await
 }
 
-async fn tell(node: &Node, note: &Note) -> Result<StatusCode, Refusal> {
-    node.broker.tell(NodeTarget::All, note.encode()).await?;
+async fn tell(node: &Node, message: &ControlMessage) -> Result<StatusCode, Refusal> {
+    node.broker.send_control(NodeTarget::All, message.encode()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

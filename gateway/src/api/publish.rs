@@ -20,7 +20,7 @@ use axum::{
     http::{HeaderMap, Response, StatusCode, header},
 };
 use bytes::Bytes;
-use fanfare_broker::{IdempotencyKey, Origin, Publish, Published, Room};
+use fanfare_broker::{IdempotencyKey, Publish, Published, Room};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -179,7 +179,7 @@ async fn publish(node: &Node, order: Order) -> Result<Published, Refusal> {
     let publish = Publish {
         retention: node.classes.of(room.as_str()).history,
         room,
-        origin: Origin::default(),
+        author: None,
         ts_ms: unix_ms(),
         payload: payload.into(),
         key,

@@ -15,7 +15,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     http::{Response, StatusCode},
 };
-use fanfare_broker::{Detail, HistoryQuery, RoomQuery};
+use fanfare_broker::{HistoryQuery, PresenceDetail, RoomQuery};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, sync::Arc};
 
@@ -36,7 +36,7 @@ struct Occupancy<'a> {
 pub(super) async fn occupancy(State(node): State<Arc<Node>>, path: Named<String>) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
     auth::permit(None, Act::Read, &room)?;
-    let presence = node.broker.presence(&room, Detail::Counts).await?;
+    let presence = node.broker.presence(&room, PresenceDetail::Counts).await?;
     let numbered = node.classes.of(room.as_str()).history.is_some();
     Ok(answer(&Occupancy {
         room: room.as_str(),
@@ -107,7 +107,7 @@ pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>)
     if !node.classes.of(room.as_str()).presence {
         return Err(Refusal::presence_off());
     }
-    let presence = node.broker.presence(&room, Detail::Members).await?;
+    let presence = node.broker.presence(&room, PresenceDetail::Members).await?;
     let members = presence.members.iter().map(MemberView::from).collect();
     Ok(answer(&crate::event::Event::Presence { id: None, room: &room, count: presence.users, members }))
 }

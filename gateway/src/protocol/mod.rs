@@ -5,4 +5,4 @@ mod frame;
 pub(crate) mod json;
 pub(crate) mod native;
 
-pub(crate) use frame::{FrameShape, control, end_event, name_event, put_frame};
+pub(crate) use frame::{FrameShape, control_frame, end_event, name_event, put_frame};

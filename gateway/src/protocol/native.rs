@@ -9,10 +9,9 @@ use crate::{
     },
     error::{ErrorCode, Refusal},
     event::Event,
-    session::SessionId,
 };
 use bytes::{BufMut as _, BytesMut};
-use fanfare_broker::{Cursor, Page, Publication, Room, User};
+use fanfare_broker::{Cursor, Page, Publication, Room, SessionId, User};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
@@ -189,7 +188,7 @@ fn sessions(raw: Option<&RawValue>) -> Result<SmallVec<[SessionId; 1]>, Refusal>
     if list.len() > EXCLUDE_MAX {
         return Err(wrong());
     }
-    list.iter().map(|id| id.parse().map_err(|()| wrong())).collect()
+    list.iter().map(|id| id.parse().map_err(|_| wrong())).collect()
 }
 
 // --- encoding ---

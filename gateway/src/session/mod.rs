@@ -5,7 +5,7 @@ mod id;
 mod outbox;
 mod rate;
 
-pub(crate) use id::{PollSession, PostAddress, Secret, SessionId};
+pub(crate) use id::{PollSession, PostAddress, Secret};
 pub(crate) use outbox::{Frames, Outbox, OutboxLimits, SLICES_MAX};
 pub(crate) use rate::TokenBucket;
 
@@ -16,7 +16,7 @@ use crate::{
     error::{ErrorCode, Refusal},
     limits::Limits,
 };
-use fanfare_broker::{Cursor, IdempotencyKey, Room, User};
+use fanfare_broker::{Cursor, IdempotencyKey, Room, SessionId, User};
 use rate::ErrorWindow;
 use smallvec::SmallVec;
 use std::borrow::Cow;

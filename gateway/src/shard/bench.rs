@@ -4,7 +4,7 @@
 use super::{Inbox, Opening, Shard, conn::Lane};
 use crate::{class::Class, node::Node, protocol::FrameShape};
 use bytes::Bytes;
-use fanfare_broker::{Cursor, Delivery, Event, Publication, Room, Subscriber as _, SubscriberId};
+use fanfare_broker::{Cursor, Delivery, Publication, Room, RoomEvent, Subscriber as _, SubscriberId};
 use std::{rc::Rc, sync::Arc};
 use tokio::net::TcpStream;
 
@@ -41,7 +41,7 @@ impl Crowd {
     /// Puts a message for every room into the inbox, as the broker does.
     pub(crate) fn publish(&self, publication: &Publication) {
         for room in &self.rooms {
-            let event = Event::Message(publication.clone());
+            let event = RoomEvent::Message(publication.clone());
             self.shard.inbox.deliver(Delivery { room: room.clone(), event });
         }
     }

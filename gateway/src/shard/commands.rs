@@ -10,7 +10,7 @@ use crate::{
     protocol::native::{self, DecodeError, From},
     session::{Action, NO_ID, PublishAction, answer_id},
 };
-use fanfare_broker::{Cursor, Detail, HistoryQuery, Origin, Outcome, Publish, Reply, Room, Ticket};
+use fanfare_broker::{Cursor, HistoryQuery, PresenceDetail, Publish, PublishResult, Reply, Room, Ticket};
 use std::{borrow::Cow, rc::Rc};
 
 /// Who asked, and where the answer goes.
@@ -151,15 +151,14 @@ impl Shard {
             return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
         }
         let Some(conn) = state.sessions.open(who) else { return };
-        let origin = Origin::from(conn.session.id);
         let from = From::Session(conn.session.id, conn.session.user());
         let payload = native::payload(data, event.as_deref(), from);
         let post_bits = post.map_or(0, |number| u64::from(number.get()) << 32);
         let ticket = Ticket([who.to_u64(), answer_id(id), post_bits | u64::from(self.now_ms())]);
-        let shape = conn.shape;
+        let (author, shape) = (Some(conn.session.id), conn.shape);
         let publish = Publish {
             retention: self.retention(state, &room),
-            origin,
+            author,
             room,
             ts_ms: unix_ms(),
             payload: payload.into(),
@@ -180,7 +179,7 @@ impl Shard {
     }
 
     /// The broker's answer to a publish.
-    pub(super) fn on_published(&self, state: &mut State, ticket: Ticket, room: &Room, outcome: Outcome) {
+    pub(super) fn on_published(&self, state: &mut State, ticket: Ticket, room: &Room, outcome: PublishResult) {
         let Ticket([session, id, post_and_time]) = ticket;
         let (began_ms, post) = (post_and_time as u32, AnswerNo::new((post_and_time >> 32) as u32));
         let who = SessionRef::from_u64(session);
@@ -205,7 +204,7 @@ impl Shard {
 
     async fn presence(self: Rc<Self>, asker: Asker, room: Room) {
         let answer = if self.node.classes.of(room.as_str()).presence {
-            self.node.broker.presence(&room, Detail::Members).await.map_err(Refusal::from)
+            self.node.broker.presence(&room, PresenceDetail::Members).await.map_err(Refusal::from)
         } else {
             Err(Refusal::presence_off())
         };

@@ -5,16 +5,16 @@ use super::{
     Shard, State,
     conn::Lane,
     feed::Step,
-    rooms::{Batch, COMING_MAX, Mark, MarkKind, RoomEntry, Special},
+    rooms::{Batch, COMING_MAX, Mark, RoomEntry, Special},
 };
 use crate::{
     close::CloseReason,
-    event::{Event as ClientEvent, MemberView},
+    event::{Event, MemberView},
     protocol::{FrameShape, end_event, name_event, native, put_frame},
     session::Frames,
 };
 use bytes::{Bytes, BytesMut};
-use fanfare_broker::{Cursor, Delivery, Event, Offset, Origin, PresenceEvent, PresenceKind, Publication, Room};
+use fanfare_broker::{Cursor, Delivery, Offset, PresenceEvent, PresenceKind, Publication, Room, RoomEvent, SessionId};
 use smallvec::SmallVec;
 use std::rc::Rc;
 
@@ -35,9 +35,9 @@ impl Shard {
         let Some(key) = state.rooms.find(delivery.room.as_str()) else { return };
         let Some(entry) = state.rooms.get_mut(key) else { return };
         let step = match delivery.event {
-            Event::Message(publication) => entry.feed.on_message(publication),
-            Event::Head(head) => entry.feed.on_head(head),
-            Event::Presence(event) => return self.announce(state, key, &event),
+            RoomEvent::Message(publication) => entry.feed.on_message(publication),
+            RoomEvent::Head(head) => entry.feed.on_head(head),
+            RoomEvent::Presence(event) => return self.announce(state, key, &event),
         };
         self.obey(state, key, step);
     }
@@ -133,14 +133,13 @@ impl Shard {
     fn hand_out_with_ids(&self, state: &mut State, key: u32, events: &Bytes, marks: &[Mark]) {
         let Some(entry) = state.rooms.get(key) else { return };
         let own = |special: &&Special| special.has_own_ids;
-        let members: Vec<(u32, SmallVec<[Origin; 2]>)> =
+        let members: Vec<(u32, SmallVec<[SessionId; 2]>)> =
             entry.special.iter().filter(own).map(|special| (special.session, special.without.clone())).collect();
         for (index, without) in members {
             let (mut bytes, mut count, mut start) = (BytesMut::new(), 0, 0);
             for mark in marks {
                 let end = mark.ends[FrameShape::Event as usize];
-                let is_kept_away = matches!(mark.kind, MarkKind::Message(origin) if without.contains(&origin));
-                if !is_kept_away {
+                if !mark.is_excluded(&without) {
                     bytes.extend_from_slice(&events[start..mark.id_at]);
                     end_event(&mut bytes, Some(&state.cursors(index, Some((key, mark.at)))));
                     count += 1;
@@ -180,8 +179,8 @@ impl Shard {
         let member = MemberView { who: &event.who, sessions: None, info: event.info.as_deref() };
         let room = &entry.name;
         let told = match event.kind {
-            PresenceKind::Joined => ClientEvent::MemberJoined { room, member },
-            PresenceKind::Left => ClientEvent::MemberLeft { room, member },
+            PresenceKind::Joined => Event::MemberJoined { room, member },
+            PresenceKind::Left => Event::MemberLeft { room, member },
         };
         let frames = FrameShape::ALL.map(|shape| {
             let mut bytes = BytesMut::new();
@@ -205,8 +204,8 @@ pub(super) fn append(state: &mut State, key: u32, publication: Publication) {
         let text = native::MessageText::new(&entry.name, &publication);
         let at = publication.cursor;
         let before = at.map(|at| Cursor::new(at.epoch, Offset(at.offset.0.saturating_sub(1))));
-        let kind = MarkKind::Message(publication.origin);
-        put(entry, &mut state.dirty, key, (None, &text.parts(&publication)), Moves { kind, before, at });
+        let author = publication.author;
+        put(entry, &mut state.dirty, key, (None, &text.parts(&publication)), Moves { author, before, at });
     }
     entry.wake_parked();
     state.rooms.remember(key, publication);
@@ -215,9 +214,9 @@ pub(super) fn append(state: &mut State, key: u32, publication: Publication) {
 /// Tells a room's members that messages are gone, in the order of its messages.
 pub(super) fn append_gap(state: &mut State, key: u32, from: Cursor, to: Cursor) {
     let Some(entry) = state.rooms.get_mut(key) else { return };
-    let gap = ClientEvent::Gap { room: &entry.name, from, to };
+    let gap = Event::Gap { room: &entry.name, from, to };
     let text = native::encode(&gap);
-    let moves = Moves { kind: MarkKind::Notice, before: Some(from), at: Some(to) };
+    let moves = Moves { author: None, before: Some(from), at: Some(to) };
     put(entry, &mut state.dirty, key, (Some(gap.name()), &[&text]), moves);
     if let Some(entry) = state.rooms.get(key) {
         entry.wake_parked();
@@ -226,7 +225,7 @@ pub(super) fn append_gap(state: &mut State, key: u32, from: Cursor, to: Cursor) 
 
 /// Whose a frame is, and from where to where it takes a member.
 struct Moves {
-    kind: MarkKind,
+    author: Option<SessionId>,
     before: Option<Cursor>,
     at: Option<Cursor>,
 }
@@ -236,7 +235,7 @@ fn put(
     dirty: &mut Vec<u32>,
     key: u32,
     (name, text): (Option<&str>, &[&[u8]]),
-    Moves { kind, before, at }: Moves,
+    Moves { author, before, at }: Moves,
 ) {
     if entry.batch.is_none() {
         dirty.push(key);
@@ -260,24 +259,23 @@ fn put(
     batch.count += 1;
     if is_marked {
         let ends = std::array::from_fn(|shape| batch.bytes[shape].len());
-        batch.marks.push(Mark { ends, id_at, kind, at });
+        batch.marks.push(Mark { ends, id_at, author, at });
     }
 }
 
 /// Cuts a batch into the runs of frames that a member wants; one run, without copying, if it wants them all.
-fn pick(bytes: &Bytes, marks: &[Mark], shape: FrameShape, without: &[Origin], mut take: impl FnMut(Frames)) {
+fn pick(bytes: &Bytes, marks: &[Mark], shape: FrameShape, without: &[SessionId], mut take: impl FnMut(Frames)) {
     let (mut start, mut end, mut count) = (0, 0, 0);
     for mark in marks {
         let here = mark.ends[shape as usize];
-        match mark.kind {
-            MarkKind::Message(origin) if without.contains(&origin) => {
-                if count > 0 {
-                    take(Frames { bytes: bytes.slice(start..end), count });
-                }
-                (start, end, count) = (here, here, 0);
-            }
-            MarkKind::Message(_) | MarkKind::Notice => (end, count) = (here, count + 1),
+        if !mark.is_excluded(without) {
+            (end, count) = (here, count + 1);
+            continue;
         }
+        if count > 0 {
+            take(Frames { bytes: bytes.slice(start..end), count });
+        }
+        (start, end, count) = (here, here, 0);
     }
     if count > 0 {
         take(Frames { bytes: bytes.slice(start..end), count });
@@ -290,12 +288,12 @@ mod tests {
 
     #[test]
     fn a_member_gets_runs_without_the_messages_it_keeps_away() {
-        let (mine, other) = (Origin([1; 12]), Origin([2; 12]));
+        let (mine, other) = (SessionId([1; 12]), SessionId([2; 12]));
         let bytes = Bytes::from_static(b"aabbccdd");
-        let kinds = [MarkKind::Message(other), MarkKind::Message(mine), MarkKind::Notice, MarkKind::Message(other)];
-        let mark = |(kind, end)| Mark { ends: [end, 0, 0], id_at: 0, kind, at: None };
-        let marks: Vec<Mark> = kinds.into_iter().zip([2, 4, 6, 8]).map(mark).collect();
-        let runs = |without: &[Origin]| {
+        let authors = [Some(other), Some(mine), None, Some(other)];
+        let mark = |(author, end)| Mark { ends: [end, 0, 0], id_at: 0, author, at: None };
+        let marks: Vec<Mark> = authors.into_iter().zip([2, 4, 6, 8]).map(mark).collect();
+        let runs = |without: &[SessionId]| {
             let mut runs = vec![];
             pick(&bytes, &marks, FrameShape::WebSocket, without, |f| runs.push((f.bytes, f.count)));
             runs

@@ -2,7 +2,7 @@
 //! or are told which ones are gone.
 
 use super::*;
-use fanfare_broker::{Epoch, Gap, MessageId, NodeId, Offset, Origin};
+use fanfare_broker::{Epoch, Gap, MessageId, NodeId, Offset};
 use proptest::prelude::*;
 
 fn cursor(offset: u64) -> Cursor {
@@ -13,7 +13,7 @@ fn message(offset: u64) -> Publication {
     Publication {
         cursor: Some(cursor(offset)),
         id: MessageId { node: NodeId(1), number: offset },
-        origin: Origin::default(),
+        author: None,
         ts_ms: 0,
         payload: bytes::Bytes::new(),
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 use bytes::BytesMut;
 use fanfare_broker::{
-    Attendance, BrokerError, Cursor, Detail, Gap, HistoryQuery, Origin, Page, Presence, Publication, Room,
+    BrokerError, Cursor, Gap, HistoryQuery, Page, Presence, PresenceDetail, PresenceUpdate, Publication, Room,
 };
 use std::{borrow::Cow, collections::VecDeque, rc::Rc, time::Duration};
 use tokio::sync::oneshot;
@@ -112,7 +112,7 @@ impl Shard {
         let (key, made) = state.rooms.find_or_make(room, self.now_ms(), || class);
         let shape = conn.shape;
         let number = conn.session.begin_join(key);
-        let origin = Origin::from(conn.session.id);
+        let session = conn.session.id;
         let user = conn.session.user().cloned();
         let Some(entry) = state.rooms.get_mut(key) else {
             return Err(Refusal::new(ErrorCode::Internal, "the room is gone"));
@@ -127,8 +127,8 @@ impl Shard {
             None => {
                 entry.occupants += 1;
                 self.node.metrics.members.inc();
-                let enter = Attendance::Enter { session: origin, user, info: None, announce: class.presence };
-                drop(self.node.broker.attend(room, enter));
+                let enter = PresenceUpdate::Enter { session, user, info: None, announce: class.presence };
+                drop(self.node.broker.update_presence(room, enter));
             }
         }
         entry.coming.retain(|coming| coming.session != who.index);
@@ -233,10 +233,10 @@ impl Shard {
                 return Ok(Presence::default());
             }
             let user = conn.session.user().cloned();
-            Attendance::Enter { session: conn.session.id.into(), user, info: None, announce: true }
+            PresenceUpdate::Enter { session: conn.session.id, user, info: None, announce: true }
         };
-        self.node.broker.attend(name, enter).await?;
-        self.node.broker.presence(name, Detail::Members).await
+        self.node.broker.update_presence(name, enter).await?;
+        self.node.broker.presence(name, PresenceDetail::Members).await
     }
 
     /// Sends what can be sent and completes the join if that was all; else says what to wait for. `None`: completed,
@@ -304,7 +304,7 @@ impl Shard {
                 break;
             }
             progress.reached = Some(cursor);
-            if !without.contains(&publication.origin) {
+            if !publication.author.is_some_and(|author| without.contains(&author)) {
                 self.send_message(state, join, &name, &publication);
             }
         }

@@ -14,13 +14,14 @@
 //! | `fanout`, `flush` | the hot path: encode once, queue, write |
 //! | `timers`, `wheel` | pings, deadlines, lingering rooms |
 //! | `retry` | waits when the broker fails |
-//! | `conn`, `notes`, `leave_taking` | the table of sessions; kicks; drain |
+//! | `conn`, `control`, `leave_taking` | the table of sessions; kicks; drain |
 //! | `bench` | for the benchmark of the fan-out |
 
 mod bench;
 mod catch_up;
 mod commands;
 mod conn;
+mod control;
 mod fanout;
 mod feed;
 mod flush;
@@ -28,7 +29,6 @@ mod inbox;
 mod join;
 mod leave;
 mod leave_taking;
-mod notes;
 mod polls;
 mod posts;
 mod retry;
@@ -40,8 +40,8 @@ mod wheel;
 pub(crate) use bench::Crowd;
 pub(crate) use commands::split_since;
 pub(crate) use conn::SessionRef;
+pub(crate) use control::ControlMessage;
 pub(crate) use inbox::Inbox;
-pub(crate) use notes::Note;
 pub(crate) use polls::{Look, Watch};
 pub(crate) use posts::commands;
 pub(crate) use streams::Opening;
@@ -52,12 +52,12 @@ use crate::{
     event::{Event, WelcomeLimits},
     live::Live,
     node::{Node, unix_ms},
-    protocol::{FrameShape, control, native, put_frame},
-    session::{Frames, Outbox, PostAddress, Secret, Session, SessionId},
+    protocol::{FrameShape, control_frame, native, put_frame},
+    session::{Frames, Outbox, PostAddress, Secret, Session},
 };
 use bytes::{Bytes, BytesMut};
 use conn::{Conn, Lane, Phase, Sessions, Stream, Timer};
-use fanfare_broker::{Delivery, Event as Delivered, SubscriberId};
+use fanfare_broker::{Delivery, RoomEvent, SessionId, SubscriberId};
 use inbox::Item;
 use posts::Posts;
 use rooms::Rooms;
@@ -188,10 +188,10 @@ impl Shard {
             match item {
                 Item::Deliver(delivery) => self.on_delivery(state, delivery),
                 Item::Published(ticket, room, outcome) => self.on_published(state, ticket, &room, outcome),
-                Item::Told(note) => {
+                Item::Control(message) => {
                     // A posted command may join or leave: what was delivered so far is for those who were members then.
                     delivered |= self.fan_out(state);
-                    self.on_note(state, note);
+                    self.on_control(state, message);
                 }
                 Item::Behind(room) => self.on_behind(state, &room),
             }
@@ -203,7 +203,7 @@ impl Shard {
     /// How old the newest message is: one look at the clock per batch.
     fn observe_lag(&self, items: &[Item]) {
         let newest = items.iter().rev().find_map(|item| match item {
-            Item::Deliver(Delivery { event: Delivered::Message(message), .. }) => Some(message.ts_ms),
+            Item::Deliver(Delivery { event: RoomEvent::Message(message), .. }) => Some(message.ts_ms),
             _ => None,
         });
         if let Some(ts_ms) = newest {
@@ -274,7 +274,7 @@ impl Shard {
         }
         let shape = conn.shape;
         let bytes = reply.unwrap_or_else(|| match shape {
-            FrameShape::WebSocket => control::close(reason),
+            FrameShape::WebSocket => control_frame::close(reason),
             FrameShape::Event | FrameShape::Line => streams::close(shape, reason),
         });
         conn.outbox.push_unbounded(Frames { bytes, count: 1 }, self.now_ms());

@@ -6,7 +6,7 @@ use super::{
     Shard, State,
     commands::Asker,
     conn::{SessionRef, Timer},
-    notes::{Command, Note, Return},
+    control::{Command, ControlMessage, Return},
 };
 use crate::{
     error::{ErrorCode, Refusal},
@@ -156,8 +156,8 @@ impl Shard {
         let is_elsewhere = usize::from(address.node != self.node.id);
         let (awaited, answered) = self.await_answer((is_elsewhere, body.len()))?;
         let back = Return { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
-        let command = Note::Command(Command { address, back, body });
-        if !self.send_note(address.node, address.shard, &command).await? {
+        let command = ControlMessage::Command(Command { address, back, body });
+        if !self.send_control(address.node, address.shard, &command).await? {
             return Ok(None);
         }
         let answer = tokio::time::timeout(PATIENCE, answered).await.ok().and_then(Result::ok);
@@ -182,11 +182,11 @@ impl Shard {
     }
 
     /// Sends a note to one shard of a node; `false` if there is no such shard or node.
-    async fn send_note(&self, node: NodeId, shard: u16, note: &Note) -> Result<bool, BrokerError> {
+    async fn send_control(&self, node: NodeId, shard: u16, message: &ControlMessage) -> Result<bool, BrokerError> {
         if node != self.node.id {
-            return self.node.broker.tell(NodeTarget::One(node), note.encode()).await;
+            return self.node.broker.send_control(NodeTarget::One(node), message.encode()).await;
         }
-        Ok(self.node.tell_shard(shard, note.encode()))
+        Ok(self.node.send_to_shard(shard, message.encode()))
     }
 
     /// The answer to a post that this shard has taken.
@@ -297,12 +297,12 @@ impl Shard {
     }
 
     pub(super) fn send_answer(&self, back: Return, answer: Answer) {
-        let note = Note::Answer { shard: back.shard, ticket: back.ticket, answer };
+        let message = ControlMessage::Answer { shard: back.shard, ticket: back.ticket, answer };
         if back.node == self.node.id {
-            self.node.tell_shard(back.shard, note.encode());
+            self.node.send_to_shard(back.shard, message.encode());
         } else {
             // The node that waits gives up by itself.
-            drop(self.node.broker.tell(NodeTarget::One(back.node), note.encode()));
+            drop(self.node.broker.send_control(NodeTarget::One(back.node), message.encode()));
         }
     }
 }

@@ -6,10 +6,10 @@ use crate::{
     class::Class,
     command::{EchoWish, JoinOptions},
     protocol::FrameShape,
-    session::{Frames, SessionId},
+    session::Frames,
 };
 use bytes::BytesMut;
-use fanfare_broker::{Cursor, Origin, Publication, Room};
+use fanfare_broker::{Cursor, Publication, Room, SessionId};
 use slab::Slab;
 use smallvec::SmallVec;
 use std::{
@@ -67,7 +67,7 @@ pub(super) struct Special {
     /// Presence events after this version; `None`: none.
     pub(super) presence_after: Option<u64>,
     /// Whose messages stay away.
-    pub(super) without: SmallVec<[Origin; 2]>,
+    pub(super) without: SmallVec<[SessionId; 2]>,
 }
 
 /// A session that is coming in and wishes to see who comes and goes: what happens between its listing and its becoming
@@ -104,27 +104,26 @@ pub(super) struct Mark {
     pub(super) ends: [usize; FrameShape::COUNT],
     /// Where an event's id begins.
     pub(super) id_at: usize,
-    pub(super) kind: MarkKind,
+    /// The session that published it; `None`: a back end, or a gap. Members that exclude it do not get the frame.
+    pub(super) author: Option<SessionId>,
     /// Where members stand after it.
     pub(super) at: Option<Cursor>,
 }
 
-/// Whom a frame is for.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum MarkKind {
-    /// Everybody who does not keep this origin away.
-    Message(Origin),
-    /// Everybody: gaps.
-    Notice,
-}
-
 /// Whose messages a join wants kept away.
-pub(super) fn without(own: SessionId, options: &JoinOptions) -> SmallVec<[Origin; 2]> {
-    let mut without: SmallVec<[Origin; 2]> = options.exclude.iter().map(|id| Origin::from(*id)).collect();
+pub(super) fn without(own: SessionId, options: &JoinOptions) -> SmallVec<[SessionId; 2]> {
+    let mut without = SmallVec::from_slice(&options.exclude);
     if options.echo == EchoWish::No {
-        without.push(own.into());
+        without.push(own);
     }
     without
+}
+
+impl Mark {
+    /// Whether a member that excludes these sessions' messages does not get the frame.
+    pub(super) fn is_excluded(&self, excluded: &[SessionId]) -> bool {
+        self.author.is_some_and(|author| excluded.contains(&author))
+    }
 }
 
 impl Batch {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     close::CloseReason,
     live::{Due, PONG_MS},
-    protocol::{FrameShape, control},
+    protocol::{FrameShape, control_frame},
     session::Frames,
 };
 use std::{collections::VecDeque, net::Shutdown, rc::Rc, time::Duration};
@@ -83,7 +83,7 @@ impl Shard {
                 match conn.live.check(now_ms, ping_ms) {
                     Due::Later(ms) => self.start_wheel_entry(state, timer, ms),
                     Due::Ping => {
-                        self.queue(state, who.index, Frames { bytes: control::ping(), count: 1 });
+                        self.queue(state, who.index, Frames { bytes: control_frame::ping(), count: 1 });
                         self.start_wheel_entry(state, timer, PONG_MS);
                     }
                     Due::Close(reason) => self.end(state, who, reason, None),

@@ -3,9 +3,9 @@
 use crate::{
     command::{EXCLUDE_MAX, EchoWish, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
     error::{ErrorCode, Refusal},
-    session::SessionId,
     shard::split_since,
 };
+use fanfare_broker::SessionId;
 use hyper::Uri;
 use smallvec::SmallVec;
 use std::{borrow::Cow, time::Duration};
@@ -120,7 +120,7 @@ impl Door {
 
 fn sessions(value: &str) -> Result<SmallVec<[SessionId; 1]>, Refusal> {
     let wrong = || Refusal::bad_request(format!("exclude is a list of up to {EXCLUDE_MAX} session ids"));
-    let ids = value.split(',').map(|id| id.parse().map_err(|()| wrong()));
+    let ids = value.split(',').map(|id| id.parse().map_err(|_| wrong()));
     let ids: SmallVec<_> = ids.collect::<Result<_, _>>()?;
     if ids.len() > EXCLUDE_MAX { Err(wrong()) } else { Ok(ids) }
 }

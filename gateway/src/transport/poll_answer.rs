@@ -153,7 +153,7 @@ pub(super) fn not_modified(found: &Found) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fanfare_broker::{MessageId, NodeId, Offset, Origin, Publication};
+    use fanfare_broker::{MessageId, NodeId, Offset, Publication};
 
     fn cursor(offset: u64) -> Cursor {
         let first: Cursor = "Xk2p9QaB.0".parse().unwrap();
@@ -164,7 +164,7 @@ mod tests {
         let publication = |offset| Publication {
             cursor: Some(cursor(offset)),
             id: MessageId { node: NodeId(1), number: offset },
-            origin: Origin::default(),
+            author: None,
             ts_ms: 1,
             payload: format!("\"data\":\"{}\"", "x".repeat(bytes)).into(),
         };

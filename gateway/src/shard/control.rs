@@ -2,19 +2,14 @@
 //! `posts` through the broker or into a shard's inbox; each shard does what is for it.
 
 use super::{Shard, State, posts::Answer};
-use crate::{
-    close::CloseReason,
-    error::ErrorCode,
-    event::Event,
-    session::{PostAddress, SessionId},
-};
+use crate::{close::CloseReason, error::ErrorCode, event::Event, session::PostAddress};
 use bytes::{Buf as _, Bytes};
-use fanfare_broker::{NodeId, Room};
+use fanfare_broker::{NodeId, Room, SessionId};
 use std::rc::Rc;
 
 /// A note; as bytes its kind comes first.
 #[derive(Debug)]
-pub(crate) enum Note {
+pub(crate) enum ControlMessage {
     /// All of a user's sessions leave a room.
     Kick { room: Room, user: String },
     /// All of a user's sessions end.
@@ -55,7 +50,7 @@ const OVERLOADED: u8 = 2;
 const ADDRESS_BYTES: usize = 36;
 const RETURN_BYTES: usize = 18;
 
-impl Note {
+impl ControlMessage {
     /// The bytes.
     pub(crate) fn encode(&self) -> Bytes {
         let (kind, room, user) = match self {
@@ -113,21 +108,23 @@ impl Note {
 }
 
 impl Shard {
-    pub(super) fn on_note(self: &Rc<Self>, state: &mut State, note: Bytes) {
-        match Note::decode(note) {
+    pub(super) fn on_control(self: &Rc<Self>, state: &mut State, message: Bytes) {
+        match ControlMessage::decode(message) {
             // A node's notes reach all of its shards.
-            Some(Note::Command(command)) if command.address.shard == self.me.0 => self.on_command(state, command),
-            Some(Note::Answer { shard, ticket, answer }) if shard == self.me.0 => {
+            Some(ControlMessage::Command(command)) if command.address.shard == self.me.0 => {
+                self.on_command(state, command)
+            }
+            Some(ControlMessage::Answer { shard, ticket, answer }) if shard == self.me.0 => {
                 self.on_answer(state, ticket, answer);
             }
             // No shard of this node has such an address: one of them says so.
-            Some(Note::Command(Command { address, back, .. }))
+            Some(ControlMessage::Command(Command { address, back, .. }))
                 if self.me.0 == 0 && usize::from(address.shard) >= self.node.inboxes.len() =>
             {
                 self.send_answer(back, Err(ErrorCode::SessionGone));
             }
-            Some(Note::Command(_) | Note::Answer { .. }) => {}
-            Some(Note::Kick { room, user }) => {
+            Some(ControlMessage::Command(_) | ControlMessage::Answer { .. }) => {}
+            Some(ControlMessage::Kick { room, user }) => {
                 if let Ok(session) = user.parse() {
                     self.node.kick_poller(Some(&room), session);
                     // Its poll may be among those that wait.
@@ -140,7 +137,7 @@ impl Shard {
                     }
                 }
             }
-            Some(Note::Disconnect { user }) => {
+            Some(ControlMessage::Disconnect { user }) => {
                 if let Ok(session) = user.parse() {
                     self.node.kick_poller(None, session);
                     state.rooms.all().for_each(super::rooms::RoomEntry::wake_parked);
@@ -169,25 +166,29 @@ mod tests {
     use super::*;
     use crate::session::Secret;
 
-    fn again(note: &Note) -> Note {
-        Note::decode(note.encode()).unwrap()
+    fn again(message: &ControlMessage) -> ControlMessage {
+        ControlMessage::decode(message.encode()).unwrap()
     }
 
     #[test]
     fn bytes_and_back() {
         let room = Room::parse("chat:1").unwrap();
-        assert!(matches!(again(&Note::Kick { room: room.clone(), user: "ü".into() }),
-            Note::Kick { room: r, user } if r == room && user == "ü"));
-        assert!(matches!(again(&Note::Disconnect { user: "u42".into() }), Note::Disconnect { user } if user == "u42"));
+        assert!(matches!(again(&ControlMessage::Kick { room: room.clone(), user: "ü".into() }),
+            ControlMessage::Kick { room: r, user } if r == room && user == "ü"));
+        assert!(
+            matches!(again(&ControlMessage::Disconnect { user: "u42".into() }), ControlMessage::Disconnect { user } if user == "u42")
+        );
         let address = PostAddress { node: NodeId(1), shard: 2, place: 3, secret: Secret::random() };
         let back = Return { node: NodeId(4), shard: 5, ticket: 6 };
-        let command = Note::Command(Command { address, back, body: Bytes::from_static(b"{}") });
-        assert!(matches!(again(&command), Note::Command(c)
+        let command = ControlMessage::Command(Command { address, back, body: Bytes::from_static(b"{}") });
+        assert!(matches!(again(&command), ControlMessage::Command(c)
             if c.back == back && c.body == "{}" && c.address.secret.is(&address.secret) && c.address.shard == 2));
         for answer in [Ok(Bytes::from_static(b"[]")), Err(ErrorCode::SessionGone), Err(ErrorCode::BackplaneOverloaded)]
         {
-            let note = Note::Answer { shard: 1, ticket: 2, answer: answer.clone() };
-            assert!(matches!(again(&note), Note::Answer { shard: 1, ticket: 2, answer: a } if a == answer));
+            let message = ControlMessage::Answer { shard: 1, ticket: 2, answer: answer.clone() };
+            assert!(
+                matches!(again(&message), ControlMessage::Answer { shard: 1, ticket: 2, answer: a } if a == answer)
+            );
         }
     }
 
@@ -205,7 +206,7 @@ mod tests {
             b"\x04abc",
         ];
         for bytes in bad {
-            assert!(Note::decode(Bytes::from_static(bytes)).is_none(), "{bytes:?}");
+            assert!(ControlMessage::decode(Bytes::from_static(bytes)).is_none(), "{bytes:?}");
         }
     }
 }
