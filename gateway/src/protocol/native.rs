@@ -2,7 +2,7 @@
 //! from bytes that its publisher's node laid out, and never parsed again on its way.
 
 use super::{FrameShape, end_event, json, name_event, put_frame};
-use crate::{
+use crate::protocol::{
     command::{
         Ask, Command, EVENT_BYTES_MAX, EXCLUDE_MAX, EchoWish, HISTORY_LIMIT, HISTORY_LIMIT_MAX, JoinOptions,
         PresenceWish, PublishAsk, REQUEST_ID_MAX, RequestId,

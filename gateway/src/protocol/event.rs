@@ -1,6 +1,6 @@
 //! What a client is told, whatever protocol it speaks; messages aside, which are encoded once for many (`protocol`).
 
-use crate::{
+use crate::protocol::{
     command::RequestId,
     error::{ErrorCode, Refusal},
 };
