@@ -10,7 +10,6 @@ mod auth;
 pub mod bench;
 mod class;
 mod cli;
-mod client;
 mod close;
 mod command;
 mod config;
@@ -61,11 +60,8 @@ pub fn main() -> ExitCode {
                 }
             }
         }
-        Invocation::Sub(subscribe) => runtime.block_on(client::subscribe(subscribe)),
-        Invocation::Pub(publish) => runtime.block_on(client::publish(publish)),
-        Invocation::Bench(order) => runtime.block_on(client::bench(*order)),
         Invocation::Check(file) => cli::check(&file),
-        Invocation::Health(health) => runtime.block_on(client::health(health)),
+        Invocation::Client(command) => runtime.block_on(command.run()),
     }
 }
 
