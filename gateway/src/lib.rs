@@ -7,7 +7,6 @@ mod app;
 #[doc(hidden)]
 pub mod bench;
 mod cli;
-mod client;
 mod config;
 mod http;
 mod node;
@@ -52,11 +51,8 @@ pub fn main() -> ExitCode {
                 }
             }
         }
-        Invocation::Sub(subscribe) => runtime.block_on(client::subscribe(subscribe)),
-        Invocation::Pub(publish) => runtime.block_on(client::publish(publish)),
-        Invocation::Bench(order) => runtime.block_on(client::bench(*order)),
         Invocation::Check(file) => cli::check(&file),
-        Invocation::Health(health) => runtime.block_on(client::health(health)),
+        Invocation::Client(command) => runtime.block_on(command.run()),
     }
 }
 

@@ -5,13 +5,14 @@ use super::{
     fault::{Faults, Place},
     options::{self, Spec},
 };
+use fanfare_client_cli::VARIABLES;
 use std::ffi::OsString;
 
 /// What all of our variables begin with.
 const PREFIX: &str = "FANFARE_";
 
-/// Variables with our prefix that belong to the client commands and to the tests, not to the server.
-const OTHERS: &[&str] = &["FANFARE_URL", "FANFARE_TOKEN", "FANFARE_BLESS", "FANFARE_BIN"];
+/// Variables with our prefix that belong to the tests, not to the server.
+const OTHERS: &[&str] = &["FANFARE_BLESS", "FANFARE_BIN"];
 
 /// The same, by their beginning.
 const OTHERS_PREFIX: &str = "FANFARE_TEST_";
@@ -66,7 +67,7 @@ fn is_of_others(name: &str) -> bool {
         || name.contains("_SERVICE_PORT")
         || name.ends_with("_PORT")
         || ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains("_PORT_") && name.contains(protocol));
-    OTHERS.contains(&name) || name.starts_with(OTHERS_PREFIX) || linked
+    OTHERS.contains(&name) || VARIABLES.contains(&name) || name.starts_with(OTHERS_PREFIX) || linked
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::{
     rc::Rc,
 };
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::{
+use tungstenite::{
     Error, Message, Utf8Bytes,
     error::CapacityError,
     protocol::{Role, WebSocketConfig, WebSocketContext},
@@ -32,7 +32,7 @@ thread_local! {
 
 /// What answers `Sec-WebSocket-Key` (RFC 6455 section 4.2.2).
 pub(super) fn accept_key(key: &[u8]) -> String {
-    tokio_tungstenite::tungstenite::handshake::derive_accept_key(key)
+    tungstenite::handshake::derive_accept_key(key)
 }
 
 /// The codec's state for one connection.
