@@ -63,7 +63,7 @@ async fn a_delay_is_kept_and_does_not_add_up() {
         within("all of it", server.read_exact(&mut buffer)).await.unwrap();
     };
     both.await;
-    assert!(start.elapsed() < WHILE * 10, "pieces wait beside each other: {:?}", start.elapsed());
+    assert!(start.elapsed() < WHILE * 20, "pieces wait beside each other: {:?}", start.elapsed());
 }
 
 #[tokio::test]
