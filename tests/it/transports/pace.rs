@@ -1,5 +1,7 @@
 //! Short polls: what a client that comes again and again is spared, and when it is to come.
 
+use std::time::Instant;
+
 use fanfare_tests::http::{Call, Reply};
 use fanfare_tests::transport::poll;
 use fanfare_tests::{Ask, Cluster};
@@ -70,10 +72,14 @@ async fn a_busy_room_is_to_be_asked_every_second() {
     let cluster = one_node().await;
     let mut paces = Vec::new();
     for n in 0..20 {
+        let begun = Instant::now();
         let at = publish(cluster.address(0), "a", &json!(n)).await;
-        paces.push(poll::served(&short(&cluster, &at).send().await).next_ms);
+        let pace = poll::served(&short(&cluster, &at).send().await).next_ms;
+        // Half of the silence, which is shorter than a second unless the machine is very busy; and a fifth either way.
+        let longest = (begun.elapsed().as_millis() as u64 / 2).max(1_000) * 6 / 5;
+        assert!((800..=longest).contains(&pace), "{pace} of {longest} ms");
+        paces.push(pace);
     }
-    assert!(paces.iter().all(|pace| (800..=1_250).contains(pace)), "a second and a fifth either way: {paces:?}");
     paces.sort_unstable();
     paces.dedup();
     assert!(paces.len() >= 5, "not all in one step: {paces:?}");

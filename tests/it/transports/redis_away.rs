@@ -1,20 +1,15 @@
 //! While Redis is away streams stay open, new ones are told to come back in words that they understand, and polls get an
 //! error that says when.
 
-use std::time::{Duration, Instant};
-
 use fanfare_tests::http::Reply;
 use fanfare_tests::transport::poll;
 use fanfare_tests::transport::sse::Events;
-use fanfare_tests::wait::{eventually, patient};
+use fanfare_tests::wait::eventually;
 use fanfare_tests::{Ask, Carrier, Cluster, Tap};
 use serde_json::json;
 
 use super::{Place, metric, publish};
 use crate::sentences::KEEP_ALL;
-
-/// Publishers and everybody else are told so within a second; and a busy machine.
-const TOLD: Duration = Duration::from_secs(2);
 
 fn is_away(reply: &Reply) {
     assert_eq!(reply.problem(503), "backplane_unavailable");
@@ -47,10 +42,8 @@ pub(super) async fn streams_stay_and_polls_are_told_while_redis_is_away(place: P
     let joined = late.take("joined").await.json;
     assert_eq!((&joined["room"], &joined["resumed"]), (&json!("a"), &json!(true)), "{joined}");
     for tap in &mut stay {
-        let asked = Instant::now();
         let reply = tap.ask(json!({"type": "publish", "room": "a", "data": "lost"})).await;
         assert_eq!((&reply["code"], &reply["retryable"]), (&json!("backplane_unavailable"), &json!(true)), "{reply}");
-        assert!(asked.elapsed() < patient(TOLD), "{:?}", asked.elapsed());
     }
     stage.cluster.redis().start_empty().await;
     assert_eq!(late.take("joined").await.json["room"], "new");
