@@ -8,8 +8,8 @@ use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, Cluster, Target, http, prometheus};
 use serde_json::json;
 
+use crate::fixtures::split;
 use crate::sentences::{KEEP_ALL, judge, members, rooms};
-use crate::stage::split;
 
 async fn two_nodes() -> Cluster {
     Cluster::over_redis(2).config(KEEP_ALL).start().await
@@ -27,7 +27,7 @@ async fn publish_when_back(client: &mut Client, room: &str) -> serde_json::Value
 }
 
 #[tokio::test]
-async fn without_redis_publishers_are_told_within_a_second_and_clients_stay() {
+async fn while_redis_is_away_publishes_are_refused_and_clients_stay_connected() {
     let mut cluster = two_nodes().await;
     let mut member = Client::connect(cluster.address(0)).await;
     let mut publisher = Client::connect(cluster.address(1)).await;
@@ -49,7 +49,7 @@ async fn without_redis_publishers_are_told_within_a_second_and_clients_stay() {
 }
 
 #[tokio::test]
-async fn health_and_metrics_say_that_redis_is_away_and_back() {
+async fn health_and_metrics_show_when_redis_is_away_and_back() {
     let mut cluster = two_nodes().await;
     let admin = cluster.nodes[0].admin;
     let up = async |expected: f64| {
@@ -73,7 +73,7 @@ async fn health_and_metrics_say_that_redis_is_away_and_back() {
 }
 
 #[tokio::test]
-async fn after_an_empty_restart_members_are_told_the_gap_and_delivery_goes_on() {
+async fn after_an_empty_restart_members_get_a_gap_and_delivery_goes_on() {
     let mut cluster = two_nodes().await;
     let mut member = Client::connect(cluster.address(0)).await;
     let mut publisher = Client::connect(cluster.address(1)).await;
@@ -100,7 +100,7 @@ async fn after_an_empty_restart_members_are_told_the_gap_and_delivery_goes_on() 
 }
 
 #[tokio::test]
-async fn a_quiet_room_is_told_the_gap_too() {
+async fn members_of_a_quiet_room_get_the_gap_too() {
     let mut cluster = two_nodes().await;
     let mut member = Client::connect(cluster.address(0)).await;
     member.join("quiet").await;
@@ -112,7 +112,7 @@ async fn a_quiet_room_is_told_the_gap_too() {
 }
 
 #[tokio::test]
-async fn a_join_without_redis_is_answered_once_it_is_back() {
+async fn a_join_while_redis_is_away_is_answered_once_it_is_back() {
     let mut cluster = two_nodes().await;
     let mut member = Client::connect(cluster.address(0)).await;
     cluster.redis().kill();
@@ -126,7 +126,7 @@ async fn a_join_without_redis_is_answered_once_it_is_back() {
 }
 
 #[tokio::test]
-async fn while_redis_stalls_publishers_are_told_and_pings_are_answered() {
+async fn while_redis_stalls_publishes_are_refused_and_pings_answered() {
     let mut cluster = two_nodes().await;
     let mut member = Client::connect(cluster.address(0)).await;
     let mut publisher = Client::connect(cluster.address(1)).await;
@@ -168,7 +168,7 @@ async fn killed_subscriber_connections_lose_nothing_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_forgets_everything_under_load_loses_nothing_in_silence() {
+async fn a_redis_that_loses_its_data_under_load_causes_no_silent_loss() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(10);

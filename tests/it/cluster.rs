@@ -16,7 +16,7 @@ async fn three_nodes() -> Cluster {
 }
 
 #[tokio::test]
-async fn a_node_alone_keeps_the_promises_of_a_cluster() {
+async fn a_single_node_keeps_the_promises_of_a_cluster() {
     let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     sentences::a_publish_right_after_joined_comes(&target).await;
@@ -27,13 +27,13 @@ async fn a_node_alone_keeps_the_promises_of_a_cluster() {
 }
 
 #[tokio::test]
-async fn a_node_alone_loses_nothing_at_joins_amid_publishes() {
+async fn on_a_single_node_a_join_amid_publishes_misses_nothing() {
     let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
     sentences::a_join_amid_publishes_misses_nothing_after_its_cursor(&Target::direct(&cluster)).await;
 }
 
 #[tokio::test]
-async fn a_node_alone_loses_and_repeats_nothing_at_resumes() {
+async fn on_a_single_node_a_resume_loses_and_repeats_nothing() {
     let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
     sentences::a_resume_on_another_node_loses_and_repeats_nothing(&Target::direct(&cluster)).await;
 }
@@ -45,7 +45,7 @@ async fn three_nodes_agree_on_one_order_under_concurrent_publishers() {
 }
 
 #[tokio::test]
-async fn a_publish_right_after_joined_comes_from_any_node() {
+async fn a_publish_at_any_node_right_after_joined_is_delivered() {
     let cluster = three_nodes().await;
     sentences::a_publish_right_after_joined_comes(&Target::direct(&cluster)).await;
 }
@@ -98,7 +98,7 @@ async fn three_hundred_members_lose_nothing_of_twenty_thousand_publishes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drained_node_hands_its_members_over_and_exits_within_its_window() {
+async fn members_of_a_drained_node_resume_elsewhere_and_the_node_exits() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(4).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(6);
@@ -148,7 +148,7 @@ async fn members_of_a_killed_node_resume_elsewhere_and_lose_nothing() {
 }
 
 #[tokio::test]
-async fn a_killed_node_leaves_no_ghosts_in_the_presence() {
+async fn members_of_a_killed_node_leave_the_presence_list() {
     let mut cluster = three_nodes().await;
     let mut watcher = Client::connect(cluster.address(0)).await;
     watcher.join_with(json!({"room": "a", "presence": true})).await;

@@ -9,8 +9,8 @@ use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, Cluster, http, prometheus};
 use serde_json::{Value, json};
 
+use crate::fixtures::{one_node, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{one_node, publish_numbers, split};
 
 /// How often history was read so far.
 async fn reads(redis: &Redis) -> u64 {
@@ -72,7 +72,7 @@ async fn storm(cluster: &Cluster, clients: usize, since: &Value, missed: usize) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_resumes_that_the_node_remembers_reads_nothing_from_redis() {
+async fn resumes_from_the_memory_of_a_node_read_nothing_from_redis() {
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     let (_stayed, since) = room_with_messages(&cluster, 50).await;
     let before = reads(cluster.redis()).await;
@@ -81,7 +81,7 @@ async fn a_storm_of_resumes_that_the_node_remembers_reads_nothing_from_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_resumes_from_further_back_shares_its_reads() {
+async fn many_resumes_from_further_back_share_their_reads() {
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     let (_stayed, since) = room_with_messages(&cluster, 250).await;
     let before = reads(cluster.redis()).await;
@@ -92,7 +92,7 @@ async fn a_storm_of_resumes_from_further_back_shares_its_reads() {
 }
 
 #[tokio::test]
-async fn a_room_whose_head_redis_has_forgotten_is_told_as_a_gap() {
+async fn an_evicted_room_head_is_reported_as_a_gap() {
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     let mut member = Client::connect(cluster.address(0)).await;
     member.join("quiet").await;
@@ -109,7 +109,7 @@ async fn a_room_whose_head_redis_has_forgotten_is_told_as_a_gap() {
 }
 
 #[tokio::test]
-async fn a_room_whose_messages_redis_has_forgotten_is_a_gap_for_who_comes_back_only() {
+async fn evicted_messages_are_a_gap_only_for_a_member_that_resumes() {
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     let mut member = Client::connect(cluster.address(0)).await;
     let begin = member.join("past").await["cursor"].clone();
@@ -125,7 +125,7 @@ async fn a_room_whose_messages_redis_has_forgotten_is_a_gap_for_who_comes_back_o
 }
 
 #[tokio::test]
-async fn a_flush_leaves_nobody_out_of_the_listing() {
+async fn after_a_flush_all_members_are_listed_again() {
     let mut cluster = Cluster::over_redis(2).start().await;
     let mut members = Vec::new();
     for node in 0..2 {
@@ -144,7 +144,7 @@ async fn a_flush_leaves_nobody_out_of_the_listing() {
 // Publishes that wait.
 
 #[tokio::test]
-async fn publishes_that_may_wait_come_out_in_order_and_once_when_redis_is_back() {
+async fn buffered_publishes_come_in_order_and_once_when_redis_is_back() {
     const COUNT: usize = 10;
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
     let mut member = Client::connect(cluster.address(1)).await;
@@ -172,7 +172,7 @@ async fn publishes_that_may_wait_come_out_in_order_and_once_when_redis_is_back()
 
 /// What Redis took and could not acknowledge is found again by its key, also if the publisher brought none.
 #[tokio::test]
-async fn a_publish_that_waits_through_a_stall_is_published_once() {
+async fn a_publish_buffered_through_a_stall_is_published_once() {
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     let mut member = Client::connect(cluster.address(0)).await;
     member.join("a").await;
@@ -189,7 +189,7 @@ async fn a_publish_that_waits_through_a_stall_is_published_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_buffer_refuses_and_what_waited_in_vain_is_told_so() {
+async fn a_full_publish_buffer_refuses_and_a_publish_that_waited_too_long_fails() {
     const POSTS: usize = 300;
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     cluster.redis().kill();
@@ -210,7 +210,7 @@ async fn a_full_buffer_refuses_and_what_waited_in_vain_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_none_is_refused() {
+async fn an_invalid_buffer_time_is_refused() {
     let cluster = one_node().await;
     for buffer in ["6s", "0s", "5", "soon", ""] {
         let post = http::post(cluster.address(0), &format!("/v1/rooms/a?buffer={buffer}"), &json!(1)).send().await;
@@ -224,7 +224,7 @@ async fn a_wait_that_is_none_is_refused() {
 // Limits and leaves.
 
 #[tokio::test]
-async fn requests_beyond_their_rate_have_a_label_of_their_own() {
+async fn requests_beyond_their_rate_are_counted_under_their_own_label() {
     let cluster = one_node().await;
     let mut client = Client::connect(cluster.address(0)).await;
     let mut refused = 0;
@@ -254,7 +254,7 @@ async fn requests_beyond_their_rate_have_a_label_of_their_own() {
 }
 
 #[tokio::test]
-async fn those_who_must_come_back_are_told_different_times() {
+async fn clients_of_a_draining_node_get_different_reconnect_times() {
     let cluster = one_node().await;
     let mut clients = Vec::new();
     for _ in 0..40 {

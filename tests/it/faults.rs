@@ -29,13 +29,13 @@ macro_rules! runs {
 runs! {
     a_node_killed_under_load_loses_nothing: "r2",
     a_node_killed_under_load_loses_nothing_over_any_transport: "r3",
-    a_redis_that_forgets_is_told_as_a_gap: "r4",
+    a_redis_restart_without_its_data_is_reported_as_a_gap: "r4",
     a_redis_that_is_away_disconnects_nobody: "r5",
     a_redis_that_stalls_loses_nothing: "r6",
     lost_subscriptions_lose_nothing: "r8",
     a_rolling_restart_loses_nothing: "r9",
-    a_stampede_loses_nothing: "r10",
-    rooms_joined_and_left_leave_nothing: "r13",
+    reconnecting_all_clients_at_once_loses_nothing: "r10",
+    joining_and_leaving_rooms_leaves_nothing_behind: "r13",
     any_node_serves_any_request: "r14",
     random_faults_break_no_promise: "r22",
 }

@@ -7,7 +7,7 @@ use fanfare_tests::wait::{eventually, patience};
 use fanfare_tests::{Cluster, http, ports};
 use serde_json::Value;
 
-use crate::stage::{NO_RATE, one_node_with};
+use crate::fixtures::{NO_RATE, one_node_with};
 
 fn bench(args: &[&str]) -> Launch {
     Launch::new("bench", binary()).arg("bench").args(args)

@@ -11,7 +11,7 @@ use fanfare_tests::{Client, Cluster, http, prometheus};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::stage::{UnfinishedPublish, node_and_client, one_node};
+use crate::fixtures::{UnfinishedPublish, node_and_client, one_node};
 
 fn fanfare(args: &[&str]) -> Launch {
     Launch::new("fanfare", binary()).args(args)
@@ -48,7 +48,7 @@ async fn a_bad_configuration_is_refused_with_all_its_faults() {
 }
 
 #[tokio::test]
-async fn check_says_ok_or_all_faults() {
+async fn check_reports_ok_or_every_fault() {
     let scratch = Scratch::new();
     let good = scratch.file("good.toml", "[[rooms]]\nmatch = \"chat:*\"\nhistory = { messages = 10, ttl = \"1h\" }\n");
     let output = fanfare(&["check"]).arg(&good).run().await;
@@ -73,14 +73,14 @@ async fn wrong_flags_exit_with_78_and_help_with_0() {
 }
 
 #[tokio::test]
-async fn an_address_that_others_reach_needs_open() {
+async fn a_public_address_needs_the_flag_open() {
     let output = fanfare(&["serve", "--listen", "0.0.0.0:0", "--admin", "127.0.0.1:0"]).run().await;
     assert_eq!(output.code, Some(78), "{output:?}");
     assert!(output.stderr.contains("open"), "{}", output.stderr);
 }
 
 #[tokio::test]
-async fn an_unreachable_redis_is_said_in_one_line() {
+async fn an_unreachable_redis_is_reported_in_one_line() {
     let scratch = Scratch::new();
     let port = fanfare_tests::ports::free_port();
     let output = serve(&scratch, "a").arg("--redis").arg(format!("redis://127.0.0.1:{port}")).run().await;
@@ -90,7 +90,7 @@ async fn an_unreachable_redis_is_said_in_one_line() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_said_in_one_line() {
+async fn a_port_in_use_is_reported_in_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for flags in [["--listen", &address, "--admin", "127.0.0.1:0"], ["--listen", "127.0.0.1:0", "--admin", &address]] {
@@ -111,7 +111,7 @@ async fn the_first_log_line_has_the_bound_addresses() {
 }
 
 #[tokio::test]
-async fn operators_read_metrics_that_prometheus_reads() {
+async fn metrics_are_in_the_format_of_prometheus() {
     let (cluster, mut client) = node_and_client().await;
     client.join("a").await;
     client.publish("a", json!("x")).await;
@@ -173,7 +173,7 @@ async fn operators_read_metrics_that_prometheus_reads() {
 }
 
 #[tokio::test]
-async fn a_node_is_alive_ready_and_unknown_paths_are_not_found() {
+async fn the_admin_listener_reports_alive_and_ready() {
     let cluster = one_node().await;
     let admin = cluster.nodes[0].admin;
     assert_eq!(http::get(admin, "/livez").send().await.status, 200);
@@ -183,7 +183,7 @@ async fn a_node_is_alive_ready_and_unknown_paths_are_not_found() {
 }
 
 #[tokio::test]
-async fn a_post_to_drain_is_a_drain() {
+async fn post_drain_starts_a_drain() {
     let mut cluster = Cluster::embedded().drain(3).start().await;
     let mut client = Client::connect(cluster.address(0)).await;
     let reply = http::call("POST", cluster.nodes[0].admin, "/drain").send().await;
@@ -224,7 +224,7 @@ async fn a_draining_node_refuses_sessions_and_serves_publishes() {
 }
 
 #[tokio::test]
-async fn clients_that_never_close_hold_a_drain_no_longer_than_its_window() {
+async fn clients_that_do_not_answer_a_close_do_not_prolong_a_drain() {
     let mut cluster = Cluster::embedded().drain(2).start().await;
     let public = cluster.address(0);
     let silent = join_all((0..40).map(|_| Client::connect(public))).await;
@@ -266,7 +266,7 @@ async fn pub_and_sub_carry_a_message() {
 }
 
 #[tokio::test]
-async fn pub_says_why_it_was_refused() {
+async fn pub_prints_why_it_was_refused() {
     let cluster = one_node().await;
     let web = format!("http://{}", cluster.address(0));
     let refused = fanfare(&["pub", "$secret", "1", "--url", &web]).run().await;

@@ -12,7 +12,7 @@ use fanfare_tests::member::{Report, settle, stop_all};
 use fanfare_tests::{Client, Target, http};
 use serde_json::{Value, json};
 
-use crate::stage::split;
+use crate::fixtures::split;
 
 /// A line for whoever reads the run: written past the capture of the test harness.
 pub(crate) fn say(line: &str) {

@@ -4,7 +4,7 @@ use fanfare_tests::Client;
 use fanfare_tests::client::Refused;
 use fanfare_tests::http::{call, get};
 
-use crate::stage::{one_node, one_node_with};
+use crate::fixtures::{one_node, one_node_with};
 
 const LISTED: &str = "[auth]\norigins = [\"https://app.example.com\"]\n";
 
@@ -66,7 +66,7 @@ async fn without_a_list_the_same_origin_is_allowed_whatever_the_scheme() {
 }
 
 #[tokio::test]
-async fn without_an_origin_there_is_nothing_to_refuse() {
+async fn a_request_without_an_origin_is_allowed() {
     let cluster = one_node_with(LISTED).await;
     assert_eq!(get(cluster.address(0), "/v1/rooms/a").send().await.status, 200);
     Client::connect(cluster.address(0)).await;

@@ -3,7 +3,7 @@
 use fanfare_tests::http::{call, post};
 use serde_json::json;
 
-use crate::stage::{node_and_client, one_node, split};
+use crate::fixtures::{node_and_client, one_node, split};
 
 #[tokio::test]
 async fn a_json_body_is_the_data_of_a_message() {

@@ -6,8 +6,8 @@ use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, http, prometheus};
 use serde_json::{Value, json};
 
+use crate::fixtures::{node_and_client, one_node_with, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{node_and_client, one_node_with, split};
 
 /// The default of `message_bytes`.
 const MESSAGE_BYTES: usize = 65_536;
@@ -95,7 +95,7 @@ async fn publishes_far_over_the_rate_close_with_4429() {
 }
 
 #[tokio::test]
-async fn twenty_errors_are_borne_and_one_more_closes_with_4429() {
+async fn twenty_errors_are_allowed_and_one_more_closes_with_4429() {
     let (_cluster, mut client) = node_and_client().await;
     for _ in 0..20 {
         assert_eq!(client.refused(json!({"type": "dance"})).await, "unknown_type");

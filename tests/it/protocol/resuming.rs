@@ -3,10 +3,10 @@
 use fanfare_tests::{Client, Frame};
 use serde_json::json;
 
-use crate::stage::{NO_RATE, node_and_client, one_node_with, publish_numbers, split};
+use crate::fixtures::{NO_RATE, node_and_client, one_node_with, publish_numbers, split};
 
 #[tokio::test]
-async fn since_is_exclusive_and_what_was_missed_comes_before_what_is_live() {
+async fn since_is_exclusive_and_missed_messages_come_before_live_ones() {
     let (cluster, mut client) = node_and_client().await;
     client.publish("a", json!(1)).await;
     let at = client.publish("a", json!(2)).await["cursor"].clone();
@@ -46,7 +46,7 @@ async fn offset_zero_is_the_beginning() {
 const MANY: usize = 2_000;
 
 #[tokio::test]
-async fn a_cursor_older_than_the_history_is_told_how_much_it_missed() {
+async fn a_cursor_older_than_the_history_gets_the_number_of_missed_messages() {
     let rules = "[[rooms]]\nmatch = \"*\"\nhistory = { messages = 10, ttl = \"1h\" }\n";
     let cluster = one_node_with(&format!("{rules}{NO_RATE}")).await;
     let mut client = Client::connect(cluster.address(0)).await;
@@ -65,7 +65,7 @@ async fn a_cursor_older_than_the_history_is_told_how_much_it_missed() {
 }
 
 #[tokio::test]
-async fn a_foreign_epoch_is_a_gap_of_unknown_size() {
+async fn another_epoch_is_a_gap_of_unknown_size() {
     let (_cluster, mut client) = node_and_client().await;
     for n in 1..=3 {
         client.publish("a", json!(n)).await;

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::{Value, json};
 
+use crate::fixtures::{one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{one_node_with, publish_numbers, split};
 
 /// Enough for traffic to fall between each rejoin's steps many times over.
 const REJOINS: usize = 50;
 
 /// A member that joins again lost its place while the members were listed: what was published meanwhile never came.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rejoining_with_presence_under_traffic_skipped_what_came_while_members_were_listed() {
+async fn a_rejoin_with_presence_skipped_messages_that_came_during_the_listing() {
     let cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
     let mut member = Client::connect(cluster.address(0)).await;
     let (epoch, start) = split(&member.join("busy").await["cursor"]);
@@ -116,7 +116,7 @@ const LONG_HISTORY: usize = 300;
 
 /// Member events began with the join's completion, the list ended before its history: who came between was in neither.
 #[tokio::test]
-async fn who_arrived_between_a_joins_member_list_and_its_completion_was_never_announced() {
+async fn a_member_that_came_during_a_join_with_history_was_not_announced() {
     let cluster = one_node_with(KEEP_ALL).await;
     let item = json!({"room": "long", "data": "x".repeat(60_000)});
     for _ in 0..LONG_HISTORY / 15 {

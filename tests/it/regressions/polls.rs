@@ -16,8 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{info, metric};
+use crate::fixtures::{one_node, one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{one_node, one_node_with, publish_numbers, split};
 
 /// Polls over a connection that stays: they are answered by one shard.
 struct Line(HttpConnection);
@@ -75,7 +75,7 @@ const LISTS: usize = 140;
 
 /// Whatever a poll had named was followed for 40 s, and nothing bounded how many rooms that were.
 #[tokio::test]
-async fn rooms_that_polls_had_named_were_followed_on_however_many_they_were() {
+async fn polled_rooms_were_followed_without_a_limit() {
     let cluster = one_node().await;
     let mut line = Line::to(&cluster).await;
     let list = |n: usize| {
@@ -112,7 +112,7 @@ async fn room_in(redis: &Redis, cluster: &Cluster) -> (String, String) {
 /// A message that came while a poll waited for another of its rooms to be followed woke it there, where it was not looked
 /// for; the poll then waited on to its end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wakeup_was_lost_while_another_room_of_the_poll_was_being_followed() {
+async fn a_message_was_missed_while_a_poll_waited_for_another_of_its_rooms() {
     let scratch = Scratch::new();
     let (near, far) = (Redis::start(scratch.path()).await, Redis::start_as("far", scratch.path(), &[]).await);
     let proxy = Proxy::before(far.address()).await;
@@ -141,7 +141,7 @@ const BATCH: usize = 100;
 
 /// Up to a thousand messages of each room were read for an answer that 256 KiB of them fill, and again for the next answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_poll_read_many_times_what_it_answered() {
+async fn a_poll_read_far_more_from_redis_than_it_answered() {
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     let address = cluster.address(0);
     let (rooms, mut places) = (["a", "b"], Vec::new());
@@ -172,7 +172,7 @@ async fn a_poll_read_many_times_what_it_answered() {
 
 /// Of the last messages only as many were read as the limit left: the others never came.
 #[tokio::test]
-async fn the_last_messages_of_a_room_were_lost_to_the_limit() {
+async fn a_poll_for_the_last_n_lost_messages_beyond_its_limit() {
     let cluster = one_node_with(KEEP_ALL).await;
     for room in ["p", "q"] {
         publish_numbers(&cluster, room, 0, 10).await;
@@ -207,7 +207,7 @@ fn with_a_line_end(at: &str) -> String {
 
 /// The connection of a poll behind which more had come closes after its answer, and the answer did not say so.
 #[tokio::test]
-async fn an_answer_after_which_the_connection_closes_did_not_say_so() {
+async fn a_poll_answer_did_not_announce_that_the_connection_closes() {
     let cluster = one_node().await;
     let node = &cluster.nodes[0];
     let mut at = poll::once(node.listen, &RoomRequest::of(&["a"])).await.cursor().to_owned();

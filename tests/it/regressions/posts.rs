@@ -11,8 +11,8 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::{info, metric};
+use crate::fixtures::{one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{one_node_with, publish_numbers, split};
 
 /// Enough for publishes to fall into the same pass of the shard as joins, many times over.
 const JOINS: usize = 300;
@@ -20,7 +20,7 @@ const JOINS: usize = 300;
 /// A posted join was done between a message's delivery and the hand-out of its room's batch: the message came twice, or,
 /// to a member that joined again, never.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_posted_join_in_one_pass_with_a_message_repeated_or_lost_it() {
+async fn a_posted_join_in_the_same_pass_as_a_message_repeated_or_lost_it() {
     let cluster = one_node_with(KEEP_ALL).await;
     for join in [json!({"type": "join", "room": "r"}), json!({"type": "join", "room": "r", "presence": true})] {
         let mut client = TransportClient::join(cluster.address(0), Transport::Stream, &RoomRequest::of(&["r"])).await;
@@ -52,7 +52,7 @@ const POSTS: usize = 4;
 /// A posted `history` was answered without regard to the others of its post, and the answers of a few small posts went as
 /// some 18 MB each to the node that had taken them: Redis closed that node's connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_answers_of_a_post_had_no_bound_and_cut_the_node_that_took_it_off_redis() {
+async fn unbounded_answers_to_a_post_cut_a_node_off_from_redis() {
     let cluster = Cluster::over_redis(2).start().await;
     let item = json!({"room": "big", "data": "x".repeat(60_000)});
     http::post(cluster.address(0), "/v1/publish", &json!(vec![item; 3])).send().await.expect(200);
@@ -79,7 +79,7 @@ async fn the_answers_of_a_post_had_no_bound_and_cut_the_node_that_took_it_off_re
 /// "Nobody hears that node" was taken for "there is no such session": while the connection of a session's node to Redis was
 /// coming back, clients were told to give up sessions that lived.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_whose_nodes_connection_was_coming_back_was_said_to_be_gone() {
+async fn a_session_was_called_gone_while_its_node_reconnected_to_redis() {
     let scratch = Scratch::new();
     let redis = Redis::start(scratch.path()).await;
     let proxy = Proxy::before(redis.address()).await;
@@ -118,7 +118,7 @@ fn of_no_shard(post: &str) -> String {
 /// At the node that it names, no shard felt responsible for a post to a shard that is none: whoever took it waited 8 s, and
 /// a few thousand of them at once left no place for others.
 #[tokio::test]
-async fn a_post_to_a_shard_that_is_none_was_answered_by_nobody() {
+async fn a_post_to_a_shard_that_does_not_exist_was_never_answered() {
     let cluster = Cluster::over_redis(2).start().await;
     let client = TransportClient::join(cluster.address(0), Transport::Stream, &RoomRequest::of(&["r"])).await;
     for node in &cluster.nodes {

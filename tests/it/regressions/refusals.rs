@@ -6,7 +6,7 @@ use serde_json::json;
 /// Redis was away, and whoever went on publishing as told (`retryable`) was closed with 4429, after which no client comes
 /// back: the backplane's errors were counted as the client's.
 #[tokio::test]
-async fn refusals_for_want_of_redis_were_counted_as_the_clients_errors() {
+async fn refusals_while_redis_was_away_counted_as_errors_of_the_client() {
     let mut cluster = Cluster::over_redis(1).start().await;
     let mut publisher = Client::connect(cluster.address(0)).await;
     cluster.redis().kill();

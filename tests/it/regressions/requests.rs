@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::stage::{NO_RATE, one_node, one_node_with, split};
+use crate::fixtures::{NO_RATE, one_node, one_node_with, split};
 
 /// Messages of 10 KB: all together four outboxes.
 const LARGE: usize = 100;
@@ -61,7 +61,7 @@ async fn a_history_answer_was_larger_than_the_outbox() {
 }
 
 #[tokio::test]
-async fn a_history_answer_over_http_was_of_any_size() {
+async fn a_history_answer_over_http_had_no_size_limit() {
     let (cluster, epoch) = room_of_large_messages().await;
     let mut since = format!("{epoch}.0");
     let mut all = Vec::new();
@@ -91,7 +91,7 @@ async fn a_web_page_could_drain_a_node() {
 
 /// Only the head had a deadline: a body that came in byte by byte held its connection for good.
 #[tokio::test]
-async fn a_body_that_comes_in_too_slowly_held_its_connection_for_good() {
+async fn a_slow_request_body_held_its_connection_forever() {
     let cluster = one_node().await;
     let mut stream = TcpStream::connect(cluster.address(0)).await.expect("a listener");
     let head = "POST /v1/rooms/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
@@ -136,7 +136,7 @@ async fn upgrade(cluster: &Cluster, forwarded: [&str; 2]) -> (String, BufReader<
 
 /// A proxy may append a line instead of a hop; the client's own line, the first, was believed.
 #[tokio::test]
-async fn a_client_evaded_the_limit_per_address_by_a_forwarded_line_of_its_own() {
+async fn a_client_evaded_the_address_limit_with_its_own_forwarded_header() {
     let config = "[auth]\nmode = \"open\"\ntrusted_proxies = [\"127.0.0.0/8\"]\n[limits]\nconnections_per_ip = 1\n";
     let cluster = one_node_with(config).await;
     let (status, _held) = upgrade(&cluster, ["198.51.100.1", "203.0.113.5"]).await;

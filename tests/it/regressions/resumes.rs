@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::stage::{NO_RATE, one_node_with, split};
+use crate::fixtures::{NO_RATE, one_node_with, split};
 
 const ROOMS: usize = 40;
 /// Over all rooms more than the 1,024 frames of an outbox, in each of them far fewer.
@@ -102,7 +102,7 @@ async fn publish(node: &Node, room: &str) -> Value {
 
 /// The gap left the ring ending before the feed; a resume from before it was served from the ring all the same.
 #[tokio::test]
-async fn a_resume_behind_a_gap_that_nothing_filled_was_answered_from_the_ring() {
+async fn a_resume_from_before_an_unfilled_gap_was_answered_from_memory() {
     let scratch = Scratch::new();
     let redis = Redis::start(scratch.path()).await;
     let link = Link::to(&redis).await;

@@ -7,7 +7,7 @@ use fanfare_tests::{Client, Cluster};
 /// goes: until then it let one request per `fail_timeout` try. With nothing but WebSockets, a node that was restarted got
 /// one client every 3 s, and after a rolling restart almost nobody found a way in.
 #[tokio::test]
-async fn nginx_let_one_websocket_per_three_seconds_into_nodes_that_were_back() {
+async fn after_a_restart_nginx_let_in_one_websocket_per_three_seconds() {
     let mut cluster = Cluster::over_redis(2).start().await;
     let nginx = Nginx::before(&cluster, Version::New).await;
     let mut open = Vec::new();

@@ -6,7 +6,7 @@ use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, ht
 use serde_json::json;
 
 use super::{Place, on_all, texts};
-use crate::stage::one_node_with;
+use crate::fixtures::one_node_with;
 
 /// Texts of `data` that a careless encoder changes.
 pub(super) const DIFFICULT: [&str; 12] = [
@@ -25,7 +25,7 @@ pub(super) const DIFFICULT: [&str; 12] = [
 ];
 
 /// A session and a back end publish, with and without a name; live members and those who come later get the same text.
-pub(super) async fn every_transport_brings_the_same_bytes(place: Place) {
+pub(super) async fn every_transport_delivers_the_same_bytes(place: Place) {
     let stage = place.stage(Cluster::over_redis(2)).await;
     let request = RoomRequest::of(&["a"]);
     let mut live = on_all(&stage.target, &request).await;
@@ -74,7 +74,7 @@ async fn the_last_n_come_first_on_every_transport() {
         let mut client =
             TransportClient::open(cluster.address(0), transport, &RoomRequest::of(&["a"]).with("last=2")).await;
         let joined = client.take("joined").await.json;
-        assert_eq!(crate::stage::split(&joined["cursor"]).1, 3, "{}: {joined}", transport.name());
+        assert_eq!(crate::fixtures::split(&joined["cursor"]).1, 3, "{}: {joined}", transport.name());
         assert_eq!(client.data(2).await, [json!(4), json!(5)], "{}", transport.name());
     }
     let rule = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";

@@ -7,7 +7,7 @@ use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, ht
 use serde_json::{Value, json};
 
 use super::Place;
-use crate::stage::{one_node, split};
+use crate::fixtures::{one_node, split};
 
 async fn on_both(cluster: &Cluster, room: &str) -> Vec<TransportClient> {
     let mut clients = Vec::new();
@@ -85,7 +85,7 @@ async fn an_array_is_answered_by_an_array_in_its_order() {
 }
 
 #[tokio::test]
-async fn what_was_published_right_after_a_join_by_post_comes() {
+async fn a_publish_right_after_a_posted_join_is_delivered() {
     let cluster = one_node().await;
     for mut client in on_both(&cluster, "a").await {
         for n in 0..50 {
@@ -100,7 +100,7 @@ async fn what_was_published_right_after_a_join_by_post_comes() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_command_is_a_bad_request() {
+async fn a_body_without_a_valid_command_is_a_bad_request() {
     let cluster = one_node().await;
     for client in on_both(&cluster, "a").await {
         let hundred_and_one: Vec<Value> = (0..101).map(|_| json!({"type": "ping"})).collect();
@@ -120,7 +120,7 @@ async fn a_body_that_is_no_command_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn a_message_shows_the_public_session_and_never_the_secret() {
+async fn a_message_shows_the_session_id_and_never_the_secret_address() {
     let cluster = one_node().await;
     let mut witness = Client::connect(cluster.address(0)).await;
     witness.join("a").await;
@@ -138,7 +138,7 @@ async fn a_message_shows_the_public_session_and_never_the_secret() {
 }
 
 /// An array at once and one by one, at whatever node the target chooses.
-pub(super) async fn commands_pass_and_their_address_stands_in_no_log(place: Place) {
+pub(super) async fn posted_commands_arrive_and_their_secret_address_is_never_logged(place: Place) {
     let stage = place.stage(Cluster::over_redis(2).flags(&["--log-level", "debug"])).await;
     for (index, transport) in Transport::ONE_WAY.into_iter().enumerate() {
         let mut client = TransportClient::join(stage.target.address(index), transport, &RoomRequest::of(&["a"])).await;
@@ -169,7 +169,7 @@ pub(super) async fn commands_pass_and_their_address_stands_in_no_log(place: Plac
 }
 
 #[tokio::test]
-async fn an_address_that_is_nobodys_is_gone() {
+async fn a_post_to_an_unknown_address_is_session_gone() {
     let cluster = one_node().await;
     let mut websocket = Client::connect(cluster.address(0)).await;
     websocket.join("a").await;
@@ -194,7 +194,7 @@ async fn an_address_that_is_nobodys_is_gone() {
 }
 
 #[tokio::test]
-async fn any_node_takes_commands_and_those_of_a_dead_node_are_gone() {
+async fn any_node_takes_commands_and_sessions_of_a_dead_node_are_gone() {
     let mut cluster = Cluster::over_redis(3).start().await;
     let mut witness = Client::connect(cluster.address(2)).await;
     witness.join("witnessed").await;
@@ -228,7 +228,7 @@ async fn any_node_takes_commands_and_those_of_a_dead_node_are_gone() {
 }
 
 #[tokio::test]
-async fn a_key_publishes_once_however_often_it_is_posted() {
+async fn the_same_key_posted_twice_publishes_once() {
     let cluster = Cluster::over_redis(2).start().await;
     for mut client in on_both(&cluster, "a").await {
         let key = client.transport.name();
@@ -243,7 +243,7 @@ async fn a_key_publishes_once_however_often_it_is_posted() {
 }
 
 #[tokio::test]
-async fn kicks_and_disconnects_are_told_in_the_stream() {
+async fn kicks_and_disconnects_are_reported_in_the_stream() {
     let cluster = Cluster::over_redis(2).start().await;
     for mut client in on_both(&cluster, "a").await {
         let (name, user) = (client.transport.name(), client.session());
@@ -259,7 +259,7 @@ async fn kicks_and_disconnects_are_told_in_the_stream() {
 }
 
 #[tokio::test]
-async fn twenty_errors_are_borne_and_then_the_stream_ends() {
+async fn twenty_errors_are_allowed_and_one_more_ends_the_stream() {
     let cluster = one_node().await;
     for mut client in on_both(&cluster, "a").await {
         let errors: Vec<Value> = (0..20).map(|_| json!({"type": "dance"})).collect();

@@ -12,8 +12,8 @@ use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient, ht
 use serde_json::json;
 
 use super::{Place, metric, publish};
+use crate::fixtures::UnfinishedPublish;
 use crate::sentences::{KEEP_ALL, judge};
-use crate::stage::UnfinishedPublish;
 
 /// One of two nodes is drained under load, and members of every transport come back to the other.
 pub(super) async fn a_drain_loses_nothing_on_any_transport(place: Place) {
@@ -44,7 +44,7 @@ pub(super) async fn a_drain_loses_nothing_on_any_transport(place: Place) {
 }
 
 #[tokio::test]
-async fn streams_are_told_when_to_come_back_and_end_properly() {
+async fn streams_of_a_draining_node_get_a_reconnect_time_and_a_close() {
     let cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     let mut clients = Vec::new();
@@ -77,7 +77,7 @@ async fn streams_are_told_when_to_come_back_and_end_properly() {
 }
 
 #[tokio::test]
-async fn a_waiting_poll_is_answered_early_and_goes_on_elsewhere() {
+async fn a_draining_node_answers_waiting_polls_early() {
     let cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
     let at = publish(cluster.address(1), "a", &json!(1)).await;
     let request = RoomRequest::of(&["a"]).since(at.as_str()).with("wait=30");
@@ -91,7 +91,7 @@ async fn a_waiting_poll_is_answered_early_and_goes_on_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_draining_node_sends_new_clients_on_as_each_transport_understands_it() {
+async fn a_draining_node_refuses_new_clients_in_the_terms_of_each_transport() {
     let cluster = Cluster::over_redis(1).config(KEEP_ALL).drain(30).start().await;
     let address = cluster.address(0);
     // The drain lasts until it is finished.

@@ -7,14 +7,14 @@ use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient};
 use serde_json::{Value, json};
 
 use super::{on_all, publish};
+use crate::fixtures::{NO_RATE, one_node, one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{NO_RATE, one_node, one_node_with, publish_numbers, split};
 
 /// More than any node keeps beyond the configured 10, so that the oldest are gone for certain.
 const MANY: usize = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cursor_older_than_the_history_is_told_how_much_it_missed_on_every_transport() {
+async fn every_transport_reports_how_much_a_too_old_cursor_missed() {
     let rules = "[[rooms]]\nmatch = \"*\"\nhistory = { messages = 10, ttl = \"1h\" }\n";
     let cluster = one_node_with(&format!("{rules}{NO_RATE}")).await;
     let at = publish(cluster.address(0), "a", &json!(0)).await;
@@ -41,7 +41,7 @@ async fn a_cursor_older_than_the_history_is_told_how_much_it_missed_on_every_tra
 }
 
 #[tokio::test]
-async fn a_foreign_epoch_and_an_offset_beyond_the_head_are_gaps_of_unknown_size_on_every_transport() {
+async fn every_transport_reports_a_gap_of_unknown_size_for_another_epoch() {
     let cluster = one_node().await;
     let mut last = String::new();
     for n in 1..=3 {
@@ -88,7 +88,7 @@ async fn until_a_gap(mut client: TransportClient) -> (Value, TransportClient) {
 
 /// Who waits is told as well as who stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_epoch_is_told_to_those_who_are_there_on_every_transport() {
+async fn every_transport_reports_a_new_epoch_to_members() {
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
     let target = fanfare_tests::Target::direct(&cluster);
     let mut clients = on_all(&target, &RoomRequest::of(&["quiet"])).await;

@@ -17,7 +17,7 @@ use crate::sentences::KEEP_ALL;
 const LAG: Fault = Fault::Delay { least: Duration::from_millis(250), jitter: Duration::ZERO };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_place_that_the_node_does_not_know_yet_is_no_gap_on_any_transport() {
+async fn a_cursor_ahead_of_the_node_is_no_gap_on_any_transport() {
     let scratch = Scratch::new();
     let redis = Redis::start(scratch.path()).await;
     let proxy = Proxy::before(redis.address()).await;

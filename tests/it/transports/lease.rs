@@ -172,7 +172,7 @@ async fn a_room_that_nobody_polls_any_more_is_let_go(redis: &Redis, address: Soc
 
 /// One test, since its parts wait most of the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_poller_that_repeats_its_session_is_present_once_wherever_its_polls_land() {
+async fn a_poller_with_a_session_is_one_member_whichever_nodes_it_polls() {
     let scratch = Scratch::new();
     let redis = Redis::start(scratch.path()).await;
     let cluster = Cluster::over_addresses(2, vec![redis.url()]).start().await;
@@ -214,7 +214,7 @@ async fn a_poller_whose_node_dies_stays_the_same_member() {
 }
 
 #[tokio::test]
-async fn a_kicked_poller_is_no_member_any_more() {
+async fn a_kicked_poller_loses_its_membership() {
     let cluster = Cluster::over_redis(2).start().await;
     let mut watcher = watcher(&cluster, 0, "a").await;
     let first = poll::once(cluster.address(1), &RoomRequest::of(&["a"])).await;

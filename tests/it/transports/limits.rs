@@ -7,7 +7,7 @@ use fanfare_tests::{Client, RoomRequest, Transport, TransportClient, http};
 use serde_json::json;
 
 use super::publish;
-use crate::stage::{one_node, one_node_with, split};
+use crate::fixtures::{one_node, one_node_with, split};
 
 /// The ends of the paths.
 const ENDS: [&str; 3] = ["sse", "stream", "poll"];
@@ -15,7 +15,7 @@ const ENDS: [&str; 3] = ["sse", "stream", "poll"];
 const TYPING_OFF: &str = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";
 
 #[tokio::test]
-async fn one_room_that_is_none_refuses_the_whole_request() {
+async fn one_invalid_room_name_refuses_the_whole_request() {
     let cluster = one_node().await;
     for end in ENDS {
         for rooms in ["%24secret", "a%20b", "a,%7Bb%7D", "a,%C3%A9", &"x".repeat(256)] {
@@ -28,7 +28,7 @@ async fn one_room_that_is_none_refuses_the_whole_request() {
 }
 
 #[tokio::test]
-async fn a_place_that_is_none_and_too_many_or_too_few_are_a_bad_request() {
+async fn an_invalid_cursor_or_a_wrong_number_of_them_is_a_bad_request() {
     let cluster = one_node().await;
     for end in ENDS {
         for (rooms, since) in [
@@ -51,7 +51,7 @@ async fn a_place_that_is_none_and_too_many_or_too_few_are_a_bad_request() {
 
 /// A browser repeats what it was once told, also to a server that has forgotten it: an answer that ends it helps nobody.
 #[tokio::test]
-async fn as_a_last_event_id_a_place_that_is_none_is_a_gap() {
+async fn an_invalid_last_event_id_is_a_gap() {
     let cluster = one_node().await;
     publish(cluster.address(0), "a", &json!(1)).await;
     for id in ["x", "short.1", "abcdefgh.1~abcdefgh.1", "~~", "…", "abcdefgh.99999999999999999999999"] {
@@ -71,7 +71,7 @@ async fn as_a_last_event_id_a_place_that_is_none_is_a_gap() {
 }
 
 #[tokio::test]
-async fn an_empty_part_is_the_head_of_that_room() {
+async fn an_empty_cursor_means_the_head_of_that_room() {
     let cluster = one_node().await;
     for (number, transport) in Transport::ALL.into_iter().enumerate() {
         let rooms = [format!("a:{number}"), format!("b:{number}")];
@@ -118,7 +118,7 @@ async fn a_room_without_history_cannot_be_polled() {
 }
 
 #[tokio::test]
-async fn values_that_are_none_are_a_bad_request_and_unknown_parameters_nothing() {
+async fn invalid_query_values_are_refused_and_unknown_ones_ignored() {
     let cluster = one_node().await;
     for query in [
         "sse?presence=maybe",
@@ -181,7 +181,7 @@ async fn the_options_of_the_url_are_those_of_join() {
 }
 
 #[tokio::test]
-async fn messages_of_excluded_sessions_stay_away_live_and_in_the_resume() {
+async fn messages_of_excluded_sessions_are_delivered_neither_live_nor_on_resume() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     let (mut own, mut other) = (Client::connect(address).await, Client::connect(address).await);
@@ -208,7 +208,7 @@ async fn messages_of_excluded_sessions_stay_away_live_and_in_the_resume() {
 }
 
 #[tokio::test]
-async fn a_room_stands_once_in_a_list_and_a_list_names_one() {
+async fn a_room_list_is_not_empty_and_has_no_duplicates() {
     let cluster = one_node().await;
     for end in ENDS {
         for path in [format!("/v1/rooms/a,b,a/{end}"), format!("/v1/rooms/a/{end}?room=a"), format!("/v1/rooms//{end}")]
@@ -220,7 +220,7 @@ async fn a_room_stands_once_in_a_list_and_a_list_names_one() {
 }
 
 #[tokio::test]
-async fn a_room_without_presence_is_joined_all_the_same() {
+async fn a_room_without_presence_can_still_be_joined() {
     let cluster = one_node_with("[[rooms]]\nmatch = \"quiet:*\"\npresence = false\n").await;
     for end in ["sse", "stream"] {
         let reply = http::get(cluster.address(0), &format!("/v1/rooms/a,quiet:1/{end}?presence=1")).send().await;
@@ -235,7 +235,7 @@ async fn a_room_without_presence_is_joined_all_the_same() {
 }
 
 #[tokio::test]
-async fn rooms_may_stand_in_the_query_and_have_commas_there() {
+async fn rooms_in_the_query_may_have_commas() {
     let cluster = one_node().await;
     for transport in [Transport::Sse, Transport::Stream, Transport::LongPoll] {
         let request = RoomRequest::of(&["a"]).with("room=x%2Cy");

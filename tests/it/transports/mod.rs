@@ -137,13 +137,13 @@ macro_rules! everywhere {
             mod $module {
                 on_every_transport! { $place: resuming::all_see_one_order_and_resumes_lose_and_repeat_nothing }
                 on_all_transports! { $place:
-                    alike::every_transport_brings_the_same_bytes,
-                    resuming::every_transport_goes_on_where_any_other_stopped,
+                    alike::every_transport_delivers_the_same_bytes,
+                    resuming::every_transport_resumes_where_any_other_stopped,
                     draining::a_drain_loses_nothing_on_any_transport,
-                    redis_away::streams_stay_and_polls_are_told_while_redis_is_away,
+                    redis_away::while_redis_is_away_streams_stay_and_polls_are_refused,
                     sse::heads_and_first_bytes_come_at_once,
                     slow::an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_loss,
-                    commands::commands_pass_and_their_address_stands_in_no_log,
+                    commands::posted_commands_arrive_and_their_secret_address_is_never_logged,
                 }
             }
         )*

@@ -8,7 +8,7 @@ use fanfare_tests::{Cluster, RoomRequest};
 use serde_json::json;
 
 use super::publish;
-use crate::stage::one_node;
+use crate::fixtures::one_node;
 
 fn short(cluster: &Cluster, at: &str) -> Call {
     poll::get(cluster.address(0), &RoomRequest::of(&["a"]).since(at).with("wait=0"))
@@ -19,7 +19,7 @@ fn is_unmodified(reply: &Reply, etag: &str) {
 }
 
 #[tokio::test]
-async fn the_tag_of_a_short_poll_is_its_place_and_says_whether_anything_is_new() {
+async fn the_etag_of_a_short_poll_is_its_cursor_and_detects_news() {
     let cluster = one_node().await;
     let at = publish(cluster.address(0), "a", &json!(1)).await;
     let tag = format!("\"{at}\"");
@@ -41,7 +41,7 @@ async fn the_tag_of_a_short_poll_is_its_place_and_says_whether_anything_is_new()
 }
 
 #[tokio::test]
-async fn the_tag_of_several_rooms_is_all_their_places() {
+async fn the_etag_of_several_rooms_has_all_their_cursors() {
     let cluster = one_node().await;
     let at = poll::once(cluster.address(0), &RoomRequest::of(&["a", "b"])).await.cursor().to_owned();
     let request = RoomRequest::of(&["a", "b"]).since(at.as_str()).with("wait=0");
@@ -53,7 +53,7 @@ async fn the_tag_of_several_rooms_is_all_their_places() {
 }
 
 #[tokio::test]
-async fn a_poll_that_waits_is_never_unmodified() {
+async fn a_long_poll_is_never_answered_with_not_modified() {
     let cluster = one_node().await;
     let at = publish(cluster.address(0), "a", &json!(1)).await;
     let tag = format!("\"{at}\"");
@@ -68,7 +68,7 @@ async fn a_poll_that_waits_is_never_unmodified() {
 }
 
 #[tokio::test]
-async fn a_busy_room_is_to_be_asked_every_second() {
+async fn pollers_of_a_busy_room_are_asked_to_poll_every_second() {
     let cluster = one_node().await;
     let mut paces = Vec::new();
     for n in 0..20 {

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::{metric, publish};
+use crate::fixtures::{one_node, one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{one_node, one_node_with, publish_numbers, split};
 
 /// A poll under way that waits at a node, which has no other.
 async fn parked(cluster: &Cluster, request: &RoomRequest) -> JoinHandle<Reply> {
@@ -40,7 +40,7 @@ fn since(room: &str, at: &str) -> RoomRequest {
 // Where it begins.
 
 #[tokio::test]
-async fn without_a_place_the_answer_is_the_head_and_comes_at_once() {
+async fn a_poll_without_a_cursor_gets_the_head_at_once() {
     let cluster = one_node().await;
     let reply = poll::get(cluster.address(0), &RoomRequest::of(&["a"])).send().await;
     assert_eq!(reply.header("cache-control"), "no-store", "{reply:?}");
@@ -59,7 +59,7 @@ async fn without_a_place_the_answer_is_the_head_and_comes_at_once() {
 }
 
 #[tokio::test]
-async fn the_last_n_are_given_where_there_is_no_place() {
+async fn a_poll_without_a_cursor_may_ask_for_the_last_n() {
     let cluster = one_node().await;
     for n in 1..=5 {
         publish(cluster.address(0), "a", &json!(n)).await;
@@ -76,7 +76,7 @@ async fn the_last_n_are_given_where_there_is_no_place() {
 // How it waits.
 
 #[tokio::test]
-async fn a_poll_that_waits_is_answered_by_the_next_message() {
+async fn the_next_message_answers_a_waiting_poll() {
     let cluster = one_node().await;
     let start = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
     let waiting = parked(&cluster, &since("a", start.cursor())).await;
@@ -89,7 +89,7 @@ async fn a_poll_that_waits_is_answered_by_the_next_message() {
 }
 
 #[tokio::test]
-async fn a_poll_that_waited_in_vain_is_answered_the_same_with_a_fresh_place() {
+async fn a_poll_that_waited_in_vain_gets_its_cursor_again() {
     let cluster = one_node().await;
     let at = publish(cluster.address(0), "a", &json!(1)).await;
     let whole = poll::once(cluster.address(0), &RoomRequest::of(&["a", "b"])).await.cursor().to_owned();
@@ -103,7 +103,7 @@ async fn a_poll_that_waited_in_vain_is_answered_the_same_with_a_fresh_place() {
 
 /// A client never waits from a place that it does not know.
 #[tokio::test]
-async fn a_place_that_is_not_whole_is_filled_at_once() {
+async fn a_poll_that_lacks_a_cursor_gets_it_at_once() {
     let cluster = one_node().await;
     let at = publish(cluster.address(0), "a", &json!(1)).await;
     let head = poll::once(cluster.address(0), &RoomRequest::of(&["b"])).await.cursor().to_owned();
@@ -116,7 +116,7 @@ async fn a_place_that_is_not_whole_is_filled_at_once() {
 }
 
 #[tokio::test]
-async fn a_wait_that_is_too_long_is_cut_and_not_refused() {
+async fn a_too_long_wait_is_shortened_and_not_refused() {
     let cluster = one_node().await;
     let start = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
     let waiting = parked(&cluster, &since("a", start.cursor()).with("wait=100000")).await;
@@ -125,7 +125,7 @@ async fn a_wait_that_is_too_long_is_cut_and_not_refused() {
 }
 
 #[tokio::test]
-async fn a_poll_whose_client_has_gone_waits_no_longer() {
+async fn a_poll_ends_when_its_client_disconnects() {
     let cluster = one_node().await;
     let start = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
     let mut wire = HttpConnection::connect(cluster.address(0)).await.expect("a connection");
@@ -136,7 +136,7 @@ async fn a_poll_whose_client_has_gone_waits_no_longer() {
 }
 
 #[tokio::test]
-async fn a_poll_of_several_rooms_hears_all_of_them() {
+async fn a_poll_of_several_rooms_gets_the_messages_of_each() {
     let cluster = one_node().await;
     let request = RoomRequest::of(&["b", "a"]);
     let start = poll::once(cluster.address(0), &request).await;
@@ -154,7 +154,7 @@ async fn a_poll_of_several_rooms_hears_all_of_them() {
 // Its bounds.
 
 #[tokio::test]
-async fn more_than_the_limit_comes_in_parts() {
+async fn more_messages_than_the_limit_come_in_several_answers() {
     let cluster = one_node_with(KEEP_ALL).await;
     let start = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await.cursor().to_owned();
     publish_numbers(&cluster, "a", 0, 5).await;
@@ -175,7 +175,7 @@ async fn more_than_the_limit_comes_in_parts() {
 }
 
 #[tokio::test]
-async fn an_answer_has_100_messages_unless_told_and_1000_at_most() {
+async fn an_answer_has_100_messages_by_default_and_1000_at_most() {
     let (alone, two) = tokio::join!(one_node_with(KEEP_ALL), Cluster::over_redis(2).config(KEEP_ALL).start());
     for cluster in [alone, two] {
         let start = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await.cursor().to_owned();
@@ -192,7 +192,7 @@ async fn an_answer_has_100_messages_unless_told_and_1000_at_most() {
 }
 
 #[tokio::test]
-async fn rooms_share_the_limit_and_each_goes_on_where_it_stopped() {
+async fn rooms_share_the_limit_and_each_continues_where_it_stopped() {
     let cluster = one_node_with(KEEP_ALL).await;
     let rooms = ["a", "b", "quiet", "c"];
     let mut at = poll::once(cluster.address(0), &RoomRequest::of(&rooms)).await.cursor().to_owned();
@@ -287,7 +287,7 @@ async fn an_answer_to_a_long_list_of_long_names_is_256_kib_at_most() {
 }
 
 #[tokio::test]
-async fn what_comes_together_is_answered_together() {
+async fn messages_published_together_are_answered_together() {
     let cluster = one_node().await;
     let start = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
     let waiting = parked(&cluster, &since("a", start.cursor())).await;
@@ -299,7 +299,7 @@ async fn what_comes_together_is_answered_together() {
 // What makes it stateless.
 
 #[tokio::test]
-async fn a_lost_answer_is_given_again() {
+async fn a_lost_answer_can_be_asked_for_again() {
     let cluster = one_node().await;
     let start = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
     let path = since("a", start.cursor()).path(Transport::LongPoll, Some(start.cursor()));
@@ -328,7 +328,7 @@ async fn two_polls_at_once_are_both_served() {
 }
 
 #[tokio::test]
-async fn a_message_from_another_node_wakes_as_well_and_any_node_goes_on() {
+async fn a_message_from_another_node_wakes_a_poll_and_any_node_continues() {
     let cluster = Cluster::over_redis(2).start().await;
     let start = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
     let (mut at, session) = (start.cursor().to_owned(), start.session);
@@ -347,7 +347,7 @@ async fn a_message_from_another_node_wakes_as_well_and_any_node_goes_on() {
 
 /// Sessions are random bits that no node keeps: one of the right form cannot be told from one that another node gave.
 #[tokio::test]
-async fn a_session_that_has_not_the_form_of_one_is_a_bad_request() {
+async fn a_malformed_session_is_a_bad_request() {
     let cluster = one_node().await;
     let given = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await.session;
     for session in ["x", "", &given[1..], &format!("{given}A"), &"x".repeat(5_000), "%00", "%C3%A9"] {
@@ -364,7 +364,7 @@ async fn a_session_that_has_not_the_form_of_one_is_a_bad_request() {
 // The list in the body.
 
 #[tokio::test]
-async fn a_long_list_goes_in_the_body() {
+async fn a_long_room_list_can_be_posted() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     publish(address, "a", &json!("old")).await;
@@ -391,7 +391,7 @@ async fn a_long_list_goes_in_the_body() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_none_is_a_bad_request() {
+async fn a_malformed_body_is_a_bad_request() {
     let cluster = one_node().await;
     for body in [
         json!([]),

@@ -17,7 +17,7 @@ fn is_away(reply: &Reply) {
     assert!(after.is_ok_and(|after| (1..=15).contains(&after)), "{reply:?}");
 }
 
-pub(super) async fn streams_stay_and_polls_are_told_while_redis_is_away(place: Place) {
+pub(super) async fn while_redis_is_away_streams_stay_and_polls_are_refused(place: Place) {
     let mut stage = place.stage(Cluster::over_redis(1).config(KEEP_ALL)).await;
     let (address, admin) = (stage.target.address(0), stage.cluster.nodes[0].admin);
     let request = RoomRequest::of(&["a"]);

@@ -7,8 +7,8 @@ use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient};
 use serde_json::json;
 
 use super::{Place, texts};
+use crate::fixtures::split;
 use crate::sentences::KEEP_ALL;
-use crate::stage::split;
 
 /// How far a client goes on one connection before it takes another.
 const STEP: usize = 40;
@@ -47,7 +47,7 @@ pub(super) async fn all_see_one_order_and_resumes_lose_and_repeat_nothing(place:
 }
 
 /// One client takes every ordered pair of transports one after the other, each connection on the next node, under load.
-pub(super) async fn every_transport_goes_on_where_any_other_stopped(place: Place) {
+pub(super) async fn every_transport_resumes_where_any_other_stopped(place: Place) {
     const PER_HOP: usize = 15;
     let stage = place.stage(Cluster::over_redis(2).config(KEEP_ALL)).await;
     let request = RoomRequest::of(&["room:0"]);

@@ -6,8 +6,8 @@ use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient};
 use serde_json::json;
 
 use super::{Place, metric};
+use crate::fixtures::split;
 use crate::sentences::KEEP_ALL;
-use crate::stage::split;
 
 async fn a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(place: Place, transport: Transport) {
     // Far more than the outbox (256 KiB) and what the kernel holds for a socket nobody reads.

@@ -9,7 +9,7 @@ use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient};
 use serde_json::{Value, json};
 
 use super::{Place, publish};
-use crate::stage::{one_node, one_node_with, split};
+use crate::fixtures::{one_node, one_node_with, split};
 
 /// A heartbeat comes every 15 s, unless WebSockets are pinged more often.
 const BEAT: Duration = Duration::from_secs(18);
@@ -87,7 +87,7 @@ async fn the_first_lines(mut lines: NdjsonStream, at: &str) {
 
 /// Nobody speaks in two of three rooms, and what is said in the third is the client's own and does not come back: the
 /// heartbeat brings the place all the same. A room that was joined later is not in it.
-async fn heartbeats_carry_the_place_on(place: Place, limits: &str) {
+async fn heartbeats_carry_the_cursor(place: Place, limits: &str) {
     let rule = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";
     let stage = place.stage(Cluster::embedded().config(&format!("{rule}{limits}"))).await;
     let address = stage.target.address(0);
@@ -139,17 +139,17 @@ async fn heartbeats_carry_the_place_on(place: Place, limits: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heartbeats_carry_the_place_on_at_every_place() {
+async fn heartbeats_carry_the_cursor_directly_and_through_nginx() {
     let soon = "[limits]\nping_seconds = 2\n";
     tokio::join!(
-        heartbeats_carry_the_place_on(super::DIRECT, ""),
-        heartbeats_carry_the_place_on(super::NGINX_1_22, soon),
-        heartbeats_carry_the_place_on(super::NGINX_NEW, soon),
+        heartbeats_carry_the_cursor(super::DIRECT, ""),
+        heartbeats_carry_the_cursor(super::NGINX_1_22, soon),
+        heartbeats_carry_the_cursor(super::NGINX_NEW, soon),
     );
 }
 
 #[tokio::test]
-async fn the_id_is_the_place_in_all_rooms_of_the_url_in_their_order() {
+async fn the_event_id_has_the_cursors_of_the_rooms_in_the_url() {
     let cluster = one_node_with("[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n").await;
     let address = cluster.address(0);
     let mut events = EventStream::open(address, "/v1/rooms/b,typing:1,a/sse", &[]).await.expect("a stream");
@@ -189,7 +189,7 @@ async fn the_id_is_the_place_in_all_rooms_of_the_url_in_their_order() {
 
 /// A browser comes back with the URL, so a room that was left by POST is joined again from where it was left.
 #[tokio::test]
-async fn a_room_of_the_url_that_was_left_keeps_its_part_of_the_id() {
+async fn a_left_room_of_the_url_keeps_its_part_of_the_event_id() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     let mut client = TransportClient::join(address, Transport::Sse, &RoomRequest::of(&["a", "b"])).await;
@@ -207,7 +207,7 @@ async fn a_room_of_the_url_that_was_left_keeps_its_part_of_the_id() {
 
 /// Each `joined` has an id that is whole: one who is cut off between two of them comes back to all his rooms.
 #[tokio::test]
-async fn a_resume_that_is_cut_off_at_once_loses_nothing() {
+async fn a_resume_that_is_cut_off_loses_nothing() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     let mut since = Vec::new();
@@ -241,7 +241,7 @@ async fn a_resume_that_is_cut_off_at_once_loses_nothing() {
 }
 
 #[tokio::test]
-async fn the_last_event_id_beats_the_place_of_the_url() {
+async fn last_event_id_takes_precedence_over_since() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     let first = publish(address, "a", &json!(1)).await;
@@ -259,7 +259,7 @@ async fn the_last_event_id_beats_the_place_of_the_url() {
 
 /// Rooms that are joined by POST are not in the id, since the URL that a browser repeats does not name them.
 #[tokio::test]
-async fn a_room_that_was_joined_later_is_not_in_the_id() {
+async fn a_room_joined_by_post_is_not_in_the_event_id() {
     let cluster = Cluster::over_redis(1).start().await;
     let target = Target::direct(&cluster);
     let mut client = TransportClient::join(target.address(0), Transport::Sse, &RoomRequest::of(&["a"])).await;

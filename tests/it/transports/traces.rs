@@ -7,7 +7,7 @@ use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, ht
 use serde_json::json;
 
 use super::{metric, on_all, publish};
-use crate::stage::one_node;
+use crate::fixtures::one_node;
 
 /// How a transport is called in labels.
 fn label(transport: Transport) -> &'static str {
@@ -20,7 +20,7 @@ fn label(transport: Transport) -> &'static str {
 }
 
 #[tokio::test]
-async fn metrics_say_which_transport_carried_what() {
+async fn metrics_count_sessions_and_messages_by_transport() {
     let cluster = one_node().await;
     let target = fanfare_tests::Target::direct(&cluster);
     let mut clients = on_all(&target, &RoomRequest::of(&["a"])).await;
@@ -54,7 +54,7 @@ async fn metrics_say_which_transport_carried_what() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_have_gone_leave_no_session_member_poll_or_subscription() {
+async fn disconnected_clients_leave_no_session_member_poll_or_subscription() {
     let mut cluster = Cluster::over_redis(1).start().await;
     let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
     let (mut open, mut waiting) = (Vec::new(), Vec::new());
@@ -89,7 +89,7 @@ pub(super) async fn followed(redis: &Redis, names: &[&str]) -> usize {
 }
 
 #[tokio::test]
-async fn as_many_connections_as_an_address_may_have_and_no_more() {
+async fn an_address_cannot_open_more_connections_than_its_limit() {
     let cluster = Cluster::embedded().config("[limits]\nconnections_per_ip = 2\n").start().await;
     let address = cluster.address(0);
     let first = TransportClient::join(address, Transport::Sse, &RoomRequest::of(&["a"])).await;

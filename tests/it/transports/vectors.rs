@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::alike::DIFFICULT;
 use super::texts;
-use crate::stage::one_node;
+use crate::fixtures::one_node;
 
 /// The default of `message_bytes`.
 const MESSAGE_BYTES: usize = 65_536;
@@ -21,7 +21,7 @@ const NAMES: [&str; 8] = ["message", "error", "open", "close", "welcome", "a\nid
 const ROOM: &str = "id:1,data:x/%2F?&=+'~!";
 
 #[tokio::test]
-async fn a_browser_gets_what_a_websocket_gets_and_nothing_else() {
+async fn an_event_stream_carries_exactly_the_messages_of_a_websocket() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     let path = format!("/v1/rooms/a/sse?room={}", fanfare_tests::transport::encode(ROOM));
