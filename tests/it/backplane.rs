@@ -1,21 +1,22 @@
-//! When Redis goes away, stalls or forgets: clients stay, publishers are told at once, and nobody loses in silence.
+//! Redis is killed, stalls or loses its data: clients stay connected, publishes are refused, and members get a gap for every
+//! message that they may have missed.
 
 use std::time::Duration;
 
 use fanfare_tests::load::{Load, Timing, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::wait::eventually;
-use fanfare_tests::{Client, Cluster, Target, http, prometheus};
+use fanfare_tests::{Client, Cluster, Target, http};
 use serde_json::json;
 
-use crate::fixtures::split;
+use crate::fixtures::{metric, split};
 use crate::sentences::{KEEP_ALL, judge, members, rooms};
 
 async fn two_nodes() -> Cluster {
     Cluster::over_redis(2).config(KEEP_ALL).start().await
 }
 
-/// Publishes until it is acknowledged again.
+/// Repeats a publish until it is acknowledged.
 async fn publish_when_back(client: &mut Client, room: &str) -> serde_json::Value {
     let mut reply = json!(null);
     eventually("publishes are acknowledged again", async || {
@@ -45,7 +46,7 @@ async fn while_redis_is_away_publishes_are_refused_and_clients_stay_connected() 
     for client in [&mut member, &mut publisher] {
         assert_eq!(client.ask(json!({"type": "ping"})).await["type"], "pong");
     }
-    assert!(Client::connect(cluster.address(0)).await.session().len() >= 8, "new clients are welcome");
+    assert!(Client::connect(cluster.address(0)).await.session().len() >= 8, "new clients can connect");
 }
 
 #[tokio::test]
@@ -54,8 +55,7 @@ async fn health_and_metrics_show_when_redis_is_away_and_back() {
     let admin = cluster.nodes[0].admin;
     let up = async |expected: f64| {
         eventually(&format!("backplane_up is {expected}"), async || {
-            let text = http::get(admin, "/metrics").send().await.text;
-            (prometheus::parse(&text).expect("a valid scrape").sum("fanfare_backplane_up") - expected).abs() < 0.1
+            (metric(admin, "fanfare_backplane_up").await - expected).abs() < 0.1
         })
         .await;
     };
@@ -86,14 +86,11 @@ async fn after_an_empty_restart_members_get_a_gap_and_delivery_goes_on() {
     let gap = member.take("gap").await.json;
     assert_eq!((&gap["room"], &gap["from"]), (&json!("a"), &last), "{gap}");
     let (epoch, to) = split(&gap["to"]);
-    assert_ne!(epoch, split(&last).0, "the old epoch's offsets are never used again");
-    assert_eq!(
-        to, 0,
-        "what the new history has is not gone, even if it was published before this node was back: {gap}"
-    );
+    assert_ne!(epoch, split(&last).0, "offsets of the old epoch are never used again");
+    assert_eq!(to, 0, "the gap ends before the first message of the new epoch: {gap}");
     let message = member.message().await;
     assert_eq!((&message["cursor"], &message["data"]), (&published["cursor"], &json!("back")));
-    assert_eq!(split(&message["cursor"]), (epoch, to + 1), "delivery goes on right after the gap");
+    assert_eq!(split(&message["cursor"]), (epoch, to + 1), "delivery continues right after the gap");
     let mut late = Client::connect(cluster.address(1)).await;
     let joined = late.join_with(json!({"room": "a", "since": last})).await;
     assert_eq!((&joined["resumed"], &joined["gap"]), (&json!(false), &json!({"missed": null})), "{joined}");
@@ -117,7 +114,7 @@ async fn a_join_while_redis_is_away_is_answered_once_it_is_back() {
     let mut member = Client::connect(cluster.address(0)).await;
     cluster.redis().kill();
     member.send(json!({"type": "join", "id": 7, "room": "late"})).await;
-    assert!(member.so_far().await.iter().all(|frame| frame.kind() != "joined"), "nothing to join yet");
+    assert!(member.so_far().await.iter().all(|frame| frame.kind() != "joined"), "the room cannot be joined yet");
     cluster.redis().start_empty().await;
     let joined = member.take("joined").await.json;
     assert_eq!((&joined["room"], &joined["id"]), (&json!("late"), &json!(7)), "{joined}");
@@ -142,7 +139,7 @@ async fn while_redis_stalls_publishes_are_refused_and_pings_answered() {
     })
     .await;
     publish_when_back(&mut publisher, "a").await;
-    assert_eq!(member.data(2).await, [json!(1), json!("back")], "once, whatever became of the first try");
+    assert_eq!(member.data(2).await, [json!(1), json!("back")], "the retry adds no second message");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,7 +161,7 @@ async fn killed_subscriber_connections_lose_nothing_under_load() {
     let reports = stop_all(members).await;
     let verdict = judge(&target, &published, &reports);
     assert!(verdict.has_no_loss() && verdict.published == 4_000, "{verdict}");
-    assert!(reports.iter().all(|report| report.nodes.len() == 1), "no client noticed");
+    assert!(reports.iter().all(|report| report.nodes.len() == 1), "no client had to reconnect");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,6 +181,6 @@ async fn a_redis_that_loses_its_data_under_load_causes_no_silent_loss() {
     let reports = stop_all(members).await;
     let verdict = judge(&target, &published, &reports);
     assert!(verdict.reports_every_loss() && verdict.published == 3_000, "{verdict}");
-    assert!(verdict.gaps >= 30, "every member was told: {verdict}");
-    assert!(reports.iter().all(|report| report.nodes.len() == 1), "no client was disconnected");
+    assert!(verdict.gaps >= 30, "every member got a gap: {verdict}");
+    assert!(reports.iter().all(|report| report.nodes.len() == 1), "no client had to reconnect");
 }

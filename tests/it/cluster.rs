@@ -1,5 +1,5 @@
-//! Three nodes over one Redis, reached directly: one order, one history, one presence, and nodes that go away. One
-//! node with the embedded broker keeps the same promises.
+//! Three nodes over one Redis, which clients reach directly: one order of messages, one history, one presence, and nodes that
+//! drain or die. One node with the embedded broker keeps the same promises.
 
 use std::time::Duration;
 
@@ -152,19 +152,23 @@ async fn members_of_a_killed_node_leave_the_presence_list() {
     let mut cluster = three_nodes().await;
     let mut watcher = Client::connect(cluster.address(0)).await;
     watcher.join_with(json!({"room": "a", "presence": true})).await;
-    let mut doomed = Client::connect(cluster.address(1)).await;
-    doomed.join("a").await;
-    let user = doomed.session();
+    let mut dying = Client::connect(cluster.address(1)).await;
+    dying.join("a").await;
+    let user = dying.session();
     cluster.nodes[1].kill();
     let mut left = None;
-    // A node counts as dead after 10 s without a heartbeat, and the sweeper needs a moment more.
-    fanfare_tests::wait::within_time(patient(Duration::from_secs(20)), "the ghost is swept", async {
-        while left.is_none() {
-            if let fanfare_tests::client::Event::Frame(frame) = watcher.event().await {
-                left = (frame.kind() == "member_left").then_some(frame.json);
+    // A node counts as dead after 10 s without a heartbeat; then another node removes its members.
+    fanfare_tests::wait::within_time(
+        patient(Duration::from_secs(20)),
+        "the members of the dead node are removed",
+        async {
+            while left.is_none() {
+                if let fanfare_tests::client::Event::Frame(frame) = watcher.event().await {
+                    left = (frame.kind() == "member_left").then_some(frame.json);
+                }
             }
-        }
-    })
+        },
+    )
     .await;
     assert_eq!(left.map(|frame| frame["member"]["user"].clone()), Some(json!(user)));
     let reply = watcher.ask(json!({"type": "presence", "room": "a"})).await;

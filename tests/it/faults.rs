@@ -1,13 +1,13 @@
-//! The fault runs at a small size: what was promised holds in all of them. Their figures are for `tests/run chaos`, on a
-//! machine that does nothing else.
+//! The fault runs at a small size. The tests check the promises to members and publishers, and ignore the runs' figures:
+//! those need full size and an idle machine (`tests/run chaos`).
 
 use std::time::Duration;
 
 use fanfare_tests::scenario::{RunSettings, Scale, named, say};
 
-/// Runs one and says its line; only what members were promised counts here.
+/// Runs one fault run, prints its result, and fails if a promise was broken.
 async fn is_kept(name: &str) {
-    let scenario = named(name).expect("there is such a run");
+    let scenario = named(name).expect("a fault run has this name");
     let seed = 7;
     let outcome = (scenario.run)(RunSettings { seed, scale: Scale::Short, length: Duration::from_secs(5) }).await;
     let line = outcome.line(name, seed);

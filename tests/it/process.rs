@@ -1,4 +1,4 @@
-//! The program: how it starts, what it refuses, what it tells operators, its other commands.
+//! The program `fanfare`: its start, the settings that it refuses, its metrics and health, its drain, its other commands.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -17,8 +17,8 @@ fn fanfare(args: &[&str]) -> Launch {
     Launch::new("fanfare", binary()).args(args)
 }
 
-/// What a start that failed said beside its log's INFO lines.
-fn faults_said(output: &Output) -> Vec<String> {
+/// The output of a failed start without the log's INFO lines.
+fn printed_faults(output: &Output) -> Vec<String> {
     output.stderr.lines().filter(|line| !line.contains(" INFO ")).map(str::to_owned).collect()
 }
 
@@ -85,7 +85,7 @@ async fn an_unreachable_redis_is_reported_in_one_line() {
     let port = fanfare_tests::ports::free_port();
     let output = serve(&scratch, "a").arg("--redis").arg(format!("redis://127.0.0.1:{port}")).run().await;
     assert_eq!(output.code, Some(69), "{output:?}");
-    let faults = faults_said(&output);
+    let faults = printed_faults(&output);
     assert!(faults.len() == 1 && faults[0].contains(&port.to_string()), "{faults:?}");
 }
 
@@ -96,7 +96,7 @@ async fn a_port_in_use_is_reported_in_one_line() {
     for flags in [["--listen", &address, "--admin", "127.0.0.1:0"], ["--listen", "127.0.0.1:0", "--admin", &address]] {
         let output = fanfare(&["serve", "--log", "text"]).args(flags).run().await;
         assert_eq!(output.code, Some(69), "{output:?}");
-        let faults = faults_said(&output);
+        let faults = printed_faults(&output);
         assert!(faults.len() == 1 && faults[0].contains(&address), "{faults:?}");
     }
 }
@@ -200,7 +200,7 @@ async fn a_draining_node_refuses_sessions_and_serves_publishes() {
     let mut cluster = Cluster::embedded().drain(30).start().await;
     let (admin, public) = (cluster.nodes[0].admin, cluster.address(0));
     let mut clients = join_all((0..4).map(|_| Client::connect(public))).await;
-    // The drain lasts until it is finished.
+    // The drain lasts until this publish is finished.
     let unfinished = UnfinishedPublish::begin(public).await;
     cluster.nodes[0].terminate();
     eventually("the node is not ready", async || http::get(admin, "/readyz").send().await.status == 503).await;
@@ -280,6 +280,6 @@ async fn health_asks_the_admin_listener() {
     let cluster = one_node().await;
     let admin = cluster.nodes[0].admin.to_string();
     assert_eq!(fanfare(&["health", "--admin", &admin]).run().await.code, Some(0));
-    let nobody = format!("127.0.0.1:{}", fanfare_tests::ports::free_port());
-    assert_eq!(fanfare(&["health", "--admin", &nobody]).run().await.code, Some(1));
+    let unused = format!("127.0.0.1:{}", fanfare_tests::ports::free_port());
+    assert_eq!(fanfare(&["health", "--admin", &unused]).run().await.code, Some(1));
 }

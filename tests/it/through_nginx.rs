@@ -8,7 +8,7 @@ use fanfare_tests::client::Refused;
 use fanfare_tests::load::{Load, Timing, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::nginx::{Nginx, Version};
-use fanfare_tests::wait::{eventually, patient};
+use fanfare_tests::wait::{eventually, patience};
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::json;
 
@@ -52,7 +52,7 @@ async fn nodes_come_and_go_unnoticed_behind(version: Version) {
     let running = load.start(Timing::new(5_000));
     eventually("the load is under way", async || running.acknowledged() > 500).await;
     cluster.nodes[0].terminate();
-    let status = cluster.nodes[0].exit(patient(Duration::from_secs(4))).await;
+    let status = cluster.nodes[0].exit(patience()).await;
     assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
     cluster.nodes[1].kill();
     let published = running.finish().await;

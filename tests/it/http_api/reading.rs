@@ -16,7 +16,7 @@ async fn occupancy_counts_sessions_and_users() {
     let reply = get(cluster.address(0), "/v1/rooms/a").send().await.expect(200);
     assert_eq!((&reply["room"], &reply["sessions"], &reply["users"]), (&json!("a"), &json!(2), &json!(2)));
     assert_eq!(reply["cursor"], published["cursor"]);
-    let empty = get(cluster.address(0), "/v1/rooms/nobody").send().await.expect(200);
+    let empty = get(cluster.address(0), "/v1/rooms/empty").send().await.expect(200);
     assert_eq!((&empty["sessions"], &empty["users"]), (&json!(0), &json!(0)));
 }
 

@@ -47,7 +47,7 @@ async fn a_body_that_is_too_large_is_a_413() {
     let cluster = one_node().await;
     for (path, bytes) in [("/v1/rooms/a", 65_537), ("/v1/rooms/a", 3_000_000), ("/v1/publish", 1_048_577 + 4_096)] {
         let body = json!("x".repeat(bytes - 2));
-        // A server that stops reading may also reset the connection; then there is nothing to assert but the next call.
+        // A server that stops reading may also reset the connection; then only the next request shows that it still serves.
         if let Ok(reply) = post(cluster.address(0), path, &body).try_send().await {
             assert_eq!(reply.problem(413), "message_too_large", "{path} {bytes}");
         }

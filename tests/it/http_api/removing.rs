@@ -1,4 +1,4 @@
-//! Kicking from a room, and disconnecting everywhere.
+//! Kicking a user from one room, and disconnecting a user everywhere.
 
 use fanfare_tests::Client;
 use fanfare_tests::http::delete;
@@ -38,7 +38,7 @@ async fn a_disconnected_user_is_closed_with_4403() {
 #[tokio::test]
 async fn removing_an_absent_user_succeeds() {
     let (cluster, _client) = node_and_client().await;
-    for path in ["/v1/rooms/a/members/nobody", "/v1/users/nobody"] {
+    for path in ["/v1/rooms/a/members/absent", "/v1/users/absent"] {
         assert_eq!(delete(cluster.address(0), path).send().await.status, 204, "{path}");
     }
 }

@@ -1,4 +1,4 @@
-//! `data` byte for byte: what a publisher wrote is what every reader gets, white space between tokens aside.
+//! `data` byte for byte: every reader gets what the publisher wrote, except white space between tokens.
 
 use fanfare_tests::client::Event;
 use fanfare_tests::wait::within;
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::fixtures::node_and_client;
 
-/// As written by a publisher, and as every reader must get it.
+/// What a publisher writes, and what every reader must get.
 const TEXTS: [(&str, &str); 10] = [
     ("12345678901234567890123", "12345678901234567890123"),
     ("1.0", "1.0"),

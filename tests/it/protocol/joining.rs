@@ -1,4 +1,4 @@
-//! `join` and `leave`: replies, room names, what comes back and what stays away.
+//! `join` and `leave`: replies, room names, the last messages, echo and exclusion.
 
 use fanfare_tests::Client;
 use serde_json::{Value, json};
@@ -100,7 +100,7 @@ async fn the_last_n_come_as_messages_after_joined() {
         client.publish("a", json!(n)).await;
     }
     let joined = client.join_with(json!({"room": "a", "history": 2})).await;
-    assert_eq!(split(&joined["cursor"]).1, 3, "the place from which the following frames go on: {joined}");
+    assert_eq!(split(&joined["cursor"]).1, 3, "the cursor before the first of the following messages: {joined}");
     assert_eq!(client.data(2).await, [json!(4), json!(5)]);
     client.publish("a", json!(6)).await;
     assert_eq!(client.data(1).await, [json!(6)]);
@@ -168,5 +168,5 @@ async fn messages_of_a_room_without_history_have_no_cursor() {
     assert!(message.get("cursor").is_none() && message["data"] == "x", "{message}");
     assert_eq!(client.refused(json!({"type": "history", "room": "typing:1"})).await, "history_off");
     let other: Value = client.join("chat").await;
-    assert!(other["cursor"].is_string(), "the rule is for its own rooms: {other}");
+    assert!(other["cursor"].is_string(), "the rule applies to its own rooms only: {other}");
 }

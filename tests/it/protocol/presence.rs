@@ -1,4 +1,4 @@
-//! Who is there: `presence`, the members of `joined`, and the frames that follow.
+//! Presence: the command, the members in `joined`, and the events that follow.
 
 use fanfare_tests::Client;
 use serde_json::json;
@@ -24,7 +24,7 @@ async fn presence_counts_the_members_of_a_room() {
 #[tokio::test]
 async fn presence_of_an_empty_room_is_empty() {
     let (_cluster, mut client) = node_and_client().await;
-    let reply = client.ask(json!({"type": "presence", "room": "nobody"})).await;
+    let reply = client.ask(json!({"type": "presence", "room": "empty"})).await;
     assert_eq!((&reply["count"], &reply["members"]), (&json!(0), &json!([])));
 }
 

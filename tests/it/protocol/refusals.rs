@@ -1,4 +1,4 @@
-//! What is not the protocol: closes for those who speak another, errors for those who misspell it.
+//! Input outside the protocol: a close for a client of another protocol, an error for a wrong command.
 
 use fanfare_tests::Client;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! `since`: what comes again, what does not, and what is told when something is gone.
+//! Resumes by `since`: which messages come, and the gap when some of them are gone.
 
 use fanfare_tests::{Client, Frame};
 use serde_json::json;
@@ -42,7 +42,7 @@ async fn offset_zero_is_the_beginning() {
     assert_eq!(client.data(1).await, [json!(1)]);
 }
 
-/// More than any node keeps beyond the configured 10, so that the oldest are gone for certain.
+/// More than a node keeps beyond the configured 10, so that the oldest are certainly gone.
 const MANY: usize = 2_000;
 
 #[tokio::test]
@@ -56,9 +56,9 @@ async fn a_cursor_older_than_the_history_gets_the_number_of_missed_messages() {
     assert_eq!(joined["resumed"], false, "{joined}");
     let (epoch, from) = split(&joined["cursor"]);
     assert_eq!(epoch, split(&at).0);
-    assert_eq!(joined["gap"], json!({"missed": from - 1}), "all between the two cursors is gone: {joined}");
+    assert_eq!(joined["gap"], json!({"missed": from - 1}), "everything between the two cursors is gone: {joined}");
     let messages = client.so_far().await;
-    assert!(messages.len() >= 10, "at least the configured number is kept: {}", messages.len());
+    assert!(messages.len() >= 10, "at least the configured number of messages is kept: {}", messages.len());
     let offsets: Vec<u64> = messages.iter().map(|frame: &Frame| split(&frame.json["cursor"]).1).collect();
     let expected: Vec<u64> = (from + 1..=MANY as u64 + 1).collect();
     assert_eq!(offsets, expected, "after the gap nothing else is missing");

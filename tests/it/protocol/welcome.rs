@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{node_and_client, one_node, split};
 
-/// The `joined` frames of so many rooms, which come as each room is ready, by room.
+/// The `joined` frames of `rooms` rooms by room; they come in any order.
 async fn joined(client: &mut Client, rooms: usize) -> BTreeMap<String, Value> {
     let mut joined = BTreeMap::new();
     for _ in 0..rooms {

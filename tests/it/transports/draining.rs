@@ -1,4 +1,4 @@
-//! What each transport is told when its node goes, and what is not lost by it.
+//! A draining node on each transport: the reconnect time that clients get, and resumes elsewhere without a loss.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use fanfare_tests::wait::{eventually, patience, patient};
 use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient, http};
 use serde_json::json;
 
-use super::{Place, metric, publish};
-use crate::fixtures::UnfinishedPublish;
+use super::{Entry, publish};
+use crate::fixtures::{UnfinishedPublish, metric};
 use crate::sentences::{KEEP_ALL, judge};
 
-/// One of two nodes is drained under load, and members of every transport come back to the other.
-pub(super) async fn a_drain_loses_nothing_on_any_transport(place: Place) {
+/// One of two nodes drains under load, and members on every transport resume at the other.
+pub(super) async fn a_drain_loses_nothing_on_any_transport(entry: Entry) {
     const TOTAL: u64 = 1_500;
-    let mut stage = place.stage(Cluster::over_redis(2).config(KEEP_ALL)).await;
+    let mut setup = entry.start(Cluster::over_redis(2).config(KEEP_ALL)).await;
     let rooms = rooms(5);
-    let target = stage.target.clone();
+    let target = setup.target.clone();
     let mut members = Vec::new();
     for transport in Transport::ALL {
         let crowd = Crowd { transports: TransportChoice::Only(transport), ..Crowd::of(&target, &rooms) };
@@ -30,17 +30,17 @@ pub(super) async fn a_drain_loses_nothing_on_any_transport(place: Place) {
     let load = Load { target: target.clone(), publishers: 2, rooms: rooms.clone(), total: TOTAL, window: 4, pace };
     let running = load.start(Timing::new(TOTAL));
     eventually("the load is under way", async || running.acknowledged() > 100).await;
-    stage.cluster.nodes[0].terminate();
-    let status = stage.cluster.nodes[0].exit(patience()).await;
-    assert_eq!(status.code(), Some(0), "{}", stage.cluster.nodes[0].log());
+    setup.cluster.nodes[0].terminate();
+    let status = setup.cluster.nodes[0].exit(patience()).await;
+    assert_eq!(status.code(), Some(0), "{}", setup.cluster.nodes[0].log());
     let published = running.finish().await;
-    // An event stream that was told to come back later does so within 15 s.
+    // A refused event stream comes back within 15 s.
     settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
     let reports = stop_all(members).await;
     let verdict = judge(&target, &published, &reports);
     assert!(verdict.has_no_loss() && verdict.published as u64 == TOTAL, "{verdict}");
     let moved = reports.iter().filter(|report| report.transports.len() > 1).count();
-    assert!(moved >= 3, "somebody was on the node that went: {moved}");
+    assert!(moved >= 3, "some members were on the drained node: {moved}");
 }
 
 #[tokio::test]
@@ -68,9 +68,9 @@ async fn streams_of_a_draining_node_get_a_reconnect_time_and_a_close() {
     let (blocks, fault) = events.to_end().await;
     assert_eq!(fault, None);
     let reconnect = blocks.iter().find(|block| block.event.as_ref().is_some_and(|event| event.kind == "reconnect"));
-    let reconnect = reconnect.expect("a browser is told in its own language as well");
+    let reconnect = reconnect.expect("a browser gets the time in a `retry` field as well");
     let data: serde_json::Value = serde_json::from_str(&reconnect.event.as_ref().unwrap().data).unwrap();
-    // A browser has no back-off of its own, hence a second more.
+    // A second more, since a browser has no back-off of its own.
     assert_eq!(reconnect.retry_ms, data["after_ms"].as_u64().map(|ms| ms + 1_000), "{reconnect:?}");
     let last = blocks.last().and_then(|block| block.event.as_ref()).expect("a last event");
     assert_eq!(last.kind, "close", "{blocks:?}");
@@ -94,13 +94,14 @@ async fn a_draining_node_answers_waiting_polls_early() {
 async fn a_draining_node_refuses_new_clients_in_the_terms_of_each_transport() {
     let cluster = Cluster::over_redis(1).config(KEEP_ALL).drain(30).start().await;
     let address = cluster.address(0);
-    // The drain lasts until it is finished.
+    // The drain lasts until this publish is finished.
     let _unfinished = UnfinishedPublish::begin(address).await;
     cluster.nodes[0].terminate();
     eventually("the node drains", async || http::get(cluster.nodes[0].admin, "/readyz").send().await.status != 200)
         .await;
-    let mut events =
-        EventStream::open(address, "/v1/rooms/a/sse", &[]).await.expect("an event stream, or it is over for good");
+    let mut events = EventStream::open(address, "/v1/rooms/a/sse", &[])
+        .await
+        .expect("an event stream: any other answer ends a browser's attempts for good");
     let (blocks, fault) = events.to_end().await;
     assert_eq!((blocks.len(), fault), (1, None), "{blocks:?}");
     let retry_ms = blocks[0].retry_ms.expect("when to come back");

@@ -1,4 +1,4 @@
-//! What is refused, and how: the same on server-sent events, streams and polls, where one bad room refuses the whole
+//! Refusals of requests by URL, the same for server-sent events, streams and polls: one invalid room refuses the whole
 //! request.
 
 use fanfare_tests::transport::sse::EventStream;
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::publish;
 use crate::fixtures::{one_node, one_node_with, split};
 
-/// The ends of the paths.
+/// The last segments of the paths.
 const ENDS: [&str; 3] = ["sse", "stream", "poll"];
 
 const TYPING_OFF: &str = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";
@@ -49,7 +49,8 @@ async fn an_invalid_cursor_or_a_wrong_number_of_them_is_a_bad_request() {
     assert_eq!(poll::post(cluster.address(0), &body).send().await.problem(400), "bad_request");
 }
 
-/// A browser repeats what it was once told, also to a server that has forgotten it: an answer that ends it helps nobody.
+/// A browser repeats its last event id even to a server that no longer knows it, so the stream opens with a gap: a refusal
+/// would end the browser's attempts for good.
 #[tokio::test]
 async fn an_invalid_last_event_id_is_a_gap() {
     let cluster = one_node().await;
@@ -63,9 +64,9 @@ async fn an_invalid_last_event_id_is_a_gap() {
                 break serde_json::from_str::<serde_json::Value>(&event.data).expect("JSON");
             }
         };
-        let told = (&joined["resumed"], &joined["gap"]);
-        assert_eq!(told, (&json!(false), &json!({"missed": null})), "{id}: {joined}");
-        let message = events.block().await.event.expect("what is kept follows");
+        let gap = (&joined["resumed"], &joined["gap"]);
+        assert_eq!(gap, (&json!(false), &json!({"missed": null})), "{id}: {joined}");
+        let message = events.block().await.event.expect("the kept messages follow");
         assert!(message.kind == "message" && message.data.contains(r#""data":1"#), "{id}: {message:?}");
     }
 }
@@ -143,7 +144,7 @@ async fn other_methods_are_not_allowed() {
     let cluster = one_node().await;
     for end in ENDS {
         let head = http::call("HEAD", cluster.address(0), &format!("/v1/rooms/a/{end}")).send().await;
-        assert_eq!(head.status, 405, "a stream has no head of its own: {head:?}");
+        assert_eq!(head.status, 405, "HEAD is refused: {head:?}");
         for method in ["POST", "PUT", "DELETE"] {
             let reply = http::call(method, cluster.address(0), &format!("/v1/rooms/a/{end}")).send().await;
             assert_eq!(reply.problem(405), "method_not_allowed", "{method} {end}");
@@ -167,7 +168,7 @@ async fn the_options_of_the_url_are_those_of_join() {
         other.join(&room).await;
         let user = other.session();
         let about_other = async |client: &mut TransportClient, kind: &str| {
-            // Its own coming may be told first.
+            // The event about its own join may come first.
             while client.take(kind).await.json["member"]["user"] != user {}
         };
         about_other(&mut client, "member_joined").await;
@@ -224,7 +225,7 @@ async fn a_room_without_presence_can_still_be_joined() {
     let cluster = one_node_with("[[rooms]]\nmatch = \"quiet:*\"\npresence = false\n").await;
     for end in ["sse", "stream"] {
         let reply = http::get(cluster.address(0), &format!("/v1/rooms/a,quiet:1/{end}?presence=1")).send().await;
-        assert_eq!(reply.problem(400), "presence_off", "{end}: unless it is asked for");
+        assert_eq!(reply.problem(400), "presence_off", "{end}: presence was asked for");
     }
     for transport in Transport::ONE_WAY {
         let mut client = TransportClient::join(cluster.address(0), transport, &RoomRequest::of(&["quiet:1"])).await;
@@ -243,20 +244,20 @@ async fn rooms_in_the_query_may_have_commas() {
         let at = publish(cluster.address(0), "x,y", &json!(transport.name())).await;
         let cursor = match transport {
             Transport::LongPoll => poll::served(&http::get(cluster.address(0), &path).send().await).cursor().to_owned(),
-            _ => place_of_two(TransportClient::try_open(cluster.address(0), transport, &request).await).await,
+            _ => cursor_of_both(TransportClient::try_open(cluster.address(0), transport, &request).await).await,
         };
         let parts: Vec<&str> = cursor.split('~').collect();
         assert_eq!((parts.len(), parts[1]), (2, at.as_str()), "{}: {cursor}", transport.name());
     }
 }
 
-/// The place after the second `joined`, of the room that `TransportClient` does not know of.
-async fn place_of_two(client: Result<TransportClient, Refused>) -> String {
+/// The cursors of both rooms from their `joined` frames; `TransportClient` knows only the room of its path.
+async fn cursor_of_both(client: Result<TransportClient, Refused>) -> String {
     let mut client = client.expect("both rooms are joined");
-    let mut places = std::collections::BTreeMap::new();
+    let mut cursors = std::collections::BTreeMap::new();
     for _ in 0..2 {
         let joined = client.take("joined").await.json;
-        places.insert(joined["room"].to_string(), joined["cursor"].as_str().unwrap_or_default().to_owned());
+        cursors.insert(joined["room"].to_string(), joined["cursor"].as_str().unwrap_or_default().to_owned());
     }
-    places.into_values().collect::<Vec<_>>().join("~")
+    cursors.into_values().collect::<Vec<_>>().join("~")
 }

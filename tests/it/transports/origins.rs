@@ -1,4 +1,4 @@
-//! Pages of other origins: refused or answered with the headers that let them read, on every transport.
+//! Web pages of other origins on every transport: refused, or answered with the headers that let them read.
 
 use fanfare_tests::transport::ndjson::NdjsonStream;
 use fanfare_tests::transport::sse::EventStream;
@@ -45,7 +45,7 @@ async fn a_listed_origin_may_read_every_transport() {
     assert_eq!(
         (refused.status, refused.header("access-control-allow-origin")),
         (400, ORIGIN),
-        "its reason is read too"
+        "the page can read the reason as well"
     );
 }
 

@@ -1,4 +1,4 @@
-//! What clients leave behind: in the metrics what they did, by transport; in the node nothing.
+//! What remains of clients: metrics by transport, and nothing else once they are gone.
 
 use fanfare_tests::redis::Redis;
 use fanfare_tests::transport::poll;
@@ -6,10 +6,10 @@ use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, http, prometheus};
 use serde_json::json;
 
-use super::{metric, on_all, publish};
-use crate::fixtures::one_node;
+use super::{on_all, publish};
+use crate::fixtures::{metric, one_node};
 
-/// How a transport is called in labels.
+/// The name of a transport in labels.
 fn label(transport: Transport) -> &'static str {
     match transport {
         Transport::WebSocket => "ws",
@@ -78,14 +78,13 @@ async fn disconnected_clients_leave_no_session_member_poll_or_subscription() {
     for name in ["fanfare_sessions", "fanfare_members", "fanfare_polls_waiting"] {
         eventually(&format!("{name} is 0"), async || metric(admin, name).await < 0.5).await;
     }
-    eventually("no room is followed any more", async || followed(cluster.redis(), &["room:", "later:"]).await == 0)
-        .await;
+    eventually("no room is followed", async || followed(cluster.redis(), &["room:", "later:"]).await == 0).await;
 }
 
-/// How many rooms with such names some node follows.
-pub(super) async fn followed(redis: &Redis, names: &[&str]) -> usize {
+/// The number of rooms with these prefixes that a node follows.
+pub(super) async fn followed(redis: &Redis, prefixes: &[&str]) -> usize {
     let channels = redis.values("PUBSUB CHANNELS *").await;
-    channels.iter().filter(|channel| names.iter().any(|name| channel.contains(&format!(":c:{name}")))).count()
+    channels.iter().filter(|channel| prefixes.iter().any(|prefix| channel.contains(&format!(":c:{prefix}")))).count()
 }
 
 #[tokio::test]
@@ -110,8 +109,8 @@ async fn an_address_cannot_open_more_connections_than_its_limit() {
     assert_eq!(poll::served(&parked.await.expect("a poll")).data(), [json!(1)]);
     Client::connect(address).await.close().await;
     drop(first);
-    eventually("places are given back", async || Client::try_open(address, "/ws", &[]).await.is_ok()).await;
-    eventually("both of them", async || {
+    eventually("a connection is free again", async || Client::try_open(address, "/ws", &[]).await.is_ok()).await;
+    eventually("both connections are free again", async || {
         let both = [Client::try_open(address, "/ws", &[]).await, Client::try_open(address, "/ws", &[]).await];
         both.iter().all(Result::is_ok)
     })
