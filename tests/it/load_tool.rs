@@ -7,7 +7,7 @@ use fanfare_tests::wait::{eventually, patience};
 use fanfare_tests::{Cluster, http, ports};
 use serde_json::Value;
 
-use crate::stage::{NO_RATE, one_node_with};
+use crate::fixtures::{NO_RATE, one_node_with};
 
 fn bench(args: &[&str]) -> Launch {
     Launch::new("bench", binary()).arg("bench").args(args)
@@ -132,8 +132,8 @@ async fn what_was_not_measured_is_null() {
 
 #[tokio::test]
 async fn refused_publishes_are_counted_apart_and_fail_the_run() {
-    // Bursts of 10; so few are refused that the publisher is not closed for them.
-    let cluster = one_node_with("[limits]\npublishes_per_second = 5\n").await;
+    // Bursts of 2. Of 20 publishes at most 18 are refused: after 20 the publisher would be closed.
+    let cluster = one_node_with("[limits]\npublishes_per_second = 1\n").await;
     let run = bench(&["--json", "--url", &url(&cluster, 0), "--members", "4", "--rate", "20", "--seconds", "1"]);
     let output = run.run().await;
     assert_eq!(output.code, Some(1), "{output:?}");
