@@ -1,90 +1,76 @@
-//! Long and short polling: a request that asks for what comes after its cursors, at once or within some time. The cursor
-//! is the acknowledgement: nothing is kept for a poll and nothing is forgotten when it is answered, so a lost answer, two
-//! polls at once and another node are all the same. Here is how a poll looks and waits; `poll_answer` is what it says.
-//!
-//! A poll that waits holds its socket, a small task and a place in its rooms; its connection has left hyper, and goes back
-//! there when it has been answered.
+//! One poll: its rooms and cursors, and what there is after them. It looks first at what its shard has in memory and
+//! then at history. Called by `http`, which makes it, and by `wait`. It holds a watch on each of its rooms, so that
+//! their messages reach this shard.
 
-mod answer;
-
-use super::{
-    post,
-    request::{Transport, TransportRequest, split_since},
-};
+use super::answer::PollResult;
 use crate::{
-    http::{finish::Finish, head::head, problem::problem},
-    policy::{class::Class, peer::ConnectionPermit, rights::Act},
+    policy::{class::Class, rights::Act},
     protocol::{address::PollSession, command::HISTORY_LIMIT_MAX, error::Refusal, native},
     random::random_below,
-    shard::{CountedRequest, Look, Shard, Watch},
+    shard::{Look, Shard, Watch},
+    transport::{
+        body,
+        request::{Transport, TransportRequest, split_since},
+    },
 };
-use answer::{PollResult, not_modified};
-use axum::body::Body;
-use bytes::Bytes;
 use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Room};
-use http_body_util::BodyExt as _;
 use hyper::{
-    Response, StatusCode,
     body::Incoming,
-    header::{self, HeaderValue},
+    header::{self, HeaderMap, HeaderValue},
 };
 use serde::Deserialize;
-use std::{
-    borrow::Cow, collections::BTreeMap, future::poll_fn, net::IpAddr, rc::Rc, sync::Arc, task::Poll as Progress,
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, rc::Rc, time::Duration};
 use tokio::{
-    io::{AsyncWriteExt as _, ReadBuf},
-    net::TcpStream,
     sync::Notify,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, timeout_at},
 };
 
-/// How long a poll waits: without being asked, and at most.
+/// How long a poll waits: by default, and at most.
 const WAIT: Duration = Duration::from_secs(25);
 const WAIT_MAX: Duration = Duration::from_secs(55);
-/// Messages in one answer: without being asked, and at most.
+/// Messages in one answer: by default, and at most.
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 1000;
-/// Messages in the first page that is read of history: enough for most, and 2 MiB where each is as large as it may be.
+/// Messages in the first page that is read of history: enough for most polls, and 2 MiB if each has the largest size.
 const PAGE_FIRST: usize = 32;
-/// A poll that was woken waits so long for more.
-const LINGER: Duration = Duration::from_millis(15);
-/// How long a room may take to be followed, which is a round trip to the backplane.
+/// How long the backplane may take to confirm that it sends a room's messages, which is one round trip.
 const FOLLOW_TIME: Duration = Duration::from_secs(1);
-/// What a client has after its poll's time to come again, before it counts as gone.
-const LEASE_SPARE: Duration = Duration::from_secs(10);
-/// The shortest lease of one that does not wait.
+/// The shortest presence lease of a client that polls without waiting.
 const LEASE_SHORT: Duration = Duration::from_secs(30);
-/// Time for the client to take an answer: as long as the oldest frame may wait in an outbox.
-const WRITE_TIME: Duration = Duration::from_secs(5);
+/// How long the presence lease of a waiting poll lasts beyond the wait: time for the client to poll again.
+const LEASE_SPARE: Duration = Duration::from_secs(10);
+/// Bounds of the time between two short polls, in milliseconds, before the random part.
+const NEXT_MS_MIN: u64 = 1_000;
+const NEXT_MS_MAX: u64 = 30_000;
 
 /// One poll.
-pub(super) struct Poll {
-    pub(super) shard: Rc<Shard>,
-    pub(super) rooms: Vec<PollRoom>,
-    pub(super) session: PollSession,
-    /// The client repeated its session's value: it wants to be present.
+pub(in crate::transport) struct Poll {
+    shard: Rc<Shard>,
+    rooms: Vec<PollRoom>,
+    session: PollSession,
+    /// The client sent the session that an earlier poll was answered with: it is present in its rooms.
     is_present: bool,
-    pub(super) wait: Duration,
+    wait: Duration,
     limit: usize,
+    /// Messages of history for a room without a cursor.
     last: usize,
-    /// The rooms came with names, so their cursors go back with names.
-    pub(super) by_name: bool,
-    unchanged: Option<HeaderValue>,
+    /// The rooms came in a body with their names, so their cursors are answered with names too.
+    by_name: bool,
+    /// `If-None-Match`.
+    known_tags: Option<HeaderValue>,
     wake: Rc<Notify>,
 }
 
 /// One of a poll's rooms.
 pub(super) struct PollRoom {
-    pub(super) name: Room,
+    name: Room,
     since: Option<Cursor>,
-    pub(super) watch: Watch,
-    /// History has said that there is nothing after `since`, although less has been delivered here.
+    watch: Watch,
+    /// `since` is ahead of what has been delivered to this shard, and history has nothing after it either.
     is_ahead: bool,
 }
 
-/// A poll whose rooms are in its body.
+/// The body of a poll that names its rooms there.
 #[derive(Deserialize)]
 struct PollBody {
     rooms: BTreeMap<String, Option<String>>,
@@ -99,22 +85,27 @@ impl Poll {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn of_url(
+    pub(in crate::transport) fn of_url(
         shard: &Rc<Shard>,
         asked: &TransportRequest,
-        unchanged: Option<HeaderValue>,
+        headers: &HeaderMap,
     ) -> Result<Self, Refusal> {
         let since = split_since(asked.since.as_deref(), asked.rooms.len())?;
         let since = since.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Self::new(shard, asked, since, unchanged)
+        let mut poll = Self::new(shard, asked, since)?;
+        // Only a poll that does not wait can be answered "not modified": one that waits, waits for a change.
+        if poll.wait.is_zero() {
+            poll.known_tags = headers.get(header::IF_NONE_MATCH).cloned();
+        }
+        Ok(poll)
     }
 
     /// The poll that a body asks for.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) async fn of_body(shard: &Rc<Shard>, body: Incoming) -> Result<Self, Refusal> {
-        let body = post::read(body).await?;
+    pub(in crate::transport) async fn of_body(shard: &Rc<Shard>, body: Incoming) -> Result<Self, Refusal> {
+        let body = body::read(body).await?;
         let body: PollBody =
             serde_json::from_slice(&body).map_err(|why| Refusal::bad_request(format!("not a poll: {why}")))?;
         let since = body.rooms.values().map(|since| native::cursor(since.as_deref().map(Cow::Borrowed)));
@@ -126,26 +117,21 @@ impl Poll {
             session: body.session,
             ..TransportRequest::new(Transport::Poll, body.rooms.into_keys().collect())
         };
-        Ok(Self { by_name: true, ..Self::new(shard, &asked, since, None)? })
+        Ok(Self { by_name: true, ..Self::new(shard, &asked, since)? })
     }
 
-    fn new(
-        shard: &Rc<Shard>,
-        asked: &TransportRequest,
-        since: Vec<Option<Cursor>>,
-        unchanged: Option<HeaderValue>,
-    ) -> Result<Self, Refusal> {
+    fn new(shard: &Rc<Shard>, asked: &TransportRequest, since: Vec<Option<Cursor>>) -> Result<Self, Refusal> {
         let node = &shard.node;
         let rooms: Vec<(Room, Class)> = asked.checked_rooms(node, Act::Join)?;
         if rooms.iter().any(|(_, class)| class.history.is_none()) {
             return Err(Refusal::history_off());
         }
-        // Who comes with a cursor goes on somewhere; who comes without is new.
+        // A draining node takes no new clients. A client with a cursor is not new, and its poll is answered at once.
         if node.drain.is_draining() && since.iter().all(Option::is_none) {
             return Err(Refusal::draining());
         }
         let given = asked.session.as_deref().map(|session| {
-            session.parse().map_err(|()| Refusal::bad_request("session is no value that a poll was answered with"))
+            session.parse().map_err(|()| Refusal::bad_request("session is not a value from the answer to a poll"))
         });
         let given = given.transpose()?;
         let wake = Rc::new(Notify::new());
@@ -162,84 +148,96 @@ impl Poll {
             limit: asked.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX),
             last: asked.last,
             by_name: false,
-            unchanged: unchanged.filter(|_| asked.wait.is_some_and(|wait| wait.is_zero())),
+            known_tags: None,
             wake,
         })
     }
 
-    /// Looks once; `None` if there is nothing to say and the poll is to wait.
-    pub(super) async fn first_look(&mut self) -> Option<Response<Body>> {
-        let lasts = if self.wait.is_zero() { LEASE_SHORT } else { self.wait + LEASE_SPARE };
-        let found = match self.lease(lasts) {
-            Ok(()) if !self.is_backed() => Err(unavailable()),
-            Ok(()) => self.collect().await,
-            Err(refusal) => Err(refusal),
-        };
-        match found {
-            Ok(found) if found.is_news() || self.wait.is_zero() => Some(self.answer(&found)),
-            Ok(found) if self.shard.node.drain.is_draining() => Some(self.answer(&found)),
-            Ok(_) => None,
-            Err(refusal) => Some(problem(&refusal)),
-        }
+    pub(super) fn shard(&self) -> &Rc<Shard> {
+        &self.shard
     }
 
-    /// Whether the backplane has all its rooms.
-    fn is_backed(&self) -> bool {
+    /// For how long it may wait; zero: not at all.
+    pub(super) fn wait(&self) -> Duration {
+        self.wait
+    }
+
+    /// Waits until something happens in one of its rooms, the backplane goes, or the node begins to drain.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Whether the backplane serves all its rooms.
+    pub(super) fn is_backed(&self) -> bool {
         self.rooms.iter().all(|room| self.shard.node.broker.is_up(&room.name))
     }
 
-    fn is_admitted(&self) -> Result<(), Refusal> {
+    /// # Errors
+    /// Its session has been kicked out of one of the rooms.
+    pub(super) fn admit(&self) -> Result<(), Refusal> {
         let session = self.session.id();
         self.rooms.iter().try_for_each(|room| self.shard.node.leases.admit(&room.name, session))
     }
 
-    fn lease(&self, lasts: Duration) -> Result<(), Refusal> {
+    /// Renews its presence lease for as long as it waits, and for the time until the next poll.
+    ///
+    /// # Errors
+    /// Its session has been kicked out of one of the rooms.
+    pub(super) fn renew_lease(&self) -> Result<(), Refusal> {
+        self.renew_for(if self.wait.is_zero() { LEASE_SHORT } else { self.wait + LEASE_SPARE })
+    }
+
+    /// Renews the lease of a client that polls without waiting and is to come back after `next_ms`. It may be late: it has
+    /// three times that.
+    pub(super) fn renew_until_next(&self, next_ms: u64) {
+        if self.wait.is_zero() {
+            // A kick since the poll began is told to the next poll.
+            let _ = self.renew_for(LEASE_SHORT.max(Duration::from_millis(3 * next_ms)));
+        }
+    }
+
+    fn renew_for(&self, ttl: Duration) -> Result<(), Refusal> {
         if !self.is_present {
             return Ok(());
         }
         let session = self.session.id();
-        self.rooms.iter().try_for_each(|room| self.shard.node.leases.renew(&room.name, session, lasts))
+        self.rooms.iter().try_for_each(|room| self.shard.node.leases.renew(&room.name, session, ttl))
     }
 
-    fn answer(&self, found: &PollResult) -> Response<Body> {
-        let metrics = &self.shard.node.metrics;
-        metrics.delivered_poll.inc_by(found.count as u64);
-        if self.wait.is_zero() {
-            // It is expected back after `next_ms`; three times that may be longer than what it has.
-            let _ = self.lease(LEASE_SHORT.max(Duration::from_millis(3 * found.next_ms)));
-        }
-        if self.unchanged.as_ref().is_some_and(|tag| found.is_unmodified(tag.as_bytes())) {
-            metrics.polls_unmodified.inc();
-            return not_modified(found);
-        }
-        let counter = if found.count > 0 { &metrics.polls_with_messages } else { &metrics.polls_empty };
-        counter.inc();
-        found.response(self)
+    /// Whether the client has this state already, by its `If-None-Match`.
+    pub(super) fn is_unmodified(&self, found: &PollResult) -> bool {
+        self.known_tags.as_ref().is_some_and(|tags| found.is_named_by(tags.as_bytes()))
     }
-
-    // --- looking ---
 
     /// What there is after the poll's cursors.
-    async fn collect(&mut self) -> Result<PollResult, Refusal> {
-        let mut found = PollResult::for_rooms(self.rooms.iter().map(|room| &room.name));
+    ///
+    /// # Errors
+    /// The backplane does not serve all its rooms.
+    pub(super) async fn collect(&mut self) -> Result<PollResult, Refusal> {
+        let names = self.rooms.iter().map(|room| room.name.clone()).collect();
+        let mut found = PollResult::new(self.session, names, self.by_name);
+        found.is_tagged = self.wait.is_zero() && !self.by_name;
+        // The shard has to know where all rooms stand before the first one is looked at. Otherwise a message that arrives
+        // in a room during the wait for another one would wake that wait only, and not this poll afterwards.
         let deadline = Instant::now() + FOLLOW_TIME;
-        // All of them first: a message that wakes this wait is seen by the looks that follow.
-        for place in 0..self.rooms.len() {
-            self.followed(place, deadline).await?;
+        for room in &self.rooms {
+            self.wait_until_followed(room, deadline).await?;
         }
-        for place in 0..self.rooms.len() {
-            self.collect_room(place, &mut found).await?;
+        for index in 0..self.rooms.len() {
+            self.collect_room(index, &mut found).await?;
         }
         found.next_ms = self.next_ms();
         Ok(found)
     }
 
-    async fn collect_room(&mut self, place: usize, found: &mut PollResult) -> Result<(), Refusal> {
+    async fn collect_room(&mut self, index: usize, found: &mut PollResult) -> Result<(), Refusal> {
         let limit = self.limit.saturating_sub(found.count);
         let last = self.last;
-        let room = &mut self.rooms[place];
+        let room = &mut self.rooms[index];
+        // Either memory or history gives a page of messages, or nothing is to be taken and the room is done.
         let page = match room.watch.look(room.since) {
             Look::NotYet => return Err(BrokerError::Unavailable.into()),
+            // A room without a cursor begins here, or with the last messages.
             Look::Head(head) if last == 0 => {
                 found.is_fresh = true;
                 found.ends.push(head);
@@ -253,8 +251,9 @@ impl Poll {
                 found.ends.extend(room.since);
                 return Ok(());
             }
+            // Other rooms have filled the answer.
             _ if limit == 0 || found.bytes_left() == 0 => {
-                found.leave(room.since);
+                found.leave_for_later(room.since);
                 return Ok(());
             }
             Look::Messages(publications) => {
@@ -263,12 +262,14 @@ impl Poll {
                 let (Some(from), Some(head)) = (from, head) else { return Ok(()) };
                 Page { publications, from, head, gap: None }
             }
+            // History had nothing either when it was last read, and whatever comes wakes this poll.
             Look::Ahead if room.is_ahead => {
                 found.ends.extend(room.since);
                 return Ok(());
             }
             Look::Ahead | Look::InHistory => {
-                let page = read(&room.watch, room.since, (limit, found.bytes_left())).await?;
+                let space = Space { messages: limit, bytes: found.bytes_left() };
+                let page = read(&room.watch, room.since, space).await?;
                 room.is_ahead = page.publications.is_empty() && page.gap.is_none();
                 page
             }
@@ -277,9 +278,8 @@ impl Poll {
         Ok(())
     }
 
-    /// Waits until the room is followed, which the backplane confirms.
-    async fn followed(&self, place: usize, deadline: Instant) -> Result<(), Refusal> {
-        let room = &self.rooms[place];
+    /// Waits until the shard knows where the room stands, which the backplane says when it confirms the subscription.
+    async fn wait_until_followed(&self, room: &PollRoom, deadline: Instant) -> Result<(), Refusal> {
         while matches!(room.watch.look(room.since), Look::NotYet) {
             let is_up = self.shard.node.broker.is_up(&room.name);
             if !is_up || timeout_at(deadline, self.wake.notified()).await.is_err() {
@@ -289,8 +289,8 @@ impl Poll {
         Ok(())
     }
 
-    /// When a client that does not wait is to ask again: after half of the time for which nothing has come, so that the
-    /// time between polls grows by half with each; a long poll at once.
+    /// When the client is to poll again. After a long poll at once. After a short one in half of the time for which nothing
+    /// has come, so that the time between the polls of a quiet room grows by half with each.
     fn next_ms(&self) -> u64 {
         let draining = self.shard.node.drain.is_draining();
         if !self.wait.is_zero() && !draining {
@@ -298,12 +298,19 @@ impl Poll {
         }
         let idle_ms = self.rooms.iter().map(|room| room.watch.idle_ms()).min().unwrap_or(0);
         let pace = if draining { NEXT_MS_MIN } else { (idle_ms / 2).clamp(NEXT_MS_MIN, NEXT_MS_MAX) };
-        // A fifth more or less by chance: clients of one moment do not stay together.
+        // A random fifth more or less, so that clients that polled in one moment do not stay together.
         pace * 4 / 5 + random_below(pace * 2 / 5)
     }
 }
 
-/// The last messages, so many or as many as fit.
+/// How much an answer can still take.
+#[derive(Clone, Copy)]
+struct Space {
+    messages: usize,
+    bytes: usize,
+}
+
+/// The last `last` messages of a room, or as many of them as `bytes` have room for, judged by the first page.
 async fn read_last(watch: &Watch, last: usize, bytes: usize) -> Result<Page, BrokerError> {
     let first = if bytes == 0 { 1 } else { last.min(PAGE_FIRST) };
     let page = watch.read(HistoryQuery { since: None, limit: first }).await?;
@@ -317,158 +324,22 @@ async fn read_last(watch: &Watch, last: usize, bytes: usize) -> Result<Page, Bro
     }
 }
 
-/// What history has after a place, in as many pages as it takes, and not much more than fits: a page is as large as its
-/// messages are small.
-async fn read(watch: &Watch, since: Option<Cursor>, (limit, bytes): (usize, usize)) -> Result<Page, BrokerError> {
+/// The messages of history after a cursor, up to `space` and not much more: each page is as large as the size of the
+/// messages so far suggests.
+async fn read(watch: &Watch, since: Option<Cursor>, space: Space) -> Result<Page, BrokerError> {
     let query = |since, limit: usize| HistoryQuery { since, limit: limit.clamp(1, HISTORY_LIMIT_MAX) };
-    let mut page = watch.read(query(since, limit.min(PAGE_FIRST))).await?;
+    let mut page = watch.read(query(since, space.messages.min(PAGE_FIRST))).await?;
     loop {
         let (had, size) = (page.publications.len(), page.publications.iter().map(|p| p.payload.len()).sum::<usize>());
-        if had >= limit || size >= bytes || page.end() == page.head {
+        if had >= space.messages || size >= space.bytes || page.end() == page.head {
             return Ok(page);
         }
-        let fitting = (bytes - size) / (size / had.max(1)).max(1) + 1;
-        let next = watch.read(query(Some(page.end()), fitting.min(limit - had))).await?;
+        let fitting = (space.bytes - size) / (size / had.max(1)).max(1) + 1;
+        let next = watch.read(query(Some(page.end()), fitting.min(space.messages - had))).await?;
         page.head = next.head;
         if next.gap.is_some() || next.publications.is_empty() {
-            return Ok(page); // the next poll is told
+            return Ok(page); // the next poll gets the gap
         }
         page.publications.extend(next.publications);
-    }
-}
-
-/// Bounds of the time between two short polls, in milliseconds, before chance.
-const NEXT_MS_MIN: u64 = 1_000;
-const NEXT_MS_MAX: u64 = 30_000;
-
-/// Why a poll that waits looks up.
-#[derive(Clone, Copy)]
-enum Turn {
-    Woken,
-    TimeUp,
-}
-
-/// A poll that waits, and what its answer needs.
-pub(super) struct Parked {
-    poll: Poll,
-    is_kept: bool,
-    finish: Finish,
-    _counted: CountedRequest,
-    /// Its place among its address's connections.
-    _seat: Option<ConnectionPermit>,
-}
-
-impl Parked {
-    /// # Errors
-    /// The client's address has as many connections as it may.
-    pub(super) fn new(
-        poll: Poll,
-        client: IpAddr,
-        is_kept: bool,
-        (finish, counted): (Finish, CountedRequest),
-    ) -> Result<Self, Refusal> {
-        let seat = poll.shard.node.seat(client)?;
-        Ok(Self { poll, is_kept, finish, _counted: counted, _seat: seat })
-    }
-
-    /// Answers when there is something to say, or in time; gives the socket back if another request may come over it. This
-    /// future lives as long as the poll waits: what it needs only for a moment is boxed, and a test bounds it.
-    pub(super) async fn answer(mut self: Box<Self>, socket: TcpStream, keep: bool) -> Option<TcpStream> {
-        self.is_kept &= keep;
-        let node = Arc::clone(&self.poll.shard.node);
-        node.metrics.polls_waiting.inc();
-        let mut deadline = Instant::now() + self.poll.wait.mul_f64(between(0.9, 1.0));
-        let mut is_draining = false;
-        let response = loop {
-            let turn = tokio::select! {
-                () = self.poll.wake.notified() => Turn::Woken,
-                () = sleep_until(deadline) => Turn::TimeUp,
-                () = gone(&socket) => break None,
-            };
-            if matches!(turn, Turn::Woken) && !is_draining && node.drain.is_draining() {
-                // Answered early, spread over the drain like the closing of sessions.
-                is_draining = true;
-                let spread = self.poll.shard.poll_spread().mul_f64(between(0.0, 1.0));
-                deadline = deadline.min(Instant::now() + spread);
-            } else if let Some(response) = Box::pin(self.look(turn)).await {
-                break Some(response);
-            }
-        };
-        node.metrics.polls_waiting.dec();
-        Box::pin(self.write(socket, response?)).await
-    }
-
-    /// Looks again; `None`: nothing to say yet.
-    async fn look(&mut self, turn: Turn) -> Option<Response<Body>> {
-        if matches!(turn, Turn::Woken) {
-            if !self.poll.is_backed() {
-                return Some(problem(&unavailable()));
-            }
-            if let Err(kicked) = self.poll.is_admitted() {
-                return Some(problem(&kicked));
-            }
-            tokio::time::sleep(LINGER).await;
-        }
-        match self.poll.collect().await {
-            Ok(found) if found.is_news() || matches!(turn, Turn::TimeUp) => Some(self.poll.answer(&found)),
-            Ok(_) => None,
-            Err(refusal) => Some(problem(&refusal)),
-        }
-    }
-
-    async fn write(self: Box<Self>, mut socket: TcpStream, response: Response<Body>) -> Option<TcpStream> {
-        let response = self.finish.response(response);
-        let is_kept = self.is_kept && response.headers().get(header::CONNECTION).is_none();
-        let bytes = self.bytes(response, is_kept).await;
-        let written = tokio::time::timeout(WRITE_TIME, socket.write_all(&bytes)).await;
-        (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
-    }
-
-    /// The whole response.
-    async fn bytes(&self, response: Response<Body>, is_kept: bool) -> Bytes {
-        let (mut parts, body) = response.into_parts();
-        // It is in memory: collecting it neither waits nor fails.
-        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-        if !is_kept && parts.status != StatusCode::NOT_MODIFIED {
-            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        let mut bytes = head(&Response::from_parts(parts, ()));
-        bytes.extend_from_slice(&body);
-        bytes.freeze()
-    }
-}
-
-/// The backplane went while a poll waited. By chance between 1 and 5 s: all polls of all nodes hear it in one moment.
-fn unavailable() -> Refusal {
-    Refusal::from(BrokerError::Unavailable).retry_after(1000 + random_below(4000))
-}
-
-/// Waits until the client has gone. One that sends its next request already is there.
-async fn gone(socket: &TcpStream) {
-    poll_fn(|cx| match socket.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
-        Progress::Ready(Ok(0) | Err(_)) => Progress::Ready(()),
-        Progress::Ready(Ok(_)) | Progress::Pending => Progress::Pending,
-    })
-    .await;
-}
-
-/// Between two numbers, by chance.
-fn between(least: f64, most: f64) -> f64 {
-    least + (most - least) * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_poll_that_waits_costs_a_small_task() {
-        fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
-            size_of::<F>()
-        }
-        let sizes = [size_of_future(Parked::answer), size_of::<Parked>(), size_of::<PollRoom>()];
-        // 320 in the program; more where tests build tokio with more of its features.
-        assert!(sizes.into_iter().zip([352, 240, 72]).all(|(size, most)| size <= most), "{sizes:?}");
     }
 }
