@@ -5,11 +5,11 @@
 import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gateway, redis } from "./gateway.mjs";
+import { freePort } from "./port.mjs";
 import { until } from "./wait.mjs";
 
 const shipped = fileURLToPath(new URL("../../../nginx/", import.meta.url));
@@ -40,15 +40,15 @@ async function killRedis(broker) {
 /** An nginx before `nodes`, once it serves. */
 async function nginx(t, { name, program, upstreams }, nodes) {
   if (!existsSync(program)) throw new Error(`no ${program}: tests/run fetches it`);
-  const place = mkdtempSync(join(tmpdir(), "fanfare-nginx-")), address = `127.0.0.1:${await freePort()}`, top = join(place, "nginx.conf");
-  writeFileSync(top, topFile(place, address, upstreams(nodes)));
-  const child = spawn(program, ["-p", place, "-e", join(place, "error.log"), "-c", top, "-g", "daemon off;"], { stdio: "ignore" });
+  const home = mkdtempSync(join(tmpdir(), "fanfare-nginx-")), address = `127.0.0.1:${await freePort()}`, top = join(home, "nginx.conf");
+  writeFileSync(top, topFile(home, address, upstreams(nodes)));
+  const child = spawn(program, ["-p", home, "-e", join(home, "error.log"), "-c", top, "-g", "daemon off;"], { stdio: "ignore" });
   const ended = new Promise((resolve) => child.once("exit", resolve)), runs = () => child.exitCode === null && child.signalCode === null;
-  const log = () => readFileSync(join(place, "error.log"), "utf8");
+  const log = () => readFileSync(join(home, "error.log"), "utf8");
   t.after(async () => {
     child.kill("SIGTERM"); // the master ends its workers
     await ended;
-    rmSync(place, { recursive: true, force: true });
+    rmSync(home, { recursive: true, force: true });
   });
   const serves = async () => (await fetch(`http://${address}/nginx/health`)).ok;
   await until(() => !runs() || serves(), `${name} serves`);
@@ -68,17 +68,17 @@ async function nginx(t, { name, program, upstreams }, nodes) {
 }
 
 /** What nginx/fanfare/http.conf says that a top file provides. */
-function topFile(place, address, upstreams) {
+function topFile(home, address, upstreams) {
   const kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
   return `# Generated for one test.
 user root;
-pid ${place}/nginx.pid;
+pid ${home}/nginx.pid;
 worker_processes 2;
 events { worker_connections 1024; }
 http {
-    ${kinds.map((kind) => `${kind}_temp_path ${place}/${kind};`).join("\n    ")}
+    ${kinds.map((kind) => `${kind}_temp_path ${home}/${kind};`).join("\n    ")}
     include ${shipped}fanfare/http.conf;
-    access_log ${place}/access.log fanfare;
+    access_log ${home}/access.log fanfare;
 ${upstreams}
     server {
         listen ${address};
@@ -100,16 +100,4 @@ function sticky(nodes) {
         ${nodes.map((node) => `server ${node} max_fails=0;`).join("\n        ")}
         sticky route $arg_n $cookie_fanfare_node;
     }`;
-}
-
-/** A free port that no outgoing connection takes meanwhile: Linux picks those from 32768 upward. */
-async function freePort() {
-  for (let tries = 0; tries < 100; tries++) {
-    const port = 20_000 + Math.floor(12_000 * Math.random()), server = createServer();
-    const free = await new Promise((resolve) => server.once("error", () => resolve(false)).listen(port, "127.0.0.1", () => resolve(true)));
-    if (!free) continue;
-    await new Promise((resolve) => server.close(resolve));
-    return port;
-  }
-  throw new Error("no free port between 20000 and 32000");
 }
