@@ -203,3 +203,13 @@ for (const transport of ["ws", "sse", "poll"]) describe(transport, { concurrency
     assert.deepEqual(room.data, [3, 4]);
   });
 });
+
+test("a gap within an epoch says how many messages are missing, one between epochs does not", async (t) => {
+  const node = await gateway(t), f = client(t, node.url), room = listen(f, "a");
+  await until(() => room.joined.length, "joined");
+  const [epoch] = room.joined[0].cursor.split(".");
+  f.link.frame({ type: "gap", room: "a", from: `${epoch}.0`, to: `${epoch}.3` });
+  f.link.frame({ type: "gap", room: "a", from: `${epoch}.3`, to: "another1.9" });
+  await until(() => room.gaps.length === 2, "both are told");
+  assert.deepEqual([room.gaps.map(({ missed }) => missed), room.room.cursor], [[3, null], "another1.9"]);
+});

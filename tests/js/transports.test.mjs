@@ -348,6 +348,25 @@ describe("what the server asks", { concurrency: true }, () => {
     isPlanned(200);
   });
 
+  test("a token with dots that is not a JWT is used as it is and not renewed", async (t) => {
+    const node = await gateway(t), base64 = (text) => Buffer.from(text).toString("base64url");
+    for (const token of ["abc.def.ghi", "v4.local.AAAA", "a..b", `x.${base64("null")}.y`, `x.${base64('{"exp":"soon"}')}.y`]) {
+      const made = [], errors = [];
+      class Recorded extends WebSocket {
+        constructor(url, protocols) {
+          super(url, protocols);
+          made.push(protocols);
+        }
+      }
+      const f = client(t, node.url, { WebSocket: Recorded, token: async () => token });
+      f.on("error", (error) => errors.push(error));
+      await next(f, "open");
+      f.tick();
+      assert.deepEqual([made, errors, f.transport], [[["fanfare.v1", `token.${token}`]], [], "ws"]);
+      f.close();
+    }
+  });
+
   test("a token that cannot be had is an error and is asked for again", async (t) => {
     const node = await gateway(t), errors = [];
     let asked = 0;

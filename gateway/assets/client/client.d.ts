@@ -49,7 +49,7 @@ export interface Client {
    * Joins a room, now or as soon as there is a connection, and again after every reconnect: each time from the last message
    * that came. Joining a room that is joined already gives the same object, with the options changed.
    */
-  join(room: string, options?: JoinOptions): Room;
+  join<T = any>(room: string, options?: JoinOptions): Room<T>;
 
   /** Ends it for good: requests without an answer are rejected with `closed`. */
   close(): void;
