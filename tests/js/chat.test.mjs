@@ -4,14 +4,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { browser } from "./harness/browser.mjs";
-import { agree, open, person, shows } from "./harness/chat.mjs";
+import { agree, person } from "./harness/chat.mjs";
 import { WebSocket, upTo } from "./harness/client.mjs";
 import { cluster, versions } from "./harness/cluster.mjs";
-import { gateway } from "./harness/gateway.mjs";
 import { proxy } from "./harness/proxy.mjs";
 import { until } from "./harness/wait.mjs";
-
-const FIVE = ["WebSocket", "Server-sent events", "HTTP streaming", "Long polling", "Short polling"];
 
 /** Opens a second person's page again until it is on another node than the first's. */
 async function elsewhere(t, chromium, url, name, first) {
@@ -134,40 +131,6 @@ async function survivesItsProxy(t, chromium, version) {
   await unharmed(people);
 }
 
-async function opensTheTicker(t, chromium) {
-  const node = await gateway(t), { page, errors, violations } = await open(t, chromium, `${node.url}/demo/`);
-  await page.locator("nav a", { hasText: "Ticker" }).click();
-  await shows(page, "it is connected", () => /^server-sent events/.test(document.getElementById("state")?.textContent));
-  await page.locator("#publish").click();
-  await shows(page, "all eight have a price", () => {
-    const prices = [...document.querySelectorAll("td.price")].map(({ textContent }) => textContent);
-    return prices.length === 8 && prices.every((price) => +price > 0);
-  });
-  assert.deepEqual([errors, await violations()], [[], []]);
-  // The policy is in force, and its violations are heard of.
-  await page.evaluate(() => document.head.append(Object.assign(document.createElement("script"), { textContent: "globalThis.forbidden = true" })));
-  await shows(page, "an inline script is a violation", () => globalThis.violations.length > 0);
-  assert.deepEqual([await violations(), await page.evaluate(() => globalThis.forbidden)], [["script-src-elem inline"], undefined]);
-  await until(() => errors.length === 1, "the browser reports it on its console, and nothing else");
-}
-
-async function comparesTransports(t, chromium) {
-  const node = await gateway(t), { page, errors, violations } = await open(t, chromium, `${node.url}/demo/transports.html`);
-  await page.locator("#rate").selectOption("200");
-  await shows(page, "it has published 30 messages", () => JSON.parse(figures()).published >= 30);
-  await page.locator("#rate").selectOption("0");
-  await shows(page, "each column has received every message", () => {
-    const { published, transports } = JSON.parse(figures());
-    return Object.values(transports).every(({ messages }) => messages >= published);
-  });
-  const { published, transports } = JSON.parse(await page.evaluate(() => figures()));
-  const all = { messages: published, missing: 0, repeated: 0 };
-  const counted = Object.entries(transports).map(([name, { messages, missing, repeated }]) => [name, { messages, missing, repeated }]);
-  assert.deepEqual(counted, FIVE.map((name) => [name, all]));
-  assert.deepEqual([errors, await violations()], [[], []]);
-  t.diagnostic(`${published} messages over each of ${counted.length} transports`);
-}
-
 test("in Chromium: the demo pages do what they promise", { concurrency: 6 }, async (t) => {
   const chromium = (await browser(t)).browser(), tests = [];
   const show = (name, run, ...more) => tests.push(t.test(name, (t) => run(t, chromium, ...more)));
@@ -176,17 +139,5 @@ test("in Chromium: the demo pages do what they promise", { concurrency: 6 }, asy
     show(`behind ${name} two people chat on different nodes, one is killed, and both read all 40 messages in one order`, survivesItsNode, version);
     show(`behind ${name} and a proxy that forbids WebSocket, then streams, then nothing, the chat goes on over what is left`, survivesItsProxy, version);
   }
-  show("the ticker shows eight prices, without an error or a violation of its policy", opensTheTicker);
-  show("the five transports side by side receive every message once, without an error or a violation of the policy", comparesTransports);
   await Promise.all(tests);
-});
-
-test("with demo = false there are no demo pages, and the client is still served", async (t) => {
-  const node = await gateway(t, { config: "demo = false\n" });
-  const statuses = async (...paths) => Promise.all(paths.map(async (path) => (await fetch(`${node.url}${path}`)).status));
-  assert.deepEqual(await statuses("/demo", "/demo/", "/demo/chat.html", "/demo/chat.js"), [404, 404, 404, 404]);
-  assert.deepEqual(await statuses("/client.js", "/client.d.ts"), [200, 200]);
-  const client = await fetch(`${node.url}/client.js`);
-  assert.match(client.headers.get("content-type"), /^text\/javascript/);
-  assert.match(await client.text(), /export const connect/);
 });

@@ -46,12 +46,13 @@ export async function open(t, chromium, url, { climbs = false } = {}) {
   return { page, errors, posts, violations: () => page.evaluate(() => violations) };
 }
 
-/** Resolves once `condition`, which runs in the page, holds. */
+/** Resolves to the first true value of `condition`, which runs in the page. */
 export async function shows(page, what, condition, argument, ms = WAIT_MS) {
-  await page.waitForFunction(condition, argument, { timeout: ms, polling: 20 }).catch(async ({ message }) => {
+  const value = await page.waitForFunction(condition, argument, { timeout: ms, polling: 20 }).catch(async ({ message }) => {
     const text = await page.evaluate(() => document.body.innerText).catch(() => message);
     assert.fail(`not within ${ms} ms: ${what}. The page ends: ${text.replace(/\s*\n\s*/g, " | ").slice(-2000)}`);
   });
+  return value.jsonValue();
 }
 
 /** Opens the chat at `url`, gives a name, and comes in. */
@@ -69,6 +70,7 @@ export async function person(t, chromium, url, name, options) {
   const says = (id, what) => shows(page, `${name}'s page says "${what}"`, ([id, what]) => document.getElementById(id).textContent === what, [id, what]);
   return {
     ...rest,
+    page,
     name,
     connected,
     types: (what) => text.pressSequentially(what),
