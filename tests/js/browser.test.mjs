@@ -1,4 +1,4 @@
-// The client in a real browser, in pages and workers, and the streams as standard EventSources read them.
+// The client in a real browser, in pages and in workers; and the gateway's streams, read by standard EventSources.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -9,7 +9,7 @@ import { gateway } from "./harness/gateway.mjs";
 import { proxy } from "./harness/proxy.mjs";
 import { patient, until } from "./harness/wait.mjs";
 
-test("in Chromium: pages, workers and EventSource", { timeout: patient(60_000) }, async (t) => {
+test("in Chromium: the client in pages and workers, and EventSource", { timeout: patient(60_000) }, async (t) => {
   const node = await gateway(t), front = await proxy(t, node);
   serve(front);
   const context = await browser(t), page = await context.newPage(), problems = [];

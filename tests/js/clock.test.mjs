@@ -91,7 +91,7 @@ test("a silent WebSocket is sent a ping, and a pong keeps it", async (t) => {
   assert.deepEqual([f.link === link, link.dead], [true, undefined]);
 });
 
-test("when the network changes a dead WebSocket is replaced and a back-off ends, at once", async (t) => {
+test("a changed network ends a back-off and replaces a dead WebSocket at once", async (t) => {
   const time = clock(t), window = page(t), node = await gateway(t), front = await proxy(t, node), f = client(t, front.url), room = listen(f, "a");
   await until(() => room.joined.length, "joined");
   const { link } = f;
@@ -110,7 +110,7 @@ test("when the network changes a dead WebSocket is replaced and a back-off ends,
   await until(() => f.transport, "connected");
 });
 
-test("a page that comes back checks silent connections only, and never reconnects earlier than the server allows", async (t) => {
+test("a page that wakes checks silent connections, and waits as long as asked", async (t) => {
   const time = clock(t), window = page(t), node = await gateway(t), front = await proxy(t, node);
   const f = client(t, front.url, { transports: ["poll"] }), room = listen(f, "a");
   await until(() => room.joined.length, "joined");
@@ -129,7 +129,7 @@ test("a page that comes back checks silent connections only, and never reconnect
   await until(() => f.transport, "connected");
 });
 
-test("a publish without an answer for almost five minutes is not repeated: its key may be forgotten", async (t) => {
+test("a publish without an answer for five minutes is not repeated", async (t) => {
   const time = clock(t), node = await gateway(t), front = await proxy(t, node), f = client(t, front.url), room = listen(f, "a");
   const witness = listen(client(t, node.url), "a");
   await until(() => room.joined.length && witness.joined.length, "both have joined");
@@ -142,7 +142,7 @@ test("a publish without an answer for almost five minutes is not repeated: its k
   time.jump(281_000);
   front.deaf = false;
   front.open();
-  await assert.rejects(sent, { code: "unacknowledged" });
+  await assert.rejects(sent, { code: "unacknowledged" }); // the gateway may have forgotten its key
   await unsent;
   await until(() => witness.data.length === 2, "what had not been sent is published");
   assert.deepEqual(witness.data, ["once", "later"]);
@@ -156,7 +156,7 @@ test("a closed client no longer reacts to the window's events", async (t) => {
   assert.deepEqual([f.transport, f.link.dead], [undefined, true]);
 });
 
-test("a WebSocket that opens and carries nothing, and a stream that is held back, give way to polling", async (t) => {
+test("a mute WebSocket and a stream that a proxy holds back give way to polling", async (t) => {
   const time = clock(t), node = await gateway(t), front = await proxy(t, node);
   Object.assign(front, { upgrades: "mute", streams: "hold" });
   const f = client(t, front.url), room = listen(f, "a");
@@ -171,7 +171,7 @@ test("a WebSocket that opens and carries nothing, and a stream that is held back
 });
 
 for (const transport of ["sse", "poll"]) {
-  test(`over ${transport} a request that gets no answer is sent again after 30 s, and messages come meanwhile`, async (t) => {
+  test(`over ${transport} a request without an answer is sent again after 30 s`, async (t) => {
     const time = clock(t), node = await gateway(t), front = await proxy(t, node), f = client(t, front.url, { transports: [transport] });
     const room = listen(f, "a");
     await until(() => room.joined.length, "joined");

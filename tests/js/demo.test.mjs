@@ -132,7 +132,7 @@ async function drawsWhatIsOpen(t, chromium) {
 test("in Chromium: the demo pages show what a visitor needs", { concurrency: 4 }, async (t) => {
   const chromium = (await browser(t)).browser(), tests = [];
   const show = (name, run) => tests.push(t.test(name, (t) => run(t, chromium)));
-  show("the chat tells known gaps with their number from those that nobody knows", tellsGaps);
+  show("the chat shows how many messages are missing, or that some may be", tellsGaps);
   show("right-to-left messages and names are laid out right to left", readsRightToLeft);
   show("the chat says when a message is too long, and has the focus after a reload", guidesItsVisitor);
   show("the ticker shows eight prices without an error or a policy violation", showsTheTicker);

@@ -34,7 +34,7 @@ describe("falling", { concurrency: true }, () => {
     assert.equal(f.transport, "poll");
   });
 
-  test("without a WebSocket class it begins with server-sent events", async (t) => {
+  test("without a WebSocket class the client begins with server-sent events", async (t) => {
     const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url, { WebSocket: null });
     listen(f, "a");
     await until(() => f.transport, "open");
@@ -42,7 +42,7 @@ describe("falling", { concurrency: true }, () => {
     assert.equal(front.seen.some(({ url }) => url.startsWith("/ws")), false);
   });
 
-  test("where WebSocket has worked, a gateway that restarts does not make it give way", async (t) => {
+  test("a WebSocket that has worked does not give way when the gateway restarts", async (t) => {
     const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url), used = transports(f);
     await next(f, "open");
     front.block(1); // one attempt to come back fails, the next one does not
@@ -50,7 +50,7 @@ describe("falling", { concurrency: true }, () => {
     assert.deepEqual([used, front.blocked], [["ws"], 0]);
   });
 
-  test("without a room there is nothing to stream, and requests are answered all the same", async (t) => {
+  test("without a room there is no stream, and requests are still answered", async (t) => {
     const node = await gateway(t), f = client(t, node.url, { transports: ["sse"] });
     const room = f.join("a");
     await until(() => f.session, "streaming");
@@ -64,7 +64,7 @@ describe("falling", { concurrency: true }, () => {
     assert.deepEqual([heard.data, typeof idle.session], [["last words"], "string"]);
   });
 
-  test("a room without history is live on a stream and refused by polling, which keeps the others", async (t) => {
+  test("a room without history is refused while polling, and joined over a stream", async (t) => {
     const node = await gateway(t, { config: '[[rooms]]\nmatch = "typing:*"\nhistory = "off"\n' }), front = await proxy(t, node);
     front.streams = "refuse";
     // What is published while a client climbs is lost in such a room: it climbs once, to the best of its transports.
@@ -74,7 +74,7 @@ describe("falling", { concurrency: true }, () => {
     front.streams = "pass";
     await until(() => (f.tick(), typing.joined.length), "joined where it can be");
     await node.publish("typing:a", "…");
-    await until(() => typing.data.length, "it is live");
+    await until(() => typing.data.length, "its message has come");
     assert.deepEqual([typing.joined[0].cursor, room.data], [undefined, []]);
   });
 });
@@ -112,14 +112,14 @@ describe("climbing", { concurrency: true }, () => {
     });
   }
 
-  test("what waits for a request of the old transport goes over the new one, once and in order", async (t) => {
+  test("requests that wait are sent over the new transport, once and in order", async (t) => {
     const node = await gateway(t), front = await proxy(t, node);
     front.upgrades = "refuse";
     const f = client(t, front.url, { climb_ms: 1 }), room = listen(f, "a"), faults = [];
     await until(() => room.joined.length, "joined");
-    const heed = (fault) => faults.push(fault);
-    process.on("unhandledRejection", heed);
-    t.after(() => process.off("unhandledRejection", heed));
+    const record = (fault) => faults.push(fault);
+    process.on("unhandledRejection", record);
+    t.after(() => process.off("unhandledRejection", record));
     front.instead = ({ url }) => url.startsWith("/v1/sessions/");
     const sent = upTo(5).map((n) => room.room.publish(n));
     front.upgrades = "pass";
@@ -129,7 +129,7 @@ describe("climbing", { concurrency: true }, () => {
     assert.deepEqual([room.data, faults], [upTo(5), []]);
   });
 
-  test("a better transport that still does not open costs nothing", async (t) => {
+  test("an attempt to climb that fails leaves the transport in use alone", async (t) => {
     const node = await gateway(t), front = await proxy(t, node);
     front.upgrades = "refuse";
     const f = client(t, front.url, { climb_ms: 1 }), closes = [], room = listen(f, "a");
@@ -137,15 +137,15 @@ describe("climbing", { concurrency: true }, () => {
     f.on("close", (why) => closes.push(why));
     const before = front.seen.filter(({ url }) => url.startsWith("/ws")).length;
     f.tick();
-    await until(() => front.seen.filter(({ url }) => url.startsWith("/ws")).length > before, "it tries again");
-    await until(() => !f.next, "in vain");
+    await until(() => front.seen.filter(({ url }) => url.startsWith("/ws")).length > before, "the client tries WebSocket again");
+    await until(() => !f.next, "the attempt has failed");
     await node.publish("a", 1);
     await until(() => room.data.length, "the stream goes on");
     assert.deepEqual([closes, f.transport], [[], "sse"]);
   });
 });
 
-describe("what the server asks", { concurrency: true }, () => {
+describe("what the gateway asks", { concurrency: true }, () => {
   test("a draining node says when to come back, and its rooms go on at another one", async (t) => {
     const broker = await redis(t);
     const [one, two] = await Promise.all([gateway(t, { redis: broker }), gateway(t, { redis: broker })]);
@@ -166,10 +166,10 @@ describe("what the server asks", { concurrency: true }, () => {
     await until(() => room.data.length, "it goes on");
   });
 
-  test("a stream that cannot be served now is asked for again when the server says, not before and not otherwise", async (t) => {
+  test("a stream that cannot be served now is requested again when the server says", async (t) => {
     const broker = await redis(t), node = await gateway(t, { redis: broker }), front = await proxy(t, node);
     broker.pause();
-    await until(async () => (await fetch(`${node.admin}/readyz`).then((answer) => answer.text())).includes("down"), "it is seen", 20_000);
+    await until(async () => (await fetch(`${node.admin}/readyz`).then((answer) => answer.text())).includes("down"), "the gateway has noticed", 20_000);
     const f = client(t, front.url, { transports: ["sse", "poll"] }), { ended } = f, waits = [];
     f.ended = function (link, why) {
       waits.push(why.after);
@@ -182,7 +182,7 @@ describe("what the server asks", { concurrency: true }, () => {
     broker.go();
   });
 
-  test("a poll that is told 503 comes back after Retry-After", async (t) => {
+  test("a poll that is answered 503 is repeated after Retry-After", async (t) => {
     const broker = await redis(t), node = await gateway(t, { redis: broker }), front = await proxy(t, node);
     const f = client(t, front.url, { transports: ["poll"] }), room = listen(f, "a");
     await until(() => room.joined.length, "joined");
@@ -201,7 +201,7 @@ describe("what the server asks", { concurrency: true }, () => {
   });
 
   for (const transport of ["ws", "sse"]) {
-    test(`over ${transport} a user who is thrown out does not come back`, async (t) => {
+    test(`over ${transport} a kicked user does not come back`, async (t) => {
       const node = await gateway(t), f = client(t, node.url, { transports: [transport] }), room = listen(f, "a");
       await until(() => room.joined.length, "joined");
       const closed = next(f, "close");
@@ -211,11 +211,11 @@ describe("what the server asks", { concurrency: true }, () => {
       await assert.rejects(room.room.publish(1), { code: "closed" });
     });
 
-    test(`over ${transport} a member who is kicked from a room stays in the others`, async (t) => {
+    test(`over ${transport} a member kicked from a room stays in the others`, async (t) => {
       const node = await gateway(t), f = client(t, node.url, { transports: [transport] }), a = listen(f, "a"), b = listen(f, "b");
       await until(() => a.joined.length && b.joined.length, "joined");
       await node.remove(`/v1/rooms/a/members/${f.session}`);
-      await until(() => a.left.length, "told");
+      await until(() => a.left.length, "it has left");
       await node.publish("a", 1);
       await node.publish("b", 1);
       await until(() => b.data.length, "the other goes on");
@@ -232,7 +232,7 @@ describe("what the server asks", { concurrency: true }, () => {
     assert.deepEqual([room.data.sort((x, y) => x - y), closes], [upTo(180), []]);
   });
 
-  test("a queue that is full, a message that is too large and a closed client refuse with a code", async (t) => {
+  test("a full queue, a too large message and a closed client reject with a code", async (t) => {
     const node = await gateway(t), front = await proxy(t, node);
     front.block();
     const f = client(t, front.url), room = listen(f, "a");
@@ -250,7 +250,7 @@ describe("what the server asks", { concurrency: true }, () => {
     assert.equal(other.transport, "ws");
   });
 
-  test("the route of a welcome stands in later URLs, and a path before the gateway's own is kept", async (t) => {
+  test("later URLs carry the route of the welcome, and keep the path of the base URL", async (t) => {
     const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url.replace("http", "ws"));
     await next(f, "open");
     assert.match(f.route, /^[0-9a-f]{32}$/);
@@ -258,11 +258,11 @@ describe("what the server asks", { concurrency: true }, () => {
     await next(f, "open");
     assert.equal(front.seen.at(-1).url, `/ws?n=${f.route}`);
     const nested = client(t, `${front.url}/live`, { transports: ["ws"] });
-    await until(() => front.seen.at(-1).url.startsWith("/live/ws"), "asked for below the path");
+    await until(() => front.seen.at(-1).url.startsWith("/live/ws"), "the request is below the path");
     nested.close();
   });
 
-  test("a room is joined with what is wanted, and again from where it was, without own earlier messages", async (t) => {
+  test("a room is joined with its options, later from its cursor without own messages", async (t) => {
     const node = await gateway(t), front = await proxy(t, node), sent = [];
     class Heard extends WebSocket {
       send(text) {
@@ -285,9 +285,9 @@ describe("what the server asks", { concurrency: true }, () => {
     ]);
   });
 
-  test("a token travels as a subprotocol, and one that is refused is asked for again once", async (t) => {
+  test("over ws a token is sent as a subprotocol, and a refused one is replaced once", async (t) => {
     const node = await gateway(t), asked = [], made = [];
-    // Refuses its first connection as a gateway does that found the token expired.
+    // Its first connection is refused, as by a gateway that finds the token expired.
     class Expired extends WebSocket {
       constructor(url, protocols) {
         super(url, protocols);
@@ -309,7 +309,7 @@ describe("what the server asks", { concurrency: true }, () => {
   });
 
   for (const transport of ["sse", "poll"]) {
-    test(`over ${transport} a token travels in a header, and one that is refused is asked for again once`, async (t) => {
+    test(`over ${transport} a token is sent in a header, and a refused one is replaced once`, async (t) => {
       const node = await gateway(t), front = await proxy(t, node);
       let good = "t2", asked = 0;
       front.instead = ({ headers }, answer) => headers.authorization !== `Bearer ${good}` && !!answer.writeHead(401).end("{}");
@@ -323,7 +323,7 @@ describe("what the server asks", { concurrency: true }, () => {
     });
   }
 
-  test("a new token is fetched before the old one expires, and told to the gateway", async (t) => {
+  test("a new token is fetched before the old one expires, and sent to the gateway", async (t) => {
     const node = await gateway(t), asked = [];
     const jwt = (exp) => `e30.${Buffer.from(JSON.stringify({ sub: "ü?>", exp: exp / 1000 })).toString("base64url")}.x`;
     let made;
@@ -367,7 +367,7 @@ describe("what the server asks", { concurrency: true }, () => {
     }
   });
 
-  test("a token that cannot be had is an error and is asked for again", async (t) => {
+  test("a token function that fails is an error, and is called again", async (t) => {
     const node = await gateway(t), errors = [];
     let asked = 0;
     const f = client(t, node.url, { token: async () => { if (++asked < 3) throw new Error("no token today"); return "t"; } });

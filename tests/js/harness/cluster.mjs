@@ -1,6 +1,6 @@
-// A redis-server, several gateways and a real nginx before them, with the repository's own nginx/fanfare/*.conf included
-// unchanged: only the top file, which holds ports and paths, is generated, as tests/src/nginx.rs does. Each can be killed;
-// what still runs when the test ends is ended by its own process id. Knows nothing of browsers.
+// A redis-server, several gateways and a real nginx in front of them. nginx includes the repository's own nginx/fanfare/*.conf
+// unchanged; only the top file, with ports and paths, is generated, as in tests/src/nginx.rs. A test can kill each of these
+// processes; those that still run when it ends are ended by their process ids. Nothing here uses a browser.
 
 import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -15,13 +15,13 @@ import { until } from "./wait.mjs";
 const shipped = fileURLToPath(new URL("../../../nginx/", import.meta.url));
 const NAMES = ["north", "south", "east", "west"];
 
-/** The two for which the repository has configurations: Debian 12's, and those since 1.30, which have `sticky route`. */
+/** The versions that the repository has configurations for: Debian 12's, and those from 1.30 on, which have `sticky route`. */
 export const versions = [
   { name: "nginx 1.22", program: process.env.NGINX_OLD_BIN ?? "/usr/sbin/nginx", upstreams: listed },
   { name: "nginx 1.31", program: process.env.NGINX_NEW_BIN ?? fileURLToPath(new URL("../../.cache/nginx/nginx", import.meta.url)), upstreams: sticky },
 ];
 
-/** `nodes` gateways, named north, south, east and west, over one Redis, behind nginx of that version. `?n=route` leads to a node. */
+/** `nodes` gateways (north, south, east, west) over one Redis, behind nginx of this version. `?n=` with a node's `route` leads to it. */
 export async function cluster(t, { version, nodes: count = 2 }) {
   const broker = await redis(t);
   const nodes = await Promise.all(NAMES.slice(0, count).map(async (name) => {
@@ -37,7 +37,7 @@ async function killRedis(broker) {
   await until(async () => (await broker.command("ping")) !== "PONG", "redis-server is gone");
 }
 
-/** An nginx before `nodes`, once it serves. */
+/** An nginx in front of `nodes`, as soon as it serves. */
 async function nginx(t, { name, program, upstreams }, nodes) {
   if (!existsSync(program)) throw new Error(`no ${program}: tests/run fetches it`);
   const home = mkdtempSync(join(tmpdir(), "fanfare-nginx-")), address = `127.0.0.1:${await freePort()}`, top = join(home, "nginx.conf");
@@ -57,7 +57,7 @@ async function nginx(t, { name, program, upstreams }, nodes) {
     address,
     url: `http://${address}`,
     log,
-    /** Master and workers: a worker whose master was killed would serve on. */
+    /** Kills the master and its workers: a worker whose master was killed would go on serving. */
     async kill() {
       const workers = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, "utf8").match(/\d+/g) ?? [];
       child.kill("SIGKILL");
@@ -67,7 +67,7 @@ async function nginx(t, { name, program, upstreams }, nodes) {
   };
 }
 
-/** What nginx/fanfare/http.conf says that a top file provides. */
+/** The top file, with what nginx/fanfare/http.conf expects of it. */
 function topFile(home, address, upstreams) {
   const kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
   return `# Generated for one test.
@@ -88,7 +88,7 @@ ${upstreams}
 `;
 }
 
-/** The list that operators generate for the old one. */
+/** The upstreams of the older version: the list that operators generate for it. */
 function listed(nodes) {
   return execFileSync(`${shipped}nodes-1.22.sh`, nodes, { encoding: "utf8" });
 }
