@@ -25,10 +25,10 @@ macro_rules! assets {
 }
 
 static CLIENT: LazyLock<[Asset; 2]> = LazyLock::new(|| {
-    let script = without_comments(include_str!("../assets/client/client.js"));
+    let script = without_comments(include_str!("../../assets/client/client.js"));
     [
         Asset { path: "client.js", bytes: script.leak().as_bytes() },
-        Asset { path: "client.d.ts", bytes: include_bytes!("../assets/client/client.d.ts") },
+        Asset { path: "client.d.ts", bytes: include_bytes!("../../assets/client/client.d.ts") },
     ]
 });
 
