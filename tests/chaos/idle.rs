@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fanfare_tests::transport::{Heard, Line};
+use fanfare_tests::transport::{Connection, Received};
 use fanfare_tests::wait::{eventually_within, pause};
-use fanfare_tests::{Ask, Carrier, http, prometheus};
+use fanfare_tests::{RoomRequest, Transport, http, prometheus};
 use futures_util::{StreamExt, stream};
 
 /// How many connect at a time.
@@ -23,7 +23,7 @@ const POLL: &str = "wait=55";
 /// What is measured.
 #[derive(Clone, Copy)]
 struct Order {
-    carrier: Carrier,
+    transport: Transport,
     count: usize,
     pid: u32,
     listen: SocketAddr,
@@ -40,16 +40,16 @@ pub(crate) fn main(args: &[String]) -> Result<(), String> {
 }
 
 fn parse(args: &[String]) -> Option<Order> {
-    let [carrier, count, pid, listen, admin] = args else { return None };
-    let carrier = match carrier.as_str() {
-        "ws" => Carrier::WebSocket,
-        "sse" => Carrier::Sse,
-        "stream" => Carrier::Stream,
-        "poll" => Carrier::LongPoll,
+    let [transport, count, pid, listen, admin] = args else { return None };
+    let transport = match transport.as_str() {
+        "ws" => Transport::WebSocket,
+        "sse" => Transport::Sse,
+        "stream" => Transport::Stream,
+        "poll" => Transport::LongPoll,
         _ => return None,
     };
     let (count, pid) = (count.parse().ok()?, pid.parse().ok()?);
-    Some(Order { carrier, count, pid, listen: listen.parse().ok()?, admin: admin.parse().ok()? })
+    Some(Order { transport, count, pid, listen: listen.parse().ok()?, admin: admin.parse().ok()? })
 }
 
 /// The slope over the second half, as `fanfare bench` counts: what a gateway needs once is in the first.
@@ -61,7 +61,7 @@ async fn measure(order: Order) -> Result<f64, String> {
         let end = part.end;
         let admitted = stream::iter(part).map(|index| admit(order, index, &open)).buffer_unordered(AT_ONCE);
         admitted.collect::<Vec<()>>().await;
-        let parked = order.carrier.polls();
+        let parked = order.transport.polls();
         eventually_within(OPEN_MAX, "all are open", async || {
             let count = if parked { waiting(order.admin).await } else { open.load(Ordering::Relaxed) };
             count >= end
@@ -75,21 +75,22 @@ async fn measure(order: Order) -> Result<f64, String> {
 
 /// One client; it listens until this program ends.
 async fn admit(order: Order, index: usize, open: &Arc<AtomicUsize>) {
-    let ask = Ask::of(&[&format!("idle:{index}")]);
-    let ask = if order.carrier.polls() { ask.with(POLL) } else { ask };
-    let mut line = Line::open(order.listen, order.carrier, &ask).await.expect("the gateway takes a client");
+    let request = RoomRequest::of(&[&format!("idle:{index}")]);
+    let request = if order.transport.polls() { request.with(POLL) } else { request };
+    let mut connection =
+        Connection::open(order.listen, order.transport, &request).await.expect("the gateway takes a client");
     // The welcome, then the room; of a poll the room alone.
     loop {
-        match line.next().await {
-            Heard::Text(text) if text.starts_with(r#"{"type":"joined""#) || order.carrier.polls() => break,
-            Heard::Text(_) | Heard::Beat => {}
-            Heard::Ended(ended) => panic!("client {index}: {ended:?}"),
+        match connection.next().await {
+            Received::Text(text) if text.starts_with(r#"{"type":"joined""#) || order.transport.polls() => break,
+            Received::Text(_) | Received::KeepAlive => {}
+            Received::Ended(ended) => panic!("client {index}: {ended:?}"),
         }
     }
     open.fetch_add(1, Ordering::Relaxed);
     tokio::spawn(async move {
         loop {
-            if let Heard::Ended(ended) = line.next().await {
+            if let Received::Ended(ended) = connection.next().await {
                 panic!("client {index}: {ended:?}");
             }
         }
@@ -103,6 +104,6 @@ async fn waiting(admin: SocketAddr) -> usize {
 
 fn resident_kib(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|connection| connection.strip_prefix("VmRSS:"))?;
     line.trim().trim_end_matches(" kB").parse().ok()
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fanfare_tests::rng::Rng;
-use fanfare_tests::scenario::{ALL, Scale, Scenario, Setting, named};
+use fanfare_tests::scenario::{ALL, RunSettings, Scale, Scenario, named};
 use tokio::runtime::Runtime;
 
 /// What is to be run.
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 fn one(runtime: &Runtime, scenario: &Scenario, seed: u64, order: &Order) -> bool {
     println!("{} seed={seed}: {}", scenario.name.to_uppercase(), scenario.what);
     let length = Duration::from_secs_f64(order.minutes * 60.0);
-    let run = || runtime.block_on((scenario.run)(Setting { seed, scale: order.scale, length }));
+    let run = || runtime.block_on((scenario.run)(RunSettings { seed, scale: order.scale, length }));
     // Nothing of a run outlives it: what a panic leaves behind ends with it.
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(outcome) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fanfare_tests::load::{Load, Timing, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::wait::{eventually, patient, within_time};
-use fanfare_tests::{Client, Cluster, Front, http, prometheus};
+use fanfare_tests::{Client, Cluster, Target, http, prometheus};
 use serde_json::json;
 
 use crate::sentences::{KEEP_ALL, judge, members, rooms};
@@ -155,11 +155,11 @@ async fn while_redis_stalls_publishers_are_told_and_pings_are_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_subscriber_connections_lose_nothing_under_load() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(10);
-    let members = members(&front, 30, &rooms, None).await;
+    let members = members(&target, 30, &rooms, None).await;
     let pace = Duration::from_millis(3);
-    let load = Load { front: front.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
+    let load = Load { target: target.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
     let running = load.start(Timing::new(4_000));
     for kill in 1..=5 {
         eventually("the load goes on", async || running.acknowledged() > kill * 500).await;
@@ -169,19 +169,19 @@ async fn killed_subscriber_connections_lose_nothing_under_load() {
     let published = running.finish().await;
     settle(&members, &heads(&published)).await;
     let reports = stop_all(members).await;
-    let verdict = judge(&front, &published, &reports);
-    assert!(verdict.is_clean() && verdict.published == 4_000, "{verdict}");
+    let verdict = judge(&target, &published, &reports);
+    assert!(verdict.has_no_loss() && verdict.published == 4_000, "{verdict}");
     assert!(reports.iter().all(|report| report.nodes.len() == 1), "no client noticed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_forgets_everything_under_load_loses_nothing_in_silence() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(10);
-    let members = members(&front, 30, &rooms, None).await;
+    let members = members(&target, 30, &rooms, None).await;
     let pace = Duration::from_millis(3);
-    let load = Load { front: front.clone(), publishers: 3, rooms, total: 3_000, window: 4, pace };
+    let load = Load { target: target.clone(), publishers: 3, rooms, total: 3_000, window: 4, pace };
     let running = load.start(Timing::new(3_000));
     eventually("the load is under way", async || running.acknowledged() > 1_000).await;
     cluster.redis().kill();
@@ -189,8 +189,8 @@ async fn a_redis_that_forgets_everything_under_load_loses_nothing_in_silence() {
     let published = running.finish().await;
     settle(&members, &heads(&published)).await;
     let reports = stop_all(members).await;
-    let verdict = judge(&front, &published, &reports);
-    assert!(verdict.is_honest() && verdict.published == 3_000, "{verdict}");
+    let verdict = judge(&target, &published, &reports);
+    assert!(verdict.reports_every_loss() && verdict.published == 3_000, "{verdict}");
     assert!(verdict.gaps >= 30, "every member was told: {verdict}");
     assert!(reports.iter().all(|report| report.nodes.len() == 1), "no client was disconnected");
 }

@@ -22,33 +22,33 @@ async fn three_nodes_behind(version: Version) -> (Cluster, Nginx) {
 
 async fn the_cluster_sentences_hold_behind(version: Version) {
     let (_cluster, nginx) = three_nodes_behind(version).await;
-    let front = nginx.front();
-    sentences::all_agree_on_one_order(&front).await;
-    sentences::history_is_the_same_everywhere(&front).await;
-    sentences::presence_is_the_same_everywhere(&front).await;
-    sentences::kicks_reach_every_node(&front).await;
+    let target = nginx.target();
+    sentences::all_agree_on_one_order(&target).await;
+    sentences::history_is_the_same_everywhere(&target).await;
+    sentences::presence_is_the_same_everywhere(&target).await;
+    sentences::kicks_reach_every_node(&target).await;
 }
 
 async fn joins_and_resumes_lose_nothing_behind(version: Version) {
     let (_cluster, nginx) = three_nodes_behind(version).await;
-    let front = nginx.front();
-    sentences::a_publish_right_after_joined_comes(&front).await;
-    sentences::a_join_amid_publishes_misses_nothing_after_its_cursor(&front).await;
+    let target = nginx.target();
+    sentences::a_publish_right_after_joined_comes(&target).await;
+    sentences::a_join_amid_publishes_misses_nothing_after_its_cursor(&target).await;
 }
 
 async fn resumes_lose_nothing_behind(version: Version) {
     let (_cluster, nginx) = three_nodes_behind(version).await;
-    sentences::a_resume_on_another_node_loses_and_repeats_nothing(&nginx.front()).await;
+    sentences::a_resume_on_another_node_loses_and_repeats_nothing(&nginx.target()).await;
 }
 
 /// Drains one node and kills another while members and publishers go through nginx.
 async fn nodes_come_and_go_unnoticed_behind(version: Version) {
     let (mut cluster, nginx) = three_nodes_behind(version).await;
-    let front = nginx.front();
+    let target = nginx.target();
     let rooms = rooms(6);
-    let members = members(&front, 36, &rooms, None).await;
+    let members = members(&target, 36, &rooms, None).await;
     let pace = Duration::from_millis(4);
-    let load = Load { front: front.clone(), publishers: 3, rooms, total: 5_000, window: 4, pace };
+    let load = Load { target: target.clone(), publishers: 3, rooms, total: 5_000, window: 4, pace };
     let running = load.start(Timing::new(5_000));
     eventually("the load is under way", async || running.acknowledged() > 500).await;
     cluster.nodes[0].terminate();
@@ -58,8 +58,8 @@ async fn nodes_come_and_go_unnoticed_behind(version: Version) {
     let published = running.finish().await;
     settle(&members, &heads(&published)).await;
     let reports = stop_all(members).await;
-    let verdict = judge(&front, &published, &reports);
-    assert!(verdict.is_clean() && verdict.published == 5_000, "{verdict}");
+    let verdict = judge(&target, &published, &reports);
+    assert!(verdict.has_no_loss() && verdict.published == 5_000, "{verdict}");
     assert!(reports.iter().all(|report| report.nodes.last().is_some_and(|node| node == "c")));
 }
 
@@ -150,7 +150,7 @@ macro_rules! behind {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn three_hundred_members_lose_nothing_of_twenty_thousand_publishes() {
                 let (_cluster, nginx) = super::three_nodes_behind($version).await;
-                crate::sentences::nothing_is_lost_under_load(&nginx.front(), 300, 20_000).await;
+                crate::sentences::nothing_is_lost_under_load(&nginx.target(), 300, 20_000).await;
             }
 
             #[tokio::test]

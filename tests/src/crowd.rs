@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 
-use crate::front::Front;
 use crate::load::Timing;
-use crate::member::{BACKOFF, Carriers, Member, Membership};
-use crate::transport::Carrier;
+use crate::member::{BACKOFF, Member, Membership, TransportChoice};
+use crate::target::Target;
+use crate::transport::Transport;
 
 /// Rooms that keep everything a test publishes, and publishers that may be fast.
 pub const KEEP_ALL: &str = "[[rooms]]\nmatch = \"*\"\nhistory = { messages = 20000, ttl = \"1h\" }\n\
@@ -25,28 +25,28 @@ pub fn rooms(count: usize) -> Vec<String> {
 }
 
 /// `count` members, each in one of the rooms, in turn.
-pub async fn members(front: &Front, count: usize, rooms: &[String], timing: Option<&Arc<Timing>>) -> Vec<Member> {
-    Crowd::of(front, rooms).members(count, timing).await
+pub async fn members(target: &Target, count: usize, rooms: &[String], timing: Option<&Arc<Timing>>) -> Vec<Member> {
+    Crowd::of(target, rooms).members(count, timing).await
 }
 
 /// How the members of a crowd are alike.
 #[derive(Clone, Copy, Debug)]
 pub struct Crowd<'a> {
     /// Where they connect.
-    pub front: &'a Front,
+    pub target: &'a Target,
     /// Dealt in turn, one to each.
     pub rooms: &'a [String],
     /// See [`Membership::backoff`].
     pub backoff: Duration,
-    /// See [`Membership::carriers`].
-    pub carriers: Carriers,
+    /// See [`Membership::transports`].
+    pub transports: TransportChoice,
 }
 
 impl<'a> Crowd<'a> {
     /// Over WebSockets, with the backoff of `fanfare sub`.
     #[must_use]
-    pub fn of(front: &'a Front, rooms: &'a [String]) -> Self {
-        Self { front, rooms, backoff: BACKOFF, carriers: Carriers::Only(Carrier::WebSocket) }
+    pub fn of(target: &'a Target, rooms: &'a [String]) -> Self {
+        Self { target, rooms, backoff: BACKOFF, transports: TransportChoice::Only(Transport::WebSocket) }
     }
 
     /// Starts so many and returns once all have joined.
@@ -54,13 +54,13 @@ impl<'a> Crowd<'a> {
         let rooms = self.rooms.len();
         let one = |index: usize| {
             Member::start(Membership {
-                front: self.front.clone(),
+                target: self.target.clone(),
                 index,
                 // One step further in each round, so that the members of a room are not all on the same node.
                 rooms: vec![self.rooms[(index + index / rooms) % rooms].clone()],
                 timing: timing.cloned(),
                 backoff: self.backoff,
-                carriers: self.carriers,
+                transports: self.transports,
             })
         };
         stream::iter((0..count).map(one)).buffered(AT_ONCE).collect().await

@@ -121,13 +121,13 @@ impl Verdict {
 
     /// Whether nothing was lost, told or not, repeated or out of order.
     #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.lost == 0 && self.is_honest()
+    pub fn has_no_loss(&self) -> bool {
+        self.lost == 0 && self.reports_every_loss()
     }
 
     /// Whether everything that is missing was told, and nothing was repeated or out of order.
     #[must_use]
-    pub fn is_honest(&self) -> bool {
+    pub fn reports_every_loss(&self) -> bool {
         self.silently_lost == 0 && self.repeated == 0 && self.out_of_order == 0
     }
 

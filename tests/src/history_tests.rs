@@ -29,20 +29,20 @@ const DUE: &[(u64, &str)] = &[(10, "e.1"), (11, "e.2"), (12, "e.3")];
 fn a_member_that_saw_all_in_order_is_clean() {
     let log = vec![joined("e.0"), message(10, "e.1"), message(11, "e.2"), message(12, "e.3")];
     let verdict = verdict(DUE, &[log]);
-    assert!(verdict.is_clean(), "{verdict} {:?}", verdict.faults);
+    assert!(verdict.has_no_loss(), "{verdict} {:?}", verdict.faults);
     assert_eq!(verdict.delivered, 3);
 }
 
 #[test]
 fn what_was_published_before_the_join_is_not_due() {
-    assert!(verdict(DUE, &[vec![joined("e.2"), message(12, "e.3")]]).is_clean());
+    assert!(verdict(DUE, &[vec![joined("e.2"), message(12, "e.3")]]).has_no_loss());
 }
 
 #[test]
 fn a_hole_without_a_gap_is_silently_lost() {
     let verdict = verdict(DUE, &[vec![joined("e.0"), message(10, "e.1"), message(12, "e.3")]]);
     assert_eq!((verdict.lost, verdict.silently_lost), (1, 1));
-    assert!(!verdict.is_honest());
+    assert!(!verdict.reports_every_loss());
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn a_told_gap_is_lost_but_honest() {
     let gap = Seen::Gap { to: at("e.2") };
     let verdict = verdict(DUE, &[vec![joined("e.0"), message(10, "e.1"), gap, message(12, "e.3")]]);
     assert_eq!((verdict.lost, verdict.silently_lost, verdict.gaps), (1, 0, 1));
-    assert!(verdict.is_honest() && !verdict.is_clean());
+    assert!(verdict.reports_every_loss() && !verdict.has_no_loss());
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_gap_excuses_only_what_it_covers() {
 fn a_resume_without_a_hole_is_clean_and_one_with_a_hole_is_not() {
     let clean = vec![joined("e.0"), message(10, "e.1"), joined("e.1"), message(11, "e.2"), message(12, "e.3")];
     let hole = vec![joined("e.0"), message(10, "e.1"), joined("e.2"), message(12, "e.3")];
-    assert!(verdict(DUE, &[clean]).is_clean());
+    assert!(verdict(DUE, &[clean]).has_no_loss());
     assert_eq!(verdict(DUE, &[hole]).silently_lost, 1);
 }
 
@@ -100,7 +100,7 @@ fn two_members_that_disagree_about_a_place_are_found() {
 fn a_new_epoch_must_be_told() {
     let due = &[(1, "e.1"), (2, "f.1")];
     let gap = Seen::Gap { to: at("f.0") };
-    assert!(verdict(due, &[vec![joined("e.0"), message(1, "e.1"), gap, message(2, "f.1")]]).is_clean());
+    assert!(verdict(due, &[vec![joined("e.0"), message(1, "e.1"), gap, message(2, "f.1")]]).has_no_loss());
     assert_eq!(verdict(due, &[vec![joined("e.0"), message(1, "e.1"), message(2, "f.1")]]).out_of_order, 1);
 }
 
@@ -127,7 +127,7 @@ fn a_gap_over_a_whole_epoch_excuses_it_and_no_other() {
 #[test]
 fn an_epoch_that_ended_before_the_join_is_not_due() {
     let due = &[(1, "e.1"), (2, "f.1")];
-    assert!(verdict(due, &[vec![joined("f.0"), message(2, "f.1")]]).is_clean());
+    assert!(verdict(due, &[vec![joined("f.0"), message(2, "f.1")]]).has_no_loss());
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_retry_that_a_new_redis_could_not_know_is_no_repeat_if_the_gap_was_told() {
     let told =
         vec![joined("e.0"), message(10, "e.1"), message(11, "e.2"), Seen::Gap { to: at("f.0") }, message(11, "f.1")];
     let told = verdict(&due, &[told]);
-    assert!(told.is_clean() && told.republished == 1, "{told} {:?}", told.faults);
+    assert!(told.has_no_loss() && told.republished == 1, "{told} {:?}", told.faults);
     let untold = vec![joined("e.0"), message(10, "e.1"), message(11, "e.2"), message(11, "f.1")];
     assert_eq!(verdict(&due, &[untold]).out_of_order, 1);
 }

@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::client::{Client, Event};
-use crate::front::Front;
 use crate::history::{Position, Published};
+use crate::target::Target;
 use crate::wait::{patient, ticks, within_time};
 
 /// The longest a whole load may take.
@@ -25,7 +25,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Where the publishers connect, dealt in turn.
-    pub front: Front,
+    pub target: Target,
     /// How many of them.
     pub publishers: usize,
     /// The rooms, dealt in turn to the publications.
@@ -180,7 +180,7 @@ impl Publisher {
         let mut tick = ticks(Duration::from_millis(50));
         while self.is_busy() {
             tick.tick().await;
-            let address = self.load.front.address(self.attempt);
+            let address = self.load.target.address(self.attempt);
             let attempt = timeout(Duration::from_secs(2), Client::try_open(address, "/ws", &[]));
             if let Ok(Ok(client)) = attempt.await {
                 self.publish_over(client).await;

@@ -5,10 +5,10 @@ use std::io;
 use fanfare_tests::http::Reply;
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
+use fanfare_tests::transport::http_connection::HttpConnection;
 use fanfare_tests::transport::poll::{self, Missed, served};
-use fanfare_tests::transport::wire::Wire;
 use fanfare_tests::wait::{eventually, within};
-use fanfare_tests::{Ask, Carrier, Cluster, http};
+use fanfare_tests::{Cluster, RoomRequest, Transport, http};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,16 +18,16 @@ use crate::sentences::KEEP_ALL;
 use crate::stage::{one_node, one_node_with, publish_numbers, split};
 
 /// Polls over a connection that stays: they are answered by one shard.
-struct Line(Wire);
+struct Line(HttpConnection);
 
 impl Line {
     async fn to(cluster: &Cluster) -> Self {
-        Self(Wire::connect(cluster.address(0)).await.expect("a connection"))
+        Self(HttpConnection::connect(cluster.address(0)).await.expect("a connection"))
     }
 
-    async fn send(&mut self, ask: &Ask) {
+    async fn send(&mut self, request: &RoomRequest) {
         assert!(self.0.is_kept(), "another connection may lead to another shard");
-        self.0.get(&ask.target(Carrier::LongPoll, ask.since.as_deref()), &[]).await.expect("a poll is sent");
+        self.0.get(&request.path(Transport::LongPoll, request.since.as_deref()), &[]).await.expect("a poll is sent");
     }
 
     async fn answer(&mut self) -> Reply {
@@ -42,8 +42,8 @@ impl Line {
         within("the answer to a poll", answer).await.expect("a whole answer")
     }
 
-    async fn poll(&mut self, ask: &Ask) -> Reply {
-        self.send(ask).await;
+    async fn poll(&mut self, request: &RoomRequest) -> Reply {
+        self.send(request).await;
         self.answer().await
     }
 }
@@ -53,14 +53,14 @@ impl Line {
 async fn the_offset_of_a_cursor_overflowed() {
     let cluster = one_node().await;
     let mut line = Line::to(&cluster).await;
-    let start = served(&line.poll(&Ask::of(&["a"])).await);
+    let start = served(&line.poll(&RoomRequest::of(&["a"])).await);
     publish_numbers(&cluster, "a", 1, 1).await;
-    let seen = served(&line.poll(&Ask::of(&["a"]).since(start.cursor())).await);
+    let seen = served(&line.poll(&RoomRequest::of(&["a"]).since(start.cursor())).await);
     assert_eq!(seen.data(), [json!(1)], "from here on this shard has a message in its memory");
     let epoch = split(&json!(start.cursor())).0;
     for epoch in ["AAAAAAAA", &epoch] {
-        let ask = Ask::of(&["a"]).since(format!("{epoch}.{}", u64::MAX)).with("wait=0");
-        let answer = served(&line.poll(&ask).await);
+        let request = RoomRequest::of(&["a"]).since(format!("{epoch}.{}", u64::MAX)).with("wait=0");
+        let answer = served(&line.poll(&request).await);
         assert_eq!((answer.data(), answer.cursor()), (vec![json!(1)], seen.cursor()), "{epoch}: what is kept follows");
         assert_eq!(answer.gap.map(|gap| gap["a"]), Some(Missed { missed: None }), "{epoch}");
     }
@@ -78,7 +78,7 @@ async fn rooms_that_polls_had_named_were_followed_on_however_many_they_were() {
     let mut line = Line::to(&cluster).await;
     let list = |n: usize| {
         let names: Vec<String> = (0..ROOMS).map(|room| format!("{n}:{room}")).collect();
-        Ask::of(&names.iter().map(String::as_str).collect::<Vec<_>>()).with("wait=0")
+        RoomRequest::of(&names.iter().map(String::as_str).collect::<Vec<_>>()).with("wait=0")
     };
     let followed = async || metric(&cluster.nodes[0], "fanfare_rooms").await as usize;
     // Who asks for the same rooms again and again takes the place of one.
@@ -119,11 +119,11 @@ async fn a_wakeup_was_lost_while_another_room_of_the_poll_was_being_followed() {
     let (followed, at) = room_in(&near, &cluster).await;
     let (new, new_at) = room_in(&slow, &cluster).await;
     let mut line = Line::to(&cluster).await;
-    let ask = Ask::of(&[&followed]).since(at.as_str()).with("wait=0");
-    assert_eq!(served(&line.poll(&ask).await).cursor(), at);
+    let request = RoomRequest::of(&[&followed]).since(at.as_str()).with("wait=0");
+    assert_eq!(served(&line.poll(&request).await).cursor(), at);
     // Not for long: a poll gives up on a room that is not followed within a second.
     slow.signal("STOP");
-    line.send(&Ask::of(&[&followed, &new]).since(format!("{at}~{new_at}")).with("wait=55")).await;
+    line.send(&RoomRequest::of(&[&followed, &new]).since(format!("{at}~{new_at}")).with("wait=55")).await;
     eventually("the poll asks for the second room", async || metric(node, "fanfare_rooms").await > 1.5).await;
     publish_numbers(&cluster, &followed, 7, 1).await;
     eventually("the message has come to the shard", async || {
@@ -157,8 +157,8 @@ async fn a_poll_read_many_times_what_it_answered() {
     let (mut at, mut count, mut answered) = (places.join("~"), 0, 0);
     let before = info(cluster.redis(), "total_net_output_bytes:").await;
     loop {
-        let ask = Ask::of(&rooms).since(at.as_str()).with("limit=1000&wait=0");
-        let reply = poll::get(address, &ask).send().await;
+        let request = RoomRequest::of(&rooms).since(at.as_str()).with("limit=1000&wait=0");
+        let reply = poll::get(address, &request).send().await;
         let answer = served(&reply);
         (count, answered) = (count + answer.messages().count(), answered + reply.text.len() as u64);
         answer.cursor().clone_into(&mut at);
@@ -180,13 +180,13 @@ async fn the_last_messages_of_a_room_were_lost_to_the_limit() {
     }
     let last: Vec<Value> = (5..10).map(|n| json!(n)).collect();
     for (rooms, limit) in [(&["p", "q"][..], 5), (&["p", "q"], 7), (&["p"], 2)] {
-        let mut ask = Ask::of(rooms).with(&format!("last=5&limit={limit}"));
+        let mut request = RoomRequest::of(rooms).with(&format!("last=5&limit={limit}"));
         let mut all = Vec::new();
         loop {
-            let part = poll::once(cluster.address(0), &ask).await;
+            let part = poll::once(cluster.address(0), &request).await;
             assert!(part.data().len() <= limit && part.gap.is_none(), "{part:?}");
             all.extend(part.data());
-            ask = Ask::of(rooms).since(part.cursor()).with(&format!("limit={limit}"));
+            request = RoomRequest::of(rooms).since(part.cursor()).with(&format!("limit={limit}"));
             if !part.more {
                 break;
             }
@@ -211,7 +211,7 @@ fn with_a_line_end(at: &str) -> String {
 async fn an_answer_after_which_the_connection_closes_did_not_say_so() {
     let cluster = one_node().await;
     let node = &cluster.nodes[0];
-    let mut at = poll::once(node.listen, &Ask::of(&["a"])).await.cursor().to_owned();
+    let mut at = poll::once(node.listen, &RoomRequest::of(&["a"])).await.cursor().to_owned();
     for request in [with_another, with_a_line_end] {
         let mut stream = TcpStream::connect(node.listen).await.expect("a listener");
         stream.write_all(request(&at).as_bytes()).await.expect("the request is taken");

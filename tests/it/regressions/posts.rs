@@ -6,9 +6,9 @@ use std::time::Duration;
 use fanfare_tests::fault::{Fault, Proxy};
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
-use fanfare_tests::transport::Carrier;
+use fanfare_tests::transport::Transport;
 use fanfare_tests::wait::{eventually, patient, within_time};
-use fanfare_tests::{Ask, Cluster, Tap, http};
+use fanfare_tests::{Cluster, RoomRequest, TransportClient, http};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -25,14 +25,15 @@ const JOINS: usize = 300;
 async fn a_posted_join_in_one_pass_with_a_message_repeated_or_lost_it() {
     let cluster = one_node_with(KEEP_ALL).await;
     for join in [json!({"type": "join", "room": "r"}), json!({"type": "join", "room": "r", "presence": true})] {
-        let mut tap = Tap::join(cluster.address(0), Carrier::Stream, &Ask::of(&["r"])).await;
-        let mut at = split(&json!(tap.cursor())).1;
+        let mut client = TransportClient::join(cluster.address(0), Transport::Stream, &RoomRequest::of(&["r"])).await;
+        let mut at = split(&json!(client.cursor())).1;
         for n in 0..JOINS {
-            let (last, joined) = tokio::join!(publish_numbers(&cluster, "r", n, 1), tap.command(tap.address, &join));
+            let (last, joined) =
+                tokio::join!(publish_numbers(&cluster, "r", n, 1), client.command(client.address, &join));
             assert_eq!(joined.expect(200)["type"], "joined");
             let last = split(&json!(last)).1;
             while at < last {
-                let frame = tap.next().await;
+                let frame = client.next().await;
                 let (kind, place) = (frame.kind().to_owned(), split(&frame.json["cursor"]).1);
                 match kind.as_str() {
                     "joined" => assert_eq!(place, at, "{}: a member goes on from where it stood", frame.text),
@@ -57,10 +58,10 @@ async fn the_answers_of_a_post_had_no_bound_and_cut_the_node_that_took_it_off_re
     let cluster = Cluster::over_redis(2).start().await;
     let item = json!({"room": "big", "data": "x".repeat(60_000)});
     http::post(cluster.address(0), "/v1/publish", &json!(vec![item; 3])).send().await.expect(200);
-    let tap = Tap::join(cluster.address(0), Carrier::Stream, &Ask::of(&["r"])).await;
+    let client = TransportClient::join(cluster.address(0), Transport::Stream, &RoomRequest::of(&["r"])).await;
     let commands: Vec<Value> = (0..HISTORIES).map(|id| json!({"type": "history", "id": id, "room": "big"})).collect();
     let body = json!(commands);
-    for reply in join_all((0..POSTS).map(|_| tap.command(cluster.address(1), &body))).await {
+    for reply in join_all((0..POSTS).map(|_| client.command(cluster.address(1), &body))).await {
         let answers = reply.expect(200);
         let answers = answers.as_array().expect("an answer to each");
         let ids: Vec<&Value> = answers.iter().map(|answer| &answer["id"]).collect();
@@ -86,7 +87,7 @@ async fn a_session_whose_nodes_connection_was_coming_back_was_said_to_be_gone() 
     let proxy = Proxy::before(redis.address()).await;
     let addresses = vec![format!("redis://{}", proxy.address), redis.url()];
     let cluster = Cluster::over_addresses(2, addresses).start().await;
-    let mut tap = Tap::join(cluster.address(0), Carrier::Stream, &Ask::of(&["r"])).await;
+    let mut client = TransportClient::join(cluster.address(0), Transport::Stream, &RoomRequest::of(&["r"])).await;
     // The session's node does not come back before it may; the other one does at once.
     proxy.set(Fault::Stall);
     assert_ne!(redis.command("CLIENT KILL TYPE pubsub").await, ":0");
@@ -97,7 +98,7 @@ async fn a_session_whose_nodes_connection_was_coming_back_was_said_to_be_gone() 
     })
     .await;
     let before = info(&redis, "cmdstat_publish:calls=").await;
-    let post = http::post(other.listen, tap.post(), &json!({"type": "publish", "room": "r", "data": 1}));
+    let post = http::post(other.listen, client.post(), &json!({"type": "publish", "room": "r", "data": 1}));
     let post = tokio::spawn(post.send());
     eventually("the post was sent to nobody", async || {
         post.is_finished() || info(&redis, "cmdstat_publish:calls=").await > before
@@ -106,7 +107,7 @@ async fn a_session_whose_nodes_connection_was_coming_back_was_said_to_be_gone() 
     proxy.heal();
     let reply = post.await.expect("a post").expect(200);
     assert_eq!(reply["type"], "published", "{reply}");
-    assert_eq!(tap.message().await["cursor"], reply["cursor"], "the session was there all along");
+    assert_eq!(client.message().await["cursor"], reply["cursor"], "the session was there all along");
 }
 
 /// The address with the number of a shard that no node has: bytes 8 and 9 of 36, in base64.
@@ -121,12 +122,12 @@ fn of_no_shard(post: &str) -> String {
 #[tokio::test]
 async fn a_post_to_a_shard_that_is_none_was_answered_by_nobody() {
     let cluster = Cluster::over_redis(2).start().await;
-    let tap = Tap::join(cluster.address(0), Carrier::Stream, &Ask::of(&["r"])).await;
+    let client = TransportClient::join(cluster.address(0), Transport::Stream, &RoomRequest::of(&["r"])).await;
     for node in &cluster.nodes {
-        let post = http::post(node.listen, &of_no_shard(tap.post()), &json!({"type": "ping"}));
+        let post = http::post(node.listen, &of_no_shard(client.post()), &json!({"type": "ping"}));
         // Long before the 8 s after which the one who asks gives up.
         let reply = within_time(patient(Duration::from_secs(4)), "an answer at once", post.send()).await;
         assert_eq!(reply.problem(404), "session_gone", "at node {}", node.name);
     }
-    assert_eq!(tap.command(cluster.address(1), &json!({"type": "ping"})).await.expect(200), json!({"type": "pong"}));
+    assert_eq!(client.command(cluster.address(1), &json!({"type": "ping"})).await.expect(200), json!({"type": "pong"}));
 }

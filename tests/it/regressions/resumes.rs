@@ -70,7 +70,7 @@ impl Link {
         let (whole, watched) = watch::channel(true);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(carry(near, target.clone(), watched.clone()));
+                tokio::spawn(pump(near, target.clone(), watched.clone()));
             }
         });
         Self { address, whole }
@@ -78,7 +78,7 @@ impl Link {
 }
 
 /// Carries one connection for as long as the link is whole.
-async fn carry(mut near: TcpStream, target: String, mut whole: watch::Receiver<bool>) {
+async fn pump(mut near: TcpStream, target: String, mut whole: watch::Receiver<bool>) {
     if !*whole.borrow() {
         return;
     }

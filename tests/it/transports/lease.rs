@@ -8,7 +8,7 @@ use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::transport::poll;
 use fanfare_tests::wait::{eventually, eventually_within, patient, within_time};
-use fanfare_tests::{Ask, Client, Cluster, http};
+use fanfare_tests::{Client, Cluster, RoomRequest, http};
 use serde_json::{Value, json};
 
 use super::publish;
@@ -55,7 +55,7 @@ async fn listed(cluster: &Cluster, node: usize, room: &str, user: &Value) -> boo
 async fn long_polls_hold_one_lease(cluster: &Cluster) {
     let room = "long";
     let mut watchers = [watcher(cluster, 0, room).await, watcher(cluster, 1, room).await];
-    let first = poll::once(cluster.address(0), &Ask::of(&[room])).await;
+    let first = poll::once(cluster.address(0), &RoomRequest::of(&[room])).await;
     let sessions: Vec<Value> = watchers.iter().map(|watcher| json!(watcher.session())).collect();
     for watcher in &mut watchers {
         let told = told_so_far(watcher).await.into_iter().map(|frame| frame["member"]["user"].clone());
@@ -69,8 +69,8 @@ async fn long_polls_hold_one_lease(cluster: &Cluster) {
             body["session"] = json!(session);
             poll::post(cluster.address(n), &body).send().await
         } else {
-            let ask = Ask::of(&[room]).since(at.as_str()).with(&format!("wait=1&session={session}"));
-            poll::get(cluster.address(n), &ask).send().await
+            let request = RoomRequest::of(&[room]).since(at.as_str()).with(&format!("wait=1&session={session}"));
+            poll::get(cluster.address(n), &request).send().await
         };
         let answer = poll::served(&reply);
         assert_eq!(answer.session, session, "it is one session all along");
@@ -101,7 +101,7 @@ async fn long_polls_hold_one_lease(cluster: &Cluster) {
     }
     assert!(!listed(cluster, 0, room, &user).await);
     // A message long after: the advice has grown with the silence.
-    let quiet = poll::once(cluster.address(0), &Ask::of(&[room])).await.next_ms;
+    let quiet = poll::once(cluster.address(0), &RoomRequest::of(&[room])).await.next_ms;
     assert!((800..=36_000).contains(&quiet), "{quiet}");
 }
 
@@ -111,15 +111,15 @@ async fn short_polls_hold_a_longer_one(cluster: &Cluster, status: u16) {
     let mut watcher = watcher(cluster, 1, &room).await;
     let said = Instant::now();
     let at = publish(cluster.address(0), &room, &json!(1)).await;
-    let session = poll::once(cluster.address(0), &Ask::of(&[&room])).await.session;
-    let ask = Ask::of(&[&room]).since(at.as_str());
+    let session = poll::once(cluster.address(0), &RoomRequest::of(&[&room])).await.session;
+    let request = RoomRequest::of(&[&room]).since(at.as_str());
     // The first lease is a short one: only what renews it makes it long.
-    let waits = poll::get(cluster.address(0), &ask.clone().with(&format!("wait=1&session={session}")));
+    let waits = poll::get(cluster.address(0), &request.clone().with(&format!("wait=1&session={session}")));
     assert_eq!(poll::served(&waits.send().await).cursor(), at);
     let joined = told(&mut watcher, Duration::from_secs(10)).await;
     assert_eq!(joined["type"], "member_joined", "{joined}");
     for node in 0..3 {
-        let mut call = poll::get(cluster.address(node), &ask.clone().with(&format!("wait=0&session={session}")));
+        let mut call = poll::get(cluster.address(node), &request.clone().with(&format!("wait=0&session={session}")));
         if status == 304 {
             call = call.header("if-none-match", &format!("\"{at}\""));
         }
@@ -129,7 +129,7 @@ async fn short_polls_hold_a_longer_one(cluster: &Cluster, status: u16) {
     let left = told(&mut watcher, Duration::from_secs(30) + SLACK).await;
     assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &joined["member"]));
     assert!(renewed.elapsed() >= Duration::from_secs(28), "{status}: {:?}", renewed.elapsed());
-    let (quiet, silence) = (poll::once(cluster.address(0), &Ask::of(&[&room])).await.next_ms, said.elapsed());
+    let (quiet, silence) = (poll::once(cluster.address(0), &RoomRequest::of(&[&room])).await.next_ms, said.elapsed());
     let half = silence.as_millis() as f64 / 2.0;
     assert!((half * 0.75..half * 1.25).contains(&(quiet as f64)), "half of {silence:?}: {quiet}");
 }
@@ -138,13 +138,14 @@ async fn short_polls_hold_a_longer_one(cluster: &Cluster, status: u16) {
 async fn a_poller_that_goes_to_a_stream_leaves_once(cluster: &Cluster) {
     let room = "change";
     let mut watcher = watcher(cluster, 0, room).await;
-    let first = poll::once(cluster.address(1), &Ask::of(&[room])).await;
-    let ask = Ask::of(&[room]).since(first.cursor()).with(&format!("wait=1&session={}", first.session));
-    let there = poll::served(&poll::get(cluster.address(1), &ask).send().await);
+    let first = poll::once(cluster.address(1), &RoomRequest::of(&[room])).await;
+    let request = RoomRequest::of(&[room]).since(first.cursor()).with(&format!("wait=1&session={}", first.session));
+    let there = poll::served(&poll::get(cluster.address(1), &request).send().await);
     assert_eq!(there.session, first.session);
     let poller = told(&mut watcher, Duration::from_secs(10)).await;
-    let ask = Ask::of(&[room]).since(first.cursor());
-    let stream = fanfare_tests::Tap::join(cluster.address(1), fanfare_tests::Carrier::Sse, &ask).await;
+    let request = RoomRequest::of(&[room]).since(first.cursor());
+    let stream =
+        fanfare_tests::TransportClient::join(cluster.address(1), fanfare_tests::Transport::Sse, &request).await;
     let streaming = told(&mut watcher, Duration::from_secs(10)).await;
     assert_eq!((&streaming["type"], &streaming["member"]["user"]), (&json!("member_joined"), &json!(stream.session())));
     let left = told(&mut watcher, Duration::from_secs(11) + SLACK).await;
@@ -157,7 +158,7 @@ async fn a_poller_that_goes_to_a_stream_leaves_once(cluster: &Cluster) {
 
 /// A room is followed for as long as a poller may take to come back, and then let go.
 async fn a_room_that_nobody_polls_any_more_is_let_go(redis: &Redis, address: SocketAddr) {
-    poll::once(address, &Ask::of(&["let-go"])).await;
+    poll::once(address, &RoomRequest::of(&["let-go"])).await;
     assert_eq!(followed(redis, &["let-go"]).await, 1);
     eventually_within(patient(Duration::from_secs(60)), "nobody follows it", async || {
         followed(redis, &["let-go"]).await == 0
@@ -188,9 +189,9 @@ async fn a_poller_whose_node_dies_stays_the_same_member() {
     let mut doomed = Client::connect(cluster.address(0)).await;
     doomed.join("a").await;
     told(&mut watcher, Duration::from_secs(10)).await;
-    let first = poll::once(cluster.address(0), &Ask::of(&["a"])).await;
-    let ask = Ask::of(&["a"]).since(first.cursor()).with(&format!("wait=1&session={}", first.session));
-    let there = poll::served(&poll::get(cluster.address(0), &ask).send().await);
+    let first = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
+    let request = RoomRequest::of(&["a"]).since(first.cursor()).with(&format!("wait=1&session={}", first.session));
+    let there = poll::served(&poll::get(cluster.address(0), &request).send().await);
     assert_eq!(there.session, first.session);
     let joined = told(&mut watcher, Duration::from_secs(10)).await;
     assert_eq!(joined["type"], "member_joined", "{joined}");
@@ -199,7 +200,7 @@ async fn a_poller_whose_node_dies_stays_the_same_member() {
     let mut left = Vec::new();
     // A node counts as dead after 10 s without a heartbeat.
     while left.is_empty() && begun.elapsed() < patient(Duration::from_secs(20)) {
-        let answer = poll::served(&poll::get(cluster.address(1), &ask).send().await);
+        let answer = poll::served(&poll::get(cluster.address(1), &request).send().await);
         assert_eq!(answer.session, first.session);
         left.extend(told_so_far(&mut watcher).await);
     }
@@ -212,9 +213,9 @@ async fn a_poller_whose_node_dies_stays_the_same_member() {
 async fn a_kicked_poller_is_no_member_any_more() {
     let cluster = Cluster::over_redis(2).start().await;
     let mut watcher = watcher(&cluster, 0, "a").await;
-    let first = poll::once(cluster.address(1), &Ask::of(&["a"])).await;
-    let ask = Ask::of(&["a"]).since(first.cursor()).with(&format!("wait=0&session={}", first.session));
-    let there = poll::served(&poll::get(cluster.address(1), &ask).send().await);
+    let first = poll::once(cluster.address(1), &RoomRequest::of(&["a"])).await;
+    let request = RoomRequest::of(&["a"]).since(first.cursor()).with(&format!("wait=0&session={}", first.session));
+    let there = poll::served(&poll::get(cluster.address(1), &request).send().await);
     assert_eq!(there.session, first.session);
     let joined = told(&mut watcher, Duration::from_secs(10)).await;
     let user = joined["member"]["user"].as_str().expect("a user").to_owned();
@@ -224,7 +225,7 @@ async fn a_kicked_poller_is_no_member_any_more() {
     assert_eq!((&left["type"], &left["member"]["user"]), (&json!("member_left"), &json!(user)));
     eventually("nobody lists it", async || !listed(&cluster, 1, "a", &json!(user)).await).await;
     for node in 0..2 {
-        let reply = poll::get(cluster.address(node), &ask).send().await;
+        let reply = poll::get(cluster.address(node), &request).send().await;
         assert_eq!(reply.problem(403), "forbidden", "it is not let in again at node {node}");
     }
 }

@@ -1,9 +1,9 @@
 //! What is refused, and how: the same on server-sent events, streams and polls, where one bad room refuses the whole
 //! request.
 
-use fanfare_tests::transport::sse::Events;
+use fanfare_tests::transport::sse::EventStream;
 use fanfare_tests::transport::{Refused, poll};
-use fanfare_tests::{Ask, Carrier, Client, Tap, http};
+use fanfare_tests::{Client, RoomRequest, Transport, TransportClient, http};
 use serde_json::json;
 
 use super::publish;
@@ -56,7 +56,7 @@ async fn as_a_last_event_id_a_place_that_is_none_is_a_gap() {
     publish(cluster.address(0), "a", &json!(1)).await;
     for id in ["x", "short.1", "abcdefgh.1~abcdefgh.1", "~~", "…", "abcdefgh.99999999999999999999999"] {
         let header = [("Last-Event-ID", id)];
-        let mut events = Events::open(cluster.address(0), "/v1/rooms/a/sse", &header).await.expect("a stream");
+        let mut events = EventStream::open(cluster.address(0), "/v1/rooms/a/sse", &header).await.expect("a stream");
         let joined = loop {
             let event = events.block().await.event;
             if let Some(event) = event.filter(|event| event.kind == "joined") {
@@ -73,15 +73,15 @@ async fn as_a_last_event_id_a_place_that_is_none_is_a_gap() {
 #[tokio::test]
 async fn an_empty_part_is_the_head_of_that_room() {
     let cluster = one_node().await;
-    for (number, carrier) in Carrier::ALL.into_iter().enumerate() {
+    for (number, transport) in Transport::ALL.into_iter().enumerate() {
         let rooms = [format!("a:{number}"), format!("b:{number}")];
         let start = split(&json!(publish(cluster.address(0), &rooms[0], &json!("a 1")).await)).0 + ".0";
         publish(cluster.address(0), &rooms[1], &json!("b 1")).await;
-        let ask = Ask::of(&[&rooms[0], &rooms[1]]).since(format!("{start}~"));
-        let mut tap = Tap::open(cluster.address(0), carrier, &ask).await;
-        assert_eq!(tap.data(1).await, [json!("a 1")], "{}", carrier.name());
+        let request = RoomRequest::of(&[&rooms[0], &rooms[1]]).since(format!("{start}~"));
+        let mut client = TransportClient::open(cluster.address(0), transport, &request).await;
+        assert_eq!(client.data(1).await, [json!("a 1")], "{}", transport.name());
         let at = publish(cluster.address(0), &rooms[1], &json!("b 2")).await;
-        assert_eq!(tap.message().await["cursor"], json!(at), "{}: nothing of b before it", carrier.name());
+        assert_eq!(client.message().await["cursor"], json!(at), "{}: nothing of b before it", transport.name());
     }
 }
 
@@ -92,12 +92,17 @@ async fn more_rooms_than_a_session_may_join_are_refused() {
         let reply = http::get(cluster.address(0), &format!("/v1/rooms/a,b,c/{end}")).send().await;
         assert_eq!(reply.problem(400), "room_limit", "{end}");
     }
-    for carrier in [Carrier::Sse, Carrier::Stream] {
-        let mut tap = Tap::join(cluster.address(0), carrier, &Ask::of(&["a", "b"])).await;
-        assert_eq!(tap.welcome["limits"]["rooms"], 2);
-        assert_eq!(tap.ask(json!({"type": "join", "room": "c"})).await["code"], "room_limit", "{}", carrier.name());
+    for transport in [Transport::Sse, Transport::Stream] {
+        let mut client = TransportClient::join(cluster.address(0), transport, &RoomRequest::of(&["a", "b"])).await;
+        assert_eq!(client.welcome["limits"]["rooms"], 2);
+        assert_eq!(
+            client.ask(json!({"type": "join", "room": "c"})).await["code"],
+            "room_limit",
+            "{}",
+            transport.name()
+        );
     }
-    poll::once(cluster.address(0), &Ask::of(&["a", "b"])).await;
+    poll::once(cluster.address(0), &RoomRequest::of(&["a", "b"])).await;
     let body = json!({"rooms": {"a": null, "b": null, "c": null}});
     assert_eq!(poll::post(cluster.address(0), &body).send().await.problem(400), "room_limit");
 }
@@ -128,8 +133,8 @@ async fn values_that_are_none_are_a_bad_request_and_unknown_parameters_nothing()
         let reply = http::get(cluster.address(0), &format!("/v1/rooms/a/{query}")).send().await;
         assert_eq!(reply.problem(400), "bad_request", "{query}");
     }
-    for carrier in Carrier::ALL {
-        Tap::join(cluster.address(0), carrier, &Ask::of(&["a"]).with("colour=blue&n=0123")).await;
+    for transport in Transport::ALL {
+        TransportClient::join(cluster.address(0), transport, &RoomRequest::of(&["a"]).with("colour=blue&n=0123")).await;
     }
 }
 
@@ -152,26 +157,26 @@ async fn other_methods_are_not_allowed() {
 #[tokio::test]
 async fn the_options_of_the_url_are_those_of_join() {
     let cluster = one_node().await;
-    for carrier in Carrier::ONE_WAY {
-        let (name, room) = (carrier.name(), format!("room:{}", carrier.name()));
-        let ask = Ask::of(&[&room]).with("presence=1&echo=0");
-        let mut tap = Tap::open(cluster.address(0), carrier, &ask).await;
-        let joined = tap.take("joined").await.json;
+    for transport in Transport::ONE_WAY {
+        let (name, room) = (transport.name(), format!("room:{}", transport.name()));
+        let request = RoomRequest::of(&[&room]).with("presence=1&echo=0");
+        let mut client = TransportClient::open(cluster.address(0), transport, &request).await;
+        let joined = client.take("joined").await.json;
         assert!(joined["members"].is_array(), "{name}: {joined}");
         let mut other = Client::connect(cluster.address(0)).await;
         other.join(&room).await;
         let user = other.session();
-        let about_other = async |tap: &mut Tap, kind: &str| {
+        let about_other = async |client: &mut TransportClient, kind: &str| {
             // Its own coming may be told first.
-            while tap.take(kind).await.json["member"]["user"] != user {}
+            while client.take(kind).await.json["member"]["user"] != user {}
         };
-        about_other(&mut tap, "member_joined").await;
-        let published = tap.ask(json!({"type": "publish", "room": room, "data": "own"})).await;
+        about_other(&mut client, "member_joined").await;
+        let published = client.ask(json!({"type": "publish", "room": room, "data": "own"})).await;
         assert_eq!(published["type"], "published", "{name}: {published}");
         other.publish(&room, json!("other")).await;
-        assert_eq!(tap.message().await["data"], "other", "{name}");
+        assert_eq!(client.message().await["data"], "other", "{name}");
         drop(other);
-        about_other(&mut tap, "member_left").await;
+        about_other(&mut client, "member_left").await;
     }
 }
 
@@ -182,18 +187,18 @@ async fn messages_of_excluded_sessions_stay_away_live_and_in_the_resume() {
     let (mut own, mut other) = (Client::connect(address).await, Client::connect(address).await);
     let earlier = Client::connect(address).await.session();
     let exclude = format!("exclude={earlier},{}", own.session());
-    for (number, carrier) in [Carrier::WebSocket, Carrier::Sse, Carrier::Stream].into_iter().enumerate() {
+    for (number, transport) in [Transport::WebSocket, Transport::Sse, Transport::Stream].into_iter().enumerate() {
         let room = format!("room:{number}");
-        let ask = Ask::of(&[&room]).with(&exclude);
-        let start = Tap::join(address, carrier, &ask).await.cursor();
+        let request = RoomRequest::of(&[&room]).with(&exclude);
+        let start = TransportClient::join(address, transport, &request).await.cursor();
         own.publish(&room, json!("own, missed")).await;
         other.publish(&room, json!("other, missed")).await;
-        let mut tap = Tap::open(address, carrier, &ask.since(start)).await;
-        assert_eq!(tap.data(1).await, [json!("other, missed")], "{}", carrier.name());
+        let mut client = TransportClient::open(address, transport, &request.since(start)).await;
+        assert_eq!(client.data(1).await, [json!("other, missed")], "{}", transport.name());
         own.publish(&room, json!("own, live")).await;
         let last = other.publish(&room, json!("other, live")).await["cursor"].clone();
-        assert_eq!(tap.data(1).await, [json!("other, live")], "{}", carrier.name());
-        assert_eq!(json!(tap.cursor()), last, "{}", carrier.name());
+        assert_eq!(client.data(1).await, [json!("other, live")], "{}", transport.name());
+        assert_eq!(json!(client.cursor()), last, "{}", transport.name());
     }
     let nine = [earlier.as_str(); 9].join(",");
     for (end, exclude) in [("sse", nine.as_str()), ("stream", nine.as_str()), ("sse", "x"), ("stream", "x,")] {
@@ -221,36 +226,36 @@ async fn a_room_without_presence_is_joined_all_the_same() {
         let reply = http::get(cluster.address(0), &format!("/v1/rooms/a,quiet:1/{end}?presence=1")).send().await;
         assert_eq!(reply.problem(400), "presence_off", "{end}: unless it is asked for");
     }
-    for carrier in Carrier::ONE_WAY {
-        let mut tap = Tap::join(cluster.address(0), carrier, &Ask::of(&["quiet:1"])).await;
-        assert_eq!(tap.ask(json!({"type": "presence", "room": "quiet:1"})).await["code"], "presence_off");
+    for transport in Transport::ONE_WAY {
+        let mut client = TransportClient::join(cluster.address(0), transport, &RoomRequest::of(&["quiet:1"])).await;
+        assert_eq!(client.ask(json!({"type": "presence", "room": "quiet:1"})).await["code"], "presence_off");
         publish(cluster.address(0), "quiet:1", &json!(1)).await;
-        assert_eq!(tap.data(1).await, [json!(1)], "{}", carrier.name());
+        assert_eq!(client.data(1).await, [json!(1)], "{}", transport.name());
     }
 }
 
 #[tokio::test]
 async fn rooms_may_stand_in_the_query_and_have_commas_there() {
     let cluster = one_node().await;
-    for carrier in [Carrier::Sse, Carrier::Stream, Carrier::LongPoll] {
-        let ask = Ask::of(&["a"]).with("room=x%2Cy");
-        let target = ask.target(carrier, None);
-        let at = publish(cluster.address(0), "x,y", &json!(carrier.name())).await;
-        let cursor = match carrier {
-            Carrier::LongPoll => poll::served(&http::get(cluster.address(0), &target).send().await).cursor().to_owned(),
-            _ => place_of_two(Tap::try_open(cluster.address(0), carrier, &ask).await).await,
+    for transport in [Transport::Sse, Transport::Stream, Transport::LongPoll] {
+        let request = RoomRequest::of(&["a"]).with("room=x%2Cy");
+        let path = request.path(transport, None);
+        let at = publish(cluster.address(0), "x,y", &json!(transport.name())).await;
+        let cursor = match transport {
+            Transport::LongPoll => poll::served(&http::get(cluster.address(0), &path).send().await).cursor().to_owned(),
+            _ => place_of_two(TransportClient::try_open(cluster.address(0), transport, &request).await).await,
         };
         let parts: Vec<&str> = cursor.split('~').collect();
-        assert_eq!((parts.len(), parts[1]), (2, at.as_str()), "{}: {cursor}", carrier.name());
+        assert_eq!((parts.len(), parts[1]), (2, at.as_str()), "{}: {cursor}", transport.name());
     }
 }
 
-/// The place after the second `joined`, of the room that `Tap` does not know of.
-async fn place_of_two(tap: Result<Tap, Refused>) -> String {
-    let mut tap = tap.expect("both rooms are joined");
+/// The place after the second `joined`, of the room that `TransportClient` does not know of.
+async fn place_of_two(client: Result<TransportClient, Refused>) -> String {
+    let mut client = client.expect("both rooms are joined");
     let mut places = std::collections::BTreeMap::new();
     for _ in 0..2 {
-        let joined = tap.take("joined").await.json;
+        let joined = client.take("joined").await.json;
         places.insert(joined["room"].to_string(), joined["cursor"].as_str().unwrap_or_default().to_owned());
     }
     places.into_values().collect::<Vec<_>>().join("~")

@@ -1,6 +1,6 @@
-//! The transports: one suite for all five carriers, direct and through both versions of nginx, and what only one of them
-//! can get wrong. A sentence is written once over `Tap`; `on_every_carrier` makes a test of it for each carrier at each
-//! place, so that a failure names both.
+//! The transports: one suite for all five, direct and through both versions of nginx, and what only one of them
+//! can get wrong. A sentence is written once over `TransportClient`; `on_every_transport` makes a test of it for each
+//! transport at each place, so that a failure names both.
 
 mod alike;
 mod commands;
@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 
 use fanfare_tests::cluster::Plan;
 use fanfare_tests::nginx::{Nginx, Version};
-use fanfare_tests::{Ask, Carrier, Cluster, Front, Tap, http};
+use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient, http};
 use serde_json::Value;
 
 /// Where clients connect.
@@ -38,7 +38,7 @@ pub(crate) enum Place {
 /// A cluster and what stands before it.
 pub(crate) struct Stage {
     pub(crate) cluster: Cluster,
-    pub(crate) front: Front,
+    pub(crate) target: Target,
     pub(crate) nginx: Option<Nginx>,
 }
 
@@ -47,22 +47,22 @@ impl Place {
     pub(crate) async fn stage(self, plan: Plan) -> Stage {
         let cluster = plan.start().await;
         match self {
-            Self::Direct => Stage { front: Front::direct(&cluster), cluster, nginx: None },
+            Self::Direct => Stage { target: Target::direct(&cluster), cluster, nginx: None },
             Self::Behind(version) => {
                 let nginx = Nginx::before(&cluster, version).await;
-                Stage { front: nginx.front(), cluster, nginx: Some(nginx) }
+                Stage { target: nginx.target(), cluster, nginx: Some(nginx) }
             }
         }
     }
 }
 
-/// A member on each carrier, in the order of `Carrier::ALL`, dealt to the addresses of the front.
-async fn on_all(front: &Front, ask: &Ask) -> Vec<Tap> {
-    let mut taps = Vec::new();
-    for (index, carrier) in Carrier::ALL.into_iter().enumerate() {
-        taps.push(Tap::join(front.address(index), carrier, ask).await);
+/// A member on each transport, in the order of `Transport::ALL`, dealt to the addresses of the target.
+async fn on_all(target: &Target, request: &RoomRequest) -> Vec<TransportClient> {
+    let mut clients = Vec::new();
+    for (index, transport) in Transport::ALL.into_iter().enumerate() {
+        clients.push(TransportClient::join(target.address(index), transport, request).await);
     }
-    taps
+    clients
 }
 
 /// Publishes by HTTP and returns the cursor.
@@ -73,10 +73,10 @@ async fn publish(address: SocketAddr, room: &str, data: &Value) -> String {
 }
 
 /// The texts of the next messages.
-async fn texts(tap: &mut Tap, count: usize) -> Vec<String> {
+async fn texts(client: &mut TransportClient, count: usize) -> Vec<String> {
     let mut texts = Vec::with_capacity(count);
     for _ in 0..count {
-        texts.push(tap.take("message").await.text);
+        texts.push(client.take("message").await.text);
     }
     texts
 }
@@ -92,33 +92,33 @@ const DIRECT: Place = Place::Direct;
 const NGINX_1_22: Place = Place::Behind(Version::Old);
 const NGINX_NEW: Place = Place::Behind(Version::New);
 
-/// A test of each sentence for each carrier.
-macro_rules! on_every_carrier {
+/// A test of each sentence for each transport.
+macro_rules! on_every_transport {
     ($place:ident: $($sentences:tt)*) => {
-        on_carrier!(websocket, WebSocket, $place, $($sentences)*);
-        on_carrier!(sse, Sse, $place, $($sentences)*);
-        on_carrier!(stream, Stream, $place, $($sentences)*);
-        on_carrier!(long_poll, LongPoll, $place, $($sentences)*);
-        on_carrier!(short_poll, ShortPoll, $place, $($sentences)*);
+        on_transport!(websocket, WebSocket, $place, $($sentences)*);
+        on_transport!(sse, Sse, $place, $($sentences)*);
+        on_transport!(stream, Stream, $place, $($sentences)*);
+        on_transport!(long_poll, LongPoll, $place, $($sentences)*);
+        on_transport!(short_poll, ShortPoll, $place, $($sentences)*);
     };
 }
 
-macro_rules! on_carrier {
-    ($module:ident, $carrier:ident, $place:ident, $($file:ident::$sentence:ident),* $(,)?) => {
+macro_rules! on_transport {
+    ($module:ident, $transport:ident, $place:ident, $($file:ident::$sentence:ident),* $(,)?) => {
         mod $module {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $sentence() {
                     let place = crate::transports::$place;
-                    crate::transports::$file::$sentence(place, fanfare_tests::Carrier::$carrier).await;
+                    crate::transports::$file::$sentence(place, fanfare_tests::Transport::$transport).await;
                 }
             )*
         }
     };
 }
 
-/// A test of each sentence that takes all carriers at once.
-macro_rules! on_all_carriers {
+/// A test of each sentence that takes all transports at once.
+macro_rules! on_all_transports {
     ($place:ident: $($file:ident::$sentence:ident),* $(,)?) => {
         mod all {
             $(
@@ -135,11 +135,11 @@ macro_rules! everywhere {
     ($($module:ident: $place:ident),* $(,)?) => {
         $(
             mod $module {
-                on_every_carrier! { $place: resuming::all_see_one_order_and_resumes_lose_and_repeat_nothing }
-                on_all_carriers! { $place:
-                    alike::every_carrier_brings_the_same_bytes,
-                    resuming::every_carrier_goes_on_where_any_other_stopped,
-                    draining::a_drain_loses_nothing_on_any_carrier,
+                on_every_transport! { $place: resuming::all_see_one_order_and_resumes_lose_and_repeat_nothing }
+                on_all_transports! { $place:
+                    alike::every_transport_brings_the_same_bytes,
+                    resuming::every_transport_goes_on_where_any_other_stopped,
+                    draining::a_drain_loses_nothing_on_any_transport,
                     redis_away::streams_stay_and_polls_are_told_while_redis_is_away,
                     sse::heads_and_first_bytes_come_at_once,
                     slow::an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_loss,

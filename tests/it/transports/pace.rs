@@ -2,14 +2,14 @@
 
 use fanfare_tests::http::{Call, Reply};
 use fanfare_tests::transport::poll;
-use fanfare_tests::{Ask, Cluster};
+use fanfare_tests::{Cluster, RoomRequest};
 use serde_json::json;
 
 use super::publish;
 use crate::stage::one_node;
 
 fn short(cluster: &Cluster, at: &str) -> Call {
-    poll::get(cluster.address(0), &Ask::of(&["a"]).since(at).with("wait=0"))
+    poll::get(cluster.address(0), &RoomRequest::of(&["a"]).since(at).with("wait=0"))
 }
 
 fn is_unmodified(reply: &Reply, etag: &str) {
@@ -41,12 +41,12 @@ async fn the_tag_of_a_short_poll_is_its_place_and_says_whether_anything_is_new()
 #[tokio::test]
 async fn the_tag_of_several_rooms_is_all_their_places() {
     let cluster = one_node().await;
-    let at = poll::once(cluster.address(0), &Ask::of(&["a", "b"])).await.cursor().to_owned();
-    let ask = Ask::of(&["a", "b"]).since(at.as_str()).with("wait=0");
+    let at = poll::once(cluster.address(0), &RoomRequest::of(&["a", "b"])).await.cursor().to_owned();
+    let request = RoomRequest::of(&["a", "b"]).since(at.as_str()).with("wait=0");
     let tag = format!("\"{at}\"");
-    is_unmodified(&poll::get(cluster.address(0), &ask).header("if-none-match", &tag).send().await, &tag);
+    is_unmodified(&poll::get(cluster.address(0), &request).header("if-none-match", &tag).send().await, &tag);
     publish(cluster.address(0), "b", &json!(1)).await;
-    let reply = poll::get(cluster.address(0), &ask).header("if-none-match", &tag).send().await;
+    let reply = poll::get(cluster.address(0), &request).header("if-none-match", &tag).send().await;
     assert_eq!(poll::served(&reply).data(), [json!(1)]);
 }
 
@@ -55,8 +55,8 @@ async fn a_poll_that_waits_is_never_unmodified() {
     let cluster = one_node().await;
     let at = publish(cluster.address(0), "a", &json!(1)).await;
     let tag = format!("\"{at}\"");
-    for ask in [Ask::of(&["a"]).since(at.as_str()).with("wait=1"), Ask::of(&["a"])] {
-        let reply = poll::get(cluster.address(0), &ask).header("if-none-match", &tag).send().await;
+    for request in [RoomRequest::of(&["a"]).since(at.as_str()).with("wait=1"), RoomRequest::of(&["a"])] {
+        let reply = poll::get(cluster.address(0), &request).header("if-none-match", &tag).send().await;
         assert_eq!((reply.header("etag"), reply.header("cache-control")), ("", "no-store"), "{reply:?}");
         assert_eq!(poll::served(&reply).cursor(), at);
     }
@@ -77,6 +77,6 @@ async fn a_busy_room_is_to_be_asked_every_second() {
     paces.sort_unstable();
     paces.dedup();
     assert!(paces.len() >= 5, "not all in one step: {paces:?}");
-    let quiet = poll::once(cluster.address(0), &Ask::of(&["quiet"])).await.next_ms;
+    let quiet = poll::once(cluster.address(0), &RoomRequest::of(&["quiet"])).await.next_ms;
     assert!((800..=36_000).contains(&quiet), "{quiet}");
 }

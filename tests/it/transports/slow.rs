@@ -2,22 +2,25 @@
 //! is in `protocol::limits`.
 
 use fanfare_tests::wait::eventually;
-use fanfare_tests::{Ask, Carrier, Client, Cluster, Tap};
+use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient};
 use serde_json::json;
 
 use super::{Place, metric};
 use crate::sentences::KEEP_ALL;
 use crate::stage::split;
 
-async fn a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(place: Place, carrier: Carrier) {
+async fn a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(place: Place, transport: Transport) {
     // Far more than the outbox (256 KiB) and what the kernel holds for a socket nobody reads.
     const TOTAL: u64 = 200;
     let stage = place.stage(Cluster::embedded().config(KEEP_ALL)).await;
-    let (address, admin) = (stage.front.address(0), stage.cluster.nodes[0].admin);
-    let ask = Ask::of(&["a"]);
-    let mut slow = Tap::join(address, carrier, &ask).await;
+    let (address, admin) = (stage.target.address(0), stage.cluster.nodes[0].admin);
+    let request = RoomRequest::of(&["a"]);
+    let mut slow = TransportClient::join(address, transport, &request).await;
     let (epoch, mut at) = split(&json!(slow.cursor()));
-    let mut others = [Tap::join(address, carrier, &ask).await, Tap::join(address, Carrier::WebSocket, &ask).await];
+    let mut others = [
+        TransportClient::join(address, transport, &request).await,
+        TransportClient::join(address, Transport::WebSocket, &request).await,
+    ];
     let mut publisher = Client::connect(address).await;
     let large = json!("x".repeat(60_000));
     for n in 1..=TOTAL {
@@ -37,7 +40,7 @@ async fn a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(place: P
     }
     assert!(at < TOTAL, "the kernel held it all: nothing was slow");
     assert_eq!(since, format!("{epoch}.{at}"));
-    let mut back = Tap::open(address, carrier, &ask.since(since)).await;
+    let mut back = TransportClient::open(address, transport, &request.since(since)).await;
     assert_eq!(back.take("joined").await.json["resumed"], true);
     while at < TOTAL {
         at += 1;
@@ -47,10 +50,10 @@ async fn a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(place: P
 }
 
 pub(super) async fn an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(place: Place) {
-    a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(place, Carrier::Sse).await;
+    a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(place, Transport::Sse).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_lines_that_is_not_read_is_closed_and_resumes_without_a_loss() {
-    a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(Place::Direct, Carrier::Stream).await;
+    a_stream_that_is_not_read_is_closed_and_resumes_without_a_loss(Place::Direct, Transport::Stream).await;
 }

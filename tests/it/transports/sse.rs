@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use fanfare_tests::transport::lines::{Lines, Next};
-use fanfare_tests::transport::sse::Events;
+use fanfare_tests::transport::ndjson::{NdjsonStream, Next};
+use fanfare_tests::transport::sse::EventStream;
 use fanfare_tests::wait::{patient, within, within_time};
-use fanfare_tests::{Ask, Carrier, Cluster, Front, Tap};
+use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient};
 use serde_json::{Value, json};
 
 use super::{Place, publish};
@@ -19,7 +19,7 @@ fn parse(text: &str) -> Value {
 }
 
 /// The next event, with its name and its data.
-async fn event(events: &mut Events) -> (String, Value) {
+async fn event(events: &mut EventStream) -> (String, Value) {
     loop {
         if let Some(event) = events.block().await.event {
             return (event.kind, parse(&event.data));
@@ -30,10 +30,10 @@ async fn event(events: &mut Events) -> (String, Value) {
 /// The heads of both kinds of stream, and what comes before anything happens.
 pub(super) async fn heads_and_first_bytes_come_at_once(place: Place) {
     let stage = place.stage(Cluster::embedded()).await;
-    let address = stage.front.address(0);
+    let address = stage.target.address(0);
     let at = publish(address, "a", &json!(1)).await;
-    let mut events = Events::open(address, "/v1/rooms/a/sse", &[]).await.expect("a stream");
-    let lines = Lines::open(address, "/v1/rooms/a/stream", &[]).await.expect("a stream");
+    let mut events = EventStream::open(address, "/v1/rooms/a/sse", &[]).await.expect("a stream");
+    let lines = NdjsonStream::open(address, "/v1/rooms/a/stream", &[]).await.expect("a stream");
     for (head, media) in [(&events.head, "text/event-stream"), (&lines.head, "application/x-ndjson")] {
         assert_eq!((head.header("content-type"), head.header("cache-control")), (media, "no-store, no-transform"));
         for absent in ["content-length", "content-encoding", "etag"] {
@@ -76,7 +76,7 @@ pub(super) async fn heads_and_first_bytes_come_at_once(place: Place) {
     assert!(data.starts_with(r#"{"type":"message","room":"a""#), "{data}");
 }
 
-async fn the_first_lines(mut lines: Lines, at: &str) {
+async fn the_first_lines(mut lines: NdjsonStream, at: &str) {
     for (kind, field) in [("welcome", json!(15_000)), ("joined", json!(at))] {
         let Next::Line(line) = within("a line", lines.next()).await else { panic!("the stream has ended") };
         let frame = parse(&line);
@@ -90,11 +90,11 @@ async fn the_first_lines(mut lines: Lines, at: &str) {
 async fn heartbeats_carry_the_place_on(place: Place, limits: &str) {
     let rule = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";
     let stage = place.stage(Cluster::embedded().config(&format!("{rule}{limits}"))).await;
-    let address = stage.front.address(0);
+    let address = stage.target.address(0);
     let rooms = ["a", "typing:1", "b"];
-    let target = |carrier| Ask::of(&rooms).with("echo=0").target(carrier, None);
-    let mut events = Events::open(address, &target(Carrier::Sse), &[]).await.expect("a stream");
-    let mut lines = Lines::open(address, &target(Carrier::Stream), &[]).await.expect("a stream");
+    let path = |transport| RoomRequest::of(&rooms).with("echo=0").path(transport, None);
+    let mut events = EventStream::open(address, &path(Transport::Sse), &[]).await.expect("a stream");
+    let mut lines = NdjsonStream::open(address, &path(Transport::Stream), &[]).await.expect("a stream");
     let post = loop {
         let (kind, data) = event(&mut events).await;
         if kind == "welcome" {
@@ -152,7 +152,7 @@ async fn heartbeats_carry_the_place_on_at_every_place() {
 async fn the_id_is_the_place_in_all_rooms_of_the_url_in_their_order() {
     let cluster = one_node_with("[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n").await;
     let address = cluster.address(0);
-    let mut events = Events::open(address, "/v1/rooms/b,typing:1,a/sse", &[]).await.expect("a stream");
+    let mut events = EventStream::open(address, "/v1/rooms/b,typing:1,a/sse", &[]).await.expect("a stream");
     let mut joined = 0;
     while joined < 3 {
         joined += usize::from(event(&mut events).await.0 == "joined");
@@ -173,7 +173,7 @@ async fn the_id_is_the_place_in_all_rooms_of_the_url_in_their_order() {
     assert!(events.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte)), "{}", events.id);
     publish(address, "a", &json!(2)).await;
     let header = [("Last-Event-ID", events.id.as_str())];
-    let mut back = Events::open(address, "/v1/rooms/b,typing:1,a/sse", &header).await.expect("a stream");
+    let mut back = EventStream::open(address, "/v1/rooms/b,typing:1,a/sse", &header).await.expect("a stream");
     let mut seen = Vec::new();
     while seen.is_empty() {
         let (kind, data) = event(&mut back).await;
@@ -192,15 +192,16 @@ async fn the_id_is_the_place_in_all_rooms_of_the_url_in_their_order() {
 async fn a_room_of_the_url_that_was_left_keeps_its_part_of_the_id() {
     let cluster = one_node().await;
     let address = cluster.address(0);
-    let mut tap = Tap::join(address, Carrier::Sse, &Ask::of(&["a", "b"])).await;
+    let mut client = TransportClient::join(address, Transport::Sse, &RoomRequest::of(&["a", "b"])).await;
     let at = publish(address, "a", &json!(1)).await;
-    tap.message().await;
-    assert_eq!(tap.ask(json!({"type": "leave", "room": "a"})).await["type"], "left");
+    client.message().await;
+    assert_eq!(client.ask(json!({"type": "leave", "room": "a"})).await["type"], "left");
     publish(address, "a", &json!(2)).await;
     let b = publish(address, "b", &json!(1)).await;
-    assert_eq!(tap.message().await["room"], "b", "nothing of the room that was left");
-    assert_eq!(tap.cursor(), format!("{at}~{b}"));
-    let mut back = Tap::open(address, Carrier::Sse, &Ask::of(&["a", "b"]).since(tap.cursor())).await;
+    assert_eq!(client.message().await["room"], "b", "nothing of the room that was left");
+    assert_eq!(client.cursor(), format!("{at}~{b}"));
+    let mut back =
+        TransportClient::open(address, Transport::Sse, &RoomRequest::of(&["a", "b"]).since(client.cursor())).await;
     assert_eq!(back.data(1).await, [json!(2)]);
 }
 
@@ -221,7 +222,7 @@ async fn a_resume_that_is_cut_off_at_once_loses_nothing() {
     // Goes on for one block of the stream longer each time.
     for blocks in 1.. {
         let header = [("Last-Event-ID", id.as_str())];
-        let mut events = Events::open(address, "/v1/rooms/a,b,c/sse", &header).await.expect("a stream");
+        let mut events = EventStream::open(address, "/v1/rooms/a,b,c/sse", &header).await.expect("a stream");
         for _ in 0..blocks {
             let block = events.block().await;
             if block.event.as_ref().is_some_and(|event| event.kind == "message") {
@@ -246,12 +247,12 @@ async fn the_last_event_id_beats_the_place_of_the_url() {
     let first = publish(address, "a", &json!(1)).await;
     let second = publish(address, "a", &json!(2)).await;
     publish(address, "a", &json!(3)).await;
-    let target = format!("/v1/rooms/a/sse?since={first}");
-    let mut events = Events::open(address, &target, &[("Last-Event-ID", &second)]).await.expect("a stream");
+    let path = format!("/v1/rooms/a/sse?since={first}");
+    let mut events = EventStream::open(address, &path, &[("Last-Event-ID", &second)]).await.expect("a stream");
     while event(&mut events).await.0 != "joined" {}
     assert_eq!(events.id, second);
     assert_eq!(event(&mut events).await.1["data"], 3);
-    let mut events = Events::open(address, &target, &[("last-event-id", "")]).await.expect("a stream");
+    let mut events = EventStream::open(address, &path, &[("last-event-id", "")]).await.expect("a stream");
     while event(&mut events).await.0 != "joined" {}
     assert_eq!(events.id, first, "an empty one says nothing");
 }
@@ -260,17 +261,17 @@ async fn the_last_event_id_beats_the_place_of_the_url() {
 #[tokio::test]
 async fn a_room_that_was_joined_later_is_not_in_the_id() {
     let cluster = Cluster::over_redis(1).start().await;
-    let front = Front::direct(&cluster);
-    let mut tap = Tap::join(front.address(0), Carrier::Sse, &Ask::of(&["a"])).await;
-    let before = tap.cursor();
-    assert_eq!(tap.ask(json!({"type": "join", "room": "b"})).await["type"], "joined");
-    assert_eq!(tap.take("joined").await.json["room"], "b", "the stream says where its messages begin");
-    publish(front.address(0), "b", &json!(1)).await;
-    assert_eq!(tap.message().await["room"], "b");
-    assert_eq!(tap.cursor(), before);
-    let at = publish(front.address(0), "a", &json!(1)).await;
-    assert_eq!((tap.message().await["room"].as_str(), tap.cursor()), (Some("a"), at.clone()));
+    let target = Target::direct(&cluster);
+    let mut client = TransportClient::join(target.address(0), Transport::Sse, &RoomRequest::of(&["a"])).await;
+    let before = client.cursor();
+    assert_eq!(client.ask(json!({"type": "join", "room": "b"})).await["type"], "joined");
+    assert_eq!(client.take("joined").await.json["room"], "b", "the stream says where its messages begin");
+    publish(target.address(0), "b", &json!(1)).await;
+    assert_eq!(client.message().await["room"], "b");
+    assert_eq!(client.cursor(), before);
+    let at = publish(target.address(0), "a", &json!(1)).await;
+    assert_eq!((client.message().await["room"].as_str(), client.cursor()), (Some("a"), at.clone()));
     assert_eq!(split(&json!(at)).1, 1);
-    assert_eq!(tap.ask(json!({"type": "leave", "room": "b"})).await["type"], "left");
-    assert_eq!(tap.take("left").await.json["room"], "b");
+    assert_eq!(client.ask(json!({"type": "leave", "room": "b"})).await["type"], "left");
+    assert_eq!(client.take("left").await.json["room"], "b");
 }

@@ -1,8 +1,8 @@
 //! A live stream of difficult data, fed to a parser that was written from the standard alone: a browser gets what a
 //! WebSocket gets, and nothing that a publisher writes can be taken for the stream's own words.
 
-use fanfare_tests::transport::event_stream::{Block, Event, Parser};
-use fanfare_tests::transport::sse::{Events, Next};
+use fanfare_tests::transport::sse::{EventStream, Next};
+use fanfare_tests::transport::sse_parser::{SseBlock, SseEvent, SseParser};
 use fanfare_tests::wait::within;
 use fanfare_tests::{Client, http};
 use serde_json::{Value, json};
@@ -25,11 +25,11 @@ async fn a_browser_gets_what_a_websocket_gets_and_nothing_else() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     let path = format!("/v1/rooms/a/sse?room={}", fanfare_tests::transport::encode(ROOM));
-    let mut events = Events::open(address, &path, &[]).await.expect("a stream");
-    let mut member = fanfare_tests::Tap::join(
+    let mut events = EventStream::open(address, &path, &[]).await.expect("a stream");
+    let mut member = fanfare_tests::TransportClient::join(
         address,
-        fanfare_tests::Carrier::WebSocket,
-        &fanfare_tests::Ask::of(&["a"]).with(&format!("room={}", fanfare_tests::transport::encode(ROOM))),
+        fanfare_tests::Transport::WebSocket,
+        &fanfare_tests::RoomRequest::of(&["a"]).with(&format!("room={}", fanfare_tests::transport::encode(ROOM))),
     )
     .await;
     member.take("joined").await;
@@ -57,7 +57,7 @@ async fn a_browser_gets_what_a_websocket_gets_and_nothing_else() {
 
     let expected = texts(&mut member, count).await;
     let (raw, blocks) = read(&mut events, count).await;
-    let seen: Vec<&Event> = messages(&blocks);
+    let seen: Vec<&SseEvent> = messages(&blocks);
     assert_eq!(seen.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), expected);
     for (event, text) in seen.iter().zip(&expected) {
         let message: Value = serde_json::from_str(text).expect("JSON");
@@ -77,7 +77,7 @@ async fn a_browser_gets_what_a_websocket_gets_and_nothing_else() {
 }
 
 /// Everything up to that many messages.
-async fn read(events: &mut Events, count: usize) -> (Vec<u8>, Vec<Block>) {
+async fn read(events: &mut EventStream, count: usize) -> (Vec<u8>, Vec<SseBlock>) {
     let (mut raw, mut blocks) = (Vec::new(), Vec::new());
     while messages(&blocks).len() < count {
         match within("the next message", events.next()).await {
@@ -92,13 +92,13 @@ async fn read(events: &mut Events, count: usize) -> (Vec<u8>, Vec<Block>) {
 }
 
 /// What a page's `onmessage` would be called with.
-fn messages(blocks: &[Block]) -> Vec<&Event> {
+fn messages(blocks: &[SseBlock]) -> Vec<&SseEvent> {
     blocks.iter().filter_map(|block| block.event.as_ref()).filter(|event| event.kind == "message").collect()
 }
 
-fn the_same_however_it_is_cut(raw: &[u8], expected: &[Block]) {
+fn the_same_however_it_is_cut(raw: &[u8], expected: &[SseBlock]) {
     for step in [1, 2, 3, 1_000, raw.len()] {
-        let (mut parser, mut blocks) = (Parser::default(), Vec::new());
+        let (mut parser, mut blocks) = (SseParser::default(), Vec::new());
         for piece in raw.chunks(step) {
             parser.feed(piece, |block| blocks.push(block));
         }

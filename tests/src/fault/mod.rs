@@ -2,7 +2,7 @@
 //! fault can be changed while connections are open. Called by the fault tests and runs; it never looks into the bytes,
 //! and it never loses one without ending the connection, since TCP does not either.
 
-mod carry;
+mod pump;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// What the one who connected sends.
     ToServer,
     /// What comes back.
@@ -36,8 +36,8 @@ pub enum Fault {
     },
     /// Carries nothing either way; connections stay open, and go on where they were when this ends.
     Stall,
-    /// Carries nothing this way, not even the end of the connection; the other way works.
-    BlackHole(Way),
+    /// Carries nothing this direction, not even the end of the connection; the other direction works.
+    BlackHole(Direction),
     /// Carries so many bytes of each connection, both ways counted together from now on, then resets it.
     CutAfter(u64),
     /// Writes every byte by itself.
@@ -154,7 +154,7 @@ async fn connection(near: TcpStream, shared: Arc<Shared>) {
     let (Ok(local), Ok(()), Ok(())) = (far.local_addr(), near.set_nodelay(true), far.set_nodelay(true)) else { return };
     shared.open.fetch_add(1, Ordering::Relaxed);
     shared.outgoing().push(local);
-    carry::both_ways((near, far), &shared.fault, resets, number).await;
+    pump::both_ways((near, far), &shared.fault, resets, number).await;
     shared.outgoing().retain(|other| *other != local);
     shared.open.fetch_sub(1, Ordering::Relaxed);
 }

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::{Fault, Proxy, Way};
+use super::{Direction, Fault, Proxy};
 use crate::wait::{eventually, within};
 
 /// Long beside what loopback needs.
@@ -88,7 +88,7 @@ async fn a_stall_holds_everything_and_loses_nothing() {
 #[tokio::test]
 async fn a_black_hole_takes_one_way_and_the_end_of_the_connection() {
     let (proxy, mut client, mut server) = through().await;
-    proxy.set(Fault::BlackHole(Way::ToServer));
+    proxy.set(Fault::BlackHole(Direction::ToServer));
     passes(&mut server, &mut client).await;
     client.write_all(b"x").await.unwrap();
     drop(client);

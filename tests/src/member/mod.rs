@@ -1,9 +1,9 @@
 //! A member that stays: joins rooms, keeps a log of what it saw, and comes back by cursor when its connection ends,
 //! as a good client does: after the server's hint, else after a random wait that grows. Called by the tests under load
-//! and the fault runs; the log is for `history`, it never judges by itself. `life` is what it does.
+//! and the fault runs; the log is for `history`, it never judges by itself. `task` is what it does.
 
-mod carriers;
-mod life;
+mod task;
+mod transport_choice;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::front::Front;
 use crate::history::{MemberLog, Position};
 use crate::load::Timing;
-use crate::transport::Carrier;
+use crate::target::Target;
+use crate::transport::Transport;
 use crate::wait::{holds_within, patience, patient, within_time};
 
-pub use carriers::Carriers;
+pub use transport_choice::TransportChoice;
 
 /// How long a member may take to join when thousands do.
 const JOIN_MAX: Duration = Duration::from_secs(60);
@@ -27,8 +27,8 @@ const JOIN_MAX: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Membership {
     /// Where it connects.
-    pub front: Front,
-    /// Its number: deals the addresses of the front and names the log.
+    pub target: Target,
+    /// Its number: deals the addresses of the target and names the log.
     pub index: usize,
     /// What it joins.
     pub rooms: Vec<String>,
@@ -38,7 +38,7 @@ pub struct Membership {
     /// is longer.
     pub backoff: Duration,
     /// What carries it.
-    pub carriers: Carriers,
+    pub transports: TransportChoice,
 }
 
 /// What `fanfare sub` waits at most before its first reconnect.
@@ -67,8 +67,8 @@ pub struct Report {
     pub log: MemberLog,
     /// The node of each of its connections, in order; empty for polls, which are not told.
     pub nodes: Vec<String>,
-    /// The carrier of each of its connections, in order.
-    pub carriers: Vec<Carrier>,
+    /// The transport of each of its connections, in order.
+    pub transports: Vec<Transport>,
     /// The close codes it saw, in order; none where the connection just broke.
     pub closes: Vec<Option<u16>>,
     /// How many `reconnect` frames came.
@@ -115,8 +115,8 @@ impl Member {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (orders, received) = watch::channel(Orders::default());
         let (joined, mut is_joined) = watch::channel(false);
-        let life = life::Life::new(membership, Arc::clone(&shared), joined);
-        let member = Self { shared, orders, task: tokio::spawn(life.live(received)) };
+        let task = task::MemberTask::new(membership, Arc::clone(&shared), joined);
+        let member = Self { shared, orders, task: tokio::spawn(task.live(received)) };
         let what = format!("{name} has joined its rooms");
         let joined = async { is_joined.wait_for(|joined| *joined).await.is_ok() };
         assert!(within_time(patient(JOIN_MAX), &what, joined).await, "{name} gave up");

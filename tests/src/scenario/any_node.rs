@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use super::{Outcome, Promise, Setting, judge, say};
+use super::{Outcome, Promise, RunSettings, judge, say};
 use crate::cluster::Cluster;
 use crate::crowd::KEEP_ALL;
 use crate::history::{MemberLog, Position, Published, Seen};
 use crate::http::{self, Reply};
 use crate::member::Report;
-use crate::transport::{Ask, Carrier, Tap, poll};
+use crate::transport::{RoomRequest, Transport, TransportClient, poll};
 
 /// Publications between two hops.
 const PER_HOP: u64 = 5;
@@ -35,15 +35,15 @@ struct Journey<'a> {
     tally: &'a mut Tally,
 }
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let hops = to.pick(200, 8);
     let cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
     let (mut tally, mut published, mut reports) = (Tally::default(), Vec::new(), Vec::new());
-    let mut routes: Vec<(&str, Vec<Carrier>)> =
-        Carrier::ALL.iter().map(|carrier| (carrier.name(), vec![*carrier])).collect();
-    let walk = Carrier::walk();
+    let mut routes: Vec<(&str, Vec<Transport>)> =
+        Transport::ALL.iter().map(|transport| (transport.name(), vec![*transport])).collect();
+    let walk = Transport::walk();
     routes.push(("another each time", walk));
-    for (name, carriers) in routes {
+    for (name, transports) in routes {
         let room = format!("hops:{}", name.replace(' ', "-"));
         let mut journey = Journey {
             cluster: &cluster,
@@ -54,13 +54,13 @@ pub(super) async fn run(to: Setting) -> Outcome {
             published: &mut published,
             tally: &mut tally,
         };
-        // Every pair of carriers is one step of the walk.
-        let hops = hops.max(carriers.len());
+        // Every pair of transports is one step of the walk.
+        let hops = hops.max(transports.len());
         for hop in 0..hops {
-            let carrier = carriers[hop % carriers.len()];
+            let transport = transports[hop % transports.len()];
             // The last one reads what the others before it did not, and leaves nothing behind.
-            if journey.hop(carrier, hop == 0, hop + 1 == hops).await.is_none() {
-                journey.tally.count("a hop", false, (carrier, hop));
+            if journey.hop(transport, hop == 0, hop + 1 == hops).await.is_none() {
+                journey.tally.count("a hop", false, (transport, hop));
             }
         }
         let log = MemberLog { name: name.to_owned(), rooms: [(room, journey.log)].into() };
@@ -69,7 +69,7 @@ pub(super) async fn run(to: Setting) -> Outcome {
     let percent = 100.0 * f64::from(tally.served) / f64::from(tally.served + tally.refused).max(1.0);
     Outcome::new(Promise::Clean, judge(&published, &mut reports))
         .at_least(&format!("served % of {}", tally.served + tally.refused), percent, 100.0)
-        .note(format!("transports {:?}", Carrier::ALL))
+        .note(format!("transports {:?}", Transport::ALL))
 }
 
 impl Tally {
@@ -92,34 +92,36 @@ impl Journey<'_> {
     }
 
     /// Resumes, publishes, reads, lists and leaves, each at the next node; nothing if an answer had not what it must.
-    async fn hop(&mut self, carrier: Carrier, is_first: bool, is_last: bool) -> Option<()> {
-        let mut ask = Ask::of(&[&self.room]);
-        ask.since.clone_from(&self.since);
-        let mut tap = Tap::open(self.next(), carrier, &ask).await;
+    async fn hop(&mut self, transport: Transport, is_first: bool, is_last: bool) -> Option<()> {
+        let mut request = RoomRequest::of(&[&self.room]);
+        request.since.clone_from(&self.since);
+        let mut client = TransportClient::open(self.next(), transport, &request).await;
         // What the session before this one did not live to see; a poll is answered when there is something.
         let missed = if is_first { 0 } else { PER_HOP };
-        let joined = tap.take("joined").await.json;
+        let joined = client.take("joined").await.json;
         self.tally.count("resume", is_first || joined["resumed"] == true, &joined);
         self.log.push(Seen::Joined { at: place(&joined["cursor"])?, gap: joined["gap"].is_object() });
         self.publish().await?;
         for _ in 0..missed + PER_HOP {
-            let message = tap.message().await;
+            let message = client.message().await;
             self.log.push(Seen::Message { at: place(&message["cursor"])?, id: message["data"]["n"].as_u64()? });
         }
-        self.since = Some(tap.cursor());
+        self.since = Some(client.cursor());
         if !is_last {
             self.publish().await?;
         }
         let history = http::get(self.next(), &format!("/v1/rooms/{}/history?limit=5", self.room)).send().await;
         let newest = history.json()["messages"][4]["data"]["n"].as_u64();
         self.tally.count("history", newest == self.published.last().map(|last| last.id), &history);
-        match carrier {
-            Carrier::WebSocket => self.leave(tap).await,
-            Carrier::Sse | Carrier::Stream => {
-                self.command(&mut tap).await;
-                self.leave(tap).await;
+        match transport {
+            Transport::WebSocket => self.leave(client).await,
+            Transport::Sse | Transport::Stream => {
+                self.command(&mut client).await;
+                self.leave(client).await;
             }
-            Carrier::LongPoll | Carrier::ShortPoll => self.poll(&mut tap, if is_last { 0 } else { PER_HOP }).await,
+            Transport::LongPoll | Transport::ShortPoll => {
+                self.poll(&mut client, if is_last { 0 } else { PER_HOP }).await;
+            }
         }
         Some(())
     }
@@ -135,26 +137,26 @@ impl Journey<'_> {
     }
 
     /// Commands of a session that lives at another node: one by one, and as an array.
-    async fn command(&mut self, tap: &mut Tap) {
+    async fn command(&mut self, client: &mut TransportClient) {
         let side = format!("{}:side", self.room);
-        let joined = tap.ask_at(self.next(), json!({"type": "join", "room": side})).await;
+        let joined = client.ask_at(self.next(), json!({"type": "join", "room": side})).await;
         self.tally.count("join by POST", joined["type"] == "joined" && joined["room"] == *side, &joined);
         let commands = json!([{"type": "publish", "room": side, "data": 1}, {"type": "leave", "room": side}]);
-        let replies = tap.command(self.next(), &commands).await;
+        let replies = client.command(self.next(), &commands).await;
         let json = replies.json();
         let is_right = replies.status == 200 && json[0]["type"] == "published" && json[1]["type"] == "left";
         self.tally.count("commands by POST", is_right, &replies);
     }
 
     /// Is listed, and is kicked.
-    async fn leave(&mut self, mut tap: Tap) {
-        let user = tap.session();
+    async fn leave(&mut self, mut client: TransportClient) {
+        let user = client.session();
         let presence = http::get(self.next(), &format!("/v1/rooms/{}/presence", self.room)).send().await;
         self.tally.count("presence", lists(&presence, &user), &presence);
         let kick = http::delete(self.next(), &format!("/v1/rooms/{}/members/{user}", self.room)).send().await;
         // The side room's `left` may wait before it.
         let left = loop {
-            let left = tap.take("left").await.json;
+            let left = client.take("left").await.json;
             if left["room"] == *self.room {
                 break left;
             }
@@ -163,12 +165,13 @@ impl Journey<'_> {
     }
 
     /// The same poll at every node, with the session of the first answer: all have the same to say.
-    async fn poll(&mut self, tap: &mut Tap, due: u64) {
-        let session = tap.polling().session().unwrap_or_default().to_owned();
+    async fn poll(&mut self, client: &mut TransportClient, due: u64) {
+        let session = client.poller().session().unwrap_or_default().to_owned();
         let since = self.since.clone().unwrap_or_default();
         for _ in 0..self.cluster.nodes.len() {
-            let ask = Ask::of(&[&self.room]).since(since.as_str()).with(&format!("wait=0&session={session}"));
-            let reply = poll::get(self.next(), &ask).send().await;
+            let request =
+                RoomRequest::of(&[&self.room]).since(since.as_str()).with(&format!("wait=0&session={session}"));
+            let reply = poll::get(self.next(), &request).send().await;
             let is_right = reply.status == 200 && poll::served(&reply).messages().count() as u64 == due;
             self.tally.count("poll", is_right, &reply);
         }

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Outcome, Promise, Setting, say};
+use super::{Outcome, Promise, RunSettings, say};
 use crate::cluster::Cluster;
 use crate::history::Verdict;
 use crate::rng::Rng;
 use crate::socket::{Incoming, Socket};
 use crate::wait::{holds_within, patient, ticks, within_time};
 
-/// A session may ask 500 things a second, and has a fifth of one for a batch of joins and leaves. Slower than that: with
+/// A session may request 500 things a second, and has a fifth of one for a batch of joins and leaves. Slower than that: with
 /// more than some 20,000 joins a second Redis could not note who comes and goes, and the run would measure the backlog.
 const BATCH_EVERY: Duration = Duration::from_millis(600);
 /// One room in ten has presence, which costs Redis scripts at each join and leave.
@@ -39,7 +39,7 @@ struct Rest {
     keys: usize,
 }
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (sessions, warm, measured) = to.pick((120, 240_000, 1_000_000), (8, 1_000, 4_000));
     let mut cluster = Cluster::over_redis(1).config(CONFIG).start().await;
     let round = async |cluster: &mut Cluster, total: usize, seed: u64| -> (Rest, Duration) {

@@ -3,15 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Outcome, Promise, Setting, judge, p99};
+use super::{Outcome, Promise, RunSettings, judge, p99};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::front::Front;
 use crate::load::{Load, Timing, heads};
 use crate::member::{Member, settle_within, stop_all};
 use crate::redis::Redis;
 use crate::scratch::Scratch;
 use crate::sentinel::{SWITCH_MAX, Sentinels};
+use crate::target::Target;
 use crate::wait::{eventually, eventually_within, patient, ticks};
 
 const TARGET: Duration = Duration::from_secs(1);
@@ -20,15 +20,15 @@ const TAIL: u64 = 200;
 /// After so long delivery is not back.
 const BACK_MAX: Duration = Duration::from_secs(20);
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (count, total) = to.pick((200, 8_000), (20, 2_000));
     let scratch = Scratch::new();
     let mut redis = Sentinels::start(scratch.path()).await;
     let cluster = Cluster::over_addresses(2, vec![redis.url()]).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(10);
-    let members = members(&front, count, &rooms, None).await;
-    let load = Load { front, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
+    let members = members(&target, count, &rooms, None).await;
+    let load = Load { target, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
     let running = load.start(Timing::new(total));
     let reaches = async |count: u64| {
         eventually("the load goes on", async || running.acknowledged() >= count).await;

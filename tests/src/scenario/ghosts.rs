@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Outcome, Promise, Setting, say};
+use super::{Outcome, Promise, RunSettings, say};
 use crate::client::{Client, Event};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, rooms};
@@ -27,7 +27,7 @@ struct Watched {
     watchers: Vec<Client>,
 }
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (room_count, each) = to.pick((50, 10), (2, 2));
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
     let (mut watched, mut clients) = (Vec::new(), Vec::new());

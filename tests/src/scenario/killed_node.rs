@@ -1,16 +1,16 @@
 //! R2: of three nodes one is killed under load and comes back later; its members resume elsewhere. Nothing is lost.
-//! `mixed` runs the same with members of every carrier.
+//! `mixed` runs the same with members of every transport.
 
 use std::time::Duration;
 
-use super::{Outcome, Promise, Setting, judge, p99, say};
+use super::{Outcome, Promise, RunSettings, judge, p99, say};
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, KEEP_ALL, rooms};
-use crate::front::Front;
 use crate::load::{Load, Running, Timing, heads};
-use crate::member::{Carriers, Member, Report, settle_within, stop_all};
+use crate::member::{Member, Report, TransportChoice, settle_within, stop_all};
 use crate::rng::Rng;
-use crate::transport::Carrier;
+use crate::target::Target;
+use crate::transport::Transport;
 use crate::wait::{eventually_within, patient};
 
 /// How long a part of the load may take.
@@ -25,27 +25,28 @@ pub(super) struct Size {
     pub(super) total: u64,
     /// See [`Load::pace`].
     pub(super) pace: Duration,
-    pub(super) carriers: Carriers,
+    pub(super) transports: TransportChoice,
     /// How often some of the members are reset besides.
     pub(super) resets: u64,
 }
 
-pub(super) async fn run(to: Setting) -> Outcome {
-    let carriers = Carriers::Only(Carrier::WebSocket);
-    let full = Size { members: 1_000, rooms: 100, total: 100_000, pace: Duration::from_millis(2), carriers, resets: 0 };
-    let short = Size { members: 60, rooms: 6, total: 3_000, pace: Duration::from_millis(3), carriers, resets: 0 };
+pub(super) async fn run(to: RunSettings) -> Outcome {
+    let transports = TransportChoice::Only(Transport::WebSocket);
+    let full =
+        Size { members: 1_000, rooms: 100, total: 100_000, pace: Duration::from_millis(2), transports, resets: 0 };
+    let short = Size { members: 60, rooms: 6, total: 3_000, pace: Duration::from_millis(3), transports, resets: 0 };
     with(to, to.pick(full, short)).await.0
 }
 
 /// The run at this size, and what the members saw beside their logs.
-pub(super) async fn with(to: Setting, size: Size) -> (Outcome, Vec<Report>) {
+pub(super) async fn with(to: RunSettings, size: Size) -> (Outcome, Vec<Report>) {
     let mut rng = Rng::new(to.seed);
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(size.rooms);
-    let crowd = Crowd { carriers: size.carriers, ..Crowd::of(&front, &rooms) };
+    let crowd = Crowd { transports: size.transports, ..Crowd::of(&target, &rooms) };
     let members = crowd.members(size.members, None).await;
-    let load = Load { front: front.clone(), publishers: 6, rooms, total: size.total, window: 8, pace: size.pace };
+    let load = Load { target: target.clone(), publishers: 6, rooms, total: size.total, window: 8, pace: size.pace };
     let running = load.start(Timing::new(size.total));
     tokio::join!(kill_and_restart(&mut cluster, &running, &mut rng, size.total), reset(&members, &running, &size));
 

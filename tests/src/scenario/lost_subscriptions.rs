@@ -3,19 +3,19 @@
 
 use std::time::Duration;
 
-use super::{Outcome, Promise, Setting, judge, noticed};
+use super::{Outcome, Promise, RunSettings, judge, noticed};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
 use crate::fault::Proxy;
-use crate::front::Front;
 use crate::load::{Load, Timing, heads};
 use crate::member::{settle_within, stop_all};
 use crate::redis::Redis;
 use crate::rng::Rng;
 use crate::scratch::Scratch;
+use crate::target::Target;
 use crate::wait::{patient, pause};
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (count, total, kills_min) = to.pick((600, 30_000, 20.0), (30, 2_000, 2.0));
     let mut rng = Rng::new(to.seed);
     let scratch = Scratch::new();
@@ -24,10 +24,10 @@ pub(super) async fn run(to: Setting) -> Outcome {
     let proxy = Proxy::before(redis.address()).await;
     let addresses = vec![redis.url(), format!("redis://{}", proxy.address), redis.url()];
     let cluster = Cluster::over_addresses(3, addresses).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(30);
-    let members = members(&front, count, &rooms, None).await;
-    let load = Load { front, publishers: 3, rooms, total, window: 8, pace: Duration::from_millis(3) };
+    let members = members(&target, count, &rooms, None).await;
+    let load = Load { target, publishers: 3, rooms, total, window: 8, pace: Duration::from_millis(3) };
     let running = load.start(Timing::new(total));
     let mut killed = 0;
     while running.acknowledged() < total * 9 / 10 {

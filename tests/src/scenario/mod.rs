@@ -8,13 +8,13 @@ mod failover;
 mod ghosts;
 mod killed_node;
 mod lost_subscriptions;
-mod mixed;
-mod monkey;
+mod mixed_transports;
 mod outcome;
+mod random_faults;
 mod redis_away;
 mod redis_forgets;
 mod redis_stalls;
-mod rolling;
+mod rolling_restart;
 mod stampede;
 
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub enum Scale {
 
 /// What a run is told.
 #[derive(Clone, Copy, Debug)]
-pub struct Setting {
+pub struct RunSettings {
     /// Of everything random in it.
     pub seed: u64,
     /// How large.
@@ -55,7 +55,7 @@ pub struct Scenario {
     /// What breaks.
     pub what: &'static str,
     /// Does it.
-    pub run: fn(Setting) -> LocalBoxFuture<'static, Outcome>,
+    pub run: fn(RunSettings) -> LocalBoxFuture<'static, Outcome>,
 }
 
 /// All of them.
@@ -64,7 +64,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "r3",
         what: "the same over every transport, another one at each resume",
-        run: |to| Box::pin(mixed::run(to)),
+        run: |to| Box::pin(mixed_transports::run(to)),
     },
     Scenario {
         name: "r4",
@@ -79,7 +79,7 @@ pub const ALL: &[Scenario] = &[
         what: "one node's subscriber connections are killed again and again",
         run: |to| Box::pin(lost_subscriptions::run(to)),
     },
-    Scenario { name: "r9", what: "a rolling restart behind nginx", run: |to| Box::pin(rolling::run(to)) },
+    Scenario { name: "r9", what: "a rolling restart behind nginx", run: |to| Box::pin(rolling_restart::run(to)) },
     Scenario { name: "r10", what: "all clients of a node are dropped at once", run: |to| Box::pin(stampede::run(to)) },
     Scenario { name: "r12", what: "a node is killed with present members", run: |to| Box::pin(ghosts::run(to)) },
     Scenario { name: "r13", what: "rooms are joined and left for ever", run: |to| Box::pin(churn::run(to)) },
@@ -88,7 +88,7 @@ pub const ALL: &[Scenario] = &[
         what: "every request goes to another node than the last",
         run: |to| Box::pin(any_node::run(to)),
     },
-    Scenario { name: "r22", what: "random faults, --minutes long", run: |to| Box::pin(monkey::run(to)) },
+    Scenario { name: "r22", what: "random faults, --minutes long", run: |to| Box::pin(random_faults::run(to)) },
 ];
 
 /// The run of this name; `chaos` is r22.
@@ -98,7 +98,7 @@ pub fn named(name: &str) -> Option<&'static Scenario> {
     ALL.iter().find(|scenario| scenario.name == name)
 }
 
-impl Setting {
+impl RunSettings {
     /// One value for full size, one for short.
     fn pick<T>(&self, full: T, short: T) -> T {
         match self.scale {

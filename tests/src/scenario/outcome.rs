@@ -67,8 +67,8 @@ impl Outcome {
     #[must_use]
     pub fn is_kept(&self) -> bool {
         match self.promise {
-            Promise::Clean => self.verdict.is_clean(),
-            Promise::Honest => self.verdict.is_honest(),
+            Promise::Clean => self.verdict.has_no_loss(),
+            Promise::Honest => self.verdict.reports_every_loss(),
         }
     }
 

@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Outcome, Promise, Setting, judge, noticed, publish_once, say};
+use super::{Outcome, Promise, RunSettings, judge, noticed, publish_once, say};
 use crate::client::{Client, Closed, Event};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::front::Front;
 use crate::http;
 use crate::member::stop_all;
+use crate::target::Target;
 use crate::wait::{eventually, pause, ticks};
 
 /// One publish: when, how long until the answer, and whether it was an acknowledgement.
-struct Answer {
+struct PollResponse {
     sent: Instant,
     took: Duration,
     acknowledged: bool,
@@ -29,12 +29,12 @@ const EVERY: Duration = Duration::from_millis(50);
 const NONE: Duration = Duration::from_secs(20);
 const TARGET: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (count, room_count, away) = to.pick((600, 60, Duration::from_secs(30)), (30, 6, Duration::from_secs(2)));
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(room_count);
-    let members = members(&front, count, &rooms, None).await;
+    let members = members(&target, count, &rooms, None).await;
     let mut published = publish_once(cluster.address(0), &rooms, 0).await;
 
     let (stop, stopped) = watch::channel(false);
@@ -85,7 +85,7 @@ pub(super) async fn run(to: Setting) -> Outcome {
 }
 
 /// Publishes until it is stopped; a publisher that is closed counts that and comes back.
-async fn publish_over_ws(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Answer>, u32) {
+async fn publish_over_ws(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<PollResponse>, u32) {
     let mut client = Client::connect(address).await;
     let mut tick = ticks(EVERY);
     let (mut answers, mut closes) = (Vec::new(), 0);
@@ -94,14 +94,14 @@ async fn publish_over_ws(address: SocketAddr, stopped: watch::Receiver<bool>) ->
         let (id, sent) = (answers.len(), Instant::now());
         match timeout(NONE, publish(&mut client, id)).await {
             Ok(Ok(reply)) => {
-                answers.push(Answer { sent, took: sent.elapsed(), acknowledged: reply["type"] == "published" });
+                answers.push(PollResponse { sent, took: sent.elapsed(), acknowledged: reply["type"] == "published" });
             }
             Ok(Err(closed)) => {
                 say(&format!("  a publisher was closed: {closed:?}"));
                 closes += 1;
                 client = Client::connect(address).await;
             }
-            Err(_) => answers.push(Answer { sent, took: NONE, acknowledged: false }),
+            Err(_) => answers.push(PollResponse { sent, took: NONE, acknowledged: false }),
         }
     }
     (answers, closes)
@@ -122,7 +122,7 @@ async fn publish(client: &mut Client, id: usize) -> Result<Value, Closed> {
 }
 
 /// As [`publish_over_ws`]; each request has a connection of its own, so nothing can be closed.
-async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Answer>, u32) {
+async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<PollResponse>, u32) {
     let mut tick = ticks(EVERY);
     let mut answers = Vec::new();
     while !*stopped.borrow() {
@@ -130,7 +130,7 @@ async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) 
         let sent = Instant::now();
         let reply = timeout(NONE, http::post(address, "/v1/rooms/probe", &json!(1)).try_send()).await;
         let acknowledged = matches!(reply, Ok(Ok(reply)) if reply.status == 200);
-        answers.push(Answer { sent, took: sent.elapsed(), acknowledged });
+        answers.push(PollResponse { sent, took: sent.elapsed(), acknowledged });
     }
     (answers, 0)
 }

@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Outcome, Promise, Setting, judge, p99, publish_once};
+use super::{Outcome, Promise, RunSettings, judge, p99, publish_once};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::front::Front;
 use crate::history::Verdict;
 use crate::load::{Load, Timing, heads};
 use crate::member::{Report, settle_within, stop_all};
+use crate::target::Target;
 use crate::wait::{eventually, holds_within, patient, pause};
 
 /// What Redis knows when it is back.
@@ -29,7 +29,7 @@ struct Told {
 const TOLD_MAX: Duration = Duration::from_secs(15);
 const TARGET: Duration = Duration::from_secs(2);
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (mut verdict, empty) = part(to, Memory::None).await;
     let (other, old) = part(to, Memory::Old).await;
     verdict.add(other);
@@ -45,16 +45,16 @@ pub(super) async fn run(to: Setting) -> Outcome {
     outcome
 }
 
-async fn part(to: Setting, memory: Memory) -> (Verdict, Told) {
+async fn part(to: RunSettings, memory: Memory) -> (Verdict, Told) {
     let (count, room_count, total) = to.pick((600, 120, 6_000), (24, 8, 600));
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let all = rooms(room_count);
     let (busy, quiet) = all.split_at(room_count / 2);
-    let members = members(&front, count, &all, None).await;
+    let members = members(&target, count, &all, None).await;
     let mut published = publish_once(cluster.address(0), quiet, total).await;
     let pace = Duration::from_millis(10);
-    let load = Load { front, publishers: 3, rooms: busy.to_vec(), total, window: 8, pace };
+    let load = Load { target, publishers: 3, rooms: busy.to_vec(), total, window: 8, pace };
     let running = load.start(Timing::new(total));
     eventually("the load is under way", async || running.acknowledged() > total / 20).await;
     let snapshot = cluster.redis().snapshot().await;

@@ -8,13 +8,13 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Outcome, Promise, Setting, judge, noticed, p99};
+use super::{Outcome, Promise, RunSettings, judge, noticed, p99};
 use crate::cluster::{Cluster, Node};
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::front::Front;
 use crate::load::{Load, Timing, heads};
 use crate::member::{settle_within, stop_all};
 use crate::socket::{Incoming, Socket};
+use crate::target::Target;
 use crate::wait::{eventually, patient, ticks, within};
 
 /// How often each client pings.
@@ -26,14 +26,14 @@ const GROWTH_MAX: f64 = 32.0;
 /// The times of pings of the protocol, and of WebSocket's own.
 type Pings = (Vec<Duration>, Vec<Duration>);
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (count, pinging, stall) = to.pick((300, 50, Duration::from_secs(10)), (30, 6, Duration::from_secs(3)));
     let total = to.pick(6_000, 600);
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(30);
-    let members = members(&front, count, &rooms, None).await;
-    let load = Load { front, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
+    let members = members(&target, count, &rooms, None).await;
+    let load = Load { target, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
     let running = load.start(Timing::new(total));
     eventually("the load is under way", async || running.acknowledged() > total / 10).await;
 

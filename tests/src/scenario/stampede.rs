@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Outcome, Promise, Setting, judge, p99};
+use super::{Outcome, Promise, RunSettings, judge, p99};
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, KEEP_ALL, rooms};
-use crate::front::Front;
 use crate::load::{Load, Timing, heads};
 use crate::member::{Member, settle_within, stop_all};
 use crate::socket::{Incoming, Socket};
+use crate::target::Target;
 use crate::wait::{eventually_within, patient, ticks};
 
 /// All are back within.
@@ -25,14 +25,14 @@ const BACKOFF: Duration = Duration::from_secs(5);
 /// After so long a connect has failed.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (count, room_count, total) = to.pick((10_000, 1_000, 4_000), (200, 20, 300));
     let cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(room_count);
     let backoff = to.pick(BACKOFF, Duration::from_secs(1));
-    let members = Crowd { backoff, ..Crowd::of(&front, &rooms) }.members(count, None).await;
-    let load = Load { front, publishers: 2, rooms, total, window: 4, pace: Duration::from_millis(20) };
+    let members = Crowd { backoff, ..Crowd::of(&target, &rooms) }.members(count, None).await;
+    let load = Load { target, publishers: 2, rooms, total, window: 4, pace: Duration::from_millis(20) };
     let running = load.start(Timing::new(total));
 
     let (stop, stopped) = watch::channel(false);

@@ -1,28 +1,28 @@
-//! Every way in which a client can be carried, and one face for all of them: `Line` is what comes in as it comes, `Tap`
+//! Every way in which a client can be carried, and one face for all of them: `Connection` is what comes in as it comes, `TransportClient`
 //! is what sentences are written over. Called by `member`, the fault runs and the tests; it never reconnects by itself,
 //! and it knows nothing of the gateway but its wire.
 
-pub mod event_stream;
-pub mod line;
-pub mod lines;
+pub mod client;
+pub mod connection;
+pub mod http_connection;
+pub mod ndjson;
 pub mod poll;
-pub mod polling;
+pub mod poller;
 pub mod sse;
-pub mod tap;
-pub mod wire;
+pub mod sse_parser;
 
 use std::time::Duration;
 
-pub use event_stream::Block;
-pub use line::{Ended, Heard, Line};
-pub use tap::Tap;
+pub use client::TransportClient;
+pub use connection::{Connection, Ended, Received};
+pub use sse_parser::SseBlock;
 
 use crate::http::Reply;
 use crate::socket;
 
 /// How a client is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Carrier {
+pub enum Transport {
     /// `/ws`.
     WebSocket,
     /// `/sse`.
@@ -35,7 +35,7 @@ pub enum Carrier {
     ShortPoll,
 }
 
-impl Carrier {
+impl Transport {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::WebSocket, Self::Sse, Self::Stream, Self::LongPoll, Self::ShortPoll];
     /// Those whose commands go by POST to `welcome.post`.
@@ -89,7 +89,7 @@ impl Carrier {
 
 /// What is asked for: rooms, from where, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ask {
+pub struct RoomRequest {
     /// In this order.
     pub rooms: Vec<String>,
     /// A cursor for all of them.
@@ -103,7 +103,7 @@ pub struct Ask {
 /// The pace of short polls where a sentence does not say another.
 const PACE: Duration = Duration::from_millis(50);
 
-impl Ask {
+impl RoomRequest {
     /// For these rooms, live.
     #[must_use]
     pub fn of(rooms: &[&str]) -> Self {
@@ -125,21 +125,21 @@ impl Ask {
         self
     }
 
-    /// The path and query for a carrier; `since` in the query unless it is told otherwise.
+    /// The path and query for a transport; `since` in the query unless it is told otherwise.
     #[must_use]
-    pub fn target(&self, carrier: Carrier, since: Option<&str>) -> String {
+    pub fn path(&self, transport: Transport, since: Option<&str>) -> String {
         let rooms: Vec<String> = self.rooms.iter().map(|room| encode(room)).collect();
-        let mut target = format!("/v1/rooms/{}/{}", rooms.join(","), carrier.path_end());
+        let mut path = format!("/v1/rooms/{}/{}", rooms.join(","), transport.path_end());
         let mut mark = '?';
         let since = since.map(|since| format!("since={since}"));
         for part in
             [Some(self.query.as_str()).filter(|query| !query.is_empty()), since.as_deref()].into_iter().flatten()
         {
-            target.push(mark);
-            target.push_str(part);
+            path.push(mark);
+            path.push_str(part);
             mark = '&';
         }
-        target
+        path
     }
 }
 
@@ -147,7 +147,7 @@ impl Ask {
 #[derive(Debug)]
 pub enum Refused {
     /// The server's answer.
-    Answer(Box<Reply>),
+    PollResponse(Box<Reply>),
     /// No answer.
     Network(String),
 }
@@ -161,7 +161,7 @@ impl Refused {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Answer(reply) => reply.header("retry-after").parse().ok().map(Duration::from_secs),
+            Self::PollResponse(reply) => reply.header("retry-after").parse().ok().map(Duration::from_secs),
             Self::Network(_) => None,
         }
     }
@@ -171,7 +171,7 @@ impl From<socket::Refused> for Refused {
     fn from(refused: socket::Refused) -> Self {
         match refused {
             socket::Refused::Status(status) => {
-                Self::Answer(Box::new(Reply { status, headers: hyper::HeaderMap::new(), text: String::new() }))
+                Self::PollResponse(Box::new(Reply { status, headers: hyper::HeaderMap::new(), text: String::new() }))
             }
             socket::Refused::Network(why) => Self::Network(why),
         }
@@ -193,21 +193,21 @@ pub fn encode(room: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ask, Carrier};
+    use super::{RoomRequest, Transport};
     use std::collections::BTreeSet;
 
     #[test]
     fn the_walk_takes_every_ordered_pair_once() {
-        let walk = Carrier::walk();
+        let walk = Transport::walk();
         let pairs: Vec<_> = walk.windows(2).map(|pair| (pair[0], pair[1])).collect();
         assert_eq!((pairs.len(), pairs.iter().collect::<BTreeSet<_>>().len()), (25, 25), "{walk:?}");
     }
 
     #[test]
     fn a_target_names_rooms_options_and_the_place() {
-        let ask = Ask::of(&["chat:1", "a/b,c"]).with("last=2");
-        assert_eq!(ask.target(Carrier::Sse, None), "/v1/rooms/chat:1,a%2Fb%2Cc/sse?last=2");
-        let target = ask.with("").target(Carrier::LongPoll, Some("epoch_-8.1~"));
-        assert_eq!(target, "/v1/rooms/chat:1,a%2Fb%2Cc/poll?since=epoch_-8.1~");
+        let request = RoomRequest::of(&["chat:1", "a/b,c"]).with("last=2");
+        assert_eq!(request.path(Transport::Sse, None), "/v1/rooms/chat:1,a%2Fb%2Cc/sse?last=2");
+        let path = request.with("").path(Transport::LongPoll, Some("epoch_-8.1~"));
+        assert_eq!(path, "/v1/rooms/chat:1,a%2Fb%2Cc/poll?since=epoch_-8.1~");
     }
 }

@@ -8,13 +8,13 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Ask, Carrier};
+use super::{RoomRequest, Transport};
 use crate::http::{self, Call, Reply};
 
 /// The body of an answer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Answer {
+pub struct PollResponse {
     /// What keeps a lease; secret.
     pub session: String,
     /// The place after `messages`, of a poll by path.
@@ -27,7 +27,7 @@ pub struct Answer {
     pub more: bool,
     /// What is gone, by room.
     pub gap: Option<BTreeMap<String, Missed>>,
-    /// When to ask again.
+    /// When to request again.
     pub next_ms: u64,
 }
 
@@ -39,7 +39,7 @@ pub struct Missed {
     pub missed: Option<u64>,
 }
 
-impl Answer {
+impl PollResponse {
     /// Reads one.
     ///
     /// # Panics
@@ -78,17 +78,17 @@ impl Answer {
 
 /// A poll, to be sent.
 #[must_use]
-pub fn get(address: SocketAddr, ask: &Ask) -> Call {
-    http::get(address, &ask.target(Carrier::LongPoll, ask.since.as_deref()))
+pub fn get(address: SocketAddr, request: &RoomRequest) -> Call {
+    http::get(address, &request.path(Transport::LongPoll, request.since.as_deref()))
 }
 
 /// A poll that is answered at once.
 ///
 /// # Panics
 /// When it is refused.
-pub async fn once(address: SocketAddr, ask: &Ask) -> Answer {
-    let query = if ask.query.is_empty() { "wait=0".to_owned() } else { format!("{}&wait=0", ask.query) };
-    served(&get(address, &ask.clone().with(&query)).send().await)
+pub async fn once(address: SocketAddr, request: &RoomRequest) -> PollResponse {
+    let query = if request.query.is_empty() { "wait=0".to_owned() } else { format!("{}&wait=0", request.query) };
+    served(&get(address, &request.clone().with(&query)).send().await)
 }
 
 /// A poll with the rooms and their places in its body.
@@ -102,9 +102,9 @@ pub fn post(address: SocketAddr, body: &Value) -> Call {
 /// # Panics
 /// When it is something else.
 #[must_use]
-pub fn served(reply: &Reply) -> Answer {
+pub fn served(reply: &Reply) -> PollResponse {
     assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"), "{reply:?}");
-    Answer::parse(&reply.text)
+    PollResponse::parse(&reply.text)
 }
 
 /// The body of a poll by POST: each room with its place, or none for its head.

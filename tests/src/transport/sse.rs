@@ -4,19 +4,19 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use super::event_stream::{Block, Parser};
-use super::wire::{Head, Wire};
-use super::{Carrier, Ended, Refused};
+use super::http_connection::{Head, HttpConnection};
+use super::sse_parser::{SseBlock, SseParser};
+use super::{Ended, Refused, Transport};
 use crate::wait::within;
 
 /// A running stream.
 #[derive(Debug)]
-pub struct Events {
+pub struct EventStream {
     /// How the server began.
     pub head: Head,
-    wire: Wire,
-    parser: Parser,
-    blocks: VecDeque<Block>,
+    wire: HttpConnection,
+    parser: SseParser,
+    blocks: VecDeque<SseBlock>,
     /// The last event ID: what a browser would come back with.
     pub id: String,
     /// The last reconnection time.
@@ -29,26 +29,26 @@ pub struct Events {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// A block.
-    Block(Block),
+    Block(SseBlock),
     /// The body has ended; with what was wrong about that, if anything was.
     End(Option<String>),
 }
 
-impl Events {
+impl EventStream {
     /// A stream that has begun.
     ///
     /// # Errors
     /// When the answer is no event stream: a browser gives up for good then.
-    pub async fn open(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
-        let mut wire = Wire::connect(address).await.map_err(Refused::network)?;
-        let headers = [&[("Accept", Carrier::Sse.accepts())], headers].concat();
-        wire.get(target, &headers).await.map_err(Refused::network)?;
+    pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
+        let mut wire = HttpConnection::connect(address).await.map_err(Refused::network)?;
+        let headers = [&[("Accept", Transport::Sse.accepts())], headers].concat();
+        wire.get(path, &headers).await.map_err(Refused::network)?;
         let head = wire.head().await.map_err(Refused::network)?;
-        if head.status != 200 || head.header("content-type").split(';').next() != Some(Carrier::Sse.accepts()) {
+        if head.status != 200 || head.header("content-type").split(';').next() != Some(Transport::Sse.accepts()) {
             let reply = wire.reply(head).await.map_err(Refused::network)?;
-            return Err(Refused::Answer(Box::new(reply)));
+            return Err(Refused::PollResponse(Box::new(reply)));
         }
-        let (parser, blocks) = (Parser::default(), VecDeque::new());
+        let (parser, blocks) = (SseParser::default(), VecDeque::new());
         Ok(Self { head, wire, parser, blocks, id: String::new(), retry_ms: None, close: None })
     }
 
@@ -75,7 +75,7 @@ impl Events {
     ///
     /// # Panics
     /// When none comes in time.
-    pub async fn block(&mut self) -> Block {
+    pub async fn block(&mut self) -> SseBlock {
         match within("the next block", self.next()).await {
             Next::Block(block) => block,
             Next::End(why) => panic!("the stream has ended: {why:?}"),
@@ -86,7 +86,7 @@ impl Events {
     ///
     /// # Panics
     /// When it does not end in time.
-    pub async fn to_end(&mut self) -> (Vec<Block>, Option<String>) {
+    pub async fn to_end(&mut self) -> (Vec<SseBlock>, Option<String>) {
         let mut blocks = Vec::new();
         loop {
             match within("the end of the stream", self.next()).await {

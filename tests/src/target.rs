@@ -8,13 +8,13 @@ use crate::cluster::Cluster;
 
 /// A list of addresses; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Front {
+pub struct Target {
     /// How it is called in verdicts.
     pub name: &'static str,
     addresses: Arc<[SocketAddr]>,
 }
 
-impl Front {
+impl Target {
     /// The nodes themselves, each at its own address.
     #[must_use]
     pub fn direct(cluster: &Cluster) -> Self {

@@ -4,15 +4,15 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use super::wire::{Head, Wire};
-use super::{Carrier, Refused};
+use super::http_connection::{Head, HttpConnection};
+use super::{Refused, Transport};
 
 /// A running stream.
 #[derive(Debug)]
-pub struct Lines {
+pub struct NdjsonStream {
     /// How the server began.
     pub head: Head,
-    wire: Wire,
+    wire: HttpConnection,
     /// The line that has begun.
     begun: Vec<u8>,
     lines: VecDeque<String>,
@@ -27,19 +27,19 @@ pub enum Next {
     End(Option<String>),
 }
 
-impl Lines {
+impl NdjsonStream {
     /// A stream that has begun.
     ///
     /// # Errors
     /// When the answer is no stream of lines.
-    pub async fn open(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
-        let mut wire = Wire::connect(address).await.map_err(Refused::network)?;
-        let headers = [&[("Accept", Carrier::Stream.accepts())], headers].concat();
-        wire.get(target, &headers).await.map_err(Refused::network)?;
+    pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
+        let mut wire = HttpConnection::connect(address).await.map_err(Refused::network)?;
+        let headers = [&[("Accept", Transport::Stream.accepts())], headers].concat();
+        wire.get(path, &headers).await.map_err(Refused::network)?;
         let head = wire.head().await.map_err(Refused::network)?;
-        if head.status != 200 || head.header("content-type").split(';').next() != Some(Carrier::Stream.accepts()) {
+        if head.status != 200 || head.header("content-type").split(';').next() != Some(Transport::Stream.accepts()) {
             let reply = wire.reply(head).await.map_err(Refused::network)?;
-            return Err(Refused::Answer(Box::new(reply)));
+            return Err(Refused::PollResponse(Box::new(reply)));
         }
         Ok(Self { head, wire, begun: Vec::new(), lines: VecDeque::new() })
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 /// Samples of time and bytes.
 #[derive(Debug, Default)]
-pub(super) struct Slope(Vec<(f64, f64)>);
+pub(super) struct MemoryTrend(Vec<(f64, f64)>);
 
-impl Slope {
+impl MemoryTrend {
     pub(super) fn sample(&mut self, at: Duration, bytes: Option<u64>) {
         self.0.extend(bytes.map(|bytes| (at.as_secs_f64(), bytes as f64)));
     }
@@ -31,18 +31,18 @@ impl Slope {
 
 #[cfg(test)]
 mod tests {
-    use super::Slope;
+    use super::MemoryTrend;
     use std::time::Duration;
 
     #[test]
     fn a_line_has_its_slope_and_the_warming_up_does_not_count() {
-        let mut slope = Slope::default();
+        let mut memory_trend = MemoryTrend::default();
         for minute in 0..60 {
             let bytes = if minute < 10 { 1 } else { 1_000_000 + minute * 1_000 };
-            slope.sample(Duration::from_secs(minute * 60), Some(bytes));
+            memory_trend.sample(Duration::from_secs(minute * 60), Some(bytes));
         }
         // 60,000 bytes an hour over a mean of 1,037,000.
-        assert!((slope.percent_per_hour() - 5.79).abs() < 0.01, "{}", slope.percent_per_hour());
-        assert!(Slope::default().percent_per_hour().abs() < f64::EPSILON);
+        assert!((memory_trend.percent_per_hour() - 5.79).abs() < 0.01, "{}", memory_trend.percent_per_hour());
+        assert!(MemoryTrend::default().percent_per_hour().abs() < f64::EPSILON);
     }
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::poll::Answer;
-use super::wire::{Head, Wire};
-use super::{Ask, Carrier, Ended, Refused};
+use super::http_connection::{Head, HttpConnection};
+use super::poll::PollResponse;
+use super::{Ended, Refused, RoomRequest, Transport};
 use crate::history::Position;
 use crate::wait::pause;
 
@@ -28,15 +28,15 @@ enum State {
 
 /// See the module's head.
 #[derive(Debug)]
-pub struct Polling {
+pub struct Poller {
     address: SocketAddr,
-    carrier: Carrier,
-    ask: Ask,
+    transport: Transport,
+    request: RoomRequest,
     /// The cursor of the last answer, or what it began with.
     since: Option<String>,
     session: Option<String>,
     is_present: bool,
-    wire: Wire,
+    wire: HttpConnection,
     /// Whether something was answered on this connection: a kept one may be closed just when the next poll is sent.
     was_answered: bool,
     state: State,
@@ -51,15 +51,19 @@ struct Place {
     cursor: String,
 }
 
-impl Polling {
+impl Poller {
     /// Sends the first poll.
-    pub(super) async fn open(address: SocketAddr, carrier: Carrier, ask: &Ask) -> Result<Self, Refused> {
-        let wire = Wire::connect(address).await.map_err(Refused::network)?;
+    pub(super) async fn open(
+        address: SocketAddr,
+        transport: Transport,
+        request: &RoomRequest,
+    ) -> Result<Self, Refused> {
+        let wire = HttpConnection::connect(address).await.map_err(Refused::network)?;
         let mut polling = Self {
             address,
-            carrier,
-            since: ask.since.clone(),
-            ask: ask.clone(),
+            transport,
+            since: request.since.clone(),
+            request: request.clone(),
             session: None,
             is_present: false,
             wire,
@@ -114,7 +118,7 @@ impl Polling {
                             return Err(Ended::refused(&reply));
                         }
                         self.was_answered = true;
-                        self.digest(&Answer::parse(&text));
+                        self.digest(&PollResponse::parse(&text));
                         if self.pending.is_empty() {
                             return Ok(None);
                         }
@@ -128,9 +132,9 @@ impl Polling {
         if !self.wire.is_kept() {
             return self.on_a_new_wire().await;
         }
-        let target = self.target();
+        let path = self.path();
         self.state = State::Asked;
-        match self.wire.get(&target, &[]).await {
+        match self.wire.get(&path, &[]).await {
             Err(_) if self.was_answered => self.on_a_new_wire().await,
             done => done,
         }
@@ -138,38 +142,38 @@ impl Polling {
 
     async fn on_a_new_wire(&mut self) -> std::io::Result<()> {
         self.was_answered = false;
-        self.wire = Wire::connect(self.address).await?;
+        self.wire = HttpConnection::connect(self.address).await?;
         self.state = State::Asked;
-        let target = self.target();
-        self.wire.get(&target, &[]).await
+        let path = self.path();
+        self.wire.get(&path, &[]).await
     }
 
-    fn target(&self) -> String {
-        let mut query = self.ask.query.clone();
+    fn path(&self) -> String {
+        let mut query = self.request.query.clone();
         let mut add = |part: &str| {
             if !query.is_empty() {
                 query.push('&');
             }
             query.push_str(part);
         };
-        if self.carrier == Carrier::ShortPoll {
+        if self.transport == Transport::ShortPoll {
             add("wait=0");
         }
         if let Some(session) = self.session.as_ref().filter(|_| self.is_present) {
             add(&format!("session={session}"));
         }
         // `last` is for the first poll: with a place it means nothing.
-        self.ask.clone().with(&query).target(self.carrier, self.since.as_deref())
+        self.request.clone().with(&query).path(self.transport, self.since.as_deref())
     }
 
-    /// Turns an answer into texts, and sees when to ask again.
-    fn digest(&mut self, answer: &Answer) {
+    /// Turns an answer into texts, and sees when to request again.
+    fn digest(&mut self, answer: &PollResponse) {
         let cursor = answer.cursor().to_owned();
         let messages: Vec<(Place, &str)> = answer.messages().map(|text| (place(text), text)).collect();
         let parts: Vec<&str> = cursor.split('~').collect();
-        assert_eq!(parts.len(), self.ask.rooms.len(), "a part of the cursor for each room: {cursor}");
+        assert_eq!(parts.len(), self.request.rooms.len(), "a part of the cursor for each room: {cursor}");
         let since: Vec<String> = self.since.iter().flat_map(|since| since.split('~')).map(str::to_owned).collect();
-        for (number, room) in self.ask.rooms.iter().enumerate() {
+        for (number, room) in self.request.rooms.iter().enumerate() {
             let first = messages.iter().find(|(place, _)| place.room == *room);
             // Before the first message of the answer, or where the answer says.
             let begins = first.map_or_else(|| parts[number].to_owned(), |(place, _)| before(&place.cursor));
@@ -187,8 +191,8 @@ impl Polling {
         self.is_first = false;
         self.since = Some(cursor);
         self.session.get_or_insert_with(|| answer.session.clone());
-        let pace = match (answer.more, self.carrier) {
-            (false, Carrier::ShortPoll) => Duration::from_millis(answer.next_ms).min(self.ask.pace_max),
+        let pace = match (answer.more, self.transport) {
+            (false, Transport::ShortPoll) => Duration::from_millis(answer.next_ms).min(self.request.pace_max),
             _ => Duration::ZERO,
         };
         self.state = State::Due(Instant::now() + pace);

@@ -4,10 +4,10 @@
 
 /// What lies between two blank lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Block {
+pub struct SseBlock {
     /// The event that its blank line dispatched; none where there was no data.
-    pub event: Option<Event>,
-    /// The last event ID after it: what a browser would say as `Last-Event-ID`.
+    pub event: Option<SseEvent>,
+    /// The last event ID after it: what a browser would say as `Last-SseEvent-ID`.
     pub id: String,
     /// The reconnection time it set, in milliseconds.
     pub retry_ms: Option<u64>,
@@ -17,7 +17,7 @@ pub struct Block {
 
 /// What a browser would hand to a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct SseEvent {
     /// `message`, if the stream does not name it.
     pub kind: String,
     /// The lines of data.
@@ -28,7 +28,7 @@ pub struct Event {
 
 /// The state of one stream.
 #[derive(Clone, Debug, Default)]
-pub struct Parser {
+pub struct SseParser {
     /// The line that has begun.
     line: Vec<u8>,
     /// The block that has begun.
@@ -46,9 +46,9 @@ pub struct Parser {
 
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-impl Parser {
+impl SseParser {
     /// Takes the next bytes; each block they complete goes to `complete`.
-    pub fn feed(&mut self, mut bytes: &[u8], mut complete: impl FnMut(Block)) {
+    pub fn feed(&mut self, mut bytes: &[u8], mut complete: impl FnMut(SseBlock)) {
         while let Some(first) = bytes.first() {
             if std::mem::take(&mut self.after_return) && *first == b'\n' {
                 self.raw.push(b'\n');
@@ -71,7 +71,7 @@ impl Parser {
     }
 
     /// A line is complete; a blank one dispatches.
-    fn end_line(&mut self) -> Option<Block> {
+    fn end_line(&mut self) -> Option<SseBlock> {
         let bytes = std::mem::take(&mut self.line);
         // A line end is never part of a character, so lines can be decoded one by one as the standard decodes the whole.
         let text = String::from_utf8_lossy(&bytes);
@@ -106,18 +106,18 @@ impl Parser {
         }
     }
 
-    fn dispatch(&mut self) -> Block {
+    fn dispatch(&mut self) -> SseBlock {
         let (mut data, kind) = (std::mem::take(&mut self.data), std::mem::take(&mut self.kind));
-        let event = data.pop().map(|_| Event {
+        let event = data.pop().map(|_| SseEvent {
             kind: if kind.is_empty() { "message".to_owned() } else { kind },
             data,
             id: self.id.clone(),
         });
         let (raw, retry_ms) = (std::mem::take(&mut self.raw), self.retry_ms.take());
-        Block { event, id: self.id.clone(), retry_ms, raw }
+        SseBlock { event, id: self.id.clone(), retry_ms, raw }
     }
 }
 
 #[cfg(test)]
-#[path = "event_stream_tests.rs"]
+#[path = "sse_parser_tests.rs"]
 mod tests;

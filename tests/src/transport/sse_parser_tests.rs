@@ -1,10 +1,10 @@
 //! The examples of the WHATWG standard (HTML, section 9.2.6) and the cases of the Web Platform Tests (`eventsource/format-*`),
 //! each fed whole, byte by byte and in halves.
 
-use super::{Block, Event, Parser};
+use super::{SseBlock, SseEvent, SseParser};
 
-fn blocks(pieces: &[&[u8]]) -> Vec<Block> {
-    let (mut parser, mut blocks) = (Parser::default(), Vec::new());
+fn blocks(pieces: &[&[u8]]) -> Vec<SseBlock> {
+    let (mut parser, mut blocks) = (SseParser::default(), Vec::new());
     for piece in pieces {
         parser.feed(piece, |block| blocks.push(block));
     }
@@ -12,7 +12,7 @@ fn blocks(pieces: &[&[u8]]) -> Vec<Block> {
 }
 
 /// The blocks of a stream, which are the same however it is cut; a CR LF after the last blank line may stay behind.
-fn parse(stream: &[u8]) -> Vec<Block> {
+fn parse(stream: &[u8]) -> Vec<SseBlock> {
     let whole = blocks(&[stream]);
     assert_eq!(blocks(&stream.chunks(1).collect::<Vec<_>>()), whole);
     for place in 0..=stream.len() {
@@ -21,7 +21,7 @@ fn parse(stream: &[u8]) -> Vec<Block> {
     whole
 }
 
-fn events(stream: &str) -> Vec<Event> {
+fn events(stream: &str) -> Vec<SseEvent> {
     parse(stream.as_bytes()).into_iter().filter_map(|block| block.event).collect()
 }
 
@@ -86,7 +86,7 @@ fn lines_end_with_any_of_three_marks() {
 #[test]
 fn a_carriage_return_dispatches_without_waiting_for_what_follows() {
     assert_eq!(blocks(&[b"data:x\r\r"]).len(), 1);
-    let cut_in_the_mark: Vec<Block> = blocks(&[b"data:x\r\n\r", b"\ndata:y\r", b"\n\r\n"]);
+    let cut_in_the_mark: Vec<SseBlock> = blocks(&[b"data:x\r\n\r", b"\ndata:y\r", b"\n\r\n"]);
     let texts: Vec<_> = cut_in_the_mark.into_iter().filter_map(|block| block.event).map(|event| event.data).collect();
     assert_eq!(texts, ["x", "y"]);
 }

@@ -1,38 +1,38 @@
-//! A client of any carrier, light enough for a thousand in a process: texts as they come, without a look into them.
-//! Called by `member` and by `tap`; it never reconnects and never waits with a deadline.
+//! A client of any transport, light enough for a thousand in a process: texts as they come, without a look into them.
+//! Called by `member` and by `client`; it never reconnects and never waits with a deadline.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::lines::{self, Lines};
-use super::polling::Polling;
-use super::sse::{self, Events};
-use super::{Ask, Carrier, Refused};
+use super::ndjson::{self, NdjsonStream};
+use super::poller::Poller;
+use super::sse::{self, EventStream};
+use super::{Refused, RoomRequest, Transport};
 use crate::http::Reply;
 use crate::socket::{Incoming, Socket};
 
 /// A client that listens.
 #[derive(Debug)]
-pub enum Line {
+pub enum Connection {
     /// See `socket`.
     WebSocket(Box<Socket>),
     /// See `sse`.
-    Sse(Box<Events>),
+    Sse(Box<EventStream>),
     /// See `lines`; with what its last frame said about its end.
-    Stream(Box<Lines>, Ended),
+    Stream(Box<NdjsonStream>, Ended),
     /// See `polling`.
-    Polling(Box<Polling>),
+    Poller(Box<Poller>),
 }
 
 /// What it hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Received {
     /// A frame of the protocol.
     Text(String),
     /// A sign of life.
-    Beat,
+    KeepAlive,
     /// The end.
     Ended(Ended),
 }
@@ -76,7 +76,7 @@ impl Ended {
     }
 }
 
-impl Carrier {
+impl Transport {
     /// Its media type.
     pub(super) fn accepts(self) -> &'static str {
         match self {
@@ -87,62 +87,62 @@ impl Carrier {
     }
 }
 
-impl Line {
+impl Connection {
     /// Opens one; on a poll's the first poll is under way then.
     ///
     /// # Errors
     /// When it is refused.
-    pub async fn open(address: SocketAddr, carrier: Carrier, ask: &Ask) -> Result<Self, Refused> {
-        let target = ask.target(carrier, ask.since.as_deref());
-        match carrier {
-            Carrier::WebSocket => {
-                Ok(Socket::open(address, &target, &[]).await.map(|socket| Self::WebSocket(Box::new(socket)))?)
+    pub async fn open(address: SocketAddr, transport: Transport, request: &RoomRequest) -> Result<Self, Refused> {
+        let path = request.path(transport, request.since.as_deref());
+        match transport {
+            Transport::WebSocket => {
+                Ok(Socket::open(address, &path, &[]).await.map(|socket| Self::WebSocket(Box::new(socket)))?)
             }
-            Carrier::Sse => Events::open(address, &target, &[]).await.map(|events| Self::Sse(Box::new(events))),
-            Carrier::Stream => {
-                Lines::open(address, &target, &[]).await.map(|lines| Self::Stream(Box::new(lines), Ended::default()))
-            }
-            Carrier::LongPoll | Carrier::ShortPoll => {
-                Polling::open(address, carrier, ask).await.map(|polling| Self::Polling(Box::new(polling)))
+            Transport::Sse => EventStream::open(address, &path, &[]).await.map(|events| Self::Sse(Box::new(events))),
+            Transport::Stream => NdjsonStream::open(address, &path, &[])
+                .await
+                .map(|lines| Self::Stream(Box::new(lines), Ended::default())),
+            Transport::LongPoll | Transport::ShortPoll => {
+                Poller::open(address, transport, request).await.map(|poller| Self::Poller(Box::new(poller)))
             }
         }
     }
 
     /// What comes next, without a deadline; may be given up and begun again.
-    pub async fn next(&mut self) -> Heard {
+    pub async fn next(&mut self) -> Received {
         match self {
             Self::WebSocket(socket) => match socket.next().await {
-                Incoming::Text(text) => Heard::Text(text.to_string()),
-                Incoming::Ping | Incoming::Pong => Heard::Beat,
+                Incoming::Text(text) => Received::Text(text.to_string()),
+                Incoming::Ping | Incoming::Pong => Received::KeepAlive,
                 Incoming::Closed(closed) => {
-                    Heard::Ended(Ended { code: closed.code, why: closed.reason, ..Ended::default() })
+                    Received::Ended(Ended { code: closed.code, why: closed.reason, ..Ended::default() })
                 }
             },
             Self::Sse(events) => next_event(events).await,
             Self::Stream(lines, ended) => match lines.next().await {
-                lines::Next::Line(text) if text.starts_with(r#"{"type":"ping""#) => Heard::Beat,
-                lines::Next::Line(text) => {
+                ndjson::Next::Line(text) if text.starts_with(r#"{"type":"ping""#) => Received::KeepAlive,
+                ndjson::Next::Line(text) => {
                     if text.starts_with(CLOSE) {
                         *ended = Ended::said(&text);
                     }
-                    Heard::Text(text)
+                    Received::Text(text)
                 }
-                lines::Next::End(why) => Heard::Ended(Ended { why: why.unwrap_or_default(), ..ended.clone() }),
+                ndjson::Next::End(why) => Received::Ended(Ended { why: why.unwrap_or_default(), ..ended.clone() }),
             },
-            Self::Polling(polling) => match polling.next().await {
-                Ok(Some(text)) => Heard::Text(text),
-                Ok(None) => Heard::Beat,
-                Err(ended) => Heard::Ended(ended),
+            Self::Poller(poller) => match poller.next().await {
+                Ok(Some(text)) => Received::Text(text),
+                Ok(None) => Received::KeepAlive,
+                Err(ended) => Received::Ended(ended),
             },
         }
     }
 
-    /// The place after what it has heard, where the carrier itself says so for all its rooms.
+    /// The place after what it has heard, where the transport itself says so for all its rooms.
     #[must_use]
     pub fn cursor(&self) -> Option<&str> {
         match self {
             Self::Sse(events) => Some(events.id.as_str()).filter(|id| !id.is_empty()),
-            Self::Polling(polling) => polling.cursor(),
+            Self::Poller(poller) => poller.cursor(),
             Self::WebSocket(_) | Self::Stream(..) => None,
         }
     }
@@ -153,17 +153,17 @@ impl Line {
             Self::WebSocket(socket) => socket.reset(),
             Self::Sse(events) => events.reset(),
             Self::Stream(lines, _) => lines.reset(),
-            Self::Polling(polling) => polling.reset(),
+            Self::Poller(poller) => poller.reset(),
         }
     }
 }
 
 const CLOSE: &str = r#"{"type":"close""#;
 
-async fn next_event(events: &mut Events) -> Heard {
+async fn next_event(events: &mut EventStream) -> Received {
     match events.next().await {
         sse::Next::Block(block) => {
-            let Some(event) = block.event else { return Heard::Beat };
+            let Some(event) = block.event else { return Received::KeepAlive };
             // What is named by the event is named the same in its data: the stream can be read as any other.
             let named = if event.kind == "message" { "message" } else { event.kind.as_str() };
             let begins = format!(r#"{{"type":"{named}""#);
@@ -171,12 +171,12 @@ async fn next_event(events: &mut Events) -> Heard {
             if event.kind == "close" {
                 events.close = Some(Ended::said(&event.data));
             }
-            Heard::Text(event.data)
+            Received::Text(event.data)
         }
         sse::Next::End(why) => {
             let said = events.close.clone().unwrap_or_default();
             let after = said.after.or(events.retry_ms.map(Duration::from_millis));
-            Heard::Ended(Ended { after, why: why.unwrap_or_default(), ..said })
+            Received::Ended(Ended { after, why: why.unwrap_or_default(), ..said })
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct Head {
 
 /// See the module's head.
 #[derive(Debug)]
-pub struct Wire {
+pub struct HttpConnection {
     stream: TcpStream,
     buffer: BytesMut,
     rest: Rest,
@@ -48,7 +48,7 @@ enum Rest {
     Chunk(u64),
     /// The line end after a chunk.
     ChunkEnd,
-    /// Lines up to a blank one.
+    /// NdjsonStream up to a blank one.
     Trailer,
     /// Everything until the connection ends.
     ToEnd,
@@ -69,7 +69,7 @@ impl Head {
     }
 }
 
-impl Wire {
+impl HttpConnection {
     /// A new connection.
     ///
     /// # Errors
@@ -84,9 +84,9 @@ impl Wire {
     ///
     /// # Errors
     /// When the connection has gone.
-    pub async fn get(&mut self, target: &str, headers: &[(&str, &str)]) -> io::Result<()> {
+    pub async fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> io::Result<()> {
         let peer = self.stream.peer_addr()?;
-        let mut text = format!("GET {target} HTTP/1.1\r\nHost: {peer}\r\n");
+        let mut text = format!("GET {path} HTTP/1.1\r\nHost: {peer}\r\n");
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -246,7 +246,7 @@ fn parse_head(bytes: &[u8]) -> Option<Head> {
 
 #[cfg(test)]
 mod tests {
-    use super::Wire;
+    use super::HttpConnection;
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
@@ -254,7 +254,7 @@ mod tests {
     /// it ended properly.
     async fn read(bytes: &'static [u8], step: usize) -> (u16, Vec<u8>, bool) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut wire = Wire::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut wire = HttpConnection::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
         peer.set_nodelay(true).unwrap();
         let writer = tokio::spawn(async move {

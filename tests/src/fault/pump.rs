@@ -10,7 +10,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Fault, Way};
+use super::{Direction, Fault};
 use crate::rng::Rng;
 
 /// The most that is read at once.
@@ -50,9 +50,10 @@ pub(super) async fn both_ways(
     let is_reset = {
         let ((near_read, near_write), (far_read, far_write)) = (near.split(), far.split());
         let left = AtomicU64::new(NO_CUT);
-        let pump = |way, seed| Pump { way, fault: fault.subscribe(), left: &left, rng: Rng::new(seed), due: None };
-        let up = pump(Way::ToServer, seed).run(near_read, far_write);
-        let down = pump(Way::ToClient, !seed).run(far_read, near_write);
+        let pump =
+            |direction, seed| Pump { direction, fault: fault.subscribe(), left: &left, rng: Rng::new(seed), due: None };
+        let up = pump(Direction::ToServer, seed).run(near_read, far_write);
+        let down = pump(Direction::ToClient, !seed).run(far_read, near_write);
         let mut watched = fault.subscribe();
         tokio::select! {
             ended = async { tokio::try_join!(up, down) } => ended.is_err(),
@@ -67,7 +68,7 @@ pub(super) async fn both_ways(
 
 /// One direction.
 struct Pump<'a> {
-    way: Way,
+    direction: Direction,
     fault: watch::Receiver<Fault>,
     /// What `CutAfter` lets pass yet on this connection.
     left: &'a AtomicU64,
@@ -79,8 +80,8 @@ struct Pump<'a> {
 impl Pump<'_> {
     async fn run(self, from: ReadHalf<'_>, to: WriteHalf<'_>) -> Result<(), Reset> {
         let (pieces, under_way) = mpsc::channel(UNDER_WAY_MAX);
-        let (way, fault) = (self.way, self.fault.clone());
-        tokio::try_join!(self.read(from, pieces), write(way, fault, under_way, to)).map(|_| ())
+        let (direction, fault) = (self.direction, self.fault.clone());
+        tokio::try_join!(self.read(from, pieces), write(direction, fault, under_way, to)).map(|_| ())
     }
 
     async fn read(mut self, mut from: ReadHalf<'_>, pieces: mpsc::Sender<Piece>) -> Result<(), Reset> {
@@ -88,7 +89,7 @@ impl Pump<'_> {
         loop {
             let read = from.read(&mut buffer).await;
             // What came while nothing may pass waits, the end of the connection as well.
-            let fault = passes(&mut self.fault, self.way).await;
+            let fault = passes(&mut self.fault, self.direction).await;
             let bytes = match read {
                 Ok(0) => {
                     let due = self.due(&fault);
@@ -137,7 +138,7 @@ impl Pump<'_> {
 }
 
 async fn write(
-    way: Way,
+    direction: Direction,
     mut fault: watch::Receiver<Fault>,
     mut pieces: mpsc::Receiver<Piece>,
     mut to: WriteHalf<'_>,
@@ -146,14 +147,14 @@ async fn write(
         match piece {
             Piece::Bytes(due, bytes) => {
                 sleep_until(due).await;
-                let step = if passes(&mut fault, way).await == Fault::Chop { 1 } else { bytes.len().max(1) };
+                let step = if passes(&mut fault, direction).await == Fault::Chop { 1 } else { bytes.len().max(1) };
                 for part in bytes.chunks(step) {
                     to.write_all(part).await?;
                 }
             }
             Piece::End(due) => {
                 sleep_until(due).await;
-                passes(&mut fault, way).await;
+                passes(&mut fault, direction).await;
                 to.shutdown().await?;
                 return Ok(());
             }
@@ -163,9 +164,9 @@ async fn write(
     Ok(())
 }
 
-/// Waits until something may pass this way, and says under which fault.
-async fn passes(fault: &mut watch::Receiver<Fault>, way: Way) -> Fault {
-    let open = |fault: &Fault| *fault != Fault::Stall && *fault != Fault::BlackHole(way);
+/// Waits until something may pass this direction, and says under which fault.
+async fn passes(fault: &mut watch::Receiver<Fault>, direction: Direction) -> Fault {
+    let open = |fault: &Fault| *fault != Fault::Stall && *fault != Fault::BlackHole(direction);
     // A proxy that is gone has said `Reset` before.
     fault.wait_for(open).await.map_or(Fault::Reset, |fault| fault.clone())
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Outcome, Promise, Setting, judge, p99, say};
+use super::{Outcome, Promise, RunSettings, judge, p99, say};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
 use crate::load::{Load, Timing, heads};
@@ -19,16 +19,16 @@ const PEAK_MAX: f64 = 1.3;
 /// Beyond its window a node has no time to drain.
 const SLACK: Duration = Duration::from_secs(2);
 
-pub(super) async fn run(to: Setting) -> Outcome {
+pub(super) async fn run(to: RunSettings) -> Outcome {
     let (count, room_count, window_s) = to.pick((6_000, 300, 20), (60, 6, 2));
     let total = to.pick(20_000, 1_000);
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(window_s).start().await;
     let nginx = Nginx::before(&cluster, Version::New).await;
-    let front = nginx.front();
+    let target = nginx.target();
     let rooms = rooms(room_count);
-    let members = members(&front, count, &rooms, None).await;
+    let members = members(&target, count, &rooms, None).await;
     let pace = to.pick(Duration::from_millis(20), Duration::from_millis(10));
-    let load = Load { front, publishers: 4, rooms, total, window: 4, pace };
+    let load = Load { target, publishers: 4, rooms, total, window: 4, pace };
     let running = load.start(Timing::new(total));
     eventually("the load is under way", async || running.acknowledged() > 50).await;
 

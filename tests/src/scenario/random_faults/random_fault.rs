@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Stage;
-use crate::fault::{Fault, Way};
+use crate::fault::{Direction, Fault};
 use crate::rng::Rng;
 use crate::wait::patient;
 
@@ -13,15 +13,15 @@ pub(super) const NEVER_RESTARTED: usize = 2;
 
 /// One fault, with the number of the node where there is one.
 #[derive(Clone, Debug)]
-pub(super) enum Blow {
+pub(super) enum RandomFault {
     /// Of the connections between a node and Redis.
-    Link(usize, Fault),
+    RedisConnections(usize, Fault),
     /// Of the connections between clients and a node.
-    Door(usize, Fault),
+    ClientConnections(usize, Fault),
     /// All of a node's connections to Redis are reset, once.
-    LinkReset(usize),
+    RedisConnectionsReset(usize),
     /// All of a node's clients are reset, once.
-    DoorReset(usize),
+    ClientConnectionsReset(usize),
     NodeKilled(usize),
     NodeHangs(usize),
     NodeDrained(usize),
@@ -34,7 +34,7 @@ pub(super) enum Blow {
     ScriptsFlushed,
 }
 
-impl Blow {
+impl RandomFault {
     /// One or two that come one after the other.
     pub(super) fn draw(rng: &mut Rng) -> Vec<Self> {
         (0..=rng.below(2)).map(|_| Self::draw_one(rng)).collect()
@@ -44,10 +44,10 @@ impl Blow {
         let node = rng.index(3);
         let mortal = rng.index(NEVER_RESTARTED);
         match rng.below(16) {
-            0..=3 => Self::Link(node, fault(rng)),
-            4..=6 => Self::Door(node, fault(rng)),
-            7 => Self::LinkReset(node),
-            8 => Self::DoorReset(node),
+            0..=3 => Self::RedisConnections(node, fault(rng)),
+            4..=6 => Self::ClientConnections(node, fault(rng)),
+            7 => Self::RedisConnectionsReset(node),
+            8 => Self::ClientConnectionsReset(node),
             9 => Self::NodeKilled(mortal),
             10 => Self::NodeHangs(node),
             11 => Self::NodeDrained(mortal),
@@ -64,10 +64,10 @@ impl Blow {
 
     pub(super) async fn fall(&self, stage: &mut Stage) {
         match self {
-            Self::Link(node, fault) => stage.links[*node].set(fault.clone()),
-            Self::Door(node, fault) => stage.doors[*node].set(fault.clone()),
-            Self::LinkReset(node) => stage.links[*node].reset(),
-            Self::DoorReset(node) => stage.doors[*node].reset(),
+            Self::RedisConnections(node, fault) => stage.redis_proxies[*node].set(fault.clone()),
+            Self::ClientConnections(node, fault) => stage.client_proxies[*node].set(fault.clone()),
+            Self::RedisConnectionsReset(node) => stage.redis_proxies[*node].reset(),
+            Self::ClientConnectionsReset(node) => stage.client_proxies[*node].reset(),
             Self::NodeKilled(node) => stage.cluster.nodes[*node].kill(),
             Self::NodeHangs(node) => stage.cluster.nodes[*node].signal("STOP"),
             Self::NodeDrained(node) => stage.cluster.nodes[*node].terminate(),
@@ -81,8 +81,8 @@ impl Blow {
 
     pub(super) async fn pass(&self, stage: &mut Stage) {
         match self {
-            Self::Link(node, _) => stage.links[*node].heal(),
-            Self::Door(node, _) => stage.doors[*node].heal(),
+            Self::RedisConnections(node, _) => stage.redis_proxies[*node].heal(),
+            Self::ClientConnections(node, _) => stage.client_proxies[*node].heal(),
             Self::NodeKilled(node) => stage.cluster.nodes[*node].restart().await,
             Self::NodeHangs(node) => stage.cluster.nodes[*node].signal("CONT"),
             Self::NodeDrained(node) => {
@@ -96,8 +96,8 @@ impl Blow {
                 stage.redis.start_from(&stage.snapshot).await;
                 stage.snapshot = stage.redis.snapshot().await;
             }
-            Self::LinkReset(_)
-            | Self::DoorReset(_)
+            Self::RedisConnectionsReset(_)
+            | Self::ClientConnectionsReset(_)
             | Self::RedisFlushed
             | Self::SubscribersKilled
             | Self::ScriptsFlushed => {}
@@ -112,8 +112,8 @@ fn fault(rng: &mut Rng) -> Fault {
             Fault::Delay { least: Duration::from_millis(rng.below(200)), jitter }
         }
         1 => Fault::Stall,
-        2 => Fault::BlackHole(Way::ToServer),
-        3 => Fault::BlackHole(Way::ToClient),
+        2 => Fault::BlackHole(Direction::ToServer),
+        3 => Fault::BlackHole(Direction::ToClient),
         4 => Fault::CutAfter(rng.below(50_000)),
         5 => Fault::Chop,
         _ => Fault::Reset,

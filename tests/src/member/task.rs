@@ -13,7 +13,7 @@ use super::{Membership, Orders, Outage, Report, Shared, lock};
 use crate::history::{MemberLog, Position, Seen};
 use crate::rng::Rng;
 use crate::socket::Socket;
-use crate::transport::{Ask, Carrier, Heard, Line};
+use crate::transport::{Connection, Received, RoomRequest, Transport};
 use crate::wait::pause;
 
 /// How long one attempt to connect may take.
@@ -29,7 +29,7 @@ const POLL_PACE: Duration = Duration::from_millis(500);
 
 /// The fields of all the frames a member looks at.
 #[derive(Deserialize)]
-struct Wire<'a> {
+struct HttpConnection<'a> {
     r#type: &'a str,
     #[serde(borrow)]
     room: Option<&'a str>,
@@ -68,7 +68,7 @@ enum End {
 }
 
 /// A member's state.
-pub(super) struct Life {
+pub(super) struct MemberTask {
     membership: Membership,
     report: Report,
     shared: Arc<Mutex<Shared>>,
@@ -84,7 +84,7 @@ pub(super) struct Life {
     ping_every: Duration,
 }
 
-impl Life {
+impl MemberTask {
     pub(super) fn new(membership: Membership, shared: Arc<Mutex<Shared>>, joined: watch::Sender<bool>) -> Self {
         let name = format!("member {}", membership.index);
         Self {
@@ -105,14 +105,18 @@ impl Life {
         let mut stop = orders.clone();
         let mut ended = None;
         loop {
-            let mut line = tokio::select! {
-                line = self.connect(ended) => line,
+            let mut connection = tokio::select! {
+                connection = self.connect(ended) => connection,
                 _ = stop.wait_for(|orders| orders.stop) => return self.report,
             };
-            let end = if self.join(&mut line).await { self.listen(&mut line, &mut orders).await } else { End::Lost };
+            let end = if self.join(&mut connection).await {
+                self.listen(&mut connection, &mut orders).await
+            } else {
+                End::Lost
+            };
             match end {
-                End::Lost => drop(line),
-                End::Reset => line.reset(),
+                End::Lost => drop(connection),
+                End::Reset => connection.reset(),
                 End::Stopped => return self.report,
             }
             ended = Some(Instant::now());
@@ -120,7 +124,7 @@ impl Life {
     }
 
     /// Tries the addresses in turn until one says welcome.
-    async fn connect(&mut self, ended: Option<Instant>) -> Line {
+    async fn connect(&mut self, ended: Option<Instant>) -> Connection {
         let mut ceiling = self.membership.backoff;
         let mut wait = match (ended, self.hint.take()) {
             (None, _) => Duration::ZERO,
@@ -129,10 +133,10 @@ impl Life {
         };
         loop {
             pause(wait).await;
-            if let Ok(Some(line)) = timeout(CONNECT_MAX, self.try_connect()).await {
+            if let Ok(Some(connection)) = timeout(CONNECT_MAX, self.try_connect()).await {
                 lock(&self.shared).connections += 1;
                 self.away = ended.map(|ended| (ended, Instant::now()));
-                return line;
+                return connection;
             }
             self.attempt += 1;
             ceiling = (ceiling * 2).min(BACKOFF_MAX.max(self.membership.backoff));
@@ -140,14 +144,14 @@ impl Life {
         }
     }
 
-    async fn try_connect(&mut self) -> Option<Line> {
-        let address = self.membership.front.address(self.attempt);
-        let carrier = self.membership.carriers.of(self.membership.index, self.report.carriers.len());
-        let mut line = match carrier {
+    async fn try_connect(&mut self) -> Option<Connection> {
+        let address = self.membership.target.address(self.attempt);
+        let transport = self.membership.transports.of(self.membership.index, self.report.transports.len());
+        let mut connection = match transport {
             // Joins by frames, as most clients do; the others cannot.
-            Carrier::WebSocket => Line::WebSocket(Box::new(Socket::open(address, "/ws", &[]).await.ok()?)),
-            _ => match Line::open(address, carrier, &self.asks()).await {
-                Ok(line) => line,
+            Transport::WebSocket => Connection::WebSocket(Box::new(Socket::open(address, "/ws", &[]).await.ok()?)),
+            _ => match Connection::open(address, transport, &self.asks()).await {
+                Ok(connection) => connection,
                 Err(refused) => {
                     self.hint = refused.retry_after();
                     return None;
@@ -156,41 +160,41 @@ impl Life {
         };
         self.ping_every = PING;
         let mut node = String::new();
-        while !carrier.polls() {
-            match line.next().await {
-                Heard::Text(text) => {
+        while !transport.polls() {
+            match connection.next().await {
+                Received::Text(text) => {
                     let welcome = read(&text);
                     assert_eq!(welcome.r#type, "welcome", "{text}");
                     welcome.node.unwrap_or_default().clone_into(&mut node);
                     self.ping_every = welcome.ping_ms.map_or(PING, Duration::from_millis);
                     break;
                 }
-                Heard::Ended(ended) => {
+                Received::Ended(ended) => {
                     self.hint = ended.after;
                     return None;
                 }
                 // The reconnection time of an event stream.
-                Heard::Beat => {}
+                Received::KeepAlive => {}
             }
         }
         self.report.nodes.push(node);
-        self.report.carriers.push(carrier);
-        Some(line)
+        self.report.transports.push(transport);
+        Some(connection)
     }
 
     /// Its rooms, each from where it stands there.
-    fn asks(&self) -> Ask {
+    fn asks(&self) -> RoomRequest {
         let shared = lock(&self.shared);
         let places = self.membership.rooms.iter().map(|room| shared.places.get(room).map(ToString::to_string));
         let places: Vec<String> = places.map(Option::unwrap_or_default).collect();
         let since = Some(places.join("~")).filter(|_| places.iter().any(|place| !place.is_empty()));
-        Ask { rooms: self.membership.rooms.clone(), since, query: String::new(), pace_max: POLL_PACE }
+        RoomRequest { rooms: self.membership.rooms.clone(), since, query: String::new(), pace_max: POLL_PACE }
     }
 
     /// Sends the joins where the URL has not said them; false when the connection has ended already.
-    async fn join(&mut self, line: &mut Line) -> bool {
+    async fn join(&mut self, connection: &mut Connection) -> bool {
         self.rooms_joined = 0;
-        let Line::WebSocket(socket) = line else { return true };
+        let Connection::WebSocket(socket) = connection else { return true };
         for room in &self.membership.rooms {
             let since = lock(&self.shared).places.get(room).map(ToString::to_string);
             let mut command = json!({"type": "join", "room": room});
@@ -204,7 +208,7 @@ impl Life {
         true
     }
 
-    async fn listen(&mut self, line: &mut Line, orders: &mut watch::Receiver<Orders>) -> End {
+    async fn listen(&mut self, connection: &mut Connection, orders: &mut watch::Receiver<Orders>) -> End {
         let resets = orders.borrow_and_update().resets;
         loop {
             tokio::select! {
@@ -217,10 +221,10 @@ impl Life {
                         return End::Reset;
                     }
                 }
-                heard = timeout(self.ping_every + SILENCE, line.next()) => match heard {
-                    Ok(Heard::Text(text)) => self.see(&text),
-                    Ok(Heard::Beat) => {}
-                    Ok(Heard::Ended(ended)) => {
+                heard = timeout(self.ping_every + SILENCE, connection.next()) => match heard {
+                    Ok(Received::Text(text)) => self.see(&text),
+                    Ok(Received::KeepAlive) => {}
+                    Ok(Received::Ended(ended)) => {
                         self.report.closes.push(ended.code);
                         self.hint = self.hint.take().or(ended.after);
                         return End::Lost;
@@ -310,6 +314,6 @@ impl Life {
     }
 }
 
-fn read(text: &str) -> Wire<'_> {
+fn read(text: &str) -> HttpConnection<'_> {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }

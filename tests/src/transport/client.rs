@@ -1,4 +1,4 @@
-//! What sentences are written over: a client of any carrier that speaks in JSON values, keeps every frame's own bytes,
+//! What sentences are written over: a client of any transport that speaks in JSON values, keeps every frame's own bytes,
 //! knows the place to which it has come, and waits with a deadline. Called by the tests and the fault runs; it never
 //! drops a frame, what is not asked for yet waits, and it never reconnects by itself.
 
@@ -8,68 +8,68 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::line::{Ended, Heard, Line};
-use super::{Ask, Carrier, Refused};
+use super::connection::{Connection, Ended, Received};
+use super::{Refused, RoomRequest, Transport};
 use crate::client::Frame;
 use crate::http::{self, Reply};
 use crate::wait::within;
 
 /// One client.
 #[derive(Debug)]
-pub struct Tap {
+pub struct TransportClient {
     /// How it is carried.
-    pub carrier: Carrier,
+    pub transport: Transport,
     /// Where it connected.
     pub address: SocketAddr,
     /// The first frame; nothing for polls.
     pub welcome: Value,
     rooms: Vec<String>,
-    line: Line,
+    connection: Connection,
     stash: VecDeque<Frame>,
     /// Where it stands in each room: what it has read, also if it was not asked for yet.
     places: HashMap<String, String>,
     next_id: u64,
 }
 
-impl Tap {
+impl TransportClient {
     /// Opens one and reads its welcome.
     ///
     /// # Panics
     /// When it is refused, or no welcome comes in time.
-    pub async fn open(address: SocketAddr, carrier: Carrier, ask: &Ask) -> Self {
-        let what = format!("a {} to {:?}", carrier.name(), ask.rooms);
-        let opened = within(&what, Self::try_open(address, carrier, ask)).await;
-        opened.unwrap_or_else(|refused| panic!("{} to {ask:?}: {refused:?}", carrier.name()))
+    pub async fn open(address: SocketAddr, transport: Transport, request: &RoomRequest) -> Self {
+        let what = format!("a {} to {:?}", transport.name(), request.rooms);
+        let opened = within(&what, Self::try_open(address, transport, request)).await;
+        opened.unwrap_or_else(|refused| panic!("{} to {request:?}: {refused:?}", transport.name()))
     }
 
     /// Opens one and waits until it has joined every room.
     ///
     /// # Panics
     /// When it does not join in time.
-    pub async fn join(address: SocketAddr, carrier: Carrier, ask: &Ask) -> Self {
-        let mut tap = Self::open(address, carrier, ask).await;
-        for _ in &ask.rooms {
-            tap.take("joined").await;
+    pub async fn join(address: SocketAddr, transport: Transport, request: &RoomRequest) -> Self {
+        let mut client = Self::open(address, transport, request).await;
+        for _ in &request.rooms {
+            client.take("joined").await;
         }
-        tap
+        client
     }
 
     /// Opens one and reads its welcome.
     ///
     /// # Errors
     /// When it is refused, or ends before it says welcome.
-    pub async fn try_open(address: SocketAddr, carrier: Carrier, ask: &Ask) -> Result<Self, Refused> {
-        let line = Line::open(address, carrier, ask).await?;
-        let (rooms, welcome) = (ask.rooms.clone(), Value::Null);
+    pub async fn try_open(address: SocketAddr, transport: Transport, request: &RoomRequest) -> Result<Self, Refused> {
+        let connection = Connection::open(address, transport, request).await?;
+        let (rooms, welcome) = (request.rooms.clone(), Value::Null);
         let (stash, places) = (VecDeque::new(), HashMap::new());
-        let mut tap = Self { carrier, address, welcome, rooms, line, stash, places, next_id: 1 };
-        if !carrier.polls() {
-            match tap.read().await {
-                Ok(frame) if frame.kind() == "welcome" => tap.welcome = frame.json,
+        let mut client = Self { transport, address, welcome, rooms, connection, stash, places, next_id: 1 };
+        if !transport.polls() {
+            match client.read().await {
+                Ok(frame) if frame.kind() == "welcome" => client.welcome = frame.json,
                 other => return Err(Refused::Network(format!("in place of welcome: {other:?}"))),
             }
         }
-        Ok(tap)
+        Ok(client)
     }
 
     /// The public id of this session.
@@ -85,9 +85,9 @@ impl Tap {
     ///
     /// # Panics
     /// When this is none.
-    pub fn polling(&mut self) -> &mut super::polling::Polling {
-        match &mut self.line {
-            Line::Polling(polling) => polling,
+    pub fn poller(&mut self) -> &mut super::poller::Poller {
+        match &mut self.connection {
+            Connection::Poller(poller) => poller,
             other => panic!("not a poll: {other:?}"),
         }
     }
@@ -96,7 +96,7 @@ impl Tap {
     /// client would come back with.
     #[must_use]
     pub fn cursor(&self) -> String {
-        let said = self.line.cursor().map(str::to_owned);
+        let said = self.connection.cursor().map(str::to_owned);
         said.unwrap_or_else(|| self.rooms.iter().map(|room| self.place(room)).collect::<Vec<_>>().join("~"))
     }
 
@@ -115,7 +115,7 @@ impl Tap {
         self.ask_at(self.address, command).await
     }
 
-    /// As [`Tap::ask`], with the POST at another address.
+    /// As [`TransportClient::request`], with the POST at another address.
     ///
     /// # Panics
     /// When no reply comes in time.
@@ -123,7 +123,7 @@ impl Tap {
         let id = self.next_id;
         self.next_id += 1;
         command["id"] = json!(id);
-        if let Line::WebSocket(socket) = &mut self.line {
+        if let Connection::WebSocket(socket) = &mut self.connection {
             socket.send(Message::text(command.to_string())).await.expect("the connection takes a frame");
             let what = format!("the reply to {command}");
             return self.find(&what, |frame| frame.json["id"] == json!(id)).await.json;
@@ -155,12 +155,12 @@ impl Tap {
     /// The next frame.
     ///
     /// # Panics
-    /// When none comes in time, or the line ends.
+    /// When none comes in time, or the connection ends.
     pub async fn next(&mut self) -> Frame {
         self.find("the next frame", |_| true).await
     }
 
-    /// The next frame of all that come, or how the line ended; without a deadline.
+    /// The next frame of all that come, or how the connection ended; without a deadline.
     ///
     /// # Errors
     /// The end.
@@ -174,7 +174,7 @@ impl Tap {
     /// The next frame of a type; frames of other types stay for later.
     ///
     /// # Panics
-    /// When none comes in time, or the line ends.
+    /// When none comes in time, or the connection ends.
     pub async fn take(&mut self, kind: &str) -> Frame {
         self.find(kind, |frame| frame.kind() == kind).await
     }
@@ -182,7 +182,7 @@ impl Tap {
     /// The next `message`.
     ///
     /// # Panics
-    /// When none comes in time, or the line ends.
+    /// When none comes in time, or the connection ends.
     pub async fn message(&mut self) -> Value {
         self.take("message").await.json
     }
@@ -210,7 +210,7 @@ impl Tap {
     /// When it goes on.
     pub async fn ended(&mut self) -> Ended {
         loop {
-            match within(&format!("the end of a {}", self.carrier.name()), self.read()).await {
+            match within(&format!("the end of a {}", self.transport.name()), self.read()).await {
                 Ok(frame) => self.stash.push_back(frame),
                 Err(ended) => return ended,
             }
@@ -232,7 +232,7 @@ impl Tap {
             }
         };
         let found = tokio::time::timeout(crate::wait::patience(), search).await;
-        let name = self.carrier.name();
+        let name = self.transport.name();
         match found {
             Ok(Ok(frame)) => frame,
             Ok(Err(ended)) => panic!("{name}: waiting for {what}: {ended:?}; before it came {:?}", self.stash),
@@ -240,18 +240,18 @@ impl Tap {
         }
     }
 
-    /// The next frame from the line, without a deadline.
+    /// The next frame from the connection, without a deadline.
     async fn read(&mut self) -> Result<Frame, Ended> {
         loop {
-            match self.line.next().await {
-                Heard::Text(text) => {
+            match self.connection.next().await {
+                Received::Text(text) => {
                     let json = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
                     let frame = Frame { text, json };
                     self.keep_place(&frame);
                     return Ok(frame);
                 }
-                Heard::Beat => {}
-                Heard::Ended(ended) => return Err(ended),
+                Received::KeepAlive => {}
+                Received::Ended(ended) => return Err(ended),
             }
         }
     }
