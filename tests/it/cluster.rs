@@ -162,7 +162,7 @@ async fn a_killed_node_leaves_no_ghosts_in_the_presence() {
     // A node counts as dead after 10 s without a heartbeat, and the sweeper needs a moment more.
     fanfare_tests::wait::within_time(patient(Duration::from_secs(20)), "the ghost is swept", async {
         while left.is_none() {
-            if let fanfare_tests::client::Event::Frame(frame) = watcher.event().await {
+            if let Ok(frame) = watcher.try_next().await {
                 left = (frame.kind() == "member_left").then_some(frame.json);
             }
         }

@@ -255,7 +255,7 @@ async fn those_who_must_come_back_are_told_different_times() {
         let hint = client.take("reconnect").await.json;
         assert_eq!(hint["reason"], "draining", "{hint}");
         hints.insert(hint["after_ms"].as_u64().expect("a time"));
-        assert_eq!(client.closed().await.code, Some(1012));
+        assert_eq!(client.ended().await.code, Some(1012));
     }
     // Of 200 ms evenly: that 40 fall on fewer than 20 of them has a chance below 10^-9.
     assert!(hints.len() >= 20 && hints.iter().all(|hint| *hint < 200), "{hints:?}");

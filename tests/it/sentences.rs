@@ -2,30 +2,25 @@
 //! `cluster` and `through_nginx` call them with their targets; no sentence knows which one it got.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::time::Duration;
 
 pub(crate) use fanfare_tests::crowd::{KEEP_ALL, members, rooms};
 use fanfare_tests::history::{MemberLog, Seen, Verdict, check};
 use fanfare_tests::load::{Load, Timing, heads, percentile};
 use fanfare_tests::member::{Report, settle, stop_all};
+pub(crate) use fanfare_tests::scenario::print_line;
 use fanfare_tests::{Client, Target, http};
 use serde_json::{Value, json};
 
 use crate::stage::split;
 
-/// A line for whoever reads the run: written past the capture of the test harness.
-pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
 /// Checks the logs and says the verdict.
 pub(crate) fn judge(target: &Target, published: &[fanfare_tests::history::Published], reports: &[Report]) -> Verdict {
     let logs: Vec<MemberLog> = reports.iter().map(|report| report.log.clone()).collect();
     let verdict = check(published, &logs);
-    say(&format!("{verdict} over {}", target.name));
-    for fault in &verdict.faults {
-        say(&format!("  {fault}"));
+    print_line(&format!("{verdict} over {}", target.name));
+    for finding in &verdict.findings {
+        print_line(&format!("  {finding}"));
     }
     verdict
 }
@@ -139,7 +134,7 @@ pub(crate) async fn presence_is_the_same_everywhere(target: &Target) {
     for other in &others {
         member_event(&mut watcher, "member_joined", &other.session()).await;
     }
-    let mut expected: Vec<String> = others.iter().map(Client::session).collect();
+    let mut expected: Vec<String> = others.iter().map(|client| client.session()).collect();
     expected.push(watcher.session());
     expected.sort();
     for index in 0..3 {
@@ -183,7 +178,7 @@ pub(crate) async fn kicks_reach_every_node(target: &Target) {
         assert_eq!(client.take("left").await.json["reason"], "kicked");
         let disconnect = format!("/v1/users/{}", client.session());
         assert_eq!(http::delete(target.address(index + 2), &disconnect).send().await.status, 204);
-        assert_eq!(client.closed().await.code, Some(4403));
+        assert_eq!(client.ended().await.code, Some(4403));
     }
 }
 
@@ -203,7 +198,7 @@ pub(crate) async fn nothing_is_lost_under_load(target: &Target, member_count: us
     if let (Some(p50), Some(p99)) = (percentile(&latencies, 50), percentile(&latencies, 99)) {
         let deliveries = latencies.len();
         let target = target.name;
-        say(&format!(
+        print_line(&format!(
             "latency: publish to member on another node, {deliveries} deliveries, p50={p50:.1?} p99={p99:.1?} over {target}"
         ));
     }

@@ -1,21 +1,21 @@
-//! Free ports for servers that cannot be told "port 0". Called by `redis` and `nginx`; it never hands out a port of
-//! the ephemeral range, so that no outgoing connection takes the place of a server that is being restarted.
+//! Free ports for servers that cannot listen on "port 0". Called by everything that starts a server. The ports lie
+//! outside the ephemeral range, so that no outgoing connection takes the port of a server that is being restarted.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const FIRST: u32 = 20_000;
-/// Linux picks outgoing ports from 32768 upward (`net.ipv4.ip_local_port_range`).
+/// Ends below 32768, from which Linux picks ports for outgoing connections (`net.ipv4.ip_local_port_range`).
 const COUNT: u32 = 12_000;
 
-/// A port on 127.0.0.1 on which nobody listens now, and which this process has not handed out for a long time.
+/// A port on 127.0.0.1 that is free now and that this process has not returned recently.
 ///
 /// # Panics
-/// When all of them are taken.
+/// If all of them are in use.
 #[must_use]
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Two test processes on one machine start at different places.
+    // Two test processes on one machine start at different ports.
     let start = std::process::id().wrapping_mul(97);
     for _ in 0..COUNT {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,5 @@
 //! Polls of clients that send any number, name any rooms and many of them, and what polls cost.
 
-use std::io;
-
 use fanfare_tests::http::Reply;
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
@@ -32,12 +30,8 @@ impl Line {
 
     async fn answer(&mut self) -> Reply {
         let answer = async {
-            let (head, mut body) = (self.0.head().await?, Vec::new());
-            while let Some(piece) = self.0.piece().await? {
-                body.extend_from_slice(&piece);
-            }
-            let text = String::from_utf8_lossy(&body).into_owned();
-            Ok::<_, io::Error>(Reply { status: head.status, headers: head.headers, text })
+            let head = self.0.head().await?;
+            self.0.rest(head).await
         };
         within("the answer to a poll", answer).await.expect("a whole answer")
     }

@@ -120,7 +120,7 @@ async fn a_draining_node_sends_new_clients_on_as_each_transport_understands_it()
         assert!(reply.header("retry-after").parse::<u64>().is_ok(), "{}: {reply:?}", transport.name());
     }
     match TransportClient::try_open(address, Transport::WebSocket, &RoomRequest::of(&["a"])).await {
-        Err(Refused::PollResponse(reply)) => assert_eq!(reply.status, 503),
+        Err(Refused::Reply(reply)) => assert_eq!(reply.status, 503),
         other => panic!("{other:?}"),
     }
     let receipt = http::post(address, "/v1/rooms/a", &json!(1)).send();
