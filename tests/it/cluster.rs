@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fanfare_tests::load::{Load, Timing, heads};
+use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::wait::{eventually, patient};
 use fanfare_tests::{Client, Cluster, Target};
@@ -103,10 +103,10 @@ async fn a_drained_node_hands_its_members_over_and_exits_within_its_window() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(window_s).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(6);
-    let members = members(&target, 36, &rooms, None).await;
+    let members = members(&target, 36, &rooms).await;
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 6_000, window: 4, pace };
-    let running = load.start(Timing::new(6_000));
+    let running = load.start();
     eventually("the load is under way", async || running.acknowledged() > 500).await;
 
     cluster.nodes[0].terminate();
@@ -135,10 +135,10 @@ async fn members_of_a_killed_node_resume_elsewhere_and_lose_nothing() {
     let mut cluster = three_nodes().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(6);
-    let members = members(&target, 36, &rooms, None).await;
+    let members = members(&target, 36, &rooms).await;
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
-    let running = load.start(Timing::new(4_000));
+    let running = load.start();
     eventually("the load is under way", async || running.acknowledged() > 500).await;
     cluster.nodes[1].kill();
     let published = running.finish().await;

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use fanfare_tests::crowd::Crowd;
 pub(crate) use fanfare_tests::crowd::{KEEP_ALL, members, rooms};
 use fanfare_tests::history::{MemberLog, Seen, Verdict, check};
 use fanfare_tests::load::{Load, Timing, heads, percentile};
@@ -28,9 +29,9 @@ pub(crate) fn judge(target: &Target, published: &[fanfare_tests::history::Publis
 /// Every member sees the same publications in the same order, whoever publishes where at the same time.
 pub(crate) async fn all_agree_on_one_order(target: &Target) {
     let rooms = rooms(1);
-    let members = members(target, 6, &rooms, None).await;
+    let members = members(target, 6, &rooms).await;
     let load = Load { target: target.clone(), publishers: 6, rooms, total: 1_200, window: 8, pace: Duration::ZERO };
-    let published = load.start(Timing::new(1_200)).finish().await;
+    let published = load.start().finish().await;
     settle(&members, &heads(&published)).await;
     let reports = stop_all(members).await;
     let order = |report: &Report| -> Vec<u64> {
@@ -62,7 +63,7 @@ pub(crate) async fn a_join_amid_publishes_misses_nothing_after_its_cursor(target
     let rooms = rooms(1);
     let pace = Duration::from_millis(1);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 3_000, window: 4, pace };
-    let running = load.start(Timing::new(3_000));
+    let running = load.start();
     let mut member = Client::connect(target.address(0)).await;
     let mut joins = 0;
     while running.acknowledged() < 2_900 && joins < 300 {
@@ -86,7 +87,7 @@ pub(crate) async fn a_resume_on_another_node_loses_and_repeats_nothing(target: &
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 2_000, window: 4, pace };
     let mut client = Client::connect(target.address(0)).await;
     let start = client.join("room:0").await["cursor"].clone();
-    let running = load.start(Timing::new(2_000));
+    let running = load.start();
     let (epoch, mut at) = split(&start);
     for hop in 1..=25 {
         for _ in 0..40 {
@@ -186,9 +187,9 @@ pub(crate) async fn kicks_reach_every_node(target: &Target) {
 pub(crate) async fn nothing_is_lost_under_load(target: &Target, member_count: usize, total: u64) {
     let rooms = rooms(30);
     let timing = Timing::new(total);
-    let members = members(target, member_count, &rooms, Some(&timing)).await;
+    let members = Crowd { timing: Some(&timing), ..Crowd::of(target, &rooms) }.members(member_count).await;
     let load = Load { target: target.clone(), publishers: 6, rooms, total, window: 4, pace: Duration::ZERO };
-    let published = load.start(timing).finish().await;
+    let published = load.start_timed(&timing).finish().await;
     settle(&members, &heads(&published)).await;
     let mut reports = stop_all(members).await;
     let verdict = judge(target, &published, &reports);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use fanfare_tests::load::{Load, Timing, heads};
+use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::nginx::{Nginx, Version};
 use fanfare_tests::wait::{eventually, patient};
@@ -45,10 +45,10 @@ async fn nodes_come_and_go_unnoticed_behind(version: Version) {
     let (mut cluster, nginx) = three_nodes_behind(version).await;
     let target = nginx.target();
     let rooms = rooms(6);
-    let members = members(&target, 36, &rooms, None).await;
+    let members = members(&target, 36, &rooms).await;
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 5_000, window: 4, pace };
-    let running = load.start(Timing::new(5_000));
+    let running = load.start();
     eventually("the load is under way", async || running.acknowledged() > 500).await;
     cluster.nodes[0].terminate();
     let status = cluster.nodes[0].exit(patient(Duration::from_secs(4))).await;

@@ -25,8 +25,8 @@ pub fn rooms(count: usize) -> Vec<String> {
 }
 
 /// Starts `count` WebSocket members, each in the next one of the rooms, and returns once all have joined.
-pub async fn members(target: &Target, count: usize, rooms: &[String], timing: Option<&Arc<Timing>>) -> Vec<Member> {
-    Crowd::of(target, rooms).members(count, timing).await
+pub async fn members(target: &Target, count: usize, rooms: &[String]) -> Vec<Member> {
+    Crowd::of(target, rooms).members(count).await
 }
 
 /// The settings that all members of a crowd share.
@@ -40,17 +40,20 @@ pub struct Crowd<'a> {
     pub backoff: Duration,
     /// See [`Membership::transports`].
     pub transports: TransportChoice,
+    /// See [`Membership::timing`].
+    pub timing: Option<&'a Arc<Timing>>,
 }
 
 impl<'a> Crowd<'a> {
     /// Members over WebSocket, with the backoff of `fanfare sub`.
     #[must_use]
     pub fn of(target: &'a Target, rooms: &'a [String]) -> Self {
-        Self { target, rooms, backoff: BACKOFF, transports: TransportChoice::Only(Transport::WebSocket) }
+        let transports = TransportChoice::Only(Transport::WebSocket);
+        Self { target, rooms, backoff: BACKOFF, transports, timing: None }
     }
 
     /// Starts `count` members and returns once all have joined.
-    pub async fn members(&self, count: usize, timing: Option<&Arc<Timing>>) -> Vec<Member> {
+    pub async fn members(&self, count: usize) -> Vec<Member> {
         let rooms = self.rooms.len();
         let one = |index: usize| {
             Member::start(Membership {
@@ -58,7 +61,7 @@ impl<'a> Crowd<'a> {
                 index,
                 // Shifts by one room in each round, so that the members of a room are spread over the nodes.
                 rooms: vec![self.rooms[(index + index / rooms) % rooms].clone()],
-                timing: timing.cloned(),
+                timing: self.timing.cloned(),
                 backoff: self.backoff,
                 transports: self.transports,
             })

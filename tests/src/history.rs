@@ -215,7 +215,7 @@ struct RoomCheck {
 }
 
 impl RoomCheck {
-    fn step(&mut self, event: &Seen, verdict: &mut Verdict, who: impl Fn() -> String) {
+    fn step(&mut self, event: &Seen, verdict: &mut Verdict, name: impl Fn() -> String) {
         match event {
             Seen::Joined { at, gap } => {
                 if self.at.is_none() {
@@ -237,10 +237,10 @@ impl RoomCheck {
                 let before = self.ids.insert(*id, at.epoch.clone());
                 if before.as_ref().is_some_and(|epoch| *epoch == at.epoch) {
                     verdict.repeated += 1;
-                    verdict.describe(|| format!("{}: publication {id} a second time, at {at}", who()));
+                    verdict.describe(|| format!("{}: publication {id} a second time, at {at}", name()));
                 } else if !in_order {
                     verdict.out_of_order += 1;
-                    verdict.describe(|| format!("{}: {at} after {:?}", who(), self.at));
+                    verdict.describe(|| format!("{}: {at} after {:?}", name(), self.at));
                 }
                 verdict.republished += usize::from(before.is_some_and(|epoch| epoch != at.epoch));
                 self.at = Some(at.clone());
@@ -279,7 +279,7 @@ impl RoomCheck {
     }
 
     /// Counts the publications that were due to this member and are not in its log.
-    fn count_lost(&self, due: &[&Published], verdict: &mut Verdict, who: impl Fn() -> String) {
+    fn count_lost(&self, due: &[&Published], verdict: &mut Verdict, name: impl Fn() -> String) {
         let Some(start) = &self.start else { return };
         let mut epochs: Vec<&str> = Vec::new();
         for publication in due {
@@ -299,7 +299,7 @@ impl RoomCheck {
             if !self.is_in_gap(&publication.at, age) {
                 verdict.silently_lost += 1;
                 verdict
-                    .describe(|| format!("{}: publication {} ({}) never came", who(), publication.id, publication.at));
+                    .describe(|| format!("{}: publication {} ({}) never came", name(), publication.id, publication.at));
             }
         }
     }

@@ -109,8 +109,8 @@ fn a_gap_over_a_whole_epoch_explains_it_and_no_other() {
     let due = &[(1, "e.1"), (2, "f.1"), (3, "f.2"), (4, "g.1"), (5, "h.1")];
     let gap = |to| Seen::Gap { to: at(to) };
     let over = vec![joined("e.0"), message(1, "e.1"), gap("g.0"), message(4, "g.1"), gap("h.0"), message(5, "h.1")];
-    let told = verdict(due, &[over]);
-    assert_eq!((told.lost, told.silently_lost), (2, 0), "{:?}", told.findings);
+    let covered = verdict(due, &[over]);
+    assert_eq!((covered.lost, covered.silently_lost), (2, 0), "{:?}", covered.findings);
     // Nothing was acknowledged in epoch x, so it lies in time between the epochs around it.
     let by_another =
         vec![joined("e.0"), message(1, "e.1"), gap("x.0"), gap("g.0"), message(4, "g.1"), message(5, "h.1")];
@@ -138,10 +138,10 @@ fn a_younger_epoch_is_due_even_if_the_first_had_no_publication() {
 #[test]
 fn a_publication_seen_in_two_epochs_is_no_repeat_if_a_gap_lies_between_them() {
     let due = [(10, "e.1"), (11, "f.1")];
-    let told =
+    let covered =
         vec![joined("e.0"), message(10, "e.1"), message(11, "e.2"), Seen::Gap { to: at("f.0") }, message(11, "f.1")];
-    let told = verdict(&due, &[told]);
-    assert!(told.has_no_loss() && told.republished == 1, "{told} {:?}", told.findings);
-    let untold = vec![joined("e.0"), message(10, "e.1"), message(11, "e.2"), message(11, "f.1")];
-    assert_eq!(verdict(&due, &[untold]).out_of_order, 1);
+    let covered = verdict(&due, &[covered]);
+    assert!(covered.has_no_loss() && covered.republished == 1, "{covered} {:?}", covered.findings);
+    let uncovered = vec![joined("e.0"), message(10, "e.1"), message(11, "e.2"), message(11, "f.1")];
+    assert_eq!(verdict(&due, &[uncovered]).out_of_order, 1);
 }

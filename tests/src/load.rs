@@ -55,11 +55,9 @@ pub struct Timing {
 pub struct Running {
     /// How many publications were acknowledged so far.
     acknowledged: Arc<AtomicU64>,
-    /// Whether the publishers send nothing new.
+    /// Whether the publishers have to stop sending new publications.
     winds_down: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<Vec<Acknowledged>>>,
-    /// The time at which each publication was sent.
-    pub timing: Arc<Timing>,
 }
 
 impl Timing {
@@ -91,9 +89,15 @@ impl Timing {
 }
 
 impl Load {
-    /// Starts it. Members that log latencies have the same `timing`.
+    /// Starts it.
     #[must_use]
-    pub fn start(self, timing: Arc<Timing>) -> Running {
+    pub fn start(self) -> Running {
+        self.start_timed(&Timing::new(0))
+    }
+
+    /// Starts it and notes the times in `timing`, from which members compute latencies.
+    #[must_use]
+    pub fn start_timed(self, timing: &Arc<Timing>) -> Running {
         let acknowledged = Arc::new(AtomicU64::new(0));
         let winds_down = Arc::new(AtomicBool::new(false));
         let load = Arc::new(self);
@@ -101,7 +105,7 @@ impl Load {
             let numbers = (index as u64..load.total).step_by(load.publishers).collect();
             let publisher = Publisher {
                 load: Arc::clone(&load),
-                timing: Arc::clone(&timing),
+                timing: Arc::clone(timing),
                 acknowledged: Arc::clone(&acknowledged),
                 winds_down: Arc::clone(&winds_down),
                 attempt: index,
@@ -112,7 +116,7 @@ impl Load {
             tokio::spawn(publisher.run())
         };
         let tasks = (0..load.publishers).map(publisher).collect();
-        Running { acknowledged, winds_down, tasks, timing }
+        Running { acknowledged, winds_down, tasks }
     }
 }
 

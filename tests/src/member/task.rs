@@ -165,7 +165,7 @@ impl MemberTask {
                     break;
                 }
                 Received::Ended(ended) => {
-                    self.hint = ended.after;
+                    self.hint = ended.reconnect_after;
                     return None;
                 }
                 // An event stream begins with its reconnection time.
@@ -221,7 +221,7 @@ impl MemberTask {
                     Ok(Received::KeepAlive) => {}
                     Ok(Received::Ended(ended)) => {
                         self.report.closes.push(ended.code);
-                        self.hint = self.hint.take().or(ended.after);
+                        self.hint = self.hint.take().or(ended.reconnect_after);
                         return End::Lost;
                     }
                     Err(_) => return End::Lost,

@@ -8,7 +8,7 @@ use super::outcome::{Outcome, Promise};
 use super::settings::RunSettings;
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::load::{Load, Timing, heads};
+use crate::load::{Load, heads};
 use crate::member::{Member, settle_within, stop_all};
 use crate::redis::Redis;
 use crate::scratch::Scratch;
@@ -30,9 +30,9 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let cluster = Cluster::over_addresses(2, vec![redis.url()]).config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(10);
-    let members = members(&target, count, &rooms, None).await;
+    let members = members(&target, count, &rooms).await;
     let load = Load { target, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
-    let running = load.start(Timing::new(total));
+    let running = load.start();
     let reaches = async |count: u64| {
         eventually("the load proceeds", async || running.acknowledged() >= count).await;
     };

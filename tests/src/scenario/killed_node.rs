@@ -9,7 +9,7 @@ use super::progress::print_line;
 use super::settings::RunSettings;
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, KEEP_ALL, rooms};
-use crate::load::{Load, Running, Timing};
+use crate::load::{Load, Running};
 use crate::member::{Member, Outage, Report, TransportChoice};
 use crate::rng::Rng;
 use crate::target::Target;
@@ -49,9 +49,9 @@ pub(super) async fn with(settings: RunSettings, size: Size) -> (Outcome, Vec<Rep
     let target = Target::direct(&cluster);
     let rooms = rooms(size.rooms);
     let crowd = Crowd { transports: size.transports, ..Crowd::of(&target, &rooms) };
-    let members = crowd.members(size.members, None).await;
+    let members = crowd.members(size.members).await;
     let load = Load { target: target.clone(), publishers: 6, rooms, total: size.total, window: 8, pace: size.pace };
-    let running = load.start(Timing::new(size.total));
+    let running = load.start();
     tokio::join!(kill_and_restart(&mut cluster, &running, &mut rng, size.total), reset(&members, &running, &size));
 
     let published = running.finish_within(PART_MAX).await;

@@ -9,7 +9,7 @@ use super::settings::RunSettings;
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
 use crate::fault::Proxy;
-use crate::load::{Load, Timing};
+use crate::load::Load;
 use crate::redis::Redis;
 use crate::rng::Rng;
 use crate::scratch::Scratch;
@@ -27,9 +27,9 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let cluster = Cluster::over_addresses(3, addresses).config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(30);
-    let members = members(&target, count, &rooms, None).await;
+    let members = members(&target, count, &rooms).await;
     let load = Load { target, publishers: 3, rooms, total, window: 8, pace: Duration::from_millis(3) };
-    let running = load.start(Timing::new(total));
+    let running = load.start();
     let mut killed = 0;
     while running.acknowledged() < total * 9 / 10 {
         pause(rng.between(Duration::from_millis(100), Duration::from_millis(1_500))).await;

@@ -1,5 +1,5 @@
 //! The outcome of a run: figures with their targets and the verdict of the history checker, printed as one line. Called
-//! by every run, and by whoever prints its outcome; it measures nothing.
+//! by every run, and by the callers of a run to print it; it measures nothing.
 
 use std::fmt::Write as _;
 use std::time::Duration;

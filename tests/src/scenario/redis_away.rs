@@ -39,7 +39,7 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(room_count);
-    let members = members(&target, count, &rooms, None).await;
+    let members = members(&target, count, &rooms).await;
     let mut published = publish_once(cluster.address(0), &rooms, 0).await;
 
     let (stop, stopped) = watch::channel(false);

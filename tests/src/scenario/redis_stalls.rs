@@ -13,7 +13,7 @@ use super::outcome::{Outcome, Promise};
 use super::settings::RunSettings;
 use crate::cluster::{Cluster, Node};
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::load::{Load, Timing};
+use crate::load::Load;
 use crate::target::Target;
 use crate::transport::websocket::{Incoming, WebSocket};
 use crate::wait::{eventually, ticks, within};
@@ -33,9 +33,9 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(30);
-    let members = members(&target, count, &rooms, None).await;
+    let members = members(&target, count, &rooms).await;
     let load = Load { target, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
-    let running = load.start(Timing::new(total));
+    let running = load.start();
     eventually("the load is running", async || running.acknowledged() > total / 10).await;
 
     let before = resident(&cluster.nodes);

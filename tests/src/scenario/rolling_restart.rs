@@ -9,7 +9,7 @@ use super::progress::print_line;
 use super::settings::{RunSettings, Scale};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::load::{Load, Timing};
+use crate::load::Load;
 use crate::member::{Outage, Report};
 use crate::nginx::{Nginx, Version};
 use crate::wait::{eventually, patient, pause};
@@ -29,10 +29,10 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let nginx = Nginx::before(&cluster, Version::New).await;
     let target = nginx.target();
     let rooms = rooms(room_count);
-    let members = members(&target, count, &rooms, None).await;
+    let members = members(&target, count, &rooms).await;
     let pace = settings.pick(Duration::from_millis(20), Duration::from_millis(10));
     let load = Load { target, publishers: 4, rooms, total, window: 4, pace };
-    let running = load.start(Timing::new(total));
+    let running = load.start();
     eventually("the load is running", async || running.acknowledged() > 50).await;
 
     let window = Duration::from_secs(u64::from(window_s));

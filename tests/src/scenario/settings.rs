@@ -1,4 +1,4 @@
-//! How large and how long a run is. Called by whoever starts a run, and by every run; values only.
+//! How large and how long a run is. Called by every run and by the callers of a run; values only.
 
 use std::time::Duration;
 

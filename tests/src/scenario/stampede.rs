@@ -12,7 +12,7 @@ use super::outcome::{Outcome, Promise};
 use super::settings::RunSettings;
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, KEEP_ALL, rooms};
-use crate::load::{Load, Timing};
+use crate::load::Load;
 use crate::member::Member;
 use crate::target::Target;
 use crate::transport::websocket::{Incoming, WebSocket};
@@ -34,9 +34,9 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let target = Target::direct(&cluster);
     let rooms = rooms(room_count);
     let backoff = settings.pick(BACKOFF, Duration::from_secs(1));
-    let members = Crowd { backoff, ..Crowd::of(&target, &rooms) }.members(count, None).await;
+    let members = Crowd { backoff, ..Crowd::of(&target, &rooms) }.members(count).await;
     let load = Load { target, publishers: 2, rooms, total, window: 4, pace: Duration::from_millis(20) };
-    let running = load.start(Timing::new(total));
+    let running = load.start();
 
     let (stop, stopped) = watch::channel(false);
     // On a thread of its own, so that the work of ten thousand members in this process does not slow its connects.

@@ -73,7 +73,7 @@ impl Connection {
                     }
                     Received::Text(line)
                 }
-                end => Received::Ended(Ended { why: end.err().unwrap_or_default(), ..announced.clone() }),
+                end => Received::Ended(Ended { reason: end.err().unwrap_or_default(), ..announced.clone() }),
             },
             Self::Poller(poller) => match poller.next().await {
                 Ok(Some(text)) => Received::Text(text),
@@ -120,8 +120,8 @@ async fn next_event(stream: &mut EventStream, announced: &mut Ended) -> Received
             Received::Text(event.data)
         }
         end => {
-            let after = announced.after.or(stream.retry_ms.map(Duration::from_millis));
-            Received::Ended(Ended { after, why: end.err().unwrap_or_default(), ..announced.clone() })
+            let reconnect_after = announced.reconnect_after.or(stream.retry_ms.map(Duration::from_millis));
+            Received::Ended(Ended { reconnect_after, reason: end.err().unwrap_or_default(), ..announced.clone() })
         }
     }
 }

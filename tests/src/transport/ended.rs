@@ -14,9 +14,9 @@ pub struct Ended {
     /// Whether the client should reconnect, if the server said so.
     pub reconnect: Option<bool>,
     /// The time after which the client should reconnect, if the server said so.
-    pub after: Option<Duration>,
+    pub reconnect_after: Option<Duration>,
     /// The text beside the code, or the error that ended the connection.
-    pub why: String,
+    pub reason: String,
 }
 
 /// The `close` frame, the last one of SSE and of HTTP streaming.
@@ -29,18 +29,23 @@ struct Close {
 
 impl Ended {
     pub(super) fn network(error: impl std::fmt::Display) -> Self {
-        Self { why: error.to_string(), ..Self::default() }
+        Self { reason: error.to_string(), ..Self::default() }
     }
 
     pub(super) fn refused(reply: &Reply) -> Self {
-        let after = reply.retry_after();
-        Self { code: Some(reply.status), reconnect: Some(after.is_some()), after, why: reply.text.clone() }
+        let reconnect_after = reply.retry_after();
+        Self {
+            code: Some(reply.status),
+            reconnect: Some(reconnect_after.is_some()),
+            reconnect_after,
+            reason: reply.text.clone(),
+        }
     }
 
     /// What a `close` frame announces.
     pub(super) fn announced(text: &str) -> Self {
         let close: Close = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
-        let after = close.after_ms.map(Duration::from_millis);
-        Self { code: Some(close.code), reconnect: Some(close.reconnect), after, why: String::new() }
+        let reconnect_after = close.after_ms.map(Duration::from_millis);
+        Self { code: Some(close.code), reconnect: Some(close.reconnect), reconnect_after, reason: String::new() }
     }
 }

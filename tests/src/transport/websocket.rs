@@ -88,7 +88,7 @@ impl WebSocket {
             Some(Ok(Message::Close(Some(frame)))) => {
                 // Reading on finishes the handshake, because it also sends the client's close frame.
                 while let Some(Ok(_)) = self.stream.next().await {}
-                Ended { code: Some(frame.code.into()), why: frame.reason.to_string(), ..Ended::default() }
+                Ended { code: Some(frame.code.into()), reason: frame.reason.to_string(), ..Ended::default() }
             }
             Some(Ok(Message::Close(None))) | None => Ended::default(),
             Some(Ok(_)) => return Incoming::Ping,

@@ -16,7 +16,7 @@ use super::outcome::{Outcome, Promise};
 use super::progress::print_line;
 use super::settings::RunSettings;
 use crate::crowd::{Crowd, rooms};
-use crate::load::{Load, Timing, heads};
+use crate::load::{Load, heads};
 use crate::member::{TransportChoice, settle_within, stop_all};
 use crate::rng::Rng;
 use crate::wait::{patient, pause};
@@ -35,12 +35,12 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let target = faulty.target();
     let rooms = rooms(12);
     let crowd = Crowd { transports: TransportChoice::Mixed, ..Crowd::of(&target, &rooms) };
-    let members = crowd.members(settings.pick(60, 24), None).await;
+    let members = crowd.members(settings.pick(60, 24)).await;
     // More than can be published in the time of the run; the load winds down at the end.
     let per_second = (PUBLISHERS as u128 * 1_000 / PACE.as_millis()) as u64;
     let total = per_second * (settings.length.as_secs() + 1);
     let load = Load { target, publishers: PUBLISHERS, rooms, total, window: 8, pace: PACE };
-    let running = load.start(Timing::new(total));
+    let running = load.start();
 
     let (mut trend, mut faults) = (MemoryTrend::default(), 0);
     while start.elapsed() < settings.length {

@@ -42,15 +42,15 @@ impl RandomFault {
 
     fn draw_one(rng: &mut Rng) -> Self {
         let node = rng.index(3);
-        let mortal = rng.index(NEVER_RESTARTED);
+        let restartable = rng.index(NEVER_RESTARTED);
         match rng.below(16) {
             0..=3 => Self::RedisConnections(node, draw_connection_fault(rng)),
             4..=6 => Self::ClientConnections(node, draw_connection_fault(rng)),
             7 => Self::RedisConnectionsReset(node),
             8 => Self::ClientConnectionsReset(node),
-            9 => Self::NodeKilled(mortal),
+            9 => Self::NodeKilled(restartable),
             10 => Self::NodeHangs(node),
-            11 => Self::NodeDrained(mortal),
+            11 => Self::NodeDrained(restartable),
             12 => Self::RedisHangs,
             13 => Self::SubscribersKilled,
             14 => Self::ScriptsFlushed,
