@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use fanfare_tests::client::Event;
 use fanfare_tests::redis::Redis;
 use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, Cluster, http, prometheus};
@@ -234,7 +233,7 @@ async fn requests_beyond_their_rate_are_counted_under_their_own_label() {
             let _ = client.try_send(history.to_string().into()).await;
         }
         for _ in 0..200 {
-            let Event::Frame(frame) = client.event().await else { break };
+            let Ok(frame) = client.try_next().await else { break };
             if frame.kind() == "error" {
                 assert_eq!(frame.json["code"], "rate_limited", "{}", frame.text);
                 refused += 1;
@@ -264,7 +263,7 @@ async fn clients_of_a_draining_node_get_different_reconnect_times() {
         let hint = client.take("reconnect").await.json;
         assert_eq!(hint["reason"], "draining", "{hint}");
         hints.insert(hint["after_ms"].as_u64().expect("a time"));
-        assert_eq!(client.closed().await.code, Some(1012));
+        assert_eq!(client.ended().await.code, Some(1012));
     }
     // Times are drawn evenly from 200 ms: 40 of them have fewer than 20 values with a probability below 10^-9.
     assert!(hints.len() >= 20 && hints.iter().all(|hint| *hint < 200), "{hints:?}");
