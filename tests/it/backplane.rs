@@ -152,7 +152,7 @@ async fn killed_subscriber_connections_lose_nothing_under_load() {
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
     let running = load.start();
     for kill in 1..=5 {
-        eventually("the load goes on", async || running.acknowledged() > kill * 500).await;
+        running.reaches(kill * 500).await;
         let killed = cluster.redis().command("CLIENT KILL TYPE pubsub").await;
         assert_ne!(killed, ":0", "there were subscribers to kill");
     }
@@ -173,7 +173,7 @@ async fn a_redis_that_loses_its_data_under_load_causes_no_silent_loss() {
     let pace = Duration::from_millis(3);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 3_000, window: 4, pace };
     let running = load.start();
-    eventually("the load is under way", async || running.acknowledged() > 1_000).await;
+    running.reaches(1_000).await;
     cluster.redis().kill();
     cluster.redis().start_empty().await;
     let published = running.finish().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
-use fanfare_tests::wait::{eventually, patience, patient};
+use fanfare_tests::wait::{patience, patient};
 use fanfare_tests::{Client, Cluster, Target};
 use serde_json::json;
 
@@ -106,7 +106,7 @@ async fn members_of_a_drained_node_resume_elsewhere_and_the_node_exits() {
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 6_000, window: 4, pace };
     let running = load.start();
-    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    running.reaches(500).await;
 
     cluster.nodes[0].terminate();
     let status = cluster.nodes[0].exit(patience()).await;
@@ -137,7 +137,7 @@ async fn members_of_a_killed_node_resume_elsewhere_and_lose_nothing() {
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
     let running = load.start();
-    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    running.reaches(500).await;
     cluster.nodes[1].kill();
     let published = running.finish().await;
     settle(&members, &heads(&published)).await;

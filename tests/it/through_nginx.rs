@@ -49,7 +49,7 @@ async fn nodes_come_and_go_unnoticed_behind(version: Version) {
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 5_000, window: 4, pace };
     let running = load.start();
-    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    running.reaches(500).await;
     cluster.nodes[0].terminate();
     let status = cluster.nodes[0].exit(patience()).await;
     assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());

@@ -29,7 +29,7 @@ pub(super) async fn a_drain_loses_nothing_on_any_transport(entry: Entry) {
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 2, rooms: rooms.clone(), total: TOTAL, window: 4, pace };
     let running = load.start();
-    eventually("the load is under way", async || running.acknowledged() > 100).await;
+    running.reaches(100).await;
     setup.cluster.nodes[0].terminate();
     let status = setup.cluster.nodes[0].exit(patience()).await;
     assert_eq!(status.code(), Some(0), "{}", setup.cluster.nodes[0].log());
