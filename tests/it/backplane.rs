@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fanfare_tests::load::{Load, Timing, heads};
+use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, Cluster, Target, http};
@@ -147,12 +147,12 @@ async fn killed_subscriber_connections_lose_nothing_under_load() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(10);
-    let members = members(&target, 30, &rooms, None).await;
+    let members = members(&target, 30, &rooms).await;
     let pace = Duration::from_millis(3);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
-    let running = load.start(Timing::new(4_000));
+    let running = load.start();
     for kill in 1..=5 {
-        eventually("the load goes on", async || running.acknowledged() > kill * 500).await;
+        running.reaches(kill * 500).await;
         let killed = cluster.redis().command("CLIENT KILL TYPE pubsub").await;
         assert_ne!(killed, ":0", "there were subscribers to kill");
     }
@@ -169,11 +169,11 @@ async fn a_redis_that_loses_its_data_under_load_causes_no_silent_loss() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(10);
-    let members = members(&target, 30, &rooms, None).await;
+    let members = members(&target, 30, &rooms).await;
     let pace = Duration::from_millis(3);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 3_000, window: 4, pace };
-    let running = load.start(Timing::new(3_000));
-    eventually("the load is under way", async || running.acknowledged() > 1_000).await;
+    let running = load.start();
+    running.reaches(1_000).await;
     cluster.redis().kill();
     cluster.redis().start_empty().await;
     let published = running.finish().await;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use fanfare_tests::load::{Load, Timing, heads};
+use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
-use fanfare_tests::wait::{eventually, patience, patient};
+use fanfare_tests::wait::{patience, patient};
 use fanfare_tests::{Client, Cluster, Target};
 use serde_json::json;
 
@@ -102,11 +102,11 @@ async fn members_of_a_drained_node_resume_elsewhere_and_the_node_exits() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(4).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(6);
-    let members = members(&target, 36, &rooms, None).await;
+    let members = members(&target, 36, &rooms).await;
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 6_000, window: 4, pace };
-    let running = load.start(Timing::new(6_000));
-    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    let running = load.start();
+    running.reaches(500).await;
 
     cluster.nodes[0].terminate();
     let status = cluster.nodes[0].exit(patience()).await;
@@ -133,11 +133,11 @@ async fn members_of_a_killed_node_resume_elsewhere_and_lose_nothing() {
     let mut cluster = three_nodes().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(6);
-    let members = members(&target, 36, &rooms, None).await;
+    let members = members(&target, 36, &rooms).await;
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
-    let running = load.start(Timing::new(4_000));
-    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    let running = load.start();
+    running.reaches(500).await;
     cluster.nodes[1].kill();
     let published = running.finish().await;
     settle(&members, &heads(&published)).await;
@@ -158,17 +158,14 @@ async fn members_of_a_killed_node_leave_the_presence_list() {
     cluster.nodes[1].kill();
     let mut left = None;
     // A node counts as dead after 10 s without a heartbeat; then another node removes its members.
-    fanfare_tests::wait::within_time(
-        patient(Duration::from_secs(20)),
-        "the members of the dead node are removed",
-        async {
-            while left.is_none() {
-                if let fanfare_tests::client::Event::Frame(frame) = watcher.event().await {
-                    left = (frame.kind() == "member_left").then_some(frame.json);
-                }
+    let limit = patient(Duration::from_secs(20));
+    fanfare_tests::wait::within_time(limit, "the members of the dead node are removed", async {
+        while left.is_none() {
+            if let Ok(frame) = watcher.try_next().await {
+                left = (frame.kind() == "member_left").then_some(frame.json);
             }
-        },
-    )
+        }
+    })
     .await;
     assert_eq!(left.map(|frame| frame["member"]["user"].clone()), Some(json!(user)));
     let reply = watcher.ask(json!({"type": "presence", "room": "a"})).await;

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use fanfare_tests::client::Event;
 use fanfare_tests::redis::Redis;
 use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, Cluster, http, prometheus};
@@ -188,11 +187,13 @@ async fn a_publish_buffered_through_a_stall_is_published_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_publish_buffer_refuses_and_a_publish_that_waited_too_long_fails() {
-    const POSTS: usize = 300;
-    let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
+    /// Of 1 MB each, so that few are needed: all of them have to come before the first has waited for its 4 s.
+    const POSTS: usize = 40;
+    let large_messages = "[limits]\nmessage_bytes = 1000000\noutbox_bytes = 2000000\n";
+    let mut cluster = Cluster::over_redis(1).config(large_messages).start().await;
     cluster.redis().kill();
     metric_is(&cluster, "fanfare_backplane_up", 0).await;
-    let large = json!("x".repeat(64_000));
+    let large = json!("x".repeat(990_000));
     let posts: Vec<_> = (0..POSTS)
         .map(|_| tokio::spawn(http::post(cluster.address(0), "/v1/rooms/a?buffer=4s", &large).send()))
         .collect();
@@ -234,7 +235,7 @@ async fn requests_beyond_their_rate_are_counted_under_their_own_label() {
             let _ = client.try_send(history.to_string().into()).await;
         }
         for _ in 0..200 {
-            let Event::Frame(frame) = client.event().await else { break };
+            let Ok(frame) = client.try_next().await else { break };
             if frame.kind() == "error" {
                 assert_eq!(frame.json["code"], "rate_limited", "{}", frame.text);
                 refused += 1;
@@ -264,7 +265,7 @@ async fn clients_of_a_draining_node_get_different_reconnect_times() {
         let hint = client.take("reconnect").await.json;
         assert_eq!(hint["reason"], "draining", "{hint}");
         hints.insert(hint["after_ms"].as_u64().expect("a time"));
-        assert_eq!(client.closed().await.code, Some(1012));
+        assert_eq!(client.ended().await.code, Some(1012));
     }
     // Times are drawn evenly from 200 ms: 40 of them have fewer than 20 values with a probability below 10^-9.
     assert!(hints.len() >= 20 && hints.iter().all(|hint| *hint < 200), "{hints:?}");

@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
-use fanfare_tests::scenario::{RunSettings, Scale, named, say};
+use fanfare_tests::scenario::{RunSettings, Scale, named, print_line};
 
 /// Runs one fault run, prints its result, and fails if a promise was broken.
 async fn is_kept(name: &str) {
     let scenario = named(name).expect("a fault run has this name");
     let seed = 7;
-    let outcome = (scenario.run)(RunSettings { seed, scale: Scale::Short, length: Duration::from_secs(5) }).await;
+    let outcome = (scenario.run)(RunSettings { seed, scale: Scale::Small, length: Duration::from_secs(5) }).await;
     let line = outcome.line(name, seed);
-    say(&line);
+    print_line(&line);
     assert!(outcome.is_kept(), "{line}");
 }
 

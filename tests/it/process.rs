@@ -190,7 +190,7 @@ async fn post_drain_starts_a_drain() {
     assert!((200..300).contains(&reply.status), "{}: {}", reply.status, reply.text);
     let hint = client.take("reconnect").await.json;
     assert!(hint["after_ms"].is_u64() && hint["reason"].is_string(), "{hint}");
-    assert_eq!(client.closed().await.code, Some(1012));
+    assert_eq!(client.ended().await.code, Some(1012));
     let status = cluster.nodes[0].exit(patience()).await;
     assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
 }
@@ -216,7 +216,7 @@ async fn a_draining_node_refuses_sessions_and_serves_publishes() {
     http::post(public, "/v1/rooms/a", &json!(1)).send().await.expect(200);
     for client in &mut clients {
         client.take("reconnect").await;
-        assert_eq!(client.closed().await.code, Some(1012));
+        assert_eq!(client.ended().await.code, Some(1012));
     }
     assert_eq!(unfinished.finish().await, "HTTP/1.1 200 OK\r\n");
     let status = cluster.nodes[0].exit(patience()).await;

@@ -2,30 +2,26 @@
 //! `through_nginx` call them with their targets; none depends on which target it got.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::time::Duration;
 
+use fanfare_tests::crowd::Crowd;
 pub(crate) use fanfare_tests::crowd::{KEEP_ALL, members, rooms};
 use fanfare_tests::history::{MemberLog, Seen, Verdict, check};
 use fanfare_tests::load::{Load, Timing, heads, percentile};
 use fanfare_tests::member::{Report, settle, stop_all};
+pub(crate) use fanfare_tests::scenario::print_line;
 use fanfare_tests::{Client, Target, http};
 use serde_json::{Value, json};
 
 use crate::fixtures::split;
 
-/// Prints a line past the capture of the test harness, for a person who reads the run.
-pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
 /// Checks the logs and prints the verdict.
 pub(crate) fn judge(target: &Target, published: &[fanfare_tests::history::Published], reports: &[Report]) -> Verdict {
     let logs: Vec<MemberLog> = reports.iter().map(|report| report.log.clone()).collect();
     let verdict = check(published, &logs);
-    say(&format!("{verdict} over {}", target.name));
-    for fault in &verdict.faults {
-        say(&format!("  {fault}"));
+    print_line(&format!("{verdict} over {}", target.name));
+    for finding in &verdict.findings {
+        print_line(&format!("  {finding}"));
     }
     verdict
 }
@@ -33,9 +29,9 @@ pub(crate) fn judge(target: &Target, published: &[fanfare_tests::history::Publis
 /// Every member sees the same publications in the same order, while six publishers at different nodes publish at once.
 pub(crate) async fn all_agree_on_one_order(target: &Target) {
     let rooms = rooms(1);
-    let members = members(target, 6, &rooms, None).await;
+    let members = members(target, 6, &rooms).await;
     let load = Load { target: target.clone(), publishers: 6, rooms, total: 1_200, window: 8, pace: Duration::ZERO };
-    let published = load.start(Timing::new(1_200)).finish().await;
+    let published = load.start().finish().await;
     settle(&members, &heads(&published)).await;
     let reports = stop_all(members).await;
     let order = |report: &Report| -> Vec<u64> {
@@ -69,7 +65,7 @@ pub(crate) async fn a_join_amid_publishes_misses_nothing_after_its_cursor(target
     let rooms = rooms(1);
     let pace = Duration::from_millis(1);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: ENOUGH, window: 4, pace };
-    let running = load.start(Timing::new(ENOUGH));
+    let running = load.start();
     let mut member = Client::connect(target.address(0)).await;
     for join in 0..100 {
         let (epoch, joined) = split(&member.join("room:0").await["cursor"]);
@@ -91,7 +87,7 @@ pub(crate) async fn a_resume_on_another_node_loses_and_repeats_nothing(target: &
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 2_000, window: 4, pace };
     let mut client = Client::connect(target.address(0)).await;
     let start = client.join("room:0").await["cursor"].clone();
-    let running = load.start(Timing::new(2_000));
+    let running = load.start();
     let (epoch, mut at) = split(&start);
     for hop in 1..=25 {
         for _ in 0..40 {
@@ -139,7 +135,7 @@ pub(crate) async fn presence_is_the_same_everywhere(target: &Target) {
     for other in &others {
         member_event(&mut watcher, "member_joined", &other.session()).await;
     }
-    let mut expected: Vec<String> = others.iter().map(Client::session).collect();
+    let mut expected: Vec<String> = others.iter().map(|client| client.session()).collect();
     expected.push(watcher.session());
     expected.sort();
     for index in 0..3 {
@@ -183,7 +179,7 @@ pub(crate) async fn kicks_reach_every_node(target: &Target) {
         assert_eq!(client.take("left").await.json["reason"], "kicked");
         let disconnect = format!("/v1/users/{}", client.session());
         assert_eq!(http::delete(target.address(index + 2), &disconnect).send().await.status, 204);
-        assert_eq!(client.closed().await.code, Some(4403));
+        assert_eq!(client.ended().await.code, Some(4403));
     }
 }
 
@@ -192,9 +188,9 @@ pub(crate) async fn kicks_reach_every_node(target: &Target) {
 pub(crate) async fn nothing_is_lost_under_load(target: &Target, member_count: usize, total: u64) {
     let rooms = rooms(30);
     let timing = Timing::new(total);
-    let members = members(target, member_count, &rooms, Some(&timing)).await;
+    let members = Crowd { timing: Some(&timing), ..Crowd::of(target, &rooms) }.members(member_count).await;
     let load = Load { target: target.clone(), publishers: 6, rooms, total, window: 4, pace: Duration::ZERO };
-    let published = load.start(timing).finish().await;
+    let published = load.start_timed(&timing).finish().await;
     settle(&members, &heads(&published)).await;
     let mut reports = stop_all(members).await;
     let verdict = judge(target, &published, &reports);
@@ -204,7 +200,7 @@ pub(crate) async fn nothing_is_lost_under_load(target: &Target, member_count: us
     if let (Some(p50), Some(p99)) = (percentile(&latencies, 50), percentile(&latencies, 99)) {
         let deliveries = latencies.len();
         let target = target.name;
-        say(&format!(
+        print_line(&format!(
             "latency: publish to member on another node, {deliveries} deliveries, p50={p50:.1?} p99={p99:.1?} over {target}"
         ));
     }

@@ -43,10 +43,10 @@ impl Environment {
         for (name, value) in &self.0 {
             let known = options::all().any(|spec| spec.variable() == *name);
             if known && value.to_str().is_none() {
-                faults.add(Location::Environment(name.clone()), "is not UTF-8");
+                faults.add(&Location::Environment(name.clone()), "is not UTF-8");
             } else if !known && !is_of_others(name) {
                 let problem = "unknown variable; `fanfare serve --help` lists all variables";
-                faults.add(Location::Environment(name.clone()), problem);
+                faults.add(&Location::Environment(name.clone()), problem);
             }
         }
     }

@@ -51,10 +51,10 @@ struct Fault {
 
 impl Faults {
     /// Adds one. Control characters in what a user wrote do not reach the terminal.
-    pub(super) fn add(&mut self, location: Location, problem: impl fmt::Display) {
+    pub(super) fn add(&mut self, location: &Location, problem: impl fmt::Display) {
         let text = format!("{location}: {problem}");
         let text = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        let line = if let Location::File { line, .. } = location { line } else { usize::MAX };
+        let line = if let Location::File { line, .. } = location { *line } else { usize::MAX };
         let index = self.0.partition_point(|fault| fault.line <= line);
         self.0.insert(index, Fault { line, text });
     }

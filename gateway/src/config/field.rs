@@ -58,7 +58,7 @@ impl<'a> Field<'a> {
 
     /// Notes that it is wrong.
     pub(super) fn fault(&self, draft: &mut Draft, problem: impl std::fmt::Display) {
-        draft.faults.add(self.location(), problem);
+        draft.faults.add(&self.location(), problem);
     }
 
     /// The value of a result; an error becomes a fault.

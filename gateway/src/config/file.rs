@@ -19,7 +19,7 @@ pub(super) fn read(path: &Path, draft: &mut Draft) -> bool {
     let text = match text_of(path) {
         Ok(text) => text,
         Err(problem) => {
-            draft.faults.add(Location::File { path: name, line: 0, key: String::new() }, problem);
+            draft.faults.add(&Location::File { path: name, line: 0, key: String::new() }, problem);
             return false;
         }
     };
@@ -28,7 +28,7 @@ pub(super) fn read(path: &Path, draft: &mut Draft) -> bool {
     for error in &errors {
         // The error's own text would show the whole line, which may hold a password.
         let location = source.location(error.span().map_or(0, |span| span.start), String::new());
-        draft.faults.add(location, format_args!("not TOML: {}", error.message()));
+        draft.faults.add(&location, format_args!("not TOML: {}", error.message()));
     }
     if errors.is_empty() {
         for (key, field) in source.fields("", table.get_ref()) {

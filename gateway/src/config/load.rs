@@ -55,7 +55,8 @@ fn override_with(specs: &[Spec], flags: &Flags, environment: &Environment, draft
 fn check_together(draft: &mut Draft) {
     for (names, problem) in contradictions(&draft.config, draft.open) {
         let location = names.iter().find_map(|name| draft.locations.get(name)).cloned();
-        draft.faults.add(location.unwrap_or_else(|| Location::Options(names.join(", "))), problem);
+        let location = location.unwrap_or_else(|| Location::Options(names.join(", ")));
+        draft.faults.add(&location, problem);
     }
 }
 

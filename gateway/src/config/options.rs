@@ -84,7 +84,7 @@ impl Draft {
         };
         match result {
             Ok(()) => drop(self.locations.insert(spec.name, location)),
-            Err(problem) => self.faults.add(location, problem),
+            Err(problem) => self.faults.add(&location, problem),
         }
     }
 }

@@ -33,7 +33,7 @@ use tower::ServiceExt as _;
 
 /// Time for a request's head to come in, and for an idle connection to send the next one. nginx ends its idle connections
 /// after 4 s, so that it does not send a request while this node ends the connection.
-pub(crate) const HEAD_TIME: Duration = Duration::from_secs(5);
+const HEAD_TIME: Duration = Duration::from_secs(5);
 /// Time for a request of the HTTP API: its body comes in, and the broker replies within a second.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Bytes and fields of a request's head.

@@ -1,7 +1,6 @@
 //! Which web pages may call the gateway: CORS, and the header `Origin` of the WebSocket upgrade.
 
 use fanfare_tests::Client;
-use fanfare_tests::client::Refused;
 use fanfare_tests::http::{call, get};
 
 use crate::fixtures::{one_node, one_node_with};
@@ -48,7 +47,7 @@ async fn an_origin_that_is_not_listed_is_refused_everywhere() {
         assert_eq!(reply.problem(403), "forbidden", "{origin}");
         assert_eq!(reply.header("access-control-allow-origin"), "", "{origin}");
         let upgrade = Client::try_open(cluster.address(0), "/ws", &[("origin", origin)]).await;
-        assert!(matches!(upgrade, Err(Refused::Status(403))), "{origin}: {upgrade:?}");
+        assert!(upgrade.as_ref().is_err_and(|refused| refused.status() == Some(403)), "{origin}: {upgrade:?}");
     }
 }
 
@@ -62,7 +61,7 @@ async fn without_a_list_the_same_origin_is_allowed_whatever_the_scheme() {
         Client::try_open(cluster.address(0), "/ws", &[("origin", &origin)]).await.expect("the same origin can connect");
     }
     let upgrade = Client::try_open(cluster.address(0), "/ws", &[("origin", "http://other.example")]).await;
-    assert!(matches!(upgrade, Err(Refused::Status(403))), "{upgrade:?}");
+    assert!(upgrade.as_ref().is_err_and(|refused| refused.status() == Some(403)), "{upgrade:?}");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ async fn a_disconnected_user_is_closed_with_4403() {
     client.join("a").await;
     let path = format!("/v1/users/{}", client.session());
     assert_eq!(delete(cluster.address(0), &path).send().await.status, 204);
-    assert_eq!(client.closed().await.code, Some(4403));
+    assert_eq!(client.ended().await.code, Some(4403));
     other.join("a").await;
 }
 

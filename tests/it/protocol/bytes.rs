@@ -1,6 +1,5 @@
 //! `data` byte for byte: every reader gets what the publisher wrote, except white space between tokens.
 
-use fanfare_tests::client::Event;
 use fanfare_tests::wait::within;
 use fanfare_tests::{Client, http};
 use serde_json::json;
@@ -70,9 +69,9 @@ async fn deeply_nested_data_gets_a_reply_and_never_ends_the_process() {
     let (cluster, mut client) = node_and_client().await;
     let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
     client.send_text(&format!(r#"{{"type":"publish","id":900,"room":"a","data":{deep}}}"#)).await;
-    match within("an answer to deep data", client.event()).await {
-        Event::Frame(frame) => assert_eq!(frame.json["id"], 900, "{}", frame.text),
-        Event::Closed(closed) => assert_eq!(closed.code, Some(4400), "{closed:?}"),
+    match within("an answer to deep data", client.try_next()).await {
+        Ok(frame) => assert_eq!(frame.json["id"], 900, "{}", frame.text),
+        Err(ended) => assert_eq!(ended.code, Some(4400), "{ended:?}"),
     }
     Client::connect(cluster.address(0)).await.publish("a", json!("still here")).await;
 }

@@ -41,7 +41,7 @@ async fn a_frame_more_than_4_kib_over_the_limit_closes_with_1009() {
     let command = json!({"type": "publish", "room": "a", "data": text_of(MESSAGE_BYTES + 4_097)});
     // The server may close before it has read all of it.
     let _ = client.try_send(command.to_string().into()).await;
-    assert_eq!(client.closed().await.code, Some(1009));
+    assert_eq!(client.ended().await.code, Some(1009));
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn publishes_far_over_the_rate_close_with_4429() {
             break;
         }
     }
-    assert_eq!(client.closed().await.code, Some(4429));
+    assert_eq!(client.ended().await.code, Some(4429));
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn twenty_errors_are_allowed_and_one_more_closes_with_4429() {
     }
     client.ask(json!({"type": "ping"})).await;
     client.send(json!({"type": "dance"})).await;
-    assert_eq!(client.closed().await.code, Some(4429));
+    assert_eq!(client.ended().await.code, Some(4429));
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn a_member_that_does_not_read_is_closed_and_resumes_without_a_loss() {
         metric(cluster.nodes[0].admin, "fanfare_slow_consumers_total").await > 0.5
     })
     .await;
-    let closed = slow.closed().await;
+    let closed = slow.ended().await;
     assert!(matches!(closed.code, Some(4508) | None), "the code comes if the socket still takes it: {closed:?}");
     for frame in slow.received() {
         at += 1;

@@ -23,7 +23,7 @@ async fn a_client_of_another_protocol_is_closed_with_4400() {
         let mut client = Client::connect(cluster.address(0)).await;
         client.join("a").await;
         client.try_send(message.clone()).await.unwrap();
-        assert_eq!(client.closed().await.code, Some(4400), "{message:?}");
+        assert_eq!(client.ended().await.code, Some(4400), "{message:?}");
     }
 }
 

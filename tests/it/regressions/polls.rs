@@ -1,6 +1,5 @@
 //! Polls with extreme cursors, many rooms or many messages, and what polls cost.
 
-use std::io;
 use std::time::Duration;
 
 use fanfare_tests::fault::{Fault, Proxy};
@@ -34,12 +33,8 @@ impl Line {
 
     async fn answer(&mut self) -> Reply {
         let answer = async {
-            let (head, mut body) = (self.0.head().await?, Vec::new());
-            while let Some(piece) = self.0.piece().await? {
-                body.extend_from_slice(&piece);
-            }
-            let text = String::from_utf8_lossy(&body).into_owned();
-            Ok::<_, io::Error>(Reply { status: head.status, headers: head.headers, text })
+            let head = self.0.head().await?;
+            self.0.rest(head).await
         };
         within("the answer to a poll", answer).await.expect("a whole answer")
     }

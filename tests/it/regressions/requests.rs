@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use fanfare_tests::http::{call, get};
-use fanfare_tests::wait::{patient, ticks, within, within_time};
+use fanfare_tests::wait::{eventually, patience, patient, ticks, within, within_time};
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::fixtures::{NO_RATE, one_node, one_node_with, split};
+use crate::fixtures::{NO_RATE, UnfinishedPublish, one_node, one_node_with, split};
 
 /// Messages of 10 KB; together they fill four outboxes.
 const LARGE: usize = 100;
@@ -91,6 +91,20 @@ async fn a_web_page_could_drain_a_node() {
     let ready = get(admin, "/readyz").send().await;
     assert_eq!((ready.status, &ready.json()["status"]), (200, &json!("ready")), "{}", ready.text);
     Client::connect(cluster.address(0)).await;
+}
+
+/// A request to the HTTP API was no longer counted once its path was known, so a drain ended while the last publishes were
+/// being answered.
+#[tokio::test]
+async fn a_node_exited_while_a_publish_was_being_answered() {
+    let mut cluster = Cluster::embedded().drain(30).start().await;
+    let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
+    let unfinished = UnfinishedPublish::begin(address).await;
+    cluster.nodes[0].terminate();
+    eventually("the node drains", async || get(admin, "/readyz").send().await.status == 503).await;
+    assert_eq!(unfinished.finish().await, "HTTP/1.1 200 OK\r\n");
+    let status = cluster.nodes[0].exit(patience()).await;
+    assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
 }
 
 /// Only the head of a request had a deadline: a body that came byte by byte held its connection forever.

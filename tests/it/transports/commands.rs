@@ -254,7 +254,7 @@ async fn kicks_and_disconnects_are_reported_in_the_stream() {
         let close = client.take("close").await.json;
         assert_eq!((&close["code"], &close["reconnect"]), (&json!(4403), &json!(false)), "{name}: {close}");
         let ended = client.ended().await;
-        assert_eq!((ended.code, ended.why.as_str()), (Some(4403), ""), "{name}");
+        assert_eq!((ended.code, ended.reason.as_str()), (Some(4403), ""), "{name}");
     }
 }
 

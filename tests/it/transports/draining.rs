@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare_tests::crowd::{Crowd, rooms};
-use fanfare_tests::load::{Load, Timing, heads};
+use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{TransportChoice, settle_within, stop_all};
 use fanfare_tests::transport::sse::EventStream;
 use fanfare_tests::transport::{Refused, poll};
@@ -24,12 +24,12 @@ pub(super) async fn a_drain_loses_nothing_on_any_transport(entry: Entry) {
     let mut members = Vec::new();
     for transport in Transport::ALL {
         let crowd = Crowd { transports: TransportChoice::Only(transport), ..Crowd::of(&target, &rooms) };
-        members.extend(crowd.members(6, None).await);
+        members.extend(crowd.members(6).await);
     }
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 2, rooms: rooms.clone(), total: TOTAL, window: 4, pace };
-    let running = load.start(Timing::new(TOTAL));
-    eventually("the load is under way", async || running.acknowledged() > 100).await;
+    let running = load.start();
+    running.reaches(100).await;
     setup.cluster.nodes[0].terminate();
     let status = setup.cluster.nodes[0].exit(patience()).await;
     assert_eq!(status.code(), Some(0), "{}", setup.cluster.nodes[0].log());
@@ -62,7 +62,7 @@ async fn streams_of_a_draining_node_get_a_reconnect_time_and_a_close() {
         assert_eq!((&close["code"], &close["reconnect"]), (&json!(1012), &json!(true)), "{name}: {close}");
         assert!(close["after_ms"].is_u64(), "{name}: {close}");
         let ended = client.ended().await;
-        assert_eq!((ended.code, ended.why.as_str()), (Some(1012), ""), "{name}: nothing comes after it");
+        assert_eq!((ended.code, ended.reason.as_str()), (Some(1012), ""), "{name}: nothing comes after it");
         assert!(client.received().is_empty(), "{name}");
     }
     let (blocks, fault) = events.to_end().await;
@@ -114,7 +114,7 @@ async fn a_draining_node_refuses_new_clients_in_the_terms_of_each_transport() {
         assert!(reply.header("retry-after").parse::<u64>().is_ok(), "{}: {reply:?}", transport.name());
     }
     match TransportClient::try_open(address, Transport::WebSocket, &RoomRequest::of(&["a"])).await {
-        Err(Refused::PollResponse(reply)) => assert_eq!(reply.status, 503),
+        Err(Refused::Reply(reply)) => assert_eq!(reply.status, 503),
         other => panic!("{other:?}"),
     }
     http::post(address, "/v1/rooms/a", &json!(1)).send().await.expect(200);

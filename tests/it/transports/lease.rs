@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use fanfare_tests::client::Event;
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::transport::poll;
@@ -29,11 +28,11 @@ async fn watcher(cluster: &Cluster, node: usize, room: &str) -> Client {
 async fn presence_event(watcher: &mut Client, limit: Duration) -> Value {
     within_time(patient(limit), "a presence event", async {
         loop {
-            match watcher.event().await {
-                Event::Frame(frame) if frame.json["member"]["user"] == watcher.session() => {}
-                Event::Frame(frame) if frame.kind().starts_with("member_") => return frame.json,
-                Event::Frame(_) => {}
-                Event::Closed(closed) => panic!("{closed:?}"),
+            match watcher.try_next().await {
+                Ok(frame) if frame.json["member"]["user"] == watcher.session() => {}
+                Ok(frame) if frame.kind().starts_with("member_") => return frame.json,
+                Ok(_) => {}
+                Err(ended) => panic!("{ended:?}"),
             }
         }
     })

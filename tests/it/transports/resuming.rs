@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fanfare_tests::load::{Load, Running, Timing};
+use fanfare_tests::load::{Load, Running};
 use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient};
 use serde_json::json;
 
@@ -15,7 +15,7 @@ const STEP: usize = 40;
 
 fn load(target: &Target, total: u64, pace: Duration) -> Running {
     let rooms = vec!["room:0".to_owned()];
-    Load { target: target.clone(), publishers: 3, rooms, total, window: 4, pace }.start(Timing::new(total))
+    Load { target: target.clone(), publishers: 3, rooms, total, window: 4, pace }.start()
 }
 
 /// While three clients publish, one member stays and another one resumes at one node after the other. Both get the messages

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fanfare_tests::transport::ndjson::{NdjsonStream, Next};
+use fanfare_tests::transport::ndjson::NdjsonStream;
 use fanfare_tests::transport::sse::EventStream;
 use fanfare_tests::wait::{patient, within, within_time};
 use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient};
@@ -78,7 +78,7 @@ pub(super) async fn heads_and_first_bytes_come_at_once(entry: Entry) {
 
 async fn the_first_lines(mut lines: NdjsonStream, at: &str) {
     for (kind, field) in [("welcome", json!(15_000)), ("joined", json!(at))] {
-        let Next::Line(line) = within("a line", lines.next()).await else { panic!("the stream has ended") };
+        let Ok(Some(line)) = within("a line", lines.next()).await else { panic!("the stream has ended") };
         let frame = parse(&line);
         assert_eq!(frame["type"], kind, "{line}");
         assert_eq!(frame[if kind == "welcome" { "ping_ms" } else { "cursor" }], field, "{line}");
@@ -111,7 +111,7 @@ async fn heartbeats_carry_the_cursor(entry: Entry, limits: &str) {
     let beat = within_time(patient(BEAT), "a heartbeat", async {
         loop {
             let block = match events.next().await {
-                fanfare_tests::transport::sse::Next::Block(block) => block,
+                Ok(Some(block)) => block,
                 end => panic!("{end:?}"),
             };
             if block.event.is_none() && block.retry_ms.is_none() {
@@ -127,7 +127,7 @@ async fn heartbeats_carry_the_cursor(entry: Entry, limits: &str) {
     assert_eq!(String::from_utf8_lossy(&beat.raw), format!("id:{}\n\n", beat.id));
     let cursor = within_time(patient(BEAT), "a heartbeat", async {
         loop {
-            let Next::Line(line) = lines.next().await else { panic!("the stream has ended") };
+            let Ok(Some(line)) = lines.next().await else { panic!("the stream has ended") };
             let frame = parse(&line);
             if frame["type"] == "ping" {
                 return frame["cursor"].as_str().expect("a cursor").to_owned();

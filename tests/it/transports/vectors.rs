@@ -1,7 +1,7 @@
 //! Difficult data in an event stream, read by a parser that was written from the standard alone. A browser gets the messages
 //! of a WebSocket, and no publisher can forge a field of the stream.
 
-use fanfare_tests::transport::sse::{EventStream, Next};
+use fanfare_tests::transport::sse::EventStream;
 use fanfare_tests::transport::sse_parser::{SseBlock, SseEvent, SseParser};
 use fanfare_tests::wait::within;
 use fanfare_tests::{Client, http};
@@ -81,11 +81,11 @@ async fn read(events: &mut EventStream, count: usize) -> (Vec<u8>, Vec<SseBlock>
     let (mut raw, mut blocks) = (Vec::new(), Vec::new());
     while messages(&blocks).len() < count {
         match within("the next message", events.next()).await {
-            Next::Block(block) => {
+            Ok(Some(block)) => {
                 raw.extend_from_slice(&block.raw);
                 blocks.push(block);
             }
-            Next::End(why) => panic!("the stream has ended: {why:?}"),
+            end => panic!("the stream has ended: {end:?}"),
         }
     }
     (raw, blocks)

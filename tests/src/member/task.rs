@@ -1,35 +1,36 @@
-//! What a member does all its life: connect, join, listen, come back. Called by `Member::start`, one task each.
+//! The task of a member: connect, join, receive, reconnect. Called by `Member::start`, once for each member.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Membership, Orders, Outage, Report, Shared, lock};
-use crate::history::{MemberLog, Position, Seen};
+use super::state::{Membership, Orders, Outage, Progress, Report, lock};
+use crate::history::{Cursor, MemberLog, Seen};
 use crate::rng::Rng;
-use crate::socket::Socket;
+use crate::transport::websocket::WebSocket;
 use crate::transport::{Connection, Received, RoomRequest, Transport};
 use crate::wait::pause;
 
-/// How long one attempt to connect may take.
+/// The longest time that one attempt to connect may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// The ceiling of the wait between two attempts, unless the first one is longer.
+/// The upper bound to which the wait between two attempts grows.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// A connection on which the server's ping is late by this much is dead.
+/// A connection on which the server's ping is late by this much counts as dead.
 const SILENCE: Duration = Duration::from_secs(5);
-/// The time between two signs of life where `welcome` does not say it; a long poll waits as long.
+/// The time between two pings if `welcome` does not state it. A long poll waits as long.
 const PING: Duration = Duration::from_secs(25);
-/// Between two short polls at most, whatever the server advises: a run is shorter than its advice for a quiet room.
+/// The longest interval between two short polls. `next_ms` may advise more in a quiet room than a whole run lasts.
 const POLL_PACE: Duration = Duration::from_millis(500);
 
-/// The fields of all the frames a member looks at.
+/// All fields that a member reads, of any frame.
 #[derive(Deserialize)]
-struct HttpConnection<'a> {
+struct FrameFields<'a> {
     r#type: &'a str,
     #[serde(borrow)]
     room: Option<&'a str>,
@@ -37,59 +38,56 @@ struct HttpConnection<'a> {
     cursor: Option<&'a str>,
     #[serde(borrow)]
     to: Option<&'a str>,
-    /// The text of an error, or the number of a close.
-    #[serde(borrow)]
-    code: Option<&'a serde_json::value::RawValue>,
     #[serde(borrow)]
     node: Option<&'a str>,
     after_ms: Option<u64>,
     ping_ms: Option<u64>,
     #[serde(borrow)]
-    gap: Option<&'a serde_json::value::RawValue>,
+    gap: Option<&'a RawValue>,
     #[serde(borrow)]
     data: Option<Payload<'a>>,
 }
 
-/// What `load` publishes.
+/// The `data` of what `load` publishes.
 #[derive(Deserialize)]
 struct Payload<'a> {
     n: u64,
     node: &'a str,
 }
 
-/// How a connection ended.
+/// Why a member stops receiving on a connection.
 enum End {
-    /// By the server, by the network or by silence: come back.
+    /// The server or the network ended it, or it was silent for too long; the member reconnects.
     Lost,
-    /// By order, with a RST: come back.
+    /// The member was told to reset it; the member reconnects.
     Reset,
-    /// The member is to stop.
+    /// The member was told to stop.
     Stopped,
 }
 
-/// A member's state.
+/// The state of a member.
 pub(super) struct MemberTask {
     membership: Membership,
     report: Report,
-    shared: Arc<Mutex<Shared>>,
+    progress: Arc<Mutex<Progress>>,
     joined: watch::Sender<bool>,
     attempt: usize,
     rng: Rng,
-    /// Rooms joined on this connection.
+    /// How many rooms were joined on this connection.
     rooms_joined: usize,
-    /// The end of the last connection and the welcome of this one.
+    /// When the last connection ended, and when this one received `welcome`.
     away: Option<(Instant, Instant)>,
-    /// When the server wants it back.
+    /// The time after which the server wants the client to reconnect.
     hint: Option<Duration>,
     ping_every: Duration,
 }
 
 impl MemberTask {
-    pub(super) fn new(membership: Membership, shared: Arc<Mutex<Shared>>, joined: watch::Sender<bool>) -> Self {
+    pub(super) fn new(membership: Membership, progress: Arc<Mutex<Progress>>, joined: watch::Sender<bool>) -> Self {
         let name = format!("member {}", membership.index);
         Self {
             report: Report { log: MemberLog { name, ..MemberLog::default() }, ..Report::default() },
-            shared,
+            progress,
             joined,
             attempt: membership.index,
             rng: Rng::new(membership.index as u64),
@@ -101,7 +99,7 @@ impl MemberTask {
         }
     }
 
-    pub(super) async fn live(mut self, mut orders: watch::Receiver<Orders>) -> Report {
+    pub(super) async fn run(mut self, mut orders: watch::Receiver<Orders>) -> Report {
         let mut stop = orders.clone();
         let mut ended = None;
         loop {
@@ -109,11 +107,8 @@ impl MemberTask {
                 connection = self.connect(ended) => connection,
                 _ = stop.wait_for(|orders| orders.stop) => return self.report,
             };
-            let end = if self.join(&mut connection).await {
-                self.listen(&mut connection, &mut orders).await
-            } else {
-                End::Lost
-            };
+            let has_joined = self.join(&mut connection).await;
+            let end = if has_joined { self.receive(&mut connection, &mut orders).await } else { End::Lost };
             match end {
                 End::Lost => drop(connection),
                 End::Reset => connection.reset(),
@@ -123,24 +118,24 @@ impl MemberTask {
         }
     }
 
-    /// Tries the addresses in turn until one says welcome.
+    /// Tries one address after the other until a connection receives `welcome`.
     async fn connect(&mut self, ended: Option<Instant>) -> Connection {
-        let mut ceiling = self.membership.backoff;
+        let mut wait_max = self.membership.backoff;
         let mut wait = match (ended, self.hint.take()) {
             (None, _) => Duration::ZERO,
             (Some(_), Some(hint)) => hint,
-            (Some(_), None) => self.rng.up_to(ceiling),
+            (Some(_), None) => self.rng.up_to(wait_max),
         };
         loop {
             pause(wait).await;
             if let Ok(Some(connection)) = timeout(CONNECT_MAX, self.try_connect()).await {
-                lock(&self.shared).connections += 1;
+                lock(&self.progress).connections += 1;
                 self.away = ended.map(|ended| (ended, Instant::now()));
                 return connection;
             }
             self.attempt += 1;
-            ceiling = (ceiling * 2).min(BACKOFF_MAX.max(self.membership.backoff));
-            wait = self.hint.take().unwrap_or_else(|| self.rng.up_to(ceiling));
+            wait_max = (wait_max * 2).min(BACKOFF_MAX.max(self.membership.backoff));
+            wait = self.hint.take().unwrap_or_else(|| self.rng.up_to(wait_max));
         }
     }
 
@@ -148,9 +143,9 @@ impl MemberTask {
         let address = self.membership.target.address(self.attempt);
         let transport = self.membership.transports.of(self.membership.index, self.report.transports.len());
         let mut connection = match transport {
-            // Joins by frames, as most clients do; the others cannot.
-            Transport::WebSocket => Connection::WebSocket(Box::new(Socket::open(address, "/ws", &[]).await.ok()?)),
-            _ => match Connection::open(address, transport, &self.asks()).await {
+            // Joins by commands, as most WebSocket clients do; the other transports name the rooms in their URL.
+            Transport::WebSocket => Connection::WebSocket(Box::new(WebSocket::open(address, "/ws", &[]).await.ok()?)),
+            _ => match Connection::open(address, transport, &self.request()).await {
                 Ok(connection) => connection,
                 Err(refused) => {
                     self.hint = refused.retry_after();
@@ -163,17 +158,17 @@ impl MemberTask {
         while !transport.polls() {
             match connection.next().await {
                 Received::Text(text) => {
-                    let welcome = read(&text);
+                    let welcome = parse(&text);
                     assert_eq!(welcome.r#type, "welcome", "{text}");
                     welcome.node.unwrap_or_default().clone_into(&mut node);
                     self.ping_every = welcome.ping_ms.map_or(PING, Duration::from_millis);
                     break;
                 }
                 Received::Ended(ended) => {
-                    self.hint = ended.after;
+                    self.hint = ended.reconnect_after;
                     return None;
                 }
-                // The reconnection time of an event stream.
+                // An event stream begins with its reconnection time.
                 Received::KeepAlive => {}
             }
         }
@@ -182,21 +177,21 @@ impl MemberTask {
         Some(connection)
     }
 
-    /// Its rooms, each from where it stands there.
-    fn asks(&self) -> RoomRequest {
-        let shared = lock(&self.shared);
-        let places = self.membership.rooms.iter().map(|room| shared.places.get(room).map(ToString::to_string));
-        let places: Vec<String> = places.map(Option::unwrap_or_default).collect();
-        let since = Some(places.join("~")).filter(|_| places.iter().any(|place| !place.is_empty()));
+    /// Its rooms, each from the cursor that it has reached there.
+    fn request(&self) -> RoomRequest {
+        let progress = lock(&self.progress);
+        let cursors = self.membership.rooms.iter().map(|room| progress.cursors.get(room).map(ToString::to_string));
+        let cursors: Vec<String> = cursors.map(Option::unwrap_or_default).collect();
+        let since = Some(cursors.join("~")).filter(|_| cursors.iter().any(|cursor| !cursor.is_empty()));
         RoomRequest { rooms: self.membership.rooms.clone(), since, query: String::new(), pace_max: POLL_PACE }
     }
 
-    /// Sends the joins where the URL has not said them; false when the connection has ended already.
+    /// Sends the `join` commands of a WebSocket; false if the connection has ended already.
     async fn join(&mut self, connection: &mut Connection) -> bool {
         self.rooms_joined = 0;
         let Connection::WebSocket(socket) = connection else { return true };
         for room in &self.membership.rooms {
-            let since = lock(&self.shared).places.get(room).map(ToString::to_string);
+            let since = lock(&self.progress).cursors.get(room).map(ToString::to_string);
             let mut command = json!({"type": "join", "room": room});
             if let Some(since) = since {
                 command["since"] = json!(since);
@@ -208,7 +203,7 @@ impl MemberTask {
         true
     }
 
-    async fn listen(&mut self, connection: &mut Connection, orders: &mut watch::Receiver<Orders>) -> End {
+    async fn receive(&mut self, connection: &mut Connection, orders: &mut watch::Receiver<Orders>) -> End {
         let resets = orders.borrow_and_update().resets;
         loop {
             tokio::select! {
@@ -221,12 +216,12 @@ impl MemberTask {
                         return End::Reset;
                     }
                 }
-                heard = timeout(self.ping_every + SILENCE, connection.next()) => match heard {
-                    Ok(Received::Text(text)) => self.see(&text),
+                received = timeout(self.ping_every + SILENCE, connection.next()) => match received {
+                    Ok(Received::Text(text)) => self.take_frame(&text),
                     Ok(Received::KeepAlive) => {}
                     Ok(Received::Ended(ended)) => {
                         self.report.closes.push(ended.code);
-                        self.hint = self.hint.take().or(ended.after);
+                        self.hint = self.hint.take().or(ended.reconnect_after);
                         return End::Lost;
                     }
                     Err(_) => return End::Lost,
@@ -235,60 +230,52 @@ impl MemberTask {
         }
     }
 
-    fn see(&mut self, text: &str) {
+    fn take_frame(&mut self, text: &str) {
         let now = Instant::now();
-        let wire = read(text);
-        let room = wire.room.unwrap_or_default();
-        let cursor = wire.cursor.and_then(Position::parse);
-        let seen = match (wire.r#type, cursor, wire.data) {
+        let frame = parse(text);
+        let room = frame.room.unwrap_or_default();
+        let cursor = frame.cursor.and_then(Cursor::parse);
+        let seen = match (frame.r#type, cursor, frame.data) {
             ("message", Some(at), Some(data)) => {
-                self.time(&data, now);
+                self.log_latency(&data, now);
                 Seen::Message { at, id: data.n }
             }
             ("joined", Some(at), _) => {
                 self.has_joined(now);
-                Seen::Joined { at, gap: wire.gap.is_some() }
+                Seen::Joined { at, gap: frame.gap.is_some() }
             }
             ("gap", _, _) => {
-                let to = wire.to.and_then(Position::parse);
-                Seen::Gap { to: to.unwrap_or_else(|| panic!("a gap says where delivery goes on: {text}")) }
+                let to = frame.to.and_then(Cursor::parse);
+                Seen::Gap { to: to.unwrap_or_else(|| panic!("a gap says up to which cursor it reaches: {text}")) }
             }
             ("reconnect", _, _) => {
                 self.report.reconnect_hints += 1;
-                self.hint = wire.after_ms.map(Duration::from_millis);
+                self.hint = frame.after_ms.map(Duration::from_millis);
                 return;
             }
-            ("error", _, _) => {
-                let code = wire.code.map(|code| code.get().trim_matches('"').to_owned());
-                self.report.errors.push(code.unwrap_or_default());
-                return;
-            }
-            // The end of a one-way transport says itself with the end.
-            ("close", _, _) => return,
-            _ => panic!("a member in a room with history is not sent {text}"),
+            // A refused join is one of the things that the checker finds. `close` is followed by the end.
+            ("error" | "close", _, _) => return,
+            _ => panic!("an unexpected frame for a member of a room with history: {text}"),
         };
-        self.note(room, seen, now);
+        self.log(room, seen, now);
     }
 
-    fn note(&mut self, room: &str, seen: Seen, now: Instant) {
+    fn log(&mut self, room: &str, seen: Seen, now: Instant) {
         let (Seen::Message { at, .. } | Seen::Joined { at, .. } | Seen::Gap { to: at }) = &seen;
-        let mut shared = lock(&self.shared);
-        match shared.places.get_mut(room) {
-            Some(place) => place.clone_from(at),
-            None => drop(shared.places.insert(room.to_owned(), at.clone())),
+        let mut progress = lock(&self.progress);
+        match progress.cursors.get_mut(room) {
+            Some(cursor) => cursor.clone_from(at),
+            None => drop(progress.cursors.insert(room.to_owned(), at.clone())),
         }
         match seen {
-            Seen::Message { .. } => {
-                self.report.last_message = Some(now);
-                shared.last_message = Some(now);
-            }
+            Seen::Message { .. } => progress.last_message = Some(now),
             Seen::Gap { .. } | Seen::Joined { gap: true, .. } => {
                 self.report.gaps.push(now);
-                shared.gaps += 1;
+                progress.gaps += 1;
             }
             Seen::Joined { .. } => {}
         }
-        drop(shared);
+        drop(progress);
         match self.report.log.rooms.get_mut(room) {
             Some(log) => log.push(seen),
             None => drop(self.report.log.rooms.insert(room.to_owned(), vec![seen])),
@@ -305,15 +292,15 @@ impl MemberTask {
         }
     }
 
-    fn time(&mut self, data: &Payload<'_>, now: Instant) {
+    fn log_latency(&mut self, data: &Payload<'_>, now: Instant) {
         let Some(timing) = &self.membership.timing else { return };
-        // A poll does not know where it was answered.
+        // The node is empty for polls, whose responses do not name it.
         if self.report.nodes.last().is_some_and(|node| !node.is_empty() && node != data.node) {
             self.report.latencies.extend(timing.since_sent(data.n, now));
         }
     }
 }
 
-fn read(text: &str) -> HttpConnection<'_> {
+fn parse(text: &str) -> FrameFields<'_> {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }

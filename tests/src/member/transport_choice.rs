@@ -1,19 +1,19 @@
-//! Which transport a member takes for each of its connections. Called by `life`; pure, so that a run can be repeated.
+//! Which transport a member uses for each of its connections. Called by `task`; pure, so that a run can be repeated.
 
 use crate::transport::Transport;
 
-/// What carries a member.
+/// How a member chooses its transports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransportChoice {
-    /// The same one for all its life.
+    /// The same transport for every connection.
     Only(Transport),
-    /// Another one after each reconnect. Members differ in where they begin and in which order they change, so that among
-    /// twenty every ordered pair of different transports is taken.
+    /// Another transport after each reconnect. Members differ in their first transport and in the order of the others, so
+    /// that twenty of them use every ordered pair of different transports.
     Mixed,
 }
 
 impl TransportChoice {
-    /// The transport of a member's connection, both counted from 0.
+    /// The transport of a member's connection; both are counted from 0.
     #[must_use]
     pub fn of(self, member: usize, connection: usize) -> Transport {
         const COUNT: usize = Transport::ALL.len();
@@ -34,7 +34,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn twenty_mixed_members_take_every_pair_of_different_transports() {
+    fn twenty_mixed_members_use_every_pair_of_different_transports() {
         let pairs: BTreeSet<(Transport, Transport)> = (0..20)
             .map(|member| (TransportChoice::Mixed.of(member, 0), TransportChoice::Mixed.of(member, 1)))
             .collect();

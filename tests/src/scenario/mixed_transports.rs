@@ -1,26 +1,27 @@
-//! R3: R2 with members over WebSocket, server-sent events, streams, long and short polls, each of which takes another
-//! transport at every resume. Beside those of the killed node, which must, a tenth of the members come back at a time all
-//! through the load, so that every ordered pair of transports is resumed many times over. Nothing is lost.
+//! R3: the run of R2 with members over all five transports, which use another transport at each resume. Apart from the
+//! members of the killed node, a tenth of all members is reset at a time throughout the load, so that every ordered pair
+//! of transports occurs many times. Nothing is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::killed_node::{self, Size};
-use super::{Outcome, RunSettings};
+use super::outcome::Outcome;
+use super::settings::RunSettings;
 use crate::member::{Report, TransportChoice};
 use crate::transport::Transport;
 
-/// Ordered pairs of different transports.
+/// The number of ordered pairs of different transports.
 const PAIRS: usize = Transport::ALL.len() * (Transport::ALL.len() - 1);
 
-pub(super) async fn run(to: RunSettings) -> Outcome {
+pub(super) async fn run(settings: RunSettings) -> Outcome {
     let transports = TransportChoice::Mixed;
-    // A fifth of the members polls for every single message: each of their rooms gets 6 a second, not 30 as in R2, or two
-    // processors would do nothing but answer polls.
-    let full =
-        Size { members: 1_000, rooms: 100, total: 100_000, pace: Duration::from_millis(10), transports, resets: 30 };
-    let short = Size { members: 60, rooms: 6, total: 2_000, pace: Duration::from_millis(10), transports, resets: 10 };
-    let (outcome, reports) = killed_node::with(to, to.pick(full, short)).await;
+    // A fifth of the members sends a poll for every single message. At the 30 messages a second of R2 in each room, two
+    // processors would be busy with polls alone, so each room gets 6 a second.
+    let pace = Duration::from_millis(10);
+    let full = Size { members: 1_000, rooms: 100, total: 100_000, pace, transports, resets: 30 };
+    let small = Size { members: 60, rooms: 6, total: 2_000, pace, transports, resets: 10 };
+    let (outcome, reports) = killed_node::with(settings, settings.pick(full, small)).await;
     let (pairs, resumes) = changes(&reports);
     outcome
         .at_least(&format!("of {PAIRS} pairs of transports"), pairs as f64, PAIRS as f64)
@@ -28,7 +29,7 @@ pub(super) async fn run(to: RunSettings) -> Outcome {
         .note(format!("connections {:?}", connections(&reports)))
 }
 
-/// How many pairs of transports were taken one after the other, and how often in all.
+/// How many different pairs of transports were used one after the other, and how many pairs in all.
 fn changes(reports: &[Report]) -> (usize, usize) {
     let changes: Vec<(Transport, Transport)> =
         reports.iter().flat_map(|report| report.transports.windows(2).map(|pair| (pair[0], pair[1]))).collect();

@@ -1,36 +1,39 @@
-//! R9: three nodes behind nginx are drained and started again one after the other, with thousands of clients. Nothing is
-//! lost, each client is away for a moment only, and they come back as an even stream.
+//! R9: three nodes behind nginx are drained and restarted one after the other, with thousands of clients. Nothing is
+//! lost, each client is disconnected for a short time only, and the reconnects are spread evenly over the drain.
 
 use std::time::{Duration, Instant};
 
-use super::{Outcome, Promise, RunSettings, judge, p99, say};
+use super::measure::{check_history, p99, settle_and_stop};
+use super::outcome::{Outcome, Promise};
+use super::progress::print_line;
+use super::settings::{RunSettings, Scale};
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::load::{Load, Timing, heads};
-use crate::member::{Outage, Report, settle_within, stop_all};
+use crate::load::Load;
+use crate::member::{Outage, Report};
 use crate::nginx::{Nginx, Version};
-use crate::wait::{eventually, patient, pause};
+use crate::wait::{patient, pause};
 
 const TARGET: Duration = Duration::from_millis(1_500);
-/// Away for longer is worth a line.
+/// An outage that is longer than this is printed.
 const SLOW: Duration = Duration::from_secs(5);
-/// The busiest second of a drain over the mean of its seconds.
+/// The target for the reconnects in the busiest second of a drain, divided by their mean over its seconds.
 const PEAK_MAX: f64 = 1.3;
-/// Beyond its window a node has no time to drain.
+/// The time that a node may take beyond the window of its drain.
 const SLACK: Duration = Duration::from_secs(2);
 
-pub(super) async fn run(to: RunSettings) -> Outcome {
-    let (count, room_count, window_s) = to.pick((6_000, 300, 20), (60, 6, 2));
-    let total = to.pick(20_000, 1_000);
+pub(super) async fn run(settings: RunSettings) -> Outcome {
+    let (count, room_count, window_s) = settings.pick((6_000, 300, 20), (60, 6, 2));
+    let total = settings.pick(20_000, 1_000);
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(window_s).start().await;
     let nginx = Nginx::before(&cluster, Version::New).await;
     let target = nginx.target();
     let rooms = rooms(room_count);
-    let members = members(&target, count, &rooms, None).await;
-    let pace = to.pick(Duration::from_millis(20), Duration::from_millis(10));
+    let members = members(&target, count, &rooms).await;
+    let pace = settings.pick(Duration::from_millis(20), Duration::from_millis(10));
     let load = Load { target, publishers: 4, rooms, total, window: 4, pace };
-    let running = load.start(Timing::new(total));
-    eventually("the load is under way", async || running.acknowledged() > 50).await;
+    let running = load.start();
+    running.reaches(50).await;
 
     let window = Duration::from_secs(u64::from(window_s));
     let mut drains = Vec::new();
@@ -40,44 +43,47 @@ pub(super) async fn run(to: RunSettings) -> Outcome {
         let status = node.exit(patient(window + SLACK)).await;
         assert_eq!(status.code(), Some(0), "{}", node.log());
         drains.push((begun, Instant::now()));
-        say(&format!("  node {} is gone after {:.1?}", node.name, begun.elapsed()));
+        print_line(&format!("  node {} has ended after {:.1?}", node.name, begun.elapsed()));
         node.restart().await;
-        // An orchestrator waits until the node is ready, and a little more.
-        pause(to.pick(Duration::from_secs(2), Duration::from_millis(500))).await;
+        // An orchestrator waits until the node is ready, and a little longer.
+        pause(settings.pick(Duration::from_secs(2), Duration::from_millis(500))).await;
     }
     running.wind_down();
     let published = running.finish().await;
-    settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
-    let mut reports = stop_all(members).await;
+    let mut reports = settle_and_stop(members, &published).await;
     let outages: Vec<Outage> = reports.iter().flat_map(|report| &report.outages).copied().collect();
-    for report in &reports {
-        for outage in report.outages.iter().filter(|outage| outage.joined - outage.ended > SLOW) {
-            let (name, nodes) = (&report.log.name, &report.nodes);
-            let (until, then) = (outage.welcome - outage.ended, outage.joined - outage.welcome);
-            say(&format!("  {name} on {nodes:?}: welcome after {until:.1?}, joined {then:.1?} later"));
-        }
-    }
+    print_slow_outages(&reports);
     let refused = nginx.access_log().lines().filter(|line| !line.contains("\"status\":101")).count();
     let peaks: Vec<f64> = drains.iter().map(|drain| peak_over_mean(*drain, &outages)).collect();
-    let verdict = judge(&published, &mut reports);
-    let outcome = Outcome::new(Promise::Clean, verdict)
+    let verdict = check_history(&published, &mut reports);
+    let outcome = Outcome::new(Promise::NoLoss, verdict)
         .at_least("outages", outages.len() as f64, count as f64)
-        .time("p99 away", p99(outages.iter().map(|outage| outage.joined - outage.ended)), TARGET)
+        .time("p99 away", p99(outages.iter().map(Outage::length)), TARGET)
         .note(format!("without a hint {}", cut_off(&reports)))
         .note(format!("refused by nginx {refused}"));
-    match to.scale {
-        super::Scale::Full => outcome.at_most("peak/mean reconnects", peaks.into_iter().fold(0.0, f64::max), PEAK_MAX),
+    match settings.scale {
+        Scale::Full => outcome.at_most("peak/mean reconnects", peaks.into_iter().fold(0.0, f64::max), PEAK_MAX),
         // A few clients say nothing about rates.
-        super::Scale::Short => outcome,
+        Scale::Small => outcome,
     }
 }
 
-/// Connections that ended without the close of a drain.
+fn print_slow_outages(reports: &[Report]) {
+    for report in reports {
+        for outage in report.outages.iter().filter(|outage| outage.length() > SLOW) {
+            let (name, nodes) = (&report.log.name, &report.nodes);
+            let (until, then) = (outage.welcome - outage.ended, outage.joined - outage.welcome);
+            print_line(&format!("  {name} on {nodes:?}: welcome after {until:.1?}, joined {then:.1?} later"));
+        }
+    }
+}
+
+/// The number of connections that ended without the close code of a drain.
 fn cut_off(reports: &[Report]) -> usize {
     reports.iter().flat_map(|report| &report.closes).filter(|code| **code != Some(1012)).count()
 }
 
-/// The reconnects of a drain by seconds, from the first to the last: the fullest second over the mean.
+/// The reconnects in the busiest second of a drain, divided by their mean from the first reconnect to the last.
 fn peak_over_mean((begun, ended): (Instant, Instant), outages: &[Outage]) -> f64 {
     let back: Vec<Instant> =
         outages.iter().map(|outage| outage.welcome).filter(|at| (begun..ended).contains(at)).collect();
@@ -87,7 +93,8 @@ fn peak_over_mean((begun, ended): (Instant, Instant), outages: &[Outage]) -> f64
         let second = usize::try_from(at.duration_since(*first).as_secs()).unwrap_or(usize::MAX);
         seconds[second.min(63)] += 1;
     }
-    say(&format!("  reconnects by second: {:?}", seconds.iter().take_while(|count| **count > 0).collect::<Vec<_>>()));
+    let used: Vec<&u32> = seconds.iter().take_while(|count| **count > 0).collect();
+    print_line(&format!("  reconnects in each second: {used:?}"));
     let span = last.duration_since(*first).as_secs_f64().max(1.0);
     let peak = seconds.iter().max().copied().unwrap_or_default();
     f64::from(peak) / (back.len() as f64 / span)

@@ -1,133 +1,79 @@
-//! A client of any transport, light enough for a thousand in a process: texts as they come, without a look into them.
-//! Called by `member` and by `client`; it never reconnects and never waits with a deadline.
+//! A connection over any transport that delivers texts as they arrive, light enough for a thousand in a process. Called
+//! by `member` and by `client`. It never reconnects and sets no deadline.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use super::ndjson::{self, NdjsonStream};
+use super::ended::Ended;
+use super::kind::Transport;
+use super::ndjson::NdjsonStream;
 use super::poller::Poller;
-use super::sse::{self, EventStream};
-use super::{Refused, RoomRequest, Transport};
-use crate::http::Reply;
-use crate::socket::{Incoming, Socket};
+use super::request::RoomRequest;
+use super::sse::EventStream;
+use super::websocket::{Incoming, WebSocket};
+use crate::http::Refused;
 
-/// A client that listens.
+/// A connection over one of the transports.
 #[derive(Debug)]
 pub enum Connection {
-    /// See `socket`.
-    WebSocket(Box<Socket>),
-    /// See `sse`.
-    Sse(Box<EventStream>),
-    /// See `lines`; with what its last frame said about its end.
+    /// A WebSocket.
+    WebSocket(Box<WebSocket>),
+    /// An event stream, with what its `close` event has announced.
+    Sse(Box<EventStream>, Ended),
+    /// A stream of lines, with what its `close` frame has announced.
     Stream(Box<NdjsonStream>, Ended),
-    /// See `polling`.
+    /// Long or short polling.
     Poller(Box<Poller>),
 }
 
-/// What it hears.
+/// What a connection receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
     /// A frame of the protocol.
     Text(String),
-    /// A sign of life.
+    /// A sign of life: a ping, a comment or an empty poll.
     KeepAlive,
-    /// The end.
+    /// The end of the connection.
     Ended(Ended),
 }
 
-/// How a line ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ended {
-    /// The close code, or the status of a poll that was refused.
-    pub code: Option<u16>,
-    /// Whether to come back, where that was said.
-    pub reconnect: Option<bool>,
-    /// When to come back, where that was said.
-    pub after: Option<Duration>,
-    /// What was wrong about the end, or the text beside the code.
-    pub why: String,
-}
-
-/// The last frame of the one-way transports.
-#[derive(Deserialize)]
-struct Close {
-    code: u16,
-    reconnect: bool,
-    after_ms: Option<u64>,
-}
-
-impl Ended {
-    pub(super) fn network(error: impl std::fmt::Display) -> Self {
-        Self { why: error.to_string(), ..Self::default() }
-    }
-
-    pub(super) fn refused(reply: &Reply) -> Self {
-        let after = reply.header("retry-after").parse().ok().map(Duration::from_secs);
-        Self { code: Some(reply.status), reconnect: Some(after.is_some()), after, why: reply.text.clone() }
-    }
-
-    /// Reads the frame that says how it ends.
-    fn said(text: &str) -> Self {
-        let close: Close = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
-        let after = close.after_ms.map(Duration::from_millis);
-        Self { code: Some(close.code), reconnect: Some(close.reconnect), after, why: String::new() }
-    }
-}
-
-impl Transport {
-    /// Its media type.
-    pub(super) fn accepts(self) -> &'static str {
-        match self {
-            Self::Sse => "text/event-stream",
-            Self::Stream => "application/x-ndjson",
-            Self::WebSocket | Self::LongPoll | Self::ShortPoll => "application/json",
-        }
-    }
-}
-
 impl Connection {
-    /// Opens one; on a poll's the first poll is under way then.
+    /// Opens a connection. For a poller, it has sent its first poll.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If the server refuses it.
     pub async fn open(address: SocketAddr, transport: Transport, request: &RoomRequest) -> Result<Self, Refused> {
         let path = request.path(transport, request.since.as_deref());
-        match transport {
-            Transport::WebSocket => {
-                Ok(Socket::open(address, &path, &[]).await.map(|socket| Self::WebSocket(Box::new(socket)))?)
+        Ok(match transport {
+            Transport::WebSocket => Self::WebSocket(Box::new(WebSocket::open(address, &path, &[]).await?)),
+            Transport::Sse => Self::Sse(Box::new(EventStream::open(address, &path, &[]).await?), Ended::default()),
+            Transport::Stream => {
+                Self::Stream(Box::new(NdjsonStream::open(address, &path, &[]).await?), Ended::default())
             }
-            Transport::Sse => EventStream::open(address, &path, &[]).await.map(|events| Self::Sse(Box::new(events))),
-            Transport::Stream => NdjsonStream::open(address, &path, &[])
-                .await
-                .map(|lines| Self::Stream(Box::new(lines), Ended::default())),
             Transport::LongPoll | Transport::ShortPoll => {
-                Poller::open(address, transport, request).await.map(|poller| Self::Poller(Box::new(poller)))
+                Self::Poller(Box::new(Poller::open(address, transport, request).await?))
             }
-        }
+        })
     }
 
-    /// What comes next, without a deadline; may be given up and begun again.
+    /// Waits for what comes next without a deadline. May be cancelled and called again.
     pub async fn next(&mut self) -> Received {
         match self {
             Self::WebSocket(socket) => match socket.next().await {
                 Incoming::Text(text) => Received::Text(text.to_string()),
                 Incoming::Ping | Incoming::Pong => Received::KeepAlive,
-                Incoming::Closed(closed) => {
-                    Received::Ended(Ended { code: closed.code, why: closed.reason, ..Ended::default() })
-                }
+                Incoming::Ended(ended) => Received::Ended(ended),
             },
-            Self::Sse(events) => next_event(events).await,
-            Self::Stream(lines, ended) => match lines.next().await {
-                ndjson::Next::Line(text) if text.starts_with(r#"{"type":"ping""#) => Received::KeepAlive,
-                ndjson::Next::Line(text) => {
-                    if text.starts_with(CLOSE) {
-                        *ended = Ended::said(&text);
+            Self::Sse(stream, announced) => next_event(stream, announced).await,
+            Self::Stream(stream, announced) => match stream.next().await {
+                Ok(Some(line)) if line.starts_with(PING) => Received::KeepAlive,
+                Ok(Some(line)) => {
+                    if line.starts_with(CLOSE) {
+                        *announced = Ended::announced(&line);
                     }
-                    Received::Text(text)
+                    Received::Text(line)
                 }
-                ndjson::Next::End(why) => Received::Ended(Ended { why: why.unwrap_or_default(), ..ended.clone() }),
+                end => Received::Ended(Ended { reason: end.err().unwrap_or_default(), ..announced.clone() }),
             },
             Self::Poller(poller) => match poller.next().await {
                 Ok(Some(text)) => Received::Text(text),
@@ -137,11 +83,11 @@ impl Connection {
         }
     }
 
-    /// The place after what it has heard, where the transport itself says so for all its rooms.
+    /// The cursor of all rooms of the request after the last text, if the transport itself states one.
     #[must_use]
     pub fn cursor(&self) -> Option<&str> {
         match self {
-            Self::Sse(events) => Some(events.id.as_str()).filter(|id| !id.is_empty()),
+            Self::Sse(stream, _) => Some(stream.id.as_str()).filter(|id| !id.is_empty()),
             Self::Poller(poller) => poller.cursor(),
             Self::WebSocket(_) | Self::Stream(..) => None,
         }
@@ -151,32 +97,31 @@ impl Connection {
     pub fn reset(self) {
         match self {
             Self::WebSocket(socket) => socket.reset(),
-            Self::Sse(events) => events.reset(),
-            Self::Stream(lines, _) => lines.reset(),
+            Self::Sse(stream, _) => stream.reset(),
+            Self::Stream(stream, _) => stream.reset(),
             Self::Poller(poller) => poller.reset(),
         }
     }
 }
 
 const CLOSE: &str = r#"{"type":"close""#;
+const PING: &str = r#"{"type":"ping""#;
 
-async fn next_event(events: &mut EventStream) -> Received {
-    match events.next().await {
-        sse::Next::Block(block) => {
+async fn next_event(stream: &mut EventStream, announced: &mut Ended) -> Received {
+    match stream.next().await {
+        Ok(Some(block)) => {
             let Some(event) = block.event else { return Received::KeepAlive };
-            // What is named by the event is named the same in its data: the stream can be read as any other.
-            let named = if event.kind == "message" { "message" } else { event.kind.as_str() };
-            let begins = format!(r#"{{"type":"{named}""#);
-            assert!(event.data.starts_with(&begins), "an event {named} carries another frame: {}", event.data);
-            if event.kind == "close" {
-                events.close = Some(Ended::said(&event.data));
+            // The data repeat the name of the event, so the stream can be read like any other.
+            let start = format!(r#"{{"type":"{}""#, event.kind);
+            assert!(event.data.starts_with(&start), "an event {} carries another frame: {}", event.kind, event.data);
+            if event.data.starts_with(CLOSE) {
+                *announced = Ended::announced(&event.data);
             }
             Received::Text(event.data)
         }
-        sse::Next::End(why) => {
-            let said = events.close.clone().unwrap_or_default();
-            let after = said.after.or(events.retry_ms.map(Duration::from_millis));
-            Received::Ended(Ended { after, why: why.unwrap_or_default(), ..said })
+        end => {
+            let reconnect_after = announced.reconnect_after.or(stream.retry_ms.map(Duration::from_millis));
+            Received::Ended(Ended { reconnect_after, reason: end.err().unwrap_or_default(), ..announced.clone() })
         }
     }
 }

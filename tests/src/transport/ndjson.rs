@@ -1,104 +1,85 @@
-//! HTTP streaming over a connection of its own: a JSON text per line. Called by `line` and the tests of streams; it
-//! never reconnects and never parses a line.
+//! HTTP streaming over a connection of its own: one JSON text on each line. Called by `connection` and the tests of
+//! streams. It does not parse the lines and never reconnects.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use super::http_connection::{Head, HttpConnection};
-use super::{Refused, Transport};
+use super::http_connection::HttpConnection;
+use super::kind::Transport;
+use crate::http::{Refused, Reply};
 
-/// A running stream.
+/// A running stream of lines.
 #[derive(Debug)]
 pub struct NdjsonStream {
-    /// How the server began.
-    pub head: Head,
-    wire: HttpConnection,
-    /// The line that has begun.
-    begun: Vec<u8>,
+    /// The head of the reply.
+    pub head: Reply,
+    connection: HttpConnection,
+    /// The beginning of a line whose end has not arrived.
+    partial: Vec<u8>,
     lines: VecDeque<String>,
 }
 
-/// What comes next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// A line without its end.
-    Line(String),
-    /// The body has ended; with what was wrong about that, if anything was.
-    End(Option<String>),
-}
-
 impl NdjsonStream {
-    /// A stream that has begun.
+    /// Opens a stream and reads the head of the reply.
     ///
     /// # Errors
-    /// When the answer is no stream of lines.
+    /// If the reply is not a stream of lines.
     pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
-        let mut wire = HttpConnection::connect(address).await.map_err(Refused::network)?;
-        let headers = [&[("Accept", Transport::Stream.accepts())], headers].concat();
-        wire.get(path, &headers).await.map_err(Refused::network)?;
-        let head = wire.head().await.map_err(Refused::network)?;
-        if head.status != 200 || head.header("content-type").split(';').next() != Some(Transport::Stream.accepts()) {
-            let reply = wire.reply(head).await.map_err(Refused::network)?;
-            return Err(Refused::PollResponse(Box::new(reply)));
-        }
-        Ok(Self { head, wire, begun: Vec::new(), lines: VecDeque::new() })
+        let (connection, head) = HttpConnection::stream(address, Transport::Stream, path, headers).await?;
+        Ok(Self { head, connection, partial: Vec::new(), lines: VecDeque::new() })
     }
 
-    /// What comes next, without a deadline.
-    pub async fn next(&mut self) -> Next {
+    /// Waits for the next line without a deadline; `None` once the body has ended after a complete line.
+    ///
+    /// # Errors
+    /// If the body ends in another way; the text says how.
+    pub async fn next(&mut self) -> Result<Option<String>, String> {
         loop {
             if let Some(line) = self.lines.pop_front() {
-                return Next::Line(line);
+                return Ok(Some(line));
             }
-            match self.wire.piece().await {
-                Ok(Some(piece)) => {
-                    let Self { begun, lines, .. } = self;
-                    split(begun, &piece, |line| lines.push_back(String::from_utf8_lossy(line).into_owned()));
-                }
-                Ok(None) if self.begun.is_empty() => return Next::End(None),
-                Ok(None) => return Next::End(Some("in the middle of a line".to_owned())),
-                Err(error) => return Next::End(Some(error.to_string())),
+            match self.connection.piece().await {
+                Ok(Some(piece)) => split(&mut self.partial, &piece, &mut self.lines),
+                Ok(None) if self.partial.is_empty() => return Ok(None),
+                Ok(None) => return Err("in the middle of a line".to_owned()),
+                Err(error) => return Err(error.to_string()),
             }
         }
     }
 
     /// Ends the connection with a RST.
     pub fn reset(self) {
-        self.wire.reset();
+        self.connection.reset();
     }
 }
 
-/// Cuts bytes into lines; what is left of the last one stays in `begun`. Blank lines are legal signs of life and are left
-/// out (the NDJSON specification lets a reader skip them).
-fn split(begun: &mut Vec<u8>, bytes: &[u8], mut complete: impl FnMut(&[u8])) {
-    let mut rest = bytes;
-    while let Some(place) = rest.iter().position(|byte| *byte == b'\n') {
-        begun.extend_from_slice(&rest[..place]);
-        if !begun.is_empty() {
-            complete(begun);
+/// Moves the complete lines of `partial` and `bytes` to `lines`. Skips blank lines, which the server sends as a sign of
+/// life (the NDJSON specification lets a reader ignore them).
+fn split(partial: &mut Vec<u8>, bytes: &[u8], lines: &mut VecDeque<String>) {
+    for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+        partial.extend_from_slice(part);
+        if partial.pop_if(|last| *last == b'\n').is_some() {
+            let line = std::mem::take(partial);
+            lines.extend(Some(String::from_utf8_lossy(&line).into_owned()).filter(|line| !line.is_empty()));
         }
-        begun.clear();
-        rest = &rest[place + 1..];
     }
-    begun.extend_from_slice(rest);
 }
 
 #[cfg(test)]
 mod tests {
     use super::split;
+    use std::collections::VecDeque;
 
     #[test]
     fn lines_are_the_same_however_they_are_cut() {
         let text = "{\"a\":\"\u{2028} …\"}\n\n{}\n{\"cut";
         for step in 1..=text.len() {
-            let (mut begun, mut lines) = (Vec::new(), Vec::new());
+            let (mut partial, mut lines) = (Vec::new(), VecDeque::new());
             for piece in text.as_bytes().chunks(step) {
-                split(&mut begun, piece, |line| lines.push(String::from_utf8(line.to_vec()).unwrap()));
+                split(&mut partial, piece, &mut lines);
             }
-            assert_eq!(
-                (lines, begun),
-                (vec!["{\"a\":\"\u{2028} …\"}".to_owned(), "{}".to_owned()], b"{\"cut".to_vec())
-            );
+            assert_eq!(lines, ["{\"a\":\"\u{2028} …\"}", "{}"]);
+            assert_eq!(partial, b"{\"cut");
         }
     }
 }
