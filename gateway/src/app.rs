@@ -40,8 +40,8 @@ const BROKER_CLOSE: Duration = Duration::from_secs(2);
 /// How long a draining node goes on listening at least, if it has a front: nginx looks the nodes' addresses up every 2 s,
 /// Prometheus scrapes every 2 s, and a second is to spare.
 const FRONT_NOTICES: Duration = Duration::from_secs(3);
-/// Parts of the drain window after which a node with a front stops listening, and ends even if connections are left. The
-/// closing of sessions (`shard::drain`) is over before the first, and the broker's close comes after the second.
+/// Parts of the drain window: after the first a node stops listening at the latest, since `shard::drain` has closed the
+/// sessions by then; after the second it no longer waits for connections, so that the broker's close has some time left.
 const LISTENS: f64 = 0.85;
 const CONNECTIONS_END: f64 = 0.95;
 /// How often a draining shard looks whether its last connection has ended.

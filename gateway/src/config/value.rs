@@ -144,14 +144,14 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A node's name: it stands in frames, metrics and logs.
+/// A node's name, as it appears in frames, metrics and logs.
 pub(super) fn node(text: &str) -> Result<String, String> {
     let fits = (1..=64).contains(&text.len()) && text.bytes().all(is_name_byte);
     let wrong = || format!("must be 1 to 64 letters, digits, '.', '_' or '-', not {text:?}");
     fits.then(|| text.to_owned()).ok_or_else(wrong)
 }
 
-/// Whether a byte may stand in a node's name.
+/// Whether a node's name may have this byte.
 pub(super) fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
 }
