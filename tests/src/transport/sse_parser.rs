@@ -1,79 +1,80 @@
-//! A parser of event streams, written from the WHATWG HTML standard (section 9.2.6, "Interpreting an event stream") and
-//! from nothing of the gateway's, so that each can find the other's mistakes. Called by `sse` with bytes as they come;
-//! pure, and it never waits: a line that is incomplete stays for the next bytes.
+//! A parser of event streams. It follows the WHATWG HTML standard (section 9.2.6, "Interpreting an event stream") and
+//! shares no code with the gateway, so that each can reveal mistakes of the other. Called by `sse` with bytes as they
+//! come; pure. It keeps an incomplete line until the next bytes come.
 
-/// What lies between two blank lines.
+/// The lines up to a blank line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Block {
-    /// The event that its blank line dispatched; none where there was no data.
-    pub event: Option<Event>,
-    /// The last event ID after it: what a browser would say as `Last-Event-ID`.
+pub struct SseBlock {
+    /// The event that the blank line dispatched; `None` if the block has no data.
+    pub event: Option<SseEvent>,
+    /// The last event ID after the block, which a browser would send as `Last-Event-ID`.
     pub id: String,
-    /// The reconnection time it set, in milliseconds.
+    /// The reconnection time that the block set, in milliseconds.
     pub retry_ms: Option<u64>,
-    /// Its bytes, with the blank line.
+    /// The bytes of the block, with the blank line.
     pub raw: Vec<u8>,
 }
 
-/// What a browser would hand to a listener.
+/// An event that a browser would pass to a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// `message`, if the stream does not name it.
+pub struct SseEvent {
+    /// The name of the event; `message` if the stream does not name it.
     pub kind: String,
-    /// The lines of data.
+    /// The lines of data, joined with line feeds.
     pub data: String,
-    /// The last event ID at its dispatch.
+    /// The last event ID at the time of the event.
     pub id: String,
 }
 
 /// The state of one stream.
 #[derive(Clone, Debug, Default)]
-pub struct Parser {
-    /// The line that has begun.
+pub struct SseParser {
+    /// The bytes of the incomplete line.
     line: Vec<u8>,
-    /// The block that has begun.
+    /// The bytes of the incomplete block.
     raw: Vec<u8>,
-    /// The last byte was a CR: a LF now belongs to it.
+    /// Whether the last byte was a CR, so that a LF would belong to the same line end.
     after_return: bool,
-    /// The first line, which may open with a byte order mark, is behind.
+    /// Whether the first line, which may begin with a byte order mark, has been read.
     past_first: bool,
     kind: String,
     data: String,
-    /// Persists: only another `id` changes it.
+    /// The last event ID, which stays until another `id` changes it.
     id: String,
     retry_ms: Option<u64>,
 }
 
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-impl Parser {
-    /// Takes the next bytes; each block they complete goes to `complete`.
-    pub fn feed(&mut self, mut bytes: &[u8], mut complete: impl FnMut(Block)) {
+impl SseParser {
+    /// Parses the next bytes and calls `complete` with each block that they complete.
+    pub fn feed(&mut self, mut bytes: &[u8], mut complete: impl FnMut(SseBlock)) {
         while let Some(first) = bytes.first() {
             if std::mem::take(&mut self.after_return) && *first == b'\n' {
                 self.raw.push(b'\n');
                 bytes = &bytes[1..];
                 continue;
             }
-            let Some(place) = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
+            let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
                 self.line.extend_from_slice(bytes);
                 self.raw.extend_from_slice(bytes);
                 return;
             };
-            self.line.extend_from_slice(&bytes[..place]);
-            self.raw.extend_from_slice(&bytes[..=place]);
-            self.after_return = bytes[place] == b'\r';
-            bytes = &bytes[place + 1..];
+            self.line.extend_from_slice(&bytes[..end]);
+            self.raw.extend_from_slice(&bytes[..=end]);
+            self.after_return = bytes[end] == b'\r';
+            bytes = &bytes[end + 1..];
             if let Some(block) = self.end_line() {
                 complete(block);
             }
         }
     }
 
-    /// A line is complete; a blank one dispatches.
-    fn end_line(&mut self) -> Option<Block> {
+    /// Interprets a complete line; a blank one completes a block.
+    fn end_line(&mut self) -> Option<SseBlock> {
         let bytes = std::mem::take(&mut self.line);
-        // A line end is never part of a character, so lines can be decoded one by one as the standard decodes the whole.
+        // The standard decodes the whole stream. Decoding line by line gives the same, because no UTF-8 character contains
+        // a line end.
         let text = String::from_utf8_lossy(&bytes);
         let mut line = &*text;
         if !std::mem::replace(&mut self.past_first, true) {
@@ -98,7 +99,7 @@ impl Parser {
                 self.data.push('\n');
             }
             "id" if !value.contains('\0') => value.clone_into(&mut self.id),
-            // Without a digit it is no number; browsers agree (WPT: format-field-retry-empty).
+            // Browsers ignore an empty value (WPT: format-field-retry-empty).
             "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
                 self.retry_ms = Some(value.parse().unwrap_or(u64::MAX));
             }
@@ -106,18 +107,18 @@ impl Parser {
         }
     }
 
-    fn dispatch(&mut self) -> Block {
+    fn dispatch(&mut self) -> SseBlock {
         let (mut data, kind) = (std::mem::take(&mut self.data), std::mem::take(&mut self.kind));
-        let event = data.pop().map(|_| Event {
+        let event = data.pop().map(|_| SseEvent {
             kind: if kind.is_empty() { "message".to_owned() } else { kind },
             data,
             id: self.id.clone(),
         });
         let (raw, retry_ms) = (std::mem::take(&mut self.raw), self.retry_ms.take());
-        Block { event, id: self.id.clone(), retry_ms, raw }
+        SseBlock { event, id: self.id.clone(), retry_ms, raw }
     }
 }
 
 #[cfg(test)]
-#[path = "event_stream_tests.rs"]
+#[path = "sse_parser_tests.rs"]
 mod tests;

@@ -1,39 +1,39 @@
-//! Where clients connect: the nodes themselves, or a balancer before them. Called by the sentences that hold for
-//! both, and by the members and publishers that reconnect; it never knows what stands behind an address.
+//! Where clients connect: the nodes themselves, or a load balancer in front of them. Called by the tests that hold for
+//! both, and by the members and publishers that reconnect. A target does not know which server is behind an address.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
 
-/// A list of addresses; cheap to clone.
+/// A list of addresses that clients use in turn; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Front {
-    /// How it is called in verdicts.
+pub struct Target {
+    /// The name printed beside results.
     pub name: &'static str,
     addresses: Arc<[SocketAddr]>,
 }
 
-impl Front {
+impl Target {
     /// The nodes themselves, each at its own address.
     #[must_use]
     pub fn direct(cluster: &Cluster) -> Self {
-        Self { name: "direct", addresses: cluster.nodes.iter().map(|node| node.listen).collect() }
+        Self::of("direct", cluster.nodes.iter().map(|node| node.listen))
     }
 
-    /// Addresses of the caller's, dealt in turn.
+    /// The given addresses.
     #[must_use]
     pub fn of(name: &'static str, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         Self { name, addresses: addresses.into_iter().collect() }
     }
 
-    /// One balancer.
+    /// One load balancer.
     #[must_use]
     pub fn balancer(name: &'static str, address: SocketAddr) -> Self {
-        Self { name, addresses: Arc::new([address]) }
+        Self::of(name, [address])
     }
 
-    /// The address for the client number `index`: addresses are dealt in turn.
+    /// The address for client number `index`; indices wrap around.
     #[must_use]
     pub fn address(&self, index: usize) -> SocketAddr {
         self.addresses[index % self.addresses.len()]

@@ -1,5 +1,5 @@
-//! One proxied connection: two pumps that read, hold back as the fault of the moment says, and write. Called by the
-//! proxy for each connection; it never keeps more than a bounded number of pieces in memory.
+//! One proxied connection: two pumps, one for each direction, which read bytes, hold them back as the current fault
+//! demands, and write them. Called by `proxy` for each connection. The pieces in memory are bounded in number.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,28 +10,28 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Fault, Way};
+use super::kind::{Direction, Fault};
 use crate::rng::Rng;
 
-/// The most that is read at once.
+/// The largest number of bytes that is read at once.
 const PIECE: usize = 16 << 10;
-/// Pieces that may be under way with a delay; then the reader waits, as a full link makes it.
+/// The largest number of delayed pieces. At this number the pump stops reading, as a full network link would.
 const UNDER_WAY_MAX: usize = 256;
 
-/// No cut has been begun on this connection.
+/// The value of `left` if no cut is due on this connection.
 const NO_CUT: u64 = u64::MAX;
 
-/// What a pump's reader hands to its writer.
+/// What the reading half of a pump hands to its writing half.
 enum Piece {
-    /// Bytes, and when they are due.
+    /// Bytes, and the time at which they may be written.
     Bytes(Instant, Vec<u8>),
-    /// The sender has said all it had to say.
+    /// The end of the stream, and the time at which it may be passed on.
     End(Instant),
-    /// The connection is to be reset.
+    /// The connection has to be reset.
     Reset,
 }
 
-/// The connection is to be reset.
+/// The reason why a pump ends early: the connection has to be reset.
 struct Reset;
 
 impl From<io::Error> for Reset {
@@ -40,8 +40,8 @@ impl From<io::Error> for Reset {
     }
 }
 
-/// Carries until both sides are finished or the connection is reset.
-pub(super) async fn both_ways(
+/// Copies bytes until both sides have finished or the connection is reset.
+pub(super) async fn both_directions(
     (mut near, mut far): (TcpStream, TcpStream),
     fault: &watch::Sender<Fault>,
     mut resets: watch::Receiver<u64>,
@@ -50,9 +50,10 @@ pub(super) async fn both_ways(
     let is_reset = {
         let ((near_read, near_write), (far_read, far_write)) = (near.split(), far.split());
         let left = AtomicU64::new(NO_CUT);
-        let pump = |way, seed| Pump { way, fault: fault.subscribe(), left: &left, rng: Rng::new(seed), due: None };
-        let up = pump(Way::ToServer, seed).run(near_read, far_write);
-        let down = pump(Way::ToClient, !seed).run(far_read, near_write);
+        let pump =
+            |direction, seed| Pump { direction, fault: fault.subscribe(), left: &left, rng: Rng::new(seed), due: None };
+        let up = pump(Direction::ToServer, seed).run(near_read, far_write);
+        let down = pump(Direction::ToClient, !seed).run(far_read, near_write);
         let mut watched = fault.subscribe();
         tokio::select! {
             ended = async { tokio::try_join!(up, down) } => ended.is_err(),
@@ -65,30 +66,30 @@ pub(super) async fn both_ways(
     }
 }
 
-/// One direction.
+/// The pump of one direction.
 struct Pump<'a> {
-    way: Way,
+    direction: Direction,
     fault: watch::Receiver<Fault>,
-    /// What `CutAfter` lets pass yet on this connection.
+    /// How many bytes `CutAfter` still lets pass on this connection.
     left: &'a AtomicU64,
     rng: Rng,
-    /// When the last piece is due: later ones do not overtake it.
+    /// When the last piece may be written; later pieces must not overtake it.
     due: Option<Instant>,
 }
 
 impl Pump<'_> {
     async fn run(self, from: ReadHalf<'_>, to: WriteHalf<'_>) -> Result<(), Reset> {
         let (pieces, under_way) = mpsc::channel(UNDER_WAY_MAX);
-        let (way, fault) = (self.way, self.fault.clone());
-        tokio::try_join!(self.read(from, pieces), write(way, fault, under_way, to)).map(|_| ())
+        let (direction, fault) = (self.direction, self.fault.clone());
+        tokio::try_join!(self.read(from, pieces), write(direction, fault, under_way, to)).map(|_| ())
     }
 
     async fn read(mut self, mut from: ReadHalf<'_>, pieces: mpsc::Sender<Piece>) -> Result<(), Reset> {
         let mut buffer = vec![0; PIECE];
         loop {
             let read = from.read(&mut buffer).await;
-            // What came while nothing may pass waits, the end of the connection as well.
-            let fault = passes(&mut self.fault, self.way).await;
+            // While nothing may pass, the bytes wait here, and so does the end of the connection.
+            let fault = passes(&mut self.fault, self.direction).await;
             let bytes = match read {
                 Ok(0) => {
                     let due = self.due(&fault);
@@ -117,11 +118,11 @@ impl Pump<'_> {
             self.left.store(NO_CUT, Ordering::Relaxed);
             return count;
         };
-        // Both pumps of a connection run in one task: nobody writes between the load and the store.
+        // Both pumps of a connection run in one task, so `left` does not change between the load and the store.
         let left = self.left.load(Ordering::Relaxed).min(*limit);
         let allowed = left.min(count as u64);
         self.left.store(left - allowed, Ordering::Relaxed);
-        usize::try_from(allowed).expect("no more than a count of bytes")
+        usize::try_from(allowed).expect("at most `count`")
     }
 
     fn due(&mut self, fault: &Fault) -> Instant {
@@ -137,7 +138,7 @@ impl Pump<'_> {
 }
 
 async fn write(
-    way: Way,
+    direction: Direction,
     mut fault: watch::Receiver<Fault>,
     mut pieces: mpsc::Receiver<Piece>,
     mut to: WriteHalf<'_>,
@@ -146,14 +147,14 @@ async fn write(
         match piece {
             Piece::Bytes(due, bytes) => {
                 sleep_until(due).await;
-                let step = if passes(&mut fault, way).await == Fault::Chop { 1 } else { bytes.len().max(1) };
+                let step = if passes(&mut fault, direction).await == Fault::Chop { 1 } else { bytes.len().max(1) };
                 for part in bytes.chunks(step) {
                     to.write_all(part).await?;
                 }
             }
             Piece::End(due) => {
                 sleep_until(due).await;
-                passes(&mut fault, way).await;
+                passes(&mut fault, direction).await;
                 to.shutdown().await?;
                 return Ok(());
             }
@@ -163,9 +164,9 @@ async fn write(
     Ok(())
 }
 
-/// Waits until something may pass this way, and says under which fault.
-async fn passes(fault: &mut watch::Receiver<Fault>, way: Way) -> Fault {
-    let open = |fault: &Fault| *fault != Fault::Stall && *fault != Fault::BlackHole(way);
-    // A proxy that is gone has said `Reset` before.
+/// Waits until bytes may pass in this direction and returns the fault that then holds.
+async fn passes(fault: &mut watch::Receiver<Fault>, direction: Direction) -> Fault {
+    let open = |fault: &Fault| *fault != Fault::Stall && *fault != Fault::BlackHole(direction);
+    // A proxy sets `Reset` before it is dropped.
     fault.wait_for(open).await.map_or(Fault::Reset, |fault| fault.clone())
 }
