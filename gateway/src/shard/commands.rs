@@ -9,10 +9,10 @@ use crate::{
     node::inbox::PublishDone,
     protocol::{
         close::CloseReason,
-        command::Ask,
+        command::Request,
         error::{ErrorCode, Refusal},
         event::Event,
-        native::{self, DecodeError, From},
+        native::{self, DecodeError, Sender},
     },
     session::{Action, PublishAction},
     time::unix_ms,
@@ -39,7 +39,7 @@ impl State {
         let Some(conn) = self.outgoing.sessions.open(reply_to.session) else { return false };
         let (id, action) = match native::decode(text) {
             Ok(command) => {
-                let (id, is_publish) = (command.id, matches!(command.ask, Ask::Publish(_)));
+                let (id, is_publish) = (command.id, matches!(command.request, Request::Publish(_)));
                 let action = conn.session.handle(command, &self.node.limits, now_ms);
                 if matches!(&action, Action::Refuse { refusal, .. } if refusal.code == ErrorCode::RateLimited) {
                     let metrics = &self.node.metrics;
@@ -128,8 +128,8 @@ impl State {
         }
         let retention = self.class(&room).history;
         let Some(conn) = self.outgoing.sessions.open(reply_to.session) else { return };
-        let from = From::Session(conn.session.id, conn.session.user());
-        let payload = native::payload(data, event.as_deref(), from).into();
+        let sender = Sender::Session(conn.session.id, conn.session.user());
+        let payload = native::payload(data, event.as_deref(), sender).into();
         let author = Some(conn.session.id);
         self.node.metrics.published[conn.shape as usize].inc();
         let ticket = PublishTicket { reply_to, began_ms: self.clock.now_ms() }.encode();

@@ -4,7 +4,7 @@ use super::{SessionRef, State, room::RoomEntry};
 use crate::{
     protocol::{
         close::CloseReason,
-        control::{Command, ControlMessage},
+        control::{ControlMessage, PostedCommands},
         error::ErrorCode,
         event::Event,
     },
@@ -24,7 +24,7 @@ impl State {
                 self.posts.on_reply(ticket, reply);
             }
             // The address names a shard that this node does not have. One shard replies for the node.
-            Some(ControlMessage::Command(Command { address, back, .. }))
+            Some(ControlMessage::Command(PostedCommands { address, back, .. }))
                 if self.me.0 == 0 && usize::from(address.shard) >= self.node.inboxes.len() =>
             {
                 self.send_reply(back, Err(ErrorCode::SessionGone));

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::protocol::{
     address::PostAddress,
-    control::{Command, CommandReply, ControlMessage, Return},
+    control::{CommandReply, ControlMessage, PostedCommands, ReplyAddress},
     error::{ErrorCode, Refusal},
     post::commands,
 };
@@ -87,8 +87,8 @@ impl Shard {
         let bytes = body.len();
         let (ticket, reply) = self.state.borrow_mut().posts.expect(destination, bytes)?;
         let _expected = Expected { shard: self, ticket, destination, bytes };
-        let back = Return { node: self.node.id, shard: self.me.0, ticket };
-        let command = ControlMessage::Command(Command { address, back, body });
+        let back = ReplyAddress { node: self.node.id, shard: self.me.0, ticket };
+        let command = ControlMessage::Command(PostedCommands { address, back, body });
         if !self.send_control(address.node, address.shard, &command).await? {
             return Ok(None);
         }
@@ -114,9 +114,9 @@ impl Shard {
 
 impl State {
     /// Begins the commands that were posted for a session of this shard.
-    pub(super) fn on_command(&mut self, command: Command) {
-        let Command { address, back, body } = command;
-        let session = SessionRef::from_u64(address.place);
+    pub(super) fn on_command(&mut self, command: PostedCommands) {
+        let PostedCommands { address, back, body } = command;
+        let session = SessionRef::from_u64(address.slot);
         let conn = self.outgoing.sessions.open(session);
         let secret = conn.and_then(|conn| conn.stream.as_ref()).map(|stream| stream.secret);
         if !secret.is_some_and(|secret| secret.is(&address.secret)) {
@@ -178,7 +178,7 @@ impl State {
     }
 
     /// Sends the reply to a post back to the shard that took it.
-    pub(super) fn send_reply(&self, back: Return, reply: CommandReply) {
+    pub(super) fn send_reply(&self, back: ReplyAddress, reply: CommandReply) {
         let message = ControlMessage::Reply { shard: back.shard, ticket: back.ticket, reply };
         if back.node == self.node.id {
             self.node.send_to_shard(back.shard, message.encode());

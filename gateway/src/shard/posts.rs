@@ -6,7 +6,7 @@ use super::{
     reply_to::{ReplyNumber, ReplyTo},
 };
 use crate::protocol::{
-    control::{CommandReply, Return},
+    control::{CommandReply, ReplyAddress},
     error::{ErrorCode, Refusal},
     event::Event,
     native,
@@ -64,7 +64,7 @@ pub(super) struct Posts {
 /// A post for a session of this shard.
 struct Post {
     session: SessionRef,
-    back: Return,
+    back: ReplyAddress,
     is_array: bool,
     commands: Vec<Box<RawValue>>,
     /// By command.
@@ -81,7 +81,7 @@ struct Post {
 
 /// A post's replies, and where they go.
 pub(super) struct Finished {
-    pub(super) back: Return,
+    pub(super) back: ReplyAddress,
     pub(super) text: Bytes,
 }
 
@@ -141,7 +141,7 @@ impl Posts {
     pub(super) fn insert(
         &mut self,
         session: SessionRef,
-        back: Return,
+        back: ReplyAddress,
         commands: Vec<&RawValue>,
         is_array: bool,
     ) -> Option<u32> {

@@ -91,7 +91,7 @@ impl State {
         self.queue(session.index, Frames { bytes: head, count: 1 });
         let node = std::sync::Arc::clone(&self.node);
         let post = secret.map(|secret| {
-            let address = PostAddress { node: node.id, shard: self.me.0, place: session.to_u64(), secret };
+            let address = PostAddress { node: node.id, shard: self.me.0, slot: session.to_u64(), secret };
             format!("/v1/sessions/{address}")
         });
         let limits = WelcomeLimits { message_bytes: node.limits.message_bytes, rooms: node.limits.rooms_per_session };
