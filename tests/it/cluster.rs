@@ -1,11 +1,11 @@
-//! Three nodes over one Redis, reached directly: one order, one history, one presence, and nodes that go away. One
-//! node with the embedded broker keeps the same promises.
+//! Three nodes over one Redis, which clients reach directly: one order of messages, one history, one presence, and nodes that
+//! drain or die. One node with the embedded broker keeps the same promises.
 
 use std::time::Duration;
 
 use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
-use fanfare_tests::wait::{eventually, patient};
+use fanfare_tests::wait::{patience, patient};
 use fanfare_tests::{Client, Cluster, Target};
 use serde_json::json;
 
@@ -16,7 +16,7 @@ async fn three_nodes() -> Cluster {
 }
 
 #[tokio::test]
-async fn a_node_alone_keeps_the_promises_of_a_cluster() {
+async fn a_single_node_keeps_the_promises_of_a_cluster() {
     let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
     let target = Target::direct(&cluster);
     sentences::a_publish_right_after_joined_comes(&target).await;
@@ -27,13 +27,13 @@ async fn a_node_alone_keeps_the_promises_of_a_cluster() {
 }
 
 #[tokio::test]
-async fn a_node_alone_loses_nothing_at_joins_amid_publishes() {
+async fn on_a_single_node_a_join_amid_publishes_misses_nothing() {
     let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
     sentences::a_join_amid_publishes_misses_nothing_after_its_cursor(&Target::direct(&cluster)).await;
 }
 
 #[tokio::test]
-async fn a_node_alone_loses_and_repeats_nothing_at_resumes() {
+async fn on_a_single_node_a_resume_loses_and_repeats_nothing() {
     let cluster = Cluster::embedded().config(KEEP_ALL).start().await;
     sentences::a_resume_on_another_node_loses_and_repeats_nothing(&Target::direct(&cluster)).await;
 }
@@ -45,7 +45,7 @@ async fn three_nodes_agree_on_one_order_under_concurrent_publishers() {
 }
 
 #[tokio::test]
-async fn a_publish_right_after_joined_comes_from_any_node() {
+async fn a_publish_at_any_node_right_after_joined_is_delivered() {
     let cluster = three_nodes().await;
     sentences::a_publish_right_after_joined_comes(&Target::direct(&cluster)).await;
 }
@@ -98,20 +98,18 @@ async fn three_hundred_members_lose_nothing_of_twenty_thousand_publishes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drained_node_hands_its_members_over_and_exits_within_its_window() {
-    let window_s = 4;
-    let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(window_s).start().await;
+async fn members_of_a_drained_node_resume_elsewhere_and_the_node_exits() {
+    let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).drain(4).start().await;
     let target = Target::direct(&cluster);
     let rooms = rooms(6);
     let members = members(&target, 36, &rooms).await;
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 6_000, window: 4, pace };
     let running = load.start();
-    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    running.reaches(500).await;
 
     cluster.nodes[0].terminate();
-    let window = Duration::from_secs(u64::from(window_s));
-    let status = cluster.nodes[0].exit(patient(window)).await;
+    let status = cluster.nodes[0].exit(patience()).await;
     assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
 
     let published = running.finish().await;
@@ -139,7 +137,7 @@ async fn members_of_a_killed_node_resume_elsewhere_and_lose_nothing() {
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 4_000, window: 4, pace };
     let running = load.start();
-    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    running.reaches(500).await;
     cluster.nodes[1].kill();
     let published = running.finish().await;
     settle(&members, &heads(&published)).await;
@@ -150,17 +148,18 @@ async fn members_of_a_killed_node_resume_elsewhere_and_lose_nothing() {
 }
 
 #[tokio::test]
-async fn a_killed_node_leaves_no_ghosts_in_the_presence() {
+async fn members_of_a_killed_node_leave_the_presence_list() {
     let mut cluster = three_nodes().await;
     let mut watcher = Client::connect(cluster.address(0)).await;
     watcher.join_with(json!({"room": "a", "presence": true})).await;
-    let mut doomed = Client::connect(cluster.address(1)).await;
-    doomed.join("a").await;
-    let user = doomed.session();
+    let mut dying = Client::connect(cluster.address(1)).await;
+    dying.join("a").await;
+    let user = dying.session();
     cluster.nodes[1].kill();
     let mut left = None;
-    // A node counts as dead after 10 s without a heartbeat, and the sweeper needs a moment more.
-    fanfare_tests::wait::within_time(patient(Duration::from_secs(20)), "the ghost is swept", async {
+    // A node counts as dead after 10 s without a heartbeat; then another node removes its members.
+    let limit = patient(Duration::from_secs(20));
+    fanfare_tests::wait::within_time(limit, "the members of the dead node are removed", async {
         while left.is_none() {
             if let Ok(frame) = watcher.try_next().await {
                 left = (frame.kind() == "member_left").then_some(frame.json);

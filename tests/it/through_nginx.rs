@@ -7,7 +7,7 @@ use std::time::Duration;
 use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::nginx::{Nginx, Version};
-use fanfare_tests::wait::{eventually, patient};
+use fanfare_tests::wait::{eventually, patience};
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::json;
 
@@ -49,9 +49,9 @@ async fn nodes_come_and_go_unnoticed_behind(version: Version) {
     let pace = Duration::from_millis(4);
     let load = Load { target: target.clone(), publishers: 3, rooms, total: 5_000, window: 4, pace };
     let running = load.start();
-    eventually("the load is under way", async || running.acknowledged() > 500).await;
+    running.reaches(500).await;
     cluster.nodes[0].terminate();
-    let status = cluster.nodes[0].exit(patient(Duration::from_secs(4))).await;
+    let status = cluster.nodes[0].exit(patience()).await;
     assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
     cluster.nodes[1].kill();
     let published = running.finish().await;

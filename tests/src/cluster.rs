@@ -3,7 +3,8 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -14,24 +15,45 @@ use crate::redis::Redis;
 use crate::scratch::Scratch;
 use crate::wait::eventually;
 
-/// The gateway under test: `FANFARE_BIN`, or the `fanfare` that cargo built into the directory of this program.
+/// The gateway under test: `FANFARE_BIN`, or the `fanfare` that cargo has built with the profile of this program.
 ///
 /// # Panics
-/// If that file does not exist.
+/// When it has not been built.
 #[must_use]
 pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("FANFARE_BIN") {
-        return path.into();
-    }
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    std::env::var_os("FANFARE_BIN").map_or_else(|| BUILT.get_or_init(built).clone(), PathBuf::from)
+}
+
+/// A test stands in `<build directory>/<profile>/deps`, a program in `<target directory>/<profile>`. The two directories
+/// are one, unless `CARGO_BUILD_BUILD_DIR` or a configuration parts them: then cargo knows the second one.
+fn built() -> PathBuf {
     let this = std::env::current_exe().expect("a program knows its own path");
-    // A test lies in target/<profile>/deps, a binary in target/<profile>.
-    let mut directory = this.parent().expect("a program lies in a directory");
+    let mut directory = this.parent().expect("a program stands in a directory");
     if directory.ends_with("deps") {
-        directory = directory.parent().expect("deps lies in target/<profile>");
+        directory = directory.parent().expect("deps stands in <profile>");
     }
-    let path = directory.join("fanfare");
-    assert!(path.exists(), "{} does not exist: build it first, or set FANFARE_BIN", path.display());
+    let beside = directory.join("fanfare");
+    if beside.exists() {
+        return beside;
+    }
+    let profile = directory.file_name().expect("a profile's directory has its name");
+    let path = target_directory().join(profile).join("fanfare");
+    assert!(path.exists(), "no {}: build it first (cargo build -p fanfare), or set FANFARE_BIN", path.display());
     path
+}
+
+fn target_directory() -> PathBuf {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut asks = Command::new(cargo);
+    asks.args(["metadata", "--format-version", "1", "--no-deps", "--offline"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let said = asks.output().expect("cargo can be run");
+    let metadata = serde_json::from_slice::<Metadata>(&said.stdout);
+    metadata.unwrap_or_else(|why| panic!("{why}: {}", String::from_utf8_lossy(&said.stderr))).target_directory
 }
 
 /// The settings of a cluster that is about to be started.

@@ -14,10 +14,10 @@ use tokio::time::timeout;
 use crate::client::Client;
 use crate::history::{Cursor, Published};
 use crate::target::Target;
-use crate::wait::{patient, ticks, within_time};
+use crate::wait::{patient, ticks, while_progressing, within_time};
 
-/// The longest time that a whole load may take.
-const LOAD_MAX: Duration = Duration::from_secs(90);
+/// A load without an acknowledgement for this long has stalled. Longer than Redis is away in any test.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// The time without a reply after which a publisher gives up its connection.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -132,23 +132,44 @@ impl Running {
         self.winds_down.store(true, Ordering::Relaxed);
     }
 
+    /// Waits until at least `count` publications are acknowledged.
+    ///
+    /// # Panics
+    /// If the load stalls.
+    pub async fn reaches(&self, count: u64) {
+        let mut tick = ticks(Duration::from_millis(20));
+        let reached = async {
+            while self.acknowledged() < count {
+                tick.tick().await;
+            }
+        };
+        let reached = while_progressing(patient(STALLED_AFTER), || self.acknowledged(), reached).await;
+        assert!(reached.is_some(), "the load stalled after {} of {count} acknowledgements", self.acknowledged());
+    }
+
     /// Waits until all publications are acknowledged and returns them in the order of their acknowledgements.
     ///
     /// # Panics
-    /// If that takes too long, or a publisher was refused for good.
+    /// If the load stalls, or a publisher was refused for good.
     pub async fn finish(self) -> Vec<Published> {
-        self.finish_within(LOAD_MAX).await
+        let acknowledged = Arc::clone(&self.acknowledged);
+        let progress = || acknowledged.load(Ordering::Relaxed);
+        let finished = while_progressing(patient(STALLED_AFTER), progress, self.published()).await;
+        finished.unwrap_or_else(|| panic!("the load stalled after {} acknowledgements", progress()))
     }
 
-    /// Like [`Running::finish`], with another time limit for each publisher.
+    /// Like [`Running::finish`], with a limit on the whole time.
     ///
     /// # Panics
     /// If that takes too long, or a publisher was refused for good.
     pub async fn finish_within(self, limit: Duration) -> Vec<Published> {
+        within_time(patient(limit), "all publications are acknowledged", self.published()).await
+    }
+
+    async fn published(self) -> Vec<Published> {
         let mut published = Vec::new();
         for task in self.tasks {
-            let list = within_time(patient(limit), "all publications are acknowledged", task).await;
-            published.extend(list.expect("the publisher ran to its end"));
+            published.extend(task.await.expect("the publisher ran to its end"));
         }
         published.sort_unstable_by_key(|(sequence, _)| *sequence);
         published.into_iter().map(|(_, publication)| publication).collect()

@@ -77,6 +77,22 @@ pub async fn holds_within(limit: Duration, mut condition: impl AsyncFnMut() -> b
     timeout(limit, checks).await.is_ok()
 }
 
+/// The result of `future`, as long as `progress` changes at least once within each `limit`; nothing otherwise. For work whose
+/// amount is known and whose speed depends on the machine.
+pub async fn while_progressing<F: Future>(limit: Duration, progress: impl Fn() -> u64, future: F) -> Option<F::Output> {
+    let stalls = async {
+        let mut last = progress();
+        while holds_within(limit, async || progress() != last).await {
+            last = progress();
+        }
+    };
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = stalls => None,
+    }
+}
+
 /// Lets time pass for a client that backs off, or for the length of a fault: cases in which the time itself is under
 /// test. To wait for an event use [`eventually`].
 pub async fn pause(duration: Duration) {

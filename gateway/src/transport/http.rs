@@ -225,7 +225,8 @@ async fn answer(
     }
     match route(shard, client, request, &finish, counted).await {
         Routed::Answer(answer) => answer,
-        Routed::Api(request) => {
+        // It counts until its answer is there: a drain waits for it.
+        Routed::Api(request, _counted) => {
             let response = match tokio::time::timeout(REQUEST_TIME, router.oneshot(request.map(Body::new))).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(never)) => match never {},
@@ -238,7 +239,7 @@ async fn answer(
 
 enum Routed {
     Answer(Answer),
-    Api(Request<Incoming>),
+    Api(Request<Incoming>, CountedRequest),
 }
 
 /// The transports' own paths; everything else is the HTTP API's.
@@ -269,7 +270,7 @@ async fn route(
         };
     }
     let asked = match TransportRequest::of(request.uri()) {
-        None => return Routed::Api(request),
+        None => return Routed::Api(request, counted),
         Some(_) if request.method() != Method::GET => return http(problem::method_not_allowed("GET")),
         Some(Err(why)) => return http(problem(&why)),
         // Its bytes would be taken for what follows the request once the socket has left hyper.

@@ -1,14 +1,14 @@
-//! The same message on every transport: its bytes, its fields, live and missed.
+//! The same message on every transport: its bytes and its fields, live and on a resume.
 
 use std::collections::BTreeSet;
 
 use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, http};
 use serde_json::json;
 
-use super::{Place, on_all, texts};
-use crate::stage::one_node_with;
+use super::{Entry, on_all, texts};
+use crate::fixtures::one_node_with;
 
-/// Texts of `data` that a careless encoder changes.
+/// Values of `data` that a careless encoder changes.
 pub(super) const DIFFICULT: [&str; 12] = [
     "12345678901234567890123",
     "-0.0e+10",
@@ -24,18 +24,18 @@ pub(super) const DIFFICULT: [&str; 12] = [
     "[[],{},\"\"]",
 ];
 
-/// A session and a back end publish, with and without a name; live members and those who come later get the same text.
-pub(super) async fn every_transport_brings_the_same_bytes(place: Place) {
-    let stage = place.stage(Cluster::over_redis(2)).await;
+/// A session and a back end publish, with and without an event name. Live members and members that resume get the same text.
+pub(super) async fn every_transport_delivers_the_same_bytes(entry: Entry) {
+    let setup = entry.start(Cluster::over_redis(2)).await;
     let request = RoomRequest::of(&["a"]);
-    let mut live = on_all(&stage.target, &request).await;
+    let mut live = on_all(&setup.target, &request).await;
     let start = live[0].cursor();
-    let mut publisher = Client::connect(stage.target.address(0)).await;
+    let mut publisher = Client::connect(setup.target.address(0)).await;
     for (number, data) in DIFFICULT.into_iter().enumerate() {
         let event = if number % 2 == 0 { "" } else { r#""event":"a\nb","# };
         publisher.send_text(&format!(r#"{{"type":"publish","id":{number},"room":"a",{event}"data":{data}}}"#)).await;
         publisher.take("published").await;
-        let post = http::call("POST", stage.target.address(1), "/v1/rooms/a?event=said");
+        let post = http::call("POST", setup.target.address(1), "/v1/rooms/a?event=said");
         post.header("content-type", "application/json").body(data).send().await.expect(200);
     }
     let count = 2 * DIFFICULT.len();
@@ -57,7 +57,7 @@ pub(super) async fn every_transport_brings_the_same_bytes(place: Place) {
     }
     for (index, transport) in Transport::ALL.into_iter().enumerate() {
         let mut back =
-            TransportClient::open(stage.target.address(index), transport, &request.clone().since(start.as_str())).await;
+            TransportClient::open(setup.target.address(index), transport, &request.clone().since(start.as_str())).await;
         let joined = back.take("joined").await.json;
         assert_eq!((&joined["resumed"], &joined["cursor"]), (&json!(true), &json!(start)), "{}", transport.name());
         assert_eq!(texts(&mut back, count).await, expected, "missed, over {}", transport.name());
@@ -74,7 +74,7 @@ async fn the_last_n_come_first_on_every_transport() {
         let mut client =
             TransportClient::open(cluster.address(0), transport, &RoomRequest::of(&["a"]).with("last=2")).await;
         let joined = client.take("joined").await.json;
-        assert_eq!(crate::stage::split(&joined["cursor"]).1, 3, "{}: {joined}", transport.name());
+        assert_eq!(crate::fixtures::split(&joined["cursor"]).1, 3, "{}: {joined}", transport.name());
         assert_eq!(client.data(2).await, [json!(4), json!(5)], "{}", transport.name());
     }
     let rule = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";

@@ -1,4 +1,4 @@
-//! What sessions on one-way transports say: commands by POST to their secret address, at any node.
+//! Commands of sessions on one-way transports: by POST to their secret address, at any node.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use fanfare_tests::wait::{eventually, eventually_within, patient};
 use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, http};
 use serde_json::{Value, json};
 
-use super::Place;
-use crate::stage::{one_node, split};
+use super::Entry;
+use crate::fixtures::{one_node, split};
 
 async fn on_both(cluster: &Cluster, room: &str) -> Vec<TransportClient> {
     let mut clients = Vec::new();
@@ -69,23 +69,23 @@ async fn an_array_is_answered_by_an_array_in_its_order() {
         let replies = replies.as_array().expect("an array").clone();
         assert_eq!(replies.len(), 100);
         assert_eq!((&replies[0]["type"], &replies[0]["id"]), (&json!("joined"), &json!(7)));
-        assert_eq!(split(&replies[0]["cursor"]).1, 0, "the join is over before what stands after it");
+        assert_eq!(split(&replies[0]["cursor"]).1, 0, "the join is done before the commands after it");
         for (n, reply) in replies[1..98].iter().enumerate() {
             assert_eq!((&reply["type"], &reply["id"]), (&json!("published"), &json!(100 + n)), "{reply}");
-            assert_eq!(split(&reply["cursor"]).1, n as u64 + 1, "the order of the array is the room's");
+            assert_eq!(split(&reply["cursor"]).1, n as u64 + 1, "the order of the array is the order in the room");
         }
         assert_eq!((&replies[98]["code"], &replies[98]["id"]), (&json!("unknown_type"), &json!(8)));
         assert_eq!(replies[99], json!({"type": "pong"}));
         assert_eq!(
             client.data(97).await,
             (0..97).map(|n| json!(n)).collect::<Vec<_>>(),
-            "who has joined hears himself"
+            "a member gets its own messages"
         );
     }
 }
 
 #[tokio::test]
-async fn what_was_published_right_after_a_join_by_post_comes() {
+async fn a_publish_right_after_a_posted_join_is_delivered() {
     let cluster = one_node().await;
     for mut client in on_both(&cluster, "a").await {
         for n in 0..50 {
@@ -100,7 +100,7 @@ async fn what_was_published_right_after_a_join_by_post_comes() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_command_is_a_bad_request() {
+async fn a_body_without_a_valid_command_is_a_bad_request() {
     let cluster = one_node().await;
     for client in on_both(&cluster, "a").await {
         let hundred_and_one: Vec<Value> = (0..101).map(|_| json!({"type": "ping"})).collect();
@@ -120,7 +120,7 @@ async fn a_body_that_is_no_command_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn a_message_shows_the_public_session_and_never_the_secret() {
+async fn a_message_shows_the_session_id_and_never_the_secret_address() {
     let cluster = one_node().await;
     let mut witness = Client::connect(cluster.address(0)).await;
     witness.join("a").await;
@@ -137,13 +137,13 @@ async fn a_message_shows_the_public_session_and_never_the_secret() {
     }
 }
 
-/// An array at once and one by one, at whatever node the target chooses.
-pub(super) async fn commands_pass_and_their_address_stands_in_no_log(place: Place) {
-    let stage = place.stage(Cluster::over_redis(2).flags(&["--log-level", "debug"])).await;
+/// Commands in an array and one by one, at whichever node the target chooses.
+pub(super) async fn posted_commands_arrive_and_their_secret_address_is_never_logged(entry: Entry) {
+    let setup = entry.start(Cluster::over_redis(2).flags(&["--log-level", "debug"])).await;
     for (index, transport) in Transport::ONE_WAY.into_iter().enumerate() {
-        let mut client = TransportClient::join(stage.target.address(index), transport, &RoomRequest::of(&["a"])).await;
+        let mut client = TransportClient::join(setup.target.address(index), transport, &RoomRequest::of(&["a"])).await;
         for n in 0..6 {
-            let address = stage.target.address(n);
+            let address = setup.target.address(n);
             let room = format!("{}:{n}", client.session());
             let commands = json!([{"type": "join", "room": room}, {"type": "publish", "room": room, "data": n}]);
             let replies = client.command(address, &commands).await.expect(200);
@@ -158,9 +158,9 @@ pub(super) async fn commands_pass_and_their_address_stands_in_no_log(place: Plac
         let secret = client.post().trim_start_matches("/v1/sessions/").to_owned();
         let gone = format!("{}?x=1", client.post());
         drop(client);
-        http::post(stage.target.address(0), &gone, &json!({"type": "ping"})).send().await;
-        let mut logs: Vec<String> = stage.cluster.nodes.iter().map(fanfare_tests::Node::log).collect();
-        if let Some(nginx) = &stage.nginx {
+        http::post(setup.target.address(0), &gone, &json!({"type": "ping"})).send().await;
+        let mut logs: Vec<String> = setup.cluster.nodes.iter().map(fanfare_tests::Node::log).collect();
+        if let Some(nginx) = &setup.nginx {
             eventually("nginx has logged", async || nginx.access_log().contains("/v1/sessions/-")).await;
             logs.extend([nginx.access_log(), nginx.error_log()]);
         }
@@ -169,7 +169,7 @@ pub(super) async fn commands_pass_and_their_address_stands_in_no_log(place: Plac
 }
 
 #[tokio::test]
-async fn an_address_that_is_nobodys_is_gone() {
+async fn a_post_to_an_unknown_address_is_session_gone() {
     let cluster = one_node().await;
     let mut websocket = Client::connect(cluster.address(0)).await;
     websocket.join("a").await;
@@ -194,7 +194,7 @@ async fn an_address_that_is_nobodys_is_gone() {
 }
 
 #[tokio::test]
-async fn any_node_takes_commands_and_those_of_a_dead_node_are_gone() {
+async fn any_node_takes_commands_and_sessions_of_a_dead_node_are_gone() {
     let mut cluster = Cluster::over_redis(3).start().await;
     let mut witness = Client::connect(cluster.address(2)).await;
     witness.join("witnessed").await;
@@ -204,7 +204,7 @@ async fn any_node_takes_commands_and_those_of_a_dead_node_are_gone() {
             let address = cluster.address(node);
             let room = format!("{}:{node}", client.session());
             assert_eq!(client.ask_at(address, json!({"type": "join", "room": room})).await["type"], "joined");
-            assert_eq!(client.take("joined").await.json["room"], json!(room), "its stream says it too");
+            assert_eq!(client.take("joined").await.json["room"], json!(room), "the stream has the reply as well");
             client.ask_at(address, json!({"type": "publish", "room": room, "data": node})).await;
             assert_eq!(client.message().await["data"], node);
             let commands =
@@ -216,7 +216,7 @@ async fn any_node_takes_commands_and_those_of_a_dead_node_are_gone() {
         }
     }
     cluster.nodes[0].kill();
-    // A node is known to be dead after 10 s without a heartbeat; until then it cannot be reached.
+    // A node counts as dead after 10 s without a heartbeat; until then the answer is 503.
     for client in clients {
         eventually_within(patient(Duration::from_secs(20)), "the sessions of a dead node are gone", async || {
             let reply = client.command(cluster.address(1), &json!({"type": "ping"})).await;
@@ -228,7 +228,7 @@ async fn any_node_takes_commands_and_those_of_a_dead_node_are_gone() {
 }
 
 #[tokio::test]
-async fn a_key_publishes_once_however_often_it_is_posted() {
+async fn the_same_key_posted_twice_publishes_once() {
     let cluster = Cluster::over_redis(2).start().await;
     for mut client in on_both(&cluster, "a").await {
         let key = client.transport.name();
@@ -243,7 +243,7 @@ async fn a_key_publishes_once_however_often_it_is_posted() {
 }
 
 #[tokio::test]
-async fn kicks_and_disconnects_are_told_in_the_stream() {
+async fn kicks_and_disconnects_are_reported_in_the_stream() {
     let cluster = Cluster::over_redis(2).start().await;
     for mut client in on_both(&cluster, "a").await {
         let (name, user) = (client.transport.name(), client.session());
@@ -259,7 +259,7 @@ async fn kicks_and_disconnects_are_told_in_the_stream() {
 }
 
 #[tokio::test]
-async fn twenty_errors_are_borne_and_then_the_stream_ends() {
+async fn twenty_errors_are_allowed_and_one_more_ends_the_stream() {
     let cluster = one_node().await;
     for mut client in on_both(&cluster, "a").await {
         let errors: Vec<Value> = (0..20).map(|_| json!({"type": "dance"})).collect();

@@ -1,4 +1,4 @@
-//! What is refused, and how: the same on server-sent events, streams and polls, where one bad room refuses the whole
+//! Refusals of requests by URL, the same for server-sent events, streams and polls: one invalid room refuses the whole
 //! request.
 
 use fanfare_tests::transport::sse::EventStream;
@@ -7,15 +7,15 @@ use fanfare_tests::{Client, RoomRequest, Transport, TransportClient, http};
 use serde_json::json;
 
 use super::publish;
-use crate::stage::{one_node, one_node_with, split};
+use crate::fixtures::{one_node, one_node_with, split};
 
-/// The ends of the paths.
+/// The last segments of the paths.
 const ENDS: [&str; 3] = ["sse", "stream", "poll"];
 
 const TYPING_OFF: &str = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";
 
 #[tokio::test]
-async fn one_room_that_is_none_refuses_the_whole_request() {
+async fn one_invalid_room_name_refuses_the_whole_request() {
     let cluster = one_node().await;
     for end in ENDS {
         for rooms in ["%24secret", "a%20b", "a,%7Bb%7D", "a,%C3%A9", &"x".repeat(256)] {
@@ -28,7 +28,7 @@ async fn one_room_that_is_none_refuses_the_whole_request() {
 }
 
 #[tokio::test]
-async fn a_place_that_is_none_and_too_many_or_too_few_are_a_bad_request() {
+async fn an_invalid_cursor_or_a_wrong_number_of_them_is_a_bad_request() {
     let cluster = one_node().await;
     for end in ENDS {
         for (rooms, since) in [
@@ -49,9 +49,10 @@ async fn a_place_that_is_none_and_too_many_or_too_few_are_a_bad_request() {
     assert_eq!(poll::post(cluster.address(0), &body).send().await.problem(400), "bad_request");
 }
 
-/// A browser repeats what it was once told, also to a server that has forgotten it: an answer that ends it helps nobody.
+/// A browser repeats its last event id even to a server that no longer knows it, so the stream opens with a gap: a refusal
+/// would end the browser's attempts for good.
 #[tokio::test]
-async fn as_a_last_event_id_a_place_that_is_none_is_a_gap() {
+async fn an_invalid_last_event_id_is_a_gap() {
     let cluster = one_node().await;
     publish(cluster.address(0), "a", &json!(1)).await;
     for id in ["x", "short.1", "abcdefgh.1~abcdefgh.1", "~~", "…", "abcdefgh.99999999999999999999999"] {
@@ -63,15 +64,15 @@ async fn as_a_last_event_id_a_place_that_is_none_is_a_gap() {
                 break serde_json::from_str::<serde_json::Value>(&event.data).expect("JSON");
             }
         };
-        let told = (&joined["resumed"], &joined["gap"]);
-        assert_eq!(told, (&json!(false), &json!({"missed": null})), "{id}: {joined}");
-        let message = events.block().await.event.expect("what is kept follows");
+        let gap = (&joined["resumed"], &joined["gap"]);
+        assert_eq!(gap, (&json!(false), &json!({"missed": null})), "{id}: {joined}");
+        let message = events.block().await.event.expect("the kept messages follow");
         assert!(message.kind == "message" && message.data.contains(r#""data":1"#), "{id}: {message:?}");
     }
 }
 
 #[tokio::test]
-async fn an_empty_part_is_the_head_of_that_room() {
+async fn an_empty_cursor_means_the_head_of_that_room() {
     let cluster = one_node().await;
     for (number, transport) in Transport::ALL.into_iter().enumerate() {
         let rooms = [format!("a:{number}"), format!("b:{number}")];
@@ -118,7 +119,7 @@ async fn a_room_without_history_cannot_be_polled() {
 }
 
 #[tokio::test]
-async fn values_that_are_none_are_a_bad_request_and_unknown_parameters_nothing() {
+async fn invalid_query_values_are_refused_and_unknown_ones_ignored() {
     let cluster = one_node().await;
     for query in [
         "sse?presence=maybe",
@@ -143,7 +144,7 @@ async fn other_methods_are_not_allowed() {
     let cluster = one_node().await;
     for end in ENDS {
         let head = http::call("HEAD", cluster.address(0), &format!("/v1/rooms/a/{end}")).send().await;
-        assert_eq!(head.status, 405, "a stream has no head of its own: {head:?}");
+        assert_eq!(head.status, 405, "HEAD is refused: {head:?}");
         for method in ["POST", "PUT", "DELETE"] {
             let reply = http::call(method, cluster.address(0), &format!("/v1/rooms/a/{end}")).send().await;
             assert_eq!(reply.problem(405), "method_not_allowed", "{method} {end}");
@@ -167,7 +168,7 @@ async fn the_options_of_the_url_are_those_of_join() {
         other.join(&room).await;
         let user = other.session();
         let about_other = async |client: &mut TransportClient, kind: &str| {
-            // Its own coming may be told first.
+            // The event about its own join may come first.
             while client.take(kind).await.json["member"]["user"] != user {}
         };
         about_other(&mut client, "member_joined").await;
@@ -181,7 +182,7 @@ async fn the_options_of_the_url_are_those_of_join() {
 }
 
 #[tokio::test]
-async fn messages_of_excluded_sessions_stay_away_live_and_in_the_resume() {
+async fn messages_of_excluded_sessions_are_delivered_neither_live_nor_on_resume() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     let (mut own, mut other) = (Client::connect(address).await, Client::connect(address).await);
@@ -208,7 +209,7 @@ async fn messages_of_excluded_sessions_stay_away_live_and_in_the_resume() {
 }
 
 #[tokio::test]
-async fn a_room_stands_once_in_a_list_and_a_list_names_one() {
+async fn a_room_list_is_not_empty_and_has_no_duplicates() {
     let cluster = one_node().await;
     for end in ENDS {
         for path in [format!("/v1/rooms/a,b,a/{end}"), format!("/v1/rooms/a/{end}?room=a"), format!("/v1/rooms//{end}")]
@@ -220,11 +221,11 @@ async fn a_room_stands_once_in_a_list_and_a_list_names_one() {
 }
 
 #[tokio::test]
-async fn a_room_without_presence_is_joined_all_the_same() {
+async fn a_room_without_presence_can_still_be_joined() {
     let cluster = one_node_with("[[rooms]]\nmatch = \"quiet:*\"\npresence = false\n").await;
     for end in ["sse", "stream"] {
         let reply = http::get(cluster.address(0), &format!("/v1/rooms/a,quiet:1/{end}?presence=1")).send().await;
-        assert_eq!(reply.problem(400), "presence_off", "{end}: unless it is asked for");
+        assert_eq!(reply.problem(400), "presence_off", "{end}: presence was asked for");
     }
     for transport in Transport::ONE_WAY {
         let mut client = TransportClient::join(cluster.address(0), transport, &RoomRequest::of(&["quiet:1"])).await;
@@ -235,7 +236,7 @@ async fn a_room_without_presence_is_joined_all_the_same() {
 }
 
 #[tokio::test]
-async fn rooms_may_stand_in_the_query_and_have_commas_there() {
+async fn rooms_in_the_query_may_have_commas() {
     let cluster = one_node().await;
     for transport in [Transport::Sse, Transport::Stream, Transport::LongPoll] {
         let request = RoomRequest::of(&["a"]).with("room=x%2Cy");
@@ -243,20 +244,20 @@ async fn rooms_may_stand_in_the_query_and_have_commas_there() {
         let at = publish(cluster.address(0), "x,y", &json!(transport.name())).await;
         let cursor = match transport {
             Transport::LongPoll => poll::served(&http::get(cluster.address(0), &path).send().await).cursor().to_owned(),
-            _ => place_of_two(TransportClient::try_open(cluster.address(0), transport, &request).await).await,
+            _ => cursor_of_both(TransportClient::try_open(cluster.address(0), transport, &request).await).await,
         };
         let parts: Vec<&str> = cursor.split('~').collect();
         assert_eq!((parts.len(), parts[1]), (2, at.as_str()), "{}: {cursor}", transport.name());
     }
 }
 
-/// The place after the second `joined`, of the room that `TransportClient` does not know of.
-async fn place_of_two(client: Result<TransportClient, Refused>) -> String {
+/// The cursors of both rooms from their `joined` frames; `TransportClient` knows only the room of its path.
+async fn cursor_of_both(client: Result<TransportClient, Refused>) -> String {
     let mut client = client.expect("both rooms are joined");
-    let mut places = std::collections::BTreeMap::new();
+    let mut cursors = std::collections::BTreeMap::new();
     for _ in 0..2 {
         let joined = client.take("joined").await.json;
-        places.insert(joined["room"].to_string(), joined["cursor"].as_str().unwrap_or_default().to_owned());
+        cursors.insert(joined["room"].to_string(), joined["cursor"].as_str().unwrap_or_default().to_owned());
     }
-    places.into_values().collect::<Vec<_>>().join("~")
+    cursors.into_values().collect::<Vec<_>>().join("~")
 }

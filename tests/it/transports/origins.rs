@@ -1,15 +1,15 @@
-//! Pages of other origins: refused or answered with the headers that let them read, on every transport.
+//! Web pages of other origins on every transport: refused, or answered with the headers that let them read.
 
 use fanfare_tests::transport::ndjson::NdjsonStream;
 use fanfare_tests::transport::sse::EventStream;
 use fanfare_tests::{RoomRequest, Transport, http};
 
-use crate::stage::one_node_with;
+use crate::fixtures::one_node_with;
 
 const ORIGIN: &str = "https://app.example.com";
 
 #[tokio::test]
-async fn an_origin_that_is_not_allowed_is_refused_on_every_transport() {
+async fn an_unlisted_origin_is_refused_on_every_transport() {
     let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
     for transport in [Transport::Sse, Transport::Stream, Transport::LongPoll] {
         let path = RoomRequest::of(&["a"]).path(transport, None);
@@ -21,7 +21,7 @@ async fn an_origin_that_is_not_allowed_is_refused_on_every_transport() {
 }
 
 #[tokio::test]
-async fn an_origin_that_is_allowed_may_read_every_transport() {
+async fn a_listed_origin_may_read_every_transport() {
     let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
     let address = cluster.address(0);
     let header = [("Origin", ORIGIN)];
@@ -45,12 +45,12 @@ async fn an_origin_that_is_allowed_may_read_every_transport() {
     assert_eq!(
         (refused.status, refused.header("access-control-allow-origin")),
         (400, ORIGIN),
-        "its reason is read too"
+        "the page can read the reason as well"
     );
 }
 
 #[tokio::test]
-async fn a_preflight_allows_what_browsers_send_when_they_come_back() {
+async fn a_preflight_allows_the_headers_that_browsers_send_on_reconnect() {
     let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
     for (path, wanted) in [
         ("/v1/rooms/a/sse", "last-event-id"),

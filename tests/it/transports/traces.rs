@@ -1,4 +1,4 @@
-//! What clients leave behind: in the metrics what they did, by transport; in the node nothing.
+//! What remains of clients: metrics by transport, and nothing else once they are gone.
 
 use fanfare_tests::redis::Redis;
 use fanfare_tests::transport::poll;
@@ -6,10 +6,10 @@ use fanfare_tests::wait::eventually;
 use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, http, prometheus};
 use serde_json::json;
 
-use super::{metric, on_all, publish};
-use crate::stage::one_node;
+use super::{on_all, publish};
+use crate::fixtures::{metric, one_node};
 
-/// How a transport is called in labels.
+/// The name of a transport in labels.
 fn label(transport: Transport) -> &'static str {
     match transport {
         Transport::WebSocket => "ws",
@@ -20,7 +20,7 @@ fn label(transport: Transport) -> &'static str {
 }
 
 #[tokio::test]
-async fn metrics_say_which_transport_carried_what() {
+async fn metrics_count_sessions_and_messages_by_transport() {
     let cluster = one_node().await;
     let target = fanfare_tests::Target::direct(&cluster);
     let mut clients = on_all(&target, &RoomRequest::of(&["a"])).await;
@@ -54,7 +54,7 @@ async fn metrics_say_which_transport_carried_what() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_have_gone_leave_no_session_member_poll_or_subscription() {
+async fn disconnected_clients_leave_no_session_member_poll_or_subscription() {
     let mut cluster = Cluster::over_redis(1).start().await;
     let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
     let (mut open, mut waiting) = (Vec::new(), Vec::new());
@@ -78,18 +78,17 @@ async fn clients_that_have_gone_leave_no_session_member_poll_or_subscription() {
     for name in ["fanfare_sessions", "fanfare_members", "fanfare_polls_waiting"] {
         eventually(&format!("{name} is 0"), async || metric(admin, name).await < 0.5).await;
     }
-    eventually("no room is followed any more", async || followed(cluster.redis(), &["room:", "later:"]).await == 0)
-        .await;
+    eventually("no room is followed", async || followed(cluster.redis(), &["room:", "later:"]).await == 0).await;
 }
 
-/// How many rooms with such names some node follows.
-pub(super) async fn followed(redis: &Redis, names: &[&str]) -> usize {
+/// The number of rooms with these prefixes that a node follows.
+pub(super) async fn followed(redis: &Redis, prefixes: &[&str]) -> usize {
     let channels = redis.values("PUBSUB CHANNELS *").await;
-    channels.iter().filter(|channel| names.iter().any(|name| channel.contains(&format!(":c:{name}")))).count()
+    channels.iter().filter(|channel| prefixes.iter().any(|prefix| channel.contains(&format!(":c:{prefix}")))).count()
 }
 
 #[tokio::test]
-async fn as_many_connections_as_an_address_may_have_and_no_more() {
+async fn an_address_cannot_open_more_connections_than_its_limit() {
     let cluster = Cluster::embedded().config("[limits]\nconnections_per_ip = 2\n").start().await;
     let address = cluster.address(0);
     let first = TransportClient::join(address, Transport::Sse, &RoomRequest::of(&["a"])).await;
@@ -110,8 +109,8 @@ async fn as_many_connections_as_an_address_may_have_and_no_more() {
     assert_eq!(poll::served(&parked.await.expect("a poll")).data(), [json!(1)]);
     Client::connect(address).await.close().await;
     drop(first);
-    eventually("places are given back", async || Client::try_open(address, "/ws", &[]).await.is_ok()).await;
-    eventually("both of them", async || {
+    eventually("a connection is free again", async || Client::try_open(address, "/ws", &[]).await.is_ok()).await;
+    eventually("both connections are free again", async || {
         let both = [Client::try_open(address, "/ws", &[]).await, Client::try_open(address, "/ws", &[]).await];
         both.iter().all(Result::is_ok)
     })

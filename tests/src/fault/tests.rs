@@ -64,7 +64,7 @@ async fn a_delay_is_kept_and_does_not_add_up() {
         within("all of it", server.read_exact(&mut buffer)).await.unwrap();
     };
     both.await;
-    assert!(start.elapsed() < LONG * 10, "the delays of pieces must overlap: {:?}", start.elapsed());
+    assert!(start.elapsed() < LONG * 20, "the delays of pieces must overlap: {:?}", start.elapsed());
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use self::state::{Orders, Progress, lock};
 use self::task::MemberTask;
 use crate::history::Cursor;
-use crate::wait::{holds_within, patience, patient, within_time};
+use crate::wait::{patience, patient, ticks, while_progressing, within_time};
 
 pub use state::{BACKOFF, Membership, Outage, Report};
 pub use transport_choice::TransportChoice;
@@ -88,25 +88,34 @@ impl Member {
         let progress = lock(&self.progress);
         progress.cursors.keys().all(|room| heads.get(room).is_none_or(|head| progress.has_reached(room, head)))
     }
+
+    /// Changes with each message and each connection.
+    fn progress(&self) -> u64 {
+        let progress = lock(&self.progress);
+        let offsets = progress.cursors.values().map(|cursor| cursor.offset);
+        offsets.fold(progress.connections as u64, u64::wrapping_add)
+    }
 }
 
-/// Waits until all `members` have reached the last cursor of their rooms. Returns after [`patience`] at the latest: the
-/// history checker reports what a member still lacks.
+/// Waits until all `members` have reached the last cursor of their rooms. Returns earlier if none of them gets anything for
+/// [`patience`]: the history checker reports what a member still lacks.
 pub async fn settle(members: &[Member], heads: &BTreeMap<String, Cursor>) {
     settle_within(patience(), members, heads).await;
 }
 
-/// Like [`settle`], with another limit.
+/// Like [`settle`], with another limit on the time without progress.
 pub async fn settle_within(limit: Duration, members: &[Member], heads: &BTreeMap<String, Cursor>) {
-    let mut settled = 0;
-    holds_within(limit, async || {
-        // A member that has settled stays so: each check begins at the first one that has not.
-        while members.get(settled).is_some_and(|member| member.has_settled(heads)) {
-            settled += 1;
+    let mut tick = ticks(Duration::from_millis(20));
+    let settled = async {
+        // A member that has settled stays so: one after the other is waited for.
+        for member in members {
+            while !member.has_settled(heads) {
+                tick.tick().await;
+            }
         }
-        settled == members.len()
-    })
-    .await;
+    };
+    let progress = || members.iter().map(Member::progress).fold(0, u64::wrapping_add);
+    while_progressing(limit, progress, settled).await;
 }
 
 /// Ends all `members` and returns their reports.

@@ -14,7 +14,7 @@ use crate::redis::Redis;
 use crate::scratch::Scratch;
 use crate::sentinel::{SWITCH_MAX, Sentinels};
 use crate::target::Target;
-use crate::wait::{eventually, eventually_within, patient, ticks};
+use crate::wait::{eventually_within, patient, ticks};
 
 /// The target for delivery to be back after the switch.
 const BACK_TARGET: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let load = Load { target, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
     let running = load.start();
     let reaches = async |count: u64| {
-        eventually("the load proceeds", async || running.acknowledged() >= count).await;
+        running.reaches(count).await;
     };
     reaches(total / 10).await;
     redis.hold_replica_back().await;

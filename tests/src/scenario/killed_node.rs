@@ -14,7 +14,6 @@ use crate::member::{Member, Outage, Report, TransportChoice};
 use crate::rng::Rng;
 use crate::target::Target;
 use crate::transport::Transport;
-use crate::wait::{eventually_within, patient};
 
 /// The longest time that a part of the load may take.
 const PART_MAX: Duration = Duration::from_secs(240);
@@ -88,5 +87,5 @@ async fn reset(members: &[Member], running: &Running, size: &Size) {
 }
 
 async fn reaches(running: &Running, count: u64) {
-    eventually_within(patient(PART_MAX), "the load proceeds", async || running.acknowledged() >= count).await;
+    running.reaches(count).await;
 }

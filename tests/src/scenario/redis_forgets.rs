@@ -12,7 +12,7 @@ use crate::history::Verdict;
 use crate::load::{Load, heads};
 use crate::member::{Report, settle_within, stop_all};
 use crate::target::Target;
-use crate::wait::{eventually, holds_within, patient, pause};
+use crate::wait::{holds_within, patient, pause};
 
 /// The data with which Redis comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +58,9 @@ async fn part(settings: RunSettings, memory: Memory) -> (Verdict, ToldAfter) {
     let pace = Duration::from_millis(10);
     let load = Load { target, publishers: 3, rooms: busy.to_vec(), total, window: 8, pace };
     let running = load.start();
-    eventually("the load is running", async || running.acknowledged() > total / 20).await;
+    running.reaches(total / 20).await;
     let snapshot = cluster.redis().snapshot().await;
-    eventually("the snapshot is old", async || running.acknowledged() > total / 10).await;
+    running.reaches(total / 10).await;
 
     cluster.redis().kill();
     pause(settings.pick(Duration::from_secs(10), Duration::from_secs(1))).await;

@@ -16,7 +16,7 @@ use crate::crowd::{KEEP_ALL, members, rooms};
 use crate::load::Load;
 use crate::target::Target;
 use crate::transport::websocket::{Incoming, WebSocket};
-use crate::wait::{eventually, ticks, within};
+use crate::wait::{ticks, within};
 
 /// The interval between two pings of a client.
 const EVERY: Duration = Duration::from_millis(50);
@@ -36,7 +36,7 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let members = members(&target, count, &rooms).await;
     let load = Load { target, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
     let running = load.start();
-    eventually("the load is running", async || running.acknowledged() > total / 10).await;
+    running.reaches(total / 10).await;
 
     let before = resident(&cluster.nodes);
     let (stop, stopped) = watch::channel(false);

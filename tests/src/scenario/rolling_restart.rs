@@ -12,7 +12,7 @@ use crate::crowd::{KEEP_ALL, members, rooms};
 use crate::load::Load;
 use crate::member::{Outage, Report};
 use crate::nginx::{Nginx, Version};
-use crate::wait::{eventually, patient, pause};
+use crate::wait::{patient, pause};
 
 const TARGET: Duration = Duration::from_millis(1_500);
 /// An outage that is longer than this is printed.
@@ -33,7 +33,7 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let pace = settings.pick(Duration::from_millis(20), Duration::from_millis(10));
     let load = Load { target, publishers: 4, rooms, total, window: 4, pace };
     let running = load.start();
-    eventually("the load is running", async || running.acknowledged() > 50).await;
+    running.reaches(50).await;
 
     let window = Duration::from_secs(u64::from(window_s));
     let mut drains = Vec::new();
