@@ -2,7 +2,10 @@
 //! differently during a drain asks here. A drain cannot be undone.
 
 use crate::node::metrics::Metrics;
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::watch;
 
 /// Whether the node drains.
@@ -18,12 +21,31 @@ pub(crate) struct Drain {
     phase: watch::Sender<Phase>,
     /// Whether the node has begun to serve.
     started: watch::Sender<bool>,
+    has_front: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
 impl Drain {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { phase: watch::Sender::new(Phase::Running), started: watch::Sender::new(false), metrics }
+        Self {
+            phase: watch::Sender::new(Phase::Running),
+            started: watch::Sender::new(false),
+            has_front: AtomicBool::new(false),
+            metrics,
+        }
+    }
+
+    /// Notes that a proxy or another machine uses this node, on either listener: such a front needs some seconds to notice
+    /// that the node goes.
+    pub(crate) fn note_front(&self) {
+        if !self.has_front() {
+            self.has_front.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a proxy or another machine has used this node.
+    pub(crate) fn has_front(&self) -> bool {
+        self.has_front.load(Ordering::Relaxed)
     }
 
     /// The node has begun to serve: it is ready.

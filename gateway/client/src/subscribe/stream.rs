@@ -2,7 +2,7 @@
 //! body; lines are `ndjson`'s, frames `subscription`'s.
 
 use super::{Gateway, PATIENCE, body::Body, perform};
-use crate::client::{
+use crate::{
     ndjson::Lines,
     subscription::{Step, Subscription},
 };

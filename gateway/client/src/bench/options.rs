@@ -2,7 +2,7 @@
 //! the run reads it. It touches nothing outside.
 
 use super::stamp;
-use crate::client::Token;
+use crate::Token;
 use std::{net::IpAddr, ops::RangeInclusive};
 
 /// The largest data of one message, in bytes.

@@ -2,7 +2,7 @@
 //! EventSource would, but for what may pass. It owns the body; bytes are `event_stream`'s, frames `subscription`'s.
 
 use super::{Gateway, PATIENCE, body::Body, perform};
-use crate::client::{
+use crate::{
     event_stream::{EventStream, Item},
     subscription::{Step, Subscription},
 };

@@ -1,7 +1,7 @@
 //! Processor time and memory of the measured processes, from `/proc`. `/proc` counts what the kernel charged to the process,
 //! so that a busy machine hardly moves the figure. Linux only; elsewhere naming a process is refused.
 
-use crate::client::{EXIT_CONFIG, Failure};
+use crate::{EXIT_CONFIG, Failure};
 use std::{fs, time::Duration};
 
 /// A tick of `/proc/PID/stat` (proc_pid_stat(5)): `USER_HZ` is 100 on every architecture that this runs on.

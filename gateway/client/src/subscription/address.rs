@@ -2,7 +2,7 @@
 //! its parts in the order in which that request named the rooms.
 
 use super::Subscription;
-use crate::client::server::percent_encoded;
+use crate::server::percent_encoded;
 use std::fmt::Write as _;
 
 /// The longest target that goes into a URL where there is another way: proxies take 8 KiB at least (RFC 9110 section 4.1), and
@@ -11,7 +11,7 @@ const TARGET_BYTES_MAX: usize = 6 << 10;
 
 /// A poll.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::client) enum Ask {
+pub(crate) enum Ask {
     /// A GET of this path and query.
     Get(String),
     /// A POST of this body to `/v1/poll`, where the list is long.
@@ -20,7 +20,7 @@ pub(in crate::client) enum Ask {
 
 impl Subscription {
     /// Path and query that ask `transport` for all rooms from where they stand.
-    pub(in crate::client) fn target(&mut self, transport: &str) -> String {
+    pub(crate) fn target(&mut self, transport: &str) -> String {
         let rooms = &self.rooms;
         let wanted = || (0..rooms.len()).filter(|index| !rooms[*index].over);
         // A comma separates the names of a path, encoded or not, so a name that has one goes into the query.
@@ -45,7 +45,7 @@ impl Subscription {
     }
 
     /// The next poll.
-    pub(in crate::client) fn ask(&mut self, wait_s: u64) -> Ask {
+    pub(crate) fn ask(&mut self, wait_s: u64) -> Ask {
         let mut target = self.target("poll");
         let mark = if target.contains('?') { '&' } else { '?' };
         let _ = write!(target, "{mark}wait={wait_s}");
@@ -70,7 +70,7 @@ impl Subscription {
     }
 
     /// Takes a cursor of all rooms that were asked for: how far they have been delivered.
-    pub(in crate::client) fn place(&mut self, cursor: &str) {
+    pub(crate) fn place(&mut self, cursor: &str) {
         let parts: Vec<_> = cursor.split('~').collect();
         if parts.len() != self.asked.len() {
             return;

@@ -3,7 +3,7 @@
 //! nothing of rooms.
 
 use super::frame::{self, Frame};
-use crate::client::{Failure, Token, server::Server};
+use crate::{Failure, Token, server::Server};
 use std::{
     io,
     net::{IpAddr, SocketAddr},

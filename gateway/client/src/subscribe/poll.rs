@@ -2,7 +2,7 @@
 //! owns the connection and the pauses; what answers mean is `subscription`'s.
 
 use super::{Gateway, PATIENCE, perform, refused};
-use crate::client::{
+use crate::{
     http::Http,
     note,
     subscription::{Ask, Step, Subscription, stranger},

@@ -1,7 +1,7 @@
 //! `sub` over a WebSocket: rooms are joined by frames. It owns the socket; what frames mean is `subscription`'s.
 
 use super::{Gateway, PATIENCE, perform, refused};
-use crate::client::{
+use crate::{
     FRAME_BYTES_MAX,
     subscription::{Step, Subscription},
 };

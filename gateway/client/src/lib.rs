@@ -1,8 +1,10 @@
-//! The client commands: `fanfare sub`, `pub`, `bench` and `health`. `main` runs one of them on a small runtime of its own and ends
-//! with its exit code. They speak the public protocol and nothing else: no part of the server is used here.
+//! The client commands of the program `fanfare`: `sub`, `pub`, `bench` and `health`. The program reads its command line with
+//! [`commands`] and runs a [`ClientCommand`] on a small runtime of its own. The commands speak the public protocol and nothing
+//! else: this crate depends on no other crate of the workspace.
 
 mod backoff;
 mod bench;
+mod cli;
 mod event_stream;
 mod health;
 mod http;
@@ -12,10 +14,7 @@ mod server;
 mod subscribe;
 mod subscription;
 
-pub(crate) use bench::{Bench, Format, Pace, bench};
-pub(crate) use health::{Health, health};
-pub(crate) use publish::{Publish, publish};
-pub(crate) use subscribe::{Subscribe, Transport, subscribe};
+pub use cli::{ClientCommand, VARIABLES, commands};
 
 use std::{fmt, io::Write as _};
 

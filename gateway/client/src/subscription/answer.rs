@@ -7,15 +7,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// What to do about an answer: notes, then messages, then the next poll.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::client) struct Taken<'a> {
+pub(crate) struct Taken<'a> {
     /// Tell the user.
-    pub(in crate::client) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// Print these.
-    pub(in crate::client) messages: Vec<&'a str>,
+    pub(crate) messages: Vec<&'a str>,
     /// There is more at once: the server wants no pause.
-    pub(in crate::client) more: bool,
+    pub(crate) more: bool,
     /// When the server wants to be asked again.
-    pub(in crate::client) next: Duration,
+    pub(crate) next: Duration,
 }
 
 #[derive(Deserialize)]
@@ -35,7 +35,7 @@ struct Answer<'a> {
 
 impl Subscription {
     /// Takes a poll's answer.
-    pub(in crate::client) fn answer<'a>(&mut self, body: &'a str) -> Result<Taken<'a>, Step> {
+    pub(crate) fn answer<'a>(&mut self, body: &'a str) -> Result<Taken<'a>, Step> {
         let answer: Answer<'a> = serde_json::from_str(body).map_err(|_| stranger())?;
         let messages: Vec<_> = answer.messages.iter().map(|message| message.get()).collect();
         let came_from: Vec<_> = self.asked.iter().map(|index| self.rooms[*index].cursor.is_some()).collect();
@@ -58,7 +58,7 @@ impl Subscription {
     }
 
     /// The next answer is the first of a connection.
-    pub(in crate::client) fn begin_polling(&mut self) {
+    pub(crate) fn begin_polling(&mut self) {
         self.is_polling = false;
     }
 

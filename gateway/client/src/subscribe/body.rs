@@ -1,7 +1,7 @@
 //! The body of an answer that goes on, for `sse` and `stream`: asking for it, and its bytes as they come.
 
 use super::{Gateway, PATIENCE, refused};
-use crate::client::{
+use crate::{
     http,
     subscription::{Step, stranger},
 };

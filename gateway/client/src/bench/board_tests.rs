@@ -1,7 +1,7 @@
 //! The board's rules, without any connection.
 
 use super::*;
-use crate::client::bench::options::Format;
+use crate::bench::options::Format;
 
 fn order(pace: Pace, rooms: usize, publishers: usize) -> Bench {
     Bench {
