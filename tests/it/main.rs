@@ -15,5 +15,6 @@ mod stage;
 mod sub;
 mod through_nginx;
 mod through_nginx_h2;
+mod through_nginx_publish;
 mod transports;
 mod tree;
