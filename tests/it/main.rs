@@ -4,6 +4,7 @@
 mod backplane;
 mod cluster;
 mod continuity;
+mod deploy;
 mod faults;
 mod http_api;
 mod load_tool;
