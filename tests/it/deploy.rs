@@ -1,4 +1,4 @@
-//! What `deploy/` ships: the configuration file, Prometheus' rules and Grafana's dashboard. It starts no container.
+//! The files in `deploy/`: the configuration file, Prometheus' rules and Grafana's dashboard. No container is started.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use fanfare_tests::cluster::binary;
 use fanfare_tests::process::{Launch, Output};
 use fanfare_tests::prometheus::promtool;
 use fanfare_tests::scratch::Scratch;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
@@ -51,20 +51,26 @@ async fn prometheus_accepts_its_configuration_and_the_alerts_fire_when_they_shou
     }
 }
 
+/// The dashboard's queries, and those that docs/operations.md gives to operators.
 #[tokio::test]
-async fn the_dashboards_queries_are_valid() {
+async fn prometheus_accepts_the_queries_of_the_dashboard_and_of_the_documentation() {
     let dashboard: Value = serde_json::from_str(&read("grafana/dashboards/fanfare.json")).expect("it is JSON");
     let panels = dashboard["panels"].as_array().expect("a dashboard has panels");
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
-    let queries: Vec<&str> = targets.filter_map(|target| target["expr"].as_str()).collect();
-    assert!(queries.len() > 20, "{queries:?}");
-    let rules: Vec<Value> = queries
+    let drawn: Vec<&str> = targets.filter_map(|target| target["expr"].as_str()).collect();
+    let page = read("../docs/operations.md");
+    let (_, table) = page.split_once("| question | query |\n|---|---|\n").expect("the table is there");
+    let rows = table.lines().take_while(|line| line.starts_with('|'));
+    let documented: Vec<&str> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+    assert!(drawn.len() > 20 && documented.len() > 10, "{drawn:?}, {documented:?}");
+    let rules: Vec<Value> = drawn
         .iter()
+        .chain(&documented)
         .map(|query| query.replace("$__rate_interval", "1m").replace("$node", ".*"))
-        .map(|query| serde_json::json!({"record": "query", "expr": query}))
+        .map(|query| json!({"record": "query", "expr": query}))
         .collect();
     // JSON is YAML.
-    let file = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]}).to_string();
+    let file = json!({"groups": [{"name": "queries", "rules": rules}]}).to_string();
     let scratch = Scratch::new();
     let output = promtool().args(["check", "rules", "--lint=none"]).arg(scratch.file("rules.yml", &file)).run().await;
     assert_eq!(output.code, Some(0), "{}{}", output.stdout, output.stderr);
