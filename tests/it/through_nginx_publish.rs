@@ -2,11 +2,12 @@
 //! send to a second node, and what it may not. `through_nginx` has the same faults for members.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fanfare_tests::dns::Dns;
 use fanfare_tests::http::{self, Call};
 use fanfare_tests::nginx::{Nginx, Version};
 use fanfare_tests::ports::free_port;
@@ -15,16 +16,26 @@ use fanfare_tests::{Cluster, crowd::KEEP_ALL, for_each_nginx};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::stage::split;
 
 /// How many requests a test sends, so that nginx begins with each of its nodes several times.
 const REQUESTS: usize = 12;
 
-/// A server that reads a request to its end, and then replies, or closes the connection as a node does that dies.
+/// A server that reads a request to its end. Then it replies, or closes the connection as a node does that dies.
 struct FakeNode {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
+    dies: watch::Sender<bool>,
+}
+
+/// What a fake node does with a request.
+#[derive(Clone)]
+enum Behaviour {
+    Reply,
+    /// Dies once this is true.
+    Die(watch::Receiver<bool>),
 }
 
 /// A request as the node read it.
@@ -36,17 +47,30 @@ struct Request {
 }
 
 impl FakeNode {
-    async fn start(reply: Option<&'static str>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-        let address = listener.local_addr().expect("a listener has an address");
+    async fn replying(address: impl Into<SocketAddr>) -> Self {
+        Self::start(address.into(), |_| Behaviour::Reply).await
+    }
+
+    /// It holds the requests until [`FakeNode::die`].
+    async fn dying(address: impl Into<SocketAddr>) -> Self {
+        Self::start(address.into(), Behaviour::Die).await
+    }
+
+    async fn start(address: SocketAddr, behaviour: impl Fn(watch::Receiver<bool>) -> Behaviour) -> Self {
+        let listener = TcpListener::bind(address).await.expect("the port is free");
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&requests);
+        let dies = watch::Sender::new(false);
+        let (seen, behaviour) = (Arc::clone(&requests), behaviour(dies.subscribe()));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let _ = serve(stream, reply, &seen).await;
+                tokio::spawn(serve(stream, behaviour.clone(), Arc::clone(&seen)));
             }
         });
-        Self { address, requests }
+        Self { address, requests, dies }
+    }
+
+    fn die(&self) {
+        self.dies.send_replace(true);
     }
 
     fn requests(&self) -> Vec<Request> {
@@ -55,7 +79,7 @@ impl FakeNode {
 }
 
 /// One request, one reply, one connection.
-async fn serve(mut stream: TcpStream, reply: Option<&str>, seen: &Mutex<Vec<Request>>) -> std::io::Result<()> {
+async fn serve(mut stream: TcpStream, behaviour: Behaviour, seen: Arc<Mutex<Vec<Request>>>) -> std::io::Result<()> {
     let mut text = String::new();
     let (head, body) = loop {
         let mut buffer = [0; 4096];
@@ -72,18 +96,23 @@ async fn serve(mut stream: TcpStream, reply: Option<&str>, seen: &Mutex<Vec<Requ
     };
     let line = head.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1").to_owned();
     seen.lock().expect("no test panics with it").push(Request { line, body: body.to_owned() });
-    if let Some(reply) = reply {
-        let length = reply.len();
-        let reply = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{reply}");
-        stream.write_all(reply.as_bytes()).await?;
+    match behaviour {
+        Behaviour::Reply => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await
+        }
+        Behaviour::Die(mut dies) => {
+            let _ = dies.wait_for(|dies| *dies).await;
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 /// nginx before three addresses: nothing listens on the first, the second node dies on every request, the third replies.
 async fn one_good_node_behind(version: Version) -> (FakeNode, FakeNode, Nginx) {
     let nowhere = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let (dying, good) = (FakeNode::start(None).await, FakeNode::start(Some("published")).await);
+    let address = || ([127, 0, 0, 1], free_port());
+    let (dying, good) = (FakeNode::dying(address()).await, FakeNode::replying(address()).await);
+    dying.die();
     let nginx = Nginx::before_nodes(&[nowhere, dying.address, good.address], version).await;
     (dying, good, nginx)
 }
@@ -135,6 +164,26 @@ async fn other_posts_are_sent_once(version: Version) {
         assert_eq!(statuses, BTreeMap::from([(200, served.len()), (503, tried.len())]), "{path} {key:?}");
         assert!(tried.iter().all(|request| !served.contains(request)), "{path} {key:?} was repeated: {tried:?}");
     }
+}
+
+/// nginx itself tries no other node for a request during which its list of nodes has changed.
+#[tokio::test]
+async fn a_publish_with_a_key_is_repeated_although_dns_has_dropped_its_node() {
+    let [first, second] = [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
+    let port = free_port();
+    let dying = FakeNode::dying((first, port)).await;
+    let good = FakeNode::replying((second, port)).await;
+    let dns = Dns::start(&[first]).await;
+    let nginx = Nginx::before_names(&dns, port).await;
+    dns.change(&[first]).await;
+    let publish = http::post(nginx.address, "/v1/rooms/a", &json!(1)).header("idempotency-key", "k");
+    let publish = tokio::spawn(publish.send());
+    eventually("the node has the request", async || dying.requests().len() == 1).await;
+    dns.change(&[second]).await;
+    dying.die();
+    let reply = publish.await.expect("the request had a reply");
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(good.requests(), dying.requests());
 }
 
 /// The size of a body with a key is limited as that of any other, and its failure is the API's.

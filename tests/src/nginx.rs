@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::Cluster;
+use crate::dns::Dns;
 use crate::front::Front;
 use crate::http;
 use crate::ports::free_port;
@@ -32,6 +33,14 @@ pub struct Nginx {
     version: Version,
     process: Process,
     scratch: Scratch,
+}
+
+/// The nodes behind an nginx.
+enum Nodes<'a> {
+    /// At these addresses.
+    List(&'a [SocketAddr]),
+    /// At the addresses that the resolver has for a name.
+    Named { resolver: SocketAddr, port: u16 },
 }
 
 /// Where clients connect with TLS, and the certificate that they have to trust.
@@ -114,7 +123,15 @@ impl Nginx {
     /// # Panics
     /// When it does not start.
     pub async fn before_nodes(nodes: &[SocketAddr], version: Version) -> Self {
-        Self::start(nodes, version, None).await
+        Self::start(&Nodes::List(nodes), version, None).await
+    }
+
+    /// The newer nginx before the nodes that `dns` names, all at `port`; it looks them up every second.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn before_names(dns: &Dns, port: u16) -> Self {
+        Self::start(&Nodes::Named { resolver: dns.address, port }, Version::New, None).await
     }
 
     /// The same, also with TLS and HTTP/2, on a second port.
@@ -123,10 +140,10 @@ impl Nginx {
     /// When it does not start.
     pub async fn secure_before(cluster: &Cluster, version: Version) -> Self {
         let nodes: Vec<SocketAddr> = cluster.nodes.iter().map(|node| node.listen).collect();
-        Self::start(&nodes, version, Some(local())).await
+        Self::start(&Nodes::List(&nodes), version, Some(local())).await
     }
 
-    async fn start(nodes: &[SocketAddr], version: Version, secure: Option<SocketAddr>) -> Self {
+    async fn start(nodes: &Nodes<'_>, version: Version, secure: Option<SocketAddr>) -> Self {
         let scratch = Scratch::new();
         let address = local();
         let mut text = top_file(version, address, nodes, scratch.path()).await;
@@ -229,7 +246,7 @@ fn tls_server(version: Version, address: SocketAddr, scratch: &Path) -> String {
 }
 
 /// A top file, as the head of `nginx/fanfare/http.conf` describes it, but for the last brace of `http { }`.
-async fn top_file(version: Version, address: SocketAddr, nodes: &[SocketAddr], scratch: &Path) -> String {
+async fn top_file(version: Version, address: SocketAddr, nodes: &Nodes<'_>, scratch: &Path) -> String {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx");
     let fanfare = directory.join("fanfare");
     let mut text = String::from("# Generated for one test.\n");
@@ -245,27 +262,34 @@ async fn top_file(version: Version, address: SocketAddr, nodes: &[SocketAddr], s
     let _ = writeln!(text, "    include {}/http.conf;\n    access_log {here}/access.log fanfare;", fanfare.display());
     text.push_str("    log_format connections '$connection $server_protocol $uri';\n");
     let _ = writeln!(text, "    access_log {here}/connections.log connections;");
-    let addresses: Vec<String> = nodes.iter().map(ToString::to_string).collect();
-    match version {
-        Version::Old => {
-            let list = Launch::new("nodes-1.22.sh", directory.join("nodes-1.22.sh")).args(&addresses).run().await;
-            assert_eq!(list.code, Some(0), "{}", list.stderr);
-            text.push_str(&list.stdout);
-        }
-        Version::New => {
-            text.push_str("    upstream gateway {\n        zone gateway 256k;\n        least_conn;\n");
-            for node in &addresses {
-                let _ = writeln!(text, "        server {node} max_fails=0;");
-            }
-            text.push_str("        sticky route $arg_n $cookie_fanfare_node;\n    }\n");
-        }
-    }
+    text.push_str(&upstream(version, nodes).await);
     let _ = write!(
         text,
         "    server {{\n        listen {address};\n        include {}/locations.conf;\n    }}\n",
         fanfare.display()
     );
     text
+}
+
+/// The nodes, for the top file.
+async fn upstream(version: Version, nodes: &Nodes<'_>) -> String {
+    if let (Version::Old, Nodes::List(addresses)) = (version, nodes) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx/nodes-1.22.sh");
+        let list = Launch::new("nodes-1.22.sh", script).args(addresses.iter().map(ToString::to_string)).run().await;
+        assert_eq!(list.code, Some(0), "{}", list.stderr);
+        return list.stdout;
+    }
+    let (mut text, servers) = match nodes {
+        Nodes::List(addresses) => (String::new(), addresses.iter().map(ToString::to_string).collect()),
+        Nodes::Named { resolver, port } => {
+            (format!("    resolver {resolver} valid=1s ipv6=off;\n"), vec![format!("nodes.test:{port} resolve")])
+        }
+    };
+    text.push_str("    upstream gateway {\n        zone gateway 256k;\n        least_conn;\n");
+    for server in servers {
+        let _ = writeln!(text, "        server {server} max_fails=0;");
+    }
+    text + "        sticky route $arg_n $cookie_fanfare_node;\n    }\n"
 }
 
 #[cfg(test)]
