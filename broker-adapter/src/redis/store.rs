@@ -46,7 +46,7 @@ impl Base {
     }
 }
 
-/// The partitions that a store has now; its lanes hear notes in them.
+/// The partitions that a store has now; its lanes hear controls in them.
 pub(super) type Partitions = Arc<Mutex<Vec<Partition>>>;
 
 /// How first attempts to connect went.

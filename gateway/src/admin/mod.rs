@@ -1,7 +1,7 @@
 //! What operators ask: metrics, health, drain. On a thread and runtime of its own, so that it answers while the data
 //! plane is saturated. Sees counters and switches only.
 
-use crate::{drain::Drain, metrics::Metrics};
+use crate::node::{drain::Drain, metrics::Metrics};
 use axum::{
     Router,
     extract::{RawQuery, State},

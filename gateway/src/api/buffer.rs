@@ -3,8 +3,8 @@
 //! away is forgotten. Messages of one room go out in the order in which they came to this node, one at a time; retries
 //! carry an idempotency key, so that however often one is sent, it is one publication.
 
-use crate::{error::Refusal, metrics::Metrics};
-use fanfare_broker::{Broker, BrokerError, IdempotencyKey, Outcome, Publish, Reply, Room};
+use crate::{node::metrics::Metrics, protocol::error::Refusal};
+use fanfare_broker::{Broker, BrokerError, IdempotencyKey, Publish, PublishResult, Reply, Room};
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -55,7 +55,7 @@ impl Buffer {
     ///
     /// # Errors
     /// [`BrokerError::Overloaded`] at once if the buffer is full, [`BrokerError::Unavailable`] after `wait`.
-    pub(super) async fn publish(&self, broker: &dyn Broker, publish: Publish, wait: Duration) -> Outcome {
+    pub(super) async fn publish(&self, broker: &dyn Broker, publish: Publish, wait: Duration) -> PublishResult {
         let _place = self.hold(publish.payload.len())?;
         let key = publish.key.clone().or_else(fresh_key).ok_or(BrokerError::Unavailable)?;
         let publish = Publish { key: Some(key), ..publish };
@@ -109,7 +109,7 @@ impl Drop for Place<'_> {
 }
 
 /// Publishes without waiting for anything but the answer, which comes within a second.
-pub(super) async fn publish_once(broker: &dyn Broker, publish: Publish) -> Outcome {
+pub(super) async fn publish_once(broker: &dyn Broker, publish: Publish) -> PublishResult {
     let (tell, told) = oneshot::channel();
     broker.publish(publish, Reply::Waiter(tell));
     told.await.unwrap_or(Err(BrokerError::Unavailable))

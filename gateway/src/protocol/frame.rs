@@ -89,9 +89,9 @@ fn put_websocket(out: &mut BytesMut, opcode: u8, parts: &[&[u8]]) {
 }
 
 /// WebSocket control frames (RFC 6455 section 5.5).
-pub(crate) mod control {
+pub(crate) mod control_frame {
     use super::{Bytes, BytesMut, put_websocket};
-    use crate::close::CloseReason;
+    use crate::protocol::close::CloseReason;
 
     const CLOSE: u8 = 0x8;
     const PING: u8 = 0x9;
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_close_frame_has_code_and_text() {
-        let bytes = control::close(crate::close::CloseReason::Draining);
+        let bytes = control_frame::close(crate::protocol::close::CloseReason::Draining);
         assert_eq!(&bytes[..], b"\x88\x0a\x03\xf4draining");
     }
 

@@ -2,17 +2,16 @@
 //! from bytes that its publisher's node laid out, and never parsed again on its way.
 
 use super::{FrameShape, end_event, json, name_event, put_frame};
-use crate::{
+use crate::protocol::{
     command::{
         Ask, Command, EVENT_BYTES_MAX, EXCLUDE_MAX, EchoWish, HISTORY_LIMIT, HISTORY_LIMIT_MAX, JoinOptions,
         PresenceWish, PublishAsk, REQUEST_ID_MAX, RequestId,
     },
     error::{ErrorCode, Refusal},
     event::Event,
-    session::SessionId,
 };
 use bytes::{BufMut as _, BytesMut};
-use fanfare_broker::{Cursor, Page, Publication, Room, User};
+use fanfare_broker::{Cursor, Page, Publication, Room, SessionId, User};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
@@ -189,7 +188,7 @@ fn sessions(raw: Option<&RawValue>) -> Result<SmallVec<[SessionId; 1]>, Refusal>
     if list.len() > EXCLUDE_MAX {
         return Err(wrong());
     }
-    list.iter().map(|id| id.parse().map_err(|()| wrong())).collect()
+    list.iter().map(|id| id.parse().map_err(|_| wrong())).collect()
 }
 
 // --- encoding ---

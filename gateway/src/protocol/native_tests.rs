@@ -1,7 +1,7 @@
 //! Tests of the native codec: every command's fields, what is refused and how, and the bytes of a message.
 
 use super::*;
-use fanfare_broker::{MessageId, NodeId, Origin};
+use fanfare_broker::{MessageId, NodeId, SessionId};
 use proptest::prelude::*;
 
 fn refused(text: &str) -> (RequestId, ErrorCode) {
@@ -82,7 +82,7 @@ fn the_bytes_of_a_message() {
     let publication = Publication {
         cursor: Some("Xk2p9QaB.42".parse().unwrap()),
         id: MessageId { node: NodeId(1), number: 1 },
-        origin: Origin::default(),
+        author: None,
         ts_ms: 1_763_760_000_123,
         payload: payload.into(),
     };

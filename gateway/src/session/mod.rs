@@ -1,22 +1,25 @@
 //! A client's session: who it is, which rooms it is in, what it may do. Sans-I/O: `handle(command, now)` in, an
 //! `Action` out; the shard does what the action says. No clock, socket, broker or task in here.
 
-mod id;
+pub(crate) mod keepalive;
 mod outbox;
 mod rate;
 
-pub(crate) use id::{PollSession, PostAddress, Secret, SessionId};
 pub(crate) use outbox::{Frames, Outbox, OutboxLimits, SLICES_MAX};
 pub(crate) use rate::TokenBucket;
 
 use crate::{
-    auth::{Act, Identity},
-    close::CloseReason,
-    command::{Ask, Command, JoinOptions, PresenceWish, PublishAsk, RequestId},
-    error::{ErrorCode, Refusal},
-    limits::Limits,
+    policy::{
+        limits::Limits,
+        rights::{Act, Identity},
+    },
+    protocol::{
+        close::CloseReason,
+        command::{Ask, Command, JoinOptions, PresenceWish, PublishAsk, RequestId},
+        error::{ErrorCode, Refusal},
+    },
 };
-use fanfare_broker::{Cursor, IdempotencyKey, Room, User};
+use fanfare_broker::{Cursor, IdempotencyKey, Room, SessionId, User};
 use rate::ErrorWindow;
 use smallvec::SmallVec;
 use std::borrow::Cow;
@@ -159,7 +162,7 @@ impl Session {
     /// The one place where a session's rights are asked.
     fn permit(&self, room: &str, act: Act) -> Result<Room, Refusal> {
         let name = Room::parse(room)?;
-        crate::auth::permit(self.identity.as_deref(), act, &name)?;
+        crate::policy::rights::permit(self.identity.as_deref(), act, &name)?;
         Ok(name)
     }
 

@@ -2,7 +2,7 @@
 //! session's rooms are those it was let into and has not left.
 
 use super::*;
-use crate::command::EchoWish;
+use crate::protocol::command::EchoWish;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 
 use super::{Shard, State, conn::SessionRef, rooms::RoomEntry};
 use crate::session::Stage;
-use fanfare_broker::{Attendance, Origin};
+use fanfare_broker::PresenceUpdate;
 
 /// How long an empty room stays followed, by [`Linger`]: its next member costs no subscription, and flapping costs none at
 /// all. Polls come back after 36 s at the latest, and are then answered from what this shard knows.
@@ -52,14 +52,18 @@ impl Shard {
             state.note_reached(who.index, (key, place));
         }
         let Some(conn) = state.sessions.get(who) else { return };
-        let (session, shape) = (Origin::from(conn.session.id), conn.shape);
+        let (session, shape) = (conn.session.id, conn.shape);
         let Some(entry) = state.rooms.get_mut(key) else { return };
         if stage == Stage::Member {
             entry.remove_member(who.index, shape);
         }
-        entry.coming.retain(|coming| coming.session != who.index);
+        entry.pending_presence.retain(|pending| pending.session != who.index);
         self.node.metrics.members.dec();
-        drop(self.node.broker.attend(&entry.name, Attendance::Leave { session, announce: entry.class.presence }));
+        drop(
+            self.node
+                .broker
+                .update_presence(&entry.name, PresenceUpdate::Leave { session, announce: entry.class.presence }),
+        );
         self.go(state, key, Linger::Briefly);
     }
 

@@ -14,21 +14,20 @@
 //! | `fanout`, `flush` | the hot path: encode once, queue, write |
 //! | `timers`, `wheel` | pings, deadlines, lingering rooms |
 //! | `retry` | waits when the broker fails |
-//! | `conn`, `notes`, `leave_taking` | the table of sessions; kicks; drain |
+//! | `conn`, `control`, `drain` | the table of sessions; kicks; drain |
 //! | `bench` | for the benchmark of the fan-out |
 
 mod bench;
 mod catch_up;
 mod commands;
 mod conn;
+mod control;
+mod drain;
 mod fanout;
 mod feed;
 mod flush;
-mod inbox;
 mod join;
 mod leave;
-mod leave_taking;
-mod notes;
 mod polls;
 mod posts;
 mod retry;
@@ -38,27 +37,30 @@ mod timers;
 mod wheel;
 
 pub(crate) use bench::Crowd;
-pub(crate) use commands::split_since;
 pub(crate) use conn::SessionRef;
-pub(crate) use inbox::Inbox;
-pub(crate) use notes::Note;
 pub(crate) use polls::{Look, Watch};
-pub(crate) use posts::commands;
 pub(crate) use streams::Opening;
 
 use crate::{
-    auth::Seat,
-    close::CloseReason,
-    event::{Event, WelcomeLimits},
-    live::Live,
-    node::{Node, unix_ms},
-    protocol::{FrameShape, control, native, put_frame},
-    session::{Frames, Outbox, PostAddress, Secret, Session, SessionId},
+    node::{
+        Node,
+        inbox::{Inbox, Item},
+    },
+    policy::peer::ConnectionPermit,
+    protocol::{
+        FrameShape,
+        address::{PostAddress, Secret},
+        close::CloseReason,
+        control_frame,
+        event::{Event, WelcomeLimits},
+        native, put_frame,
+    },
+    session::{Frames, Outbox, Session, keepalive::Keepalive},
+    time::unix_ms,
 };
 use bytes::{Bytes, BytesMut};
-use conn::{Conn, Lane, Phase, Sessions, Stream, Timer};
-use fanfare_broker::{Delivery, Event as Delivered, SubscriberId};
-use inbox::Item;
+use conn::{Conn, FlushQueue, Phase, Sessions, Stream, Timer};
+use fanfare_broker::{Delivery, RoomEvent, SessionId, SubscriberId};
 use posts::Posts;
 use rooms::Rooms;
 use std::{
@@ -188,10 +190,10 @@ impl Shard {
             match item {
                 Item::Deliver(delivery) => self.on_delivery(state, delivery),
                 Item::Published(ticket, room, outcome) => self.on_published(state, ticket, &room, outcome),
-                Item::Told(note) => {
+                Item::Control(message) => {
                     // A posted command may join or leave: what was delivered so far is for those who were members then.
                     delivered |= self.fan_out(state);
-                    self.on_note(state, note);
+                    self.on_control(state, message);
                 }
                 Item::Behind(room) => self.on_behind(state, &room),
             }
@@ -203,7 +205,7 @@ impl Shard {
     /// How old the newest message is: one look at the clock per batch.
     fn observe_lag(&self, items: &[Item]) {
         let newest = items.iter().rev().find_map(|item| match item {
-            Item::Deliver(Delivery { event: Delivered::Message(message), .. }) => Some(message.ts_ms),
+            Item::Deliver(Delivery { event: RoomEvent::Message(message), .. }) => Some(message.ts_ms),
             _ => None,
         });
         if let Some(ts_ms) = newest {
@@ -215,7 +217,7 @@ impl Shard {
     // --- a session's life ---
 
     /// Takes a socket whose handshake is over, but for the answer, and greets the client.
-    pub(crate) fn open(&self, socket: Rc<TcpStream>, seat: Option<Seat>, opening: Opening) -> SessionRef {
+    pub(crate) fn open(&self, socket: Rc<TcpStream>, seat: Option<ConnectionPermit>, opening: Opening) -> SessionRef {
         let now_ms = self.now_ms();
         let Opening { shape, head, rooms } = opening;
         let secret = Secret::random();
@@ -227,12 +229,12 @@ impl Shard {
         let state = &mut *self.state.borrow_mut();
         let who = state.sessions.insert(|generation| Conn {
             generation,
-            lane: Lane::None,
+            queued_in: FlushQueue::None,
             phase: Phase::Open,
             blocked: false,
             stale_filed: false,
             shape,
-            live: Live::new(now_ms),
+            live: Keepalive::new(now_ms),
             socket,
             outbox: Outbox::default(),
             session,
@@ -244,7 +246,7 @@ impl Shard {
         self.node.metrics.sessions[shape as usize].inc();
         self.node.metrics.sessions_opened[shape as usize].inc();
         let ping_ms = self.ping_ms(who.index, shape);
-        self.start_wheel_entry(state, Timer::Live(who), ping_ms);
+        self.start_wheel_entry(state, Timer::Keepalive(who), ping_ms);
         self.queue(state, who.index, Frames { bytes: head, count: 1 });
         let post = (shape != FrameShape::WebSocket).then(|| {
             let address = PostAddress { node: self.node.id, shard: self.me.0, place: who.to_u64(), secret };
@@ -274,20 +276,20 @@ impl Shard {
         }
         let shape = conn.shape;
         let bytes = reply.unwrap_or_else(|| match shape {
-            FrameShape::WebSocket => control::close(reason),
+            FrameShape::WebSocket => control_frame::close(reason),
             FrameShape::Event | FrameShape::Line => streams::close(shape, reason),
         });
         conn.outbox.push_unbounded(Frames { bytes, count: 1 }, self.now_ms());
         state.outbox_bytes = state.outbox_bytes + conn.outbox.bytes() - before;
         self.leave_all(state, who);
-        self.forsake_posts(state, who);
+        self.cancel_posts(state, who);
         self.node.metrics.sessions[shape as usize].dec();
         self.node.metrics.session_closed(reason);
         if reason == CloseReason::TooSlow {
             self.node.metrics.slow_consumers.inc();
         }
         self.start_wheel_entry(state, Timer::Closed(who), CLOSING_MS);
-        self.mark_dirty(state, who.index, Lane::Urgent);
+        self.mark_dirty(state, who.index, FlushQueue::Urgent);
     }
 
     /// The reader's last word: the socket gives no more bytes. The one place where a session is removed.
@@ -365,17 +367,17 @@ impl Shard {
             }
         }
         state.outbox_bytes += bytes;
-        self.mark_dirty(state, index, Lane::Urgent);
+        self.mark_dirty(state, index, FlushQueue::Urgent);
     }
 
     /// Puts a session into a flush queue, unless it is in one or its socket is full.
-    fn mark_dirty(&self, state: &mut State, index: u32, lane: Lane) {
+    fn mark_dirty(&self, state: &mut State, index: u32, queue: FlushQueue) {
         let Some(conn) = state.sessions.at(index) else { return };
-        if conn.blocked || conn.lane == Lane::Urgent || conn.lane == lane {
+        if conn.blocked || conn.queued_in == FlushQueue::Urgent || conn.queued_in == queue {
             return;
         }
-        conn.lane = lane;
-        let queue = if lane == Lane::Urgent { &mut state.urgent } else { &mut state.bulk };
+        conn.queued_in = queue;
+        let queue = if queue == FlushQueue::Urgent { &mut state.urgent } else { &mut state.bulk };
         if queue.is_empty() {
             self.inbox.wake();
         }

@@ -9,10 +9,11 @@ use super::{
     wheel::TICK_MS,
 };
 use crate::{
-    close::CloseReason,
-    live::{Due, PONG_MS},
-    protocol::{FrameShape, control},
-    session::Frames,
+    protocol::{FrameShape, close::CloseReason, control_frame},
+    session::{
+        Frames,
+        keepalive::{Due, PONG_MS},
+    },
 };
 use std::{collections::VecDeque, net::Shutdown, rc::Rc, time::Duration};
 
@@ -74,7 +75,7 @@ impl Shard {
     fn on_timer(&self, state: &mut State, timer: Timer) {
         let now_ms = self.now_ms();
         match timer {
-            Timer::Live(who) => {
+            Timer::Keepalive(who) => {
                 let Some(conn) = state.sessions.open(who) else { return };
                 if conn.stream.is_some() {
                     return self.beat(state, who);
@@ -83,7 +84,7 @@ impl Shard {
                 match conn.live.check(now_ms, ping_ms) {
                     Due::Later(ms) => self.start_wheel_entry(state, timer, ms),
                     Due::Ping => {
-                        self.queue(state, who.index, Frames { bytes: control::ping(), count: 1 });
+                        self.queue(state, who.index, Frames { bytes: control_frame::ping(), count: 1 });
                         self.start_wheel_entry(state, timer, PONG_MS);
                     }
                     Due::Close(reason) => self.end(state, who, reason, None),

@@ -2,7 +2,7 @@
 
 use super::{Config, Gateway, Server, holds_the_contract, room_where, until};
 use crate::{
-    Attendance, Broker, Cursor, Detail, Gap, NodeTarget, Offset, Origin, RoomQuery,
+    Broker, Cursor, Gap, NodeTarget, Offset, PresenceDetail, PresenceUpdate, RoomQuery, SessionId,
     contract::{WAIT_MAX, message, room, texts},
     redis::names::{PARTITIONS, Partition},
 };
@@ -113,12 +113,12 @@ async fn after_a_failover_the_rooms_go_on_at_the_new_master() {
     let (a, b) = (Gateway::connect(cluster.config()).await, Gateway::connect(cluster.config()).await);
     let rooms = [0, 1].map(|third| room_where("failover", on(third)));
     let mut before = Vec::new();
-    let enter = Attendance::Enter { session: Origin([1; 12]), user: None, info: None, announce: true };
+    let enter = PresenceUpdate::Enter { session: SessionId([1; 12]), user: None, info: None, announce: true };
     for room in &rooms {
         before.push(b.node.subscribe(room).await);
         a.node.say(room, "one").await;
         b.node.seen.messages(room, 1).await;
-        a.broker.attend(room, enter.clone()).await.unwrap();
+        a.broker.update_presence(room, enter.clone()).await.unwrap();
     }
     cluster.servers[0].kill();
     until("the failover", Duration::from_secs(30), || async {
@@ -145,7 +145,7 @@ async fn after_a_failover_the_rooms_go_on_at_the_new_master() {
     assert_eq!((texts(&page.publications).last().unwrap().as_str(), page.gap), ("two", Some(Gap { missed: None })));
     let page = b.node.since(&rooms[1], before[1], 100).await;
     assert_eq!((texts(&page.publications), page.gap), (vec!["one".to_owned()], None));
-    let there = || async { a.broker.presence(&rooms[0], Detail::Counts).await.is_ok_and(|p| p.sessions == 1) };
+    let there = || async { a.broker.presence(&rooms[0], PresenceDetail::Counts).await.is_ok_and(|p| p.sessions == 1) };
     until("who was there", WAIT_MAX, there).await;
 }
 
@@ -177,11 +177,11 @@ async fn rooms_of_a_migrated_slot_are_followed_at_their_new_master() {
     b.node.seen.messages(&staying, 1).await;
     assert_eq!(a.broker.status().rooms, 0);
     assert_eq!(b.broker.status().rooms, 3);
-    // Its notes moved too.
+    // Its controls moved too.
     for round in 0..3 {
         let note = Bytes::from(format!("note {round}"));
-        a.broker.tell(NodeTarget::One(b.broker.status().node), note.clone()).await.unwrap();
-        b.node.seen.wait_for("the note", |seen| seen.notes.contains(&note).then_some(())).await;
+        a.broker.send_control(NodeTarget::One(b.broker.status().node), note.clone()).await.unwrap();
+        b.node.seen.wait_for("the note", |seen| seen.controls.contains(&note).then_some(())).await;
     }
     let query = RoomQuery { prefix: String::new(), after: None, limit: 10 };
     assert!(a.broker.rooms(query).await.unwrap().rooms.is_empty());

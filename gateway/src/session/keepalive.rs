@@ -1,13 +1,13 @@
 //! Whether a peer is still there: when to ping, when to give up. Pure: one deadline per session, `now` from outside.
 
-use crate::close::CloseReason;
+use crate::protocol::close::CloseReason;
 
 /// How long a peer may stay silent after a ping, in milliseconds.
 pub(crate) const PONG_MS: u32 = 10_000;
 
 /// Times are milliseconds of the shard's clock, which wraps after 49 days; only differences are used.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Live {
+pub(crate) struct Keepalive {
     heard_ms: u32,
     pinged: bool,
 }
@@ -23,7 +23,7 @@ pub(crate) enum Due {
     Close(CloseReason),
 }
 
-impl Live {
+impl Keepalive {
     pub(crate) fn new(now_ms: u32) -> Self {
         Self { heard_ms: now_ms, pinged: false }
     }
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_silent_peer_is_pinged_and_then_given_up() {
-        let mut live = Live::new(1000);
+        let mut live = Keepalive::new(1000);
         assert_eq!(live.check(1000, 25_000), Due::Later(25_000));
         assert_eq!(live.check(26_000, 25_000), Due::Ping);
         assert_eq!(live.check(30_000, 25_000), Due::Later(6_000));

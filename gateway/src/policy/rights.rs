@@ -1,13 +1,7 @@
 //! Who a client is and what it may do. This version is open: everybody is anonymous and may do everything; the
 //! checks stand where rights will be asked, so that a way to have rights changes this module and no other.
 
-mod origin;
-mod peer;
-
-pub(crate) use origin::{Origin, OriginPolicy};
-pub(crate) use peer::{Network, PeerPolicy, Seat};
-
-use crate::error::Refusal;
+use crate::protocol::error::Refusal;
 use fanfare_broker::{Room, User};
 
 /// A client that has said who it is.

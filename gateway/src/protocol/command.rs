@@ -1,11 +1,9 @@
 //! What a client asks for, whatever protocol it speaks. Made by `protocol`, judged by `session`, done by `shard`.
 //! Borrows from the bytes it came in: nothing is copied until it is known to be wanted.
 
-use fanfare_broker::Cursor;
+use fanfare_broker::{Cursor, SessionId};
 use smallvec::SmallVec;
 use std::borrow::Cow;
-
-use crate::session::SessionId;
 
 /// A client's own number for a request, echoed in the answer; at most 2^53.
 pub(crate) type RequestId = Option<u64>;

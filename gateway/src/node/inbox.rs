@@ -1,9 +1,9 @@
 //! What other threads, and the embedded broker, have for a shard: one bounded queue that is taken whole. Pushed to by
 //! the broker (`Subscriber`); drained by the shard's loop. The lock is held for a push or a swap, never longer.
 
-use crate::metrics::Metrics;
+use crate::node::metrics::Metrics;
 use bytes::Bytes;
-use fanfare_broker::{Delivery, Event, Outcome, Room, Subscriber, Ticket};
+use fanfare_broker::{Delivery, PublishResult, Room, RoomEvent, Subscriber, Ticket};
 use std::{
     collections::{HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,8 +21,8 @@ const TAKE_MAX: usize = 1024;
 #[derive(Debug)]
 pub(crate) enum Item {
     Deliver(Delivery),
-    Published(Ticket, Room, Outcome),
-    Told(Bytes),
+    Published(Ticket, Room, PublishResult),
+    Control(Bytes),
     /// The broker's word that this room's deliveries did not fit: catch up from history.
     Behind(Room),
 }
@@ -98,8 +98,8 @@ impl Inbox {
 
 fn payload_bytes(delivery: &Delivery) -> usize {
     match &delivery.event {
-        Event::Message(publication) => publication.payload.len(),
-        Event::Presence(_) | Event::Head(_) => 0,
+        RoomEvent::Message(publication) => publication.payload.len(),
+        RoomEvent::Presence(_) | RoomEvent::Head(_) => 0,
     }
 }
 
@@ -111,7 +111,7 @@ impl Subscriber for Inbox {
             if queue.deliveries >= DELIVERIES_MAX || queue.bytes + bytes > BYTES_MAX {
                 self.metrics.inbox_overflows.inc();
                 // Rooms without history are at-most-once: the counter is all that is left of the message.
-                if !matches!(&delivery.event, Event::Message(p) if p.cursor.is_none()) {
+                if !matches!(&delivery.event, RoomEvent::Message(p) if p.cursor.is_none()) {
                     queue.behind.insert(delivery.room);
                 }
                 return;
@@ -126,11 +126,11 @@ impl Subscriber for Inbox {
         }
     }
 
-    fn published(&self, ticket: Ticket, room: Room, outcome: Outcome) {
+    fn on_published(&self, ticket: Ticket, room: Room, outcome: PublishResult) {
         self.push(Item::Published(ticket, room, outcome));
     }
 
-    fn told(&self, note: Bytes) {
-        self.push(Item::Told(note));
+    fn on_control(&self, message: Bytes) {
+        self.push(Item::Control(message));
     }
 }

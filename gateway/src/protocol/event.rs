@@ -1,11 +1,10 @@
 //! What a client is told, whatever protocol it speaks; messages aside, which are encoded once for many (`protocol`).
 
-use crate::{
+use crate::protocol::{
     command::RequestId,
     error::{ErrorCode, Refusal},
-    session::SessionId,
 };
-use fanfare_broker::{Cursor, Gap, Member, Room, Who};
+use fanfare_broker::{Cursor, Gap, Member, Room, SessionId, Who};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use std::borrow::Cow;
 
@@ -14,6 +13,7 @@ use std::borrow::Cow;
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Event<'a> {
     Welcome {
+        #[serde(serialize_with = "text")]
         session: SessionId,
         node: &'a str,
         route: &'a str,
@@ -182,7 +182,7 @@ impl Serialize for MemberView<'_> {
         let mut map = serializer.serialize_map(None)?;
         match self.who {
             Who::User(user) => map.serialize_entry("user", user.as_str())?,
-            Who::Session(session) => map.serialize_entry("user", &SessionId::from(*session))?,
+            Who::Session(session) => map.serialize_entry("user", &session.to_string())?,
         }
         if let Some(sessions) = self.sessions {
             map.serialize_entry("sessions", &sessions)?;
