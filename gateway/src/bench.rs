@@ -49,7 +49,7 @@ pub fn publication(data: &str, offset: u64) -> Publication {
         id: MessageId { node: NodeId(1), number: offset },
         author: Some(AUTHOR),
         ts_ms: 1_763_760_000_123,
-        payload: native::payload(data, None, native::From::Session(AUTHOR, None)).into(),
+        payload: native::payload(data, None, native::Sender::Session(AUTHOR, None)).into(),
     }
 }
 

@@ -169,7 +169,7 @@ fn order(node: &Node, room: Room, data: &str, event: Option<&str>, key: Option<&
     native::check_size(data, node.limits.message_bytes)?;
     let event = native::event_name(event.map(Cow::Borrowed))?;
     let key = key.map(|key| IdempotencyKey::parse(key).ok_or_else(|| Refusal::bad_request("key has 1 to 64 bytes")));
-    let payload = native::payload(data, event.as_deref(), native::From::Backend);
+    let payload = native::payload(data, event.as_deref(), native::Sender::Backend);
     Ok(Order { room, payload, key: key.transpose()?, wait: None })
 }
 

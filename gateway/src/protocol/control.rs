@@ -8,31 +8,31 @@ use fanfare_broker::{NodeId, Room};
 /// The reply to a post: the JSON text, or why the commands were not done.
 pub(crate) type CommandReply = Result<Bytes, ErrorCode>;
 
-/// A note; as bytes its kind comes first.
+/// A control message. Its first byte is its kind.
 #[derive(Debug)]
 pub(crate) enum ControlMessage {
-    /// All of a user's sessions leave a room.
+    /// All sessions of a user leave a room.
     Kick { room: Room, user: String },
-    /// All of a user's sessions end.
+    /// All sessions of a user are closed.
     Disconnect { user: String },
-    /// What was posted for a session.
-    Command(Command),
-    /// What became of that.
+    /// Commands that were posted for a session.
+    Command(PostedCommands),
+    /// The reply to posted commands.
     Reply { shard: u16, ticket: u64, reply: CommandReply },
 }
 
-/// Commands for one session, and where their reply goes.
+/// Posted commands of one session, and where their reply goes.
 #[derive(Debug)]
-pub(crate) struct Command {
+pub(crate) struct PostedCommands {
     pub(crate) address: PostAddress,
-    pub(crate) back: Return,
-    /// One command or an array of some, as JSON.
+    pub(crate) back: ReplyAddress,
+    /// The body of the post: JSON, one command or an array of commands.
     pub(crate) body: Bytes,
 }
 
-/// Who waits for an reply.
+/// Which shard waits for a reply, and under which number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Return {
+pub(crate) struct ReplyAddress {
     pub(crate) node: NodeId,
     pub(crate) shard: u16,
     pub(crate) ticket: u64,
@@ -43,7 +43,7 @@ const DISCONNECT: u8 = 2;
 const COMMAND: u8 = 3;
 const REPLY: u8 = 4;
 
-/// What an reply begins with: done, there is no such session, too much is under way.
+/// The first byte of a reply: done; the session has ended; too many posts are in progress.
 const DONE: u8 = 0;
 const GONE: u8 = 1;
 const OVERLOADED: u8 = 2;
@@ -52,12 +52,12 @@ const ADDRESS_BYTES: usize = 36;
 const RETURN_BYTES: usize = 18;
 
 impl ControlMessage {
-    /// The bytes.
+    /// The bytes that travel between nodes.
     pub(crate) fn encode(&self) -> Bytes {
         let (kind, room, user) = match self {
             Self::Kick { room, user } => (KICK, room.as_str(), user),
             Self::Disconnect { user } => (DISCONNECT, "", user),
-            Self::Command(Command { address, back, body }) => {
+            Self::Command(PostedCommands { address, back, body }) => {
                 let (node, shard) = (back.node.0.to_be_bytes(), back.shard.to_be_bytes());
                 let back = [&node[..], &shard, &back.ticket.to_be_bytes()].concat();
                 return [&[COMMAND], &address.bytes()[..], &back, body].concat().into();
@@ -75,7 +75,7 @@ impl ControlMessage {
         [&[kind, room.len() as u8], room.as_bytes(), user.as_bytes()].concat().into()
     }
 
-    /// Reads a note; `None` for kinds that a newer node may send.
+    /// Reads a control message; `None` for kinds that only a newer version knows.
     pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
         match bytes.try_get_u8().ok()? {
             KICK => {
@@ -91,8 +91,8 @@ impl ControlMessage {
             COMMAND if bytes.len() >= ADDRESS_BYTES + RETURN_BYTES => {
                 let address = PostAddress::read(&bytes.split_to(ADDRESS_BYTES))?;
                 let (node, shard, ticket) = (bytes.get_u64(), bytes.get_u16(), bytes.get_u64());
-                let back = Return { node: NodeId(node), shard, ticket };
-                Some(Self::Command(Command { address, back, body: bytes }))
+                let back = ReplyAddress { node: NodeId(node), shard, ticket };
+                Some(Self::Command(PostedCommands { address, back, body: bytes }))
             }
             REPLY => {
                 let (shard, ticket) = (bytes.try_get_u16().ok()?, bytes.try_get_u64().ok()?);
@@ -118,16 +118,16 @@ mod tests {
     }
 
     #[test]
-    fn bytes_and_back() {
+    fn every_kind_is_read_back_as_it_was_written() {
         let room = Room::parse("chat:1").unwrap();
         assert!(matches!(again(&ControlMessage::Kick { room: room.clone(), user: "ü".into() }),
             ControlMessage::Kick { room: r, user } if r == room && user == "ü"));
         assert!(
             matches!(again(&ControlMessage::Disconnect { user: "u42".into() }), ControlMessage::Disconnect { user } if user == "u42")
         );
-        let address = PostAddress { node: NodeId(1), shard: 2, place: 3, secret: Secret::random() };
-        let back = Return { node: NodeId(4), shard: 5, ticket: 6 };
-        let command = ControlMessage::Command(Command { address, back, body: Bytes::from_static(b"{}") });
+        let address = PostAddress { node: NodeId(1), shard: 2, slot: 3, secret: Secret::random() };
+        let back = ReplyAddress { node: NodeId(4), shard: 5, ticket: 6 };
+        let command = ControlMessage::Command(PostedCommands { address, back, body: Bytes::from_static(b"{}") });
         assert!(matches!(again(&command), ControlMessage::Command(c)
             if c.back == back && c.body == "{}" && c.address.secret.is(&address.secret) && c.address.shard == 2));
         for reply in [Ok(Bytes::from_static(b"[]")), Err(ErrorCode::SessionGone), Err(ErrorCode::BackplaneOverloaded)] {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_not_read() {
+    fn malformed_and_unknown_messages_are_not_read() {
         let bad: [&'static [u8]; 9] = [
             b"",
             b"\x01",

@@ -1,15 +1,15 @@
-//! The body of a post: one command of a session or an array of some. Nothing here knows where they go.
+//! The body of a post: one command, or an array of commands.
 
 use super::error::Refusal;
 use serde_json::value::RawValue;
 
-/// Commands in one post.
+/// The most commands in one post.
 pub(crate) const COMMANDS_MAX: usize = 100;
 
-/// A post's commands, as JSON texts; whether they stood in an array.
+/// The commands of a post as JSON texts, and whether the body is an array.
 ///
 /// # Errors
-/// What is wrong with the body as a whole.
+/// The body as a whole is malformed, or has too many commands.
 pub(crate) fn commands(body: &str) -> Result<(Vec<&RawValue>, bool), Refusal> {
     let is_array = body.trim_start().starts_with('[');
     let commands: Result<Vec<&RawValue>, _> =
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_post_is_one_command_or_an_array_of_some() {
+    fn a_post_is_one_command_or_an_array_of_commands() {
         assert_eq!(commands(r#" {"type":"ping"} "#).map(|(c, array)| (c.len(), array)).unwrap(), (1, false));
         assert_eq!(commands(r#"[{"a":1},{"b":2}]"#).map(|(c, array)| (c.len(), array)).unwrap(), (2, true));
         let many = format!("[{}1]", "1,".repeat(COMMANDS_MAX));

@@ -4,10 +4,10 @@ use super::{Shard, State, conn::SessionRef, posts::ReplyNumber};
 use crate::{
     protocol::{
         close::CloseReason,
-        command::{Ask, JoinOptions, RequestId},
+        command::{JoinOptions, Request, RequestId},
         error::{ErrorCode, Refusal},
         event::Event,
-        native::{self, DecodeError, From},
+        native::{self, DecodeError, Sender},
     },
     session::{Action, NO_ID, PublishAction, answer_id},
     time::unix_ms,
@@ -43,7 +43,7 @@ impl Shard {
         let Some(conn) = state.sessions.open(asker.who) else { return false };
         let (id, action) = match native::decode(text) {
             Ok(command) => {
-                let (id, publishes) = (command.id, matches!(command.ask, Ask::Publish(_)));
+                let (id, publishes) = (command.id, matches!(command.request, Request::Publish(_)));
                 let action = conn.session.handle(command, &self.node.limits, now_ms);
                 if matches!(&action, Action::Refuse { refusal, .. } if refusal.code == ErrorCode::RateLimited) {
                     let metrics = &self.node.metrics;
@@ -153,7 +153,7 @@ impl Shard {
             return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
         }
         let Some(conn) = state.sessions.open(who) else { return };
-        let from = From::Session(conn.session.id, conn.session.user());
+        let from = Sender::Session(conn.session.id, conn.session.user());
         let payload = native::payload(data, event.as_deref(), from);
         let post_bits = post.map_or(0, |number| u64::from(number.get()) << 32);
         let ticket = Ticket([who.to_u64(), answer_id(id), post_bits | u64::from(self.now_ms())]);

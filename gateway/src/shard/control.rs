@@ -4,7 +4,7 @@
 use super::{Shard, State};
 use crate::protocol::{
     close::CloseReason,
-    control::{Command, ControlMessage},
+    control::{ControlMessage, PostedCommands},
     error::ErrorCode,
     event::Event,
 };
@@ -23,7 +23,7 @@ impl Shard {
                 self.on_reply(state, ticket, reply);
             }
             // No shard of this node has such an address: one of them says so.
-            Some(ControlMessage::Command(Command { address, back, .. }))
+            Some(ControlMessage::Command(PostedCommands { address, back, .. }))
                 if self.me.0 == 0 && usize::from(address.shard) >= self.node.inboxes.len() =>
             {
                 self.send_reply(back, Err(ErrorCode::SessionGone));

@@ -249,7 +249,7 @@ impl Shard {
         self.start_wheel_entry(state, Timer::Keepalive(who), ping_ms);
         self.queue(state, who.index, Frames { bytes: head, count: 1 });
         let post = (shape != FrameShape::WebSocket).then(|| {
-            let address = PostAddress { node: self.node.id, shard: self.me.0, place: who.to_u64(), secret };
+            let address = PostAddress { node: self.node.id, shard: self.me.0, slot: who.to_u64(), secret };
             format!("/v1/sessions/{address}")
         });
         let welcome = Event::Welcome {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::protocol::{
     address::PostAddress,
-    control::{Command, CommandReply, ControlMessage, Return},
+    control::{CommandReply, ControlMessage, PostedCommands, ReplyAddress},
     error::{ErrorCode, Refusal},
     event::Event,
     native,
@@ -79,7 +79,7 @@ impl Drop for Awaited<'_> {
 
 struct Post {
     who: SessionRef,
-    back: Return,
+    back: ReplyAddress,
     is_array: bool,
     answers: Vec<Option<Vec<u8>>>,
     missing: usize,
@@ -133,8 +133,8 @@ impl Shard {
     async fn try_post(&self, address: PostAddress, body: Bytes) -> Result<Option<Result<Bytes, Refusal>>, Refusal> {
         let is_elsewhere = usize::from(address.node != self.node.id);
         let (awaited, answered) = self.await_reply((is_elsewhere, body.len()))?;
-        let back = Return { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
-        let command = ControlMessage::Command(Command { address, back, body });
+        let back = ReplyAddress { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
+        let command = ControlMessage::Command(PostedCommands { address, back, body });
         if !self.send_control(address.node, address.shard, &command).await? {
             return Ok(None);
         }
@@ -177,9 +177,9 @@ impl Shard {
     // --- the shard that has the session ---
 
     /// Does what was posted for a session of this shard.
-    pub(super) fn on_command(self: &Rc<Self>, state: &mut State, command: Command) {
-        let Command { address, back, body } = command;
-        let who = SessionRef::from_u64(address.place);
+    pub(super) fn on_command(self: &Rc<Self>, state: &mut State, command: PostedCommands) {
+        let PostedCommands { address, back, body } = command;
+        let who = SessionRef::from_u64(address.slot);
         let secret = state.sessions.open(who).and_then(|conn| conn.stream.as_ref()).map(|stream| stream.secret);
         if !secret.is_some_and(|secret| secret.is(&address.secret)) {
             return self.send_reply(back, Err(ErrorCode::SessionGone));
@@ -274,7 +274,7 @@ impl Shard {
         self.finish_post(state, first);
     }
 
-    pub(super) fn send_reply(&self, back: Return, answer: CommandReply) {
+    pub(super) fn send_reply(&self, back: ReplyAddress, answer: CommandReply) {
         let message = ControlMessage::Reply { shard: back.shard, ticket: back.ticket, reply: answer };
         if back.node == self.node.id {
             self.node.send_to_shard(back.shard, message.encode());
