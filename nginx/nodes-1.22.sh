@@ -16,9 +16,9 @@ done
 
 route() { printf %s "$1" | md5sum | cut -c 1-32; }
 
-# upstream NAME PINNED NODE...: writes an upstream whose requests go to the pinned node, and to the others only while it
-# is away. With an empty PINNED all nodes are equal. max_fails=0, because nginx lifts the mark of a failed node only when
-# a request to it has ended, and WebSockets hardly end.
+# upstream NAME PINNED NODE...: writes an upstream whose requests go to the pinned node, and to the others only while
+# it is away. With an empty PINNED all nodes are equal. max_fails=0, because nginx lifts the mark of a failed node only
+# when a request to it has ended, and WebSockets hardly end.
 upstream() {
     name=$1 pinned=$2
     shift 2

@@ -1,6 +1,6 @@
-//! Members and publishers reach a cluster through a real nginx, with both of the repository's configurations. The sentences
-//! of `sentences` hold here too; the other tests are about what only nginx can get wrong: stickiness, upgrades, headers,
-//! nodes that end behind it.
+//! Members and publishers reach a cluster through a real nginx, with both of the repository's configurations. The
+//! sentences of `sentences` hold here too; the other tests are about what only nginx can get wrong: stickiness,
+//! upgrades, headers, nodes that end behind it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

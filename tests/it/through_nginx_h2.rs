@@ -1,5 +1,5 @@
-//! TLS and HTTP/2 through a real nginx, with both of the repository's configurations; above all server-sent events, which
-//! browsers need HTTP/2 for. The client is curl, and knows no more than a browser would.
+//! TLS and HTTP/2 through a real nginx, with both of the repository's configurations; above all server-sent events,
+//! which browsers need HTTP/2 for. The client is curl, and knows no more than a browser would.
 
 use std::collections::BTreeSet;
 use std::fs::Permissions;

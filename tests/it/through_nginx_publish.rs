@@ -1,5 +1,5 @@
-//! Publishes over HTTP through a real nginx, with both of the repository's configurations, while nodes end: what nginx may
-//! send to a second node, and what it may not. `through_nginx` has the same faults for members.
+//! Publishes over HTTP through a real nginx, with both of the repository's configurations, while nodes end: what nginx
+//! may send to a second node, and what it may not. `through_nginx` has the same faults for members.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -107,7 +107,8 @@ async fn serve(mut stream: TcpStream, behaviour: Behaviour, seen: Arc<Mutex<Vec<
     }
 }
 
-/// nginx before three addresses: nothing listens on the first, the second node dies on every request, the third replies.
+/// nginx before three addresses: nothing listens on the first, the second node dies on every request, the third
+/// replies.
 async fn one_good_node_behind(version: Version) -> (FakeNode, FakeNode, Nginx) {
     let nowhere = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let address = || ([127, 0, 0, 1], free_port());

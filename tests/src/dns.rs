@@ -1,5 +1,5 @@
-//! A DNS server that knows one set of addresses and gives it for every name. Called by the tests of nginx with nodes that
-//! it finds by name; the addresses can be changed while it runs.
+//! A DNS server that knows one set of addresses and gives it for every name. Called by the tests of nginx with nodes
+//! that it finds by name; the addresses can be changed while it runs.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,8 +38,8 @@ impl Dns {
         Self { address, zone, task }
     }
 
-    /// Gives other addresses from now on, and returns once the client uses them: it asks for the second time after it has
-    /// taken in the first answer.
+    /// Gives other addresses from now on, and returns once the client uses them: it asks for the second time after it
+    /// has taken in the first answer.
     pub async fn change(&self, addresses: &[Ipv4Addr]) {
         *lock(&self.zone) = Zone { addresses: addresses.to_vec(), given: 0 };
         eventually("the new addresses were looked up", async || lock(&self.zone).given >= 2).await;

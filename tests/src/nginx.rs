@@ -1,6 +1,6 @@
-//! A real nginx before a cluster, with the repository's own `nginx/fanfare/*.conf`, included unchanged. Only the ports and
-//! paths are a test's own: the top file is generated, and those in `nginx/tls*.conf` are replaced. Called by the tests
-//! through nginx.
+//! A real nginx before a cluster, with the repository's own `nginx/fanfare/*.conf`, included unchanged. Only the ports
+//! and paths are a test's own: the top file is generated, and those in `nginx/tls*.conf` are replaced. Called by the
+//! tests through nginx.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
