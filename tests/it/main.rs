@@ -2,6 +2,7 @@
 //! it; each module holds the sentences about one part of what the outside sees.
 
 mod backplane;
+mod client_tls;
 mod cluster;
 mod continuity;
 mod faults;

@@ -2,38 +2,39 @@
 //! command line adds [`commands`] to its own and gives the matches back to [`ClientCommand::read`]. It starts nothing.
 
 use crate::{
-    Token,
-    bench::{Bench, Format, Pace, bench},
-    health::{Health, health},
-    publish::{Publish, publish},
-    subscribe::{Subscribe, Transport, subscribe},
+    bench::{BenchOptions, Format, Pace, bench},
+    connection::GatewayOptions,
+    health::{HealthOptions, health},
+    publish::{PublishOptions, publish},
+    subscribe::{SubscribeOptions, Transport, subscribe},
+    token::Token,
 };
 use clap::{
     Arg, ArgAction, ArgMatches, Command,
     builder::{PossibleValuesParser, TypedValueParser as _},
 };
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 /// The environment variables that belong to the client commands alone.
-pub const VARIABLES: [&str; 2] = ["FANFARE_URL", "FANFARE_TOKEN"];
+pub const VARIABLES: [&str; 3] = ["FANFARE_URL", "FANFARE_TOKEN", "FANFARE_CA_FILE"];
 
 /// Gives the text of an environment variable, if it is set and UTF-8.
 type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// A client command with the values it runs with.
 #[derive(Debug)]
-pub struct ClientCommand(Order);
+pub struct ClientCommand(Invocation);
 
 #[derive(Debug)]
-enum Order {
-    /// Print a room's messages.
-    Sub(Subscribe),
+enum Invocation {
+    /// Print the messages of rooms.
+    Sub(SubscribeOptions),
     /// Publish.
-    Pub(Publish),
+    Pub(PublishOptions),
     /// Load a gateway.
-    Bench(Box<Bench>),
+    Bench(Box<BenchOptions>),
     /// Ask a node whether it is ready.
-    Health(Health),
+    Health(HealthOptions),
 }
 
 /// The client commands, as subcommands of the program.
@@ -49,52 +50,53 @@ impl ClientCommand {
     /// # Errors
     /// What is wrong with the values, for the user.
     pub fn read(name: &str, matches: &ArgMatches, environment: Environment<'_>) -> Result<Self, String> {
-        let order = match name {
-            "sub" => Order::Sub(Subscribe {
+        let invocation = match name {
+            "sub" => Invocation::Sub(SubscribeOptions {
                 rooms: strings(matches, "ROOM"),
                 since: string(matches, "since"),
                 history: matches.get_one("history").copied(),
                 transport: matches.get_one("transport").copied().unwrap_or(Transport::Ws),
-                url: url(matches, environment),
-                token: token(matches, environment),
+                gateway: gateway(matches, environment),
             }),
-            "pub" => Order::Pub(read_pub(matches, environment)?),
-            "bench" => Order::Bench(Box::new(read_bench(matches, environment)?)),
+            "pub" => Invocation::Pub(read_pub(matches, environment)?),
+            "bench" => Invocation::Bench(Box::new(read_bench(matches, environment)?)),
             _ => {
                 let admin = string(matches, "admin").or_else(|| environment("FANFARE_ADMIN"));
-                Order::Health(Health { admin: admin.unwrap_or_else(|| "127.0.0.1:8081".to_owned()) })
+                let admin = admin.unwrap_or_else(|| "127.0.0.1:8081".to_owned());
+                Invocation::Health(HealthOptions { admin, ca_file: ca_file(matches, environment) })
             }
         };
-        Ok(Self(order))
+        Ok(Self(invocation))
     }
 
     /// Runs the command to its end and gives the exit code.
     pub async fn run(self) -> ExitCode {
         match self.0 {
-            Order::Sub(order) => subscribe(order).await,
-            Order::Pub(order) => publish(order).await,
-            Order::Bench(order) => bench(*order).await,
-            Order::Health(order) => health(order).await,
+            Invocation::Sub(options) => subscribe(options).await,
+            Invocation::Pub(options) => publish(options).await,
+            Invocation::Bench(options) => bench(*options).await,
+            Invocation::Health(options) => health(options).await,
         }
     }
 }
 
-fn read_pub(matches: &ArgMatches, environment: Environment<'_>) -> Result<Publish, String> {
-    let publish = Publish {
+fn read_pub(matches: &ArgMatches, environment: Environment<'_>) -> Result<PublishOptions, String> {
+    let options = PublishOptions {
         room: string(matches, "ROOM").unwrap_or_default(),
         data: string(matches, "DATA").unwrap_or_default(),
         event: string(matches, "event"),
         key: string(matches, "key"),
-        url: url(matches, environment),
-        token: token(matches, environment),
+        gateway: gateway(matches, environment),
     };
-    if publish.data == "-" && publish.key.is_some() {
-        return Err("--key: one key would make one message of all lines; it goes with DATA, not with -".to_owned());
+    if options.data == "-" && options.key.is_some() {
+        return Err(
+            "--key: with one key for all lines only the first would be published; give DATA in place of -".to_owned()
+        );
     }
-    Ok(publish)
+    Ok(options)
 }
 
-fn read_bench(matches: &ArgMatches, environment: Environment<'_>) -> Result<Bench, String> {
+fn read_bench(matches: &ArgMatches, environment: Environment<'_>) -> Result<BenchOptions, String> {
     fn one<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str, otherwise: T) -> T {
         matches.get_one::<T>(name).cloned().unwrap_or(otherwise)
     }
@@ -103,10 +105,11 @@ fn read_bench(matches: &ArgMatches, environment: Environment<'_>) -> Result<Benc
     }
     let in_flight = Pace::InFlight(one(matches, "in-flight", 1_u32) as usize);
     let count = |name, otherwise| one::<u32>(matches, name, otherwise) as usize;
-    let order = Bench {
-        urls: url(matches, environment).split(',').map(str::to_owned).collect(),
-        publish_url: string(matches, "publish-url"),
-        token: token(matches, environment),
+    let gateway = gateway(matches, environment);
+    let node = |url: &str| GatewayOptions { url: url.to_owned(), ..gateway.clone() };
+    let options = BenchOptions {
+        nodes: gateway.url.split(',').map(node).collect(),
+        publish_node: string(matches, "publish-url").as_deref().map(node),
         members: if matches.get_flag("publish-only") { 0 } else { count("members", 1000) },
         rooms: count("rooms", 1),
         room_prefix: one(matches, "room-prefix", "bench:".to_owned()),
@@ -121,7 +124,7 @@ fn read_bench(matches: &ArgMatches, environment: Environment<'_>) -> Result<Benc
         format: if matches.get_flag("json") { Format::Json } else { Format::Text },
         progress: matches.get_flag("progress"),
     };
-    order.checked()
+    options.checked()
 }
 
 fn string(matches: &ArgMatches, name: &str) -> Option<String> {
@@ -132,22 +135,28 @@ fn strings(matches: &ArgMatches, name: &str) -> Vec<String> {
     matches.get_many::<String>(name).map(|values| values.cloned().collect()).unwrap_or_default()
 }
 
-fn url(matches: &ArgMatches, environment: Environment<'_>) -> String {
+fn gateway(matches: &ArgMatches, environment: Environment<'_>) -> GatewayOptions {
     let url = string(matches, "url").or_else(|| environment("FANFARE_URL"));
-    url.unwrap_or_else(|| "ws://127.0.0.1:8080".to_owned())
+    let token = string(matches, "token").or_else(|| environment("FANFARE_TOKEN"));
+    GatewayOptions {
+        url: url.unwrap_or_else(|| "ws://127.0.0.1:8080".to_owned()),
+        token: token.map(Token::new),
+        ca_file: ca_file(matches, environment),
+    }
 }
 
-fn token(matches: &ArgMatches, environment: Environment<'_>) -> Option<Token> {
-    string(matches, "token").or_else(|| environment("FANFARE_TOKEN")).map(Token::new)
+fn ca_file(matches: &ArgMatches, environment: Environment<'_>) -> Option<PathBuf> {
+    string(matches, "ca-file").or_else(|| environment("FANFARE_CA_FILE")).map(PathBuf::from)
 }
 
 fn sub_command() -> Command {
+    let transports = PossibleValuesParser::new(Transport::ALL.map(Transport::name)).map(|name| Transport::named(&name));
     Command::new("sub")
         .about("Print the messages of rooms as JSON lines until Ctrl-C; reconnects and resumes by itself")
         .arg(Arg::new("ROOM").required(true).num_args(1..).help("Rooms to join"))
         .arg(
-            value("since", "CURSOR", "Start after this place; with several rooms their cursors joined by ~")
-                // An epoch may begin with one.
+            value("since", "CURSOR", "Start after this cursor; with several rooms their cursors joined by ~")
+                // An epoch may begin with a hyphen.
                 .allow_hyphen_values(true),
         )
         .arg(
@@ -155,18 +164,20 @@ fn sub_command() -> Command {
                 .value_parser(clap::value_parser!(u32))
                 .conflicts_with("since"),
         )
-        .arg(value("transport", "NAME", "How to follow them; poll waits for messages, short-poll asks again and again [default: ws]")
-            .value_parser(PossibleValuesParser::new(Transport::ALL.map(Transport::name)).map(|name| Transport::named(&name))))
-        .args(server_flags())
+        .arg(
+            value("transport", "NAME", "How messages come: WebSocket, server-sent events, HTTP streaming, long or short polling [default: ws]")
+                .value_parser(transports),
+        )
+        .args(gateway_flags())
         .after_help(
-            "Examples:\n  fanfare sub chat:1 chat:2 --history 10\n  fanfare sub chat:1 --transport sse --url http://127.0.0.1:8080\n\n\
+            "Examples:\n  fanfare sub chat:1 chat:2 --history 10\n  fanfare sub chat:1 --transport sse --url https://example.com\n\n\
              Messages go to standard output, everything else to standard error. Exit code 1: a retry cannot help.",
         )
 }
 
 fn pub_command() -> Command {
     Command::new("pub")
-        .about("Publish a message, or every line of standard input, and print where it stands")
+        .about("Publish a message, or every line of standard input, and print its cursor")
         .arg(Arg::new("ROOM").required(true).help("The room"))
         .arg(
             Arg::new("DATA")
@@ -176,7 +187,7 @@ fn pub_command() -> Command {
         )
         .arg(value("event", "NAME", "The message's event name"))
         .arg(value("key", "KEY", "Idempotency key: a repetition within 5 minutes publishes nothing new"))
-        .args(server_flags())
+        .args(gateway_flags())
         .after_help("Example:\n  fanfare pub chat:1 '{\"text\":\"hello\"}'\n  seq 10 | fanfare pub numbers -")
 }
 
@@ -186,21 +197,21 @@ fn bench_command() -> Command {
     let switch = |name, help| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     Command::new("bench")
         .about("Load a gateway and report what it did and what that cost: exit code 1 if anything was lost, repeated, out of order or refused")
-        .args(server_flags().map(|flag| match flag.get_id().as_str() {
-            "url" => flag.help("The gateway; several nodes, with commas, share the members [env: FANFARE_URL] [default: ws://127.0.0.1:8080]"),
+        .args(gateway_flags().map(|flag| match flag.get_id().as_str() {
+            "url" => flag.help("The gateway; several nodes, separated by commas, share the members [env: FANFARE_URL] [default: ws://127.0.0.1:8080]"),
             _ => flag,
         }))
         .arg(value("publish-url", "URL", "The node that the publishers use [default: the first of --url]"))
-        .arg(value("transport", "NAME", "What the members speak [default: ws]").value_parser(["ws"]))
+        .arg(value("transport", "NAME", "The transport of the members [default: ws]").value_parser(["ws"]))
         .arg(count("members", "Sessions that each join one room [default: 1000]"))
         .arg(count("rooms", "Rooms, which the members and the messages take in turn [default: 1]"))
-        .arg(value("room-prefix", "TEXT", "The rooms' names but for their number [default: bench:]"))
+        .arg(value("room-prefix", "TEXT", "The rooms' names without their number [default: bench:]"))
         .arg(
-            value("rate", "MSG/S", "Publish so many a second by the clock; latency counts from the time by the clock")
+            value("rate", "MSG/S", "Publish this many messages a second; latency counts from the scheduled time")
                 .value_parser(clap::value_parser!(f64))
                 .conflicts_with("in-flight"),
         )
-        .arg(count("in-flight", "Publish as fast as so many messages on their way allow; one is, until all members of its room have it [default: 1]"))
+        .arg(count("in-flight", "Publish as fast as this many messages in flight allow; a message is in flight until all members of its room have it [default: 1]"))
         .arg(
             value("publishers", "N", "Publisher sessions, which share the rooms; 0: only count what another run publishes [default: 1]")
                 .value_parser(clap::value_parser!(u32).range(0..=10_000)),
@@ -208,50 +219,65 @@ fn bench_command() -> Command {
         .arg(switch("publish-only", "No members: measure acknowledged publishes").conflicts_with("members"))
         .arg(count("payload", "Size of a message's data, in bytes [default: 128]"))
         .arg(seconds("seconds", "How long to publish [default: 10]"))
-        .arg(seconds("idle", "Do nothing for so long between joining and publishing, and report the gateway's CPU [default: 0]"))
-        .arg(count("connect-rate", "Connections to begin in a second [default: as they are accepted]"))
+        .arg(seconds("idle", "How long to do nothing between joining and publishing; the gateway's CPU in this time is reported [default: 0]"))
+        .arg(count("connect-rate", "Connections to open per second [default: as fast as they are accepted]"))
         .arg(
             value("from", "IP,IP", "Local addresses to connect from in turn: each has 28,000 ports, and past half of them finding one takes long")
                 .value_parser(clap::value_parser!(std::net::IpAddr))
                 .value_delimiter(','),
         )
         .arg(
-            value("pids", "PID,PID", "Processes on this machine whose CPU and memory to report")
+            value("pids", "PID,PID", "The gateway's processes on this machine, to report their CPU and memory")
                 .value_parser(clap::value_parser!(u32))
                 .value_delimiter(','),
         )
-        .arg(switch("progress", "Show every second how it goes, also where standard error is no terminal"))
+        .arg(switch("progress", "Show the progress line also where standard error is not a terminal"))
         .arg(switch("json", "Print the report as one JSON object"))
         .after_help(
             "Examples:\n  fanfare bench --members 1000 --rate 20 --pids $(pidof fanfare)\n  \
              fanfare bench --publish-only --rooms 64 --publishers 4 --in-flight 4096\n\n\
-             The gateway's limits count: [limits] publishes_per_second = 0 lifts the one on publishers.",
+             A gateway refuses more than 50 publishes a second from one session (rate_limited) and closes a session after\n\
+             20 refusals (4429). The second example needs a gateway with [limits] publishes_per_second = 0: no limit.",
         )
 }
 
-fn server_flags() -> [Arg; 2] {
+fn health_command() -> Command {
+    Command::new("health")
+        .about("Ask a node's admin listener whether it is ready: exit code 0 if so, else 1")
+        .arg(value(
+            "admin",
+            "HOST:PORT",
+            "The admin listener, or its URL [env: FANFARE_ADMIN] [default: 127.0.0.1:8081]",
+        ))
+        .arg(ca_file_flag())
+        .after_help("Example:\n  fanfare health --admin 127.0.0.1:8081")
+}
+
+fn gateway_flags() -> [Arg; 3] {
     [
-        value("url", "URL", "The gateway, ws:// or http:// [env: FANFARE_URL] [default: ws://127.0.0.1:8080]"),
+        value("url", "URL", "The gateway: http, https, ws or wss [env: FANFARE_URL] [default: ws://127.0.0.1:8080]"),
         value("token", "TOKEN", "Token or API key [env: FANFARE_TOKEN]"),
+        ca_file_flag(),
     ]
+}
+
+fn ca_file_flag() -> Arg {
+    value(
+        "ca-file",
+        "FILE",
+        "PEM certificates of the authorities that vouch for the gateway, in place of the public ones [env: FANFARE_CA_FILE]",
+    )
 }
 
 fn value(name: &'static str, shape: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(shape).help(help)
 }
 
-fn health_command() -> Command {
-    Command::new("health")
-        .about("Ask a node's admin listener whether it is ready: exit code 0 if so, else 1")
-        .arg(value("admin", "HOST:PORT", "The admin listener [env: FANFARE_ADMIN] [default: 127.0.0.1:8081]"))
-        .after_help("Example:\n  fanfare health --admin 127.0.0.1:8081")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(line: &str, variables: &[(&str, &str)]) -> Result<Order, String> {
+    fn read(line: &str, variables: &[(&str, &str)]) -> Result<Invocation, String> {
         let program = Command::new("fanfare").subcommands(commands());
         let matches = program.try_get_matches_from(line.split(' ')).map_err(|error| error.render().to_string())?;
         let (name, matches) = matches.subcommand().expect("a command");
@@ -285,22 +311,22 @@ mod tests {
     #[test]
     fn a_load_run_is_read_with_its_defaults() {
         let bench = |line: &str| match read(line, &[]) {
-            Ok(Order::Bench(order)) => order,
+            Ok(Invocation::Bench(options)) => options,
             other => panic!("{line}: {other:?}"),
         };
-        let order = bench("fanfare bench");
-        assert_eq!((order.members, order.rooms, order.publishers, order.pace), (1000, 1, 1, Pace::InFlight(1)));
-        let order =
+        let options = bench("fanfare bench");
+        assert_eq!((options.members, options.rooms, options.publishers, options.pace), (1000, 1, 1, Pace::InFlight(1)));
+        let options =
             bench("fanfare bench --url ws://a,ws://b --rate 2.5 --from 127.0.0.2,127.0.0.3 --pids 1,2 --publish-only");
-        assert_eq!((order.urls.len(), order.from.len(), order.pids.len(), order.members), (2, 2, 2, 0));
-        assert_eq!((order.pace, order.format), (Pace::Rate(2.5), Format::Text));
+        assert_eq!((options.nodes.len(), options.from.len(), options.pids.len(), options.members), (2, 2, 2, 0));
+        assert_eq!((options.pace, options.format), (Pace::Rate(2.5), Format::Text));
         assert_eq!(bench("fanfare bench --publishers 9 --rooms 8 --in-flight 4").publishers, 4, "none without work");
     }
 
     #[test]
     fn sub_knows_every_transport_by_its_name() {
         let transport = |line: &str| match read(line, &[]) {
-            Ok(Order::Sub(sub)) => sub.transport,
+            Ok(Invocation::Sub(sub)) => sub.transport,
             other => panic!("{line}: {other:?}"),
         };
         assert_eq!(transport("fanfare sub a --since -1OF2f_8.2"), Transport::Ws);
@@ -316,7 +342,7 @@ mod tests {
     fn a_flag_comes_before_the_environment_before_the_default() {
         let variables = [("FANFARE_URL", "ws://b"), ("FANFARE_ADMIN", "b:1"), ("FANFARE_TOKEN", "t")];
         let sub = |line: &str, variables: &[(&str, &str)]| match read(line, variables) {
-            Ok(Order::Sub(sub)) => (sub.url, sub.token),
+            Ok(Invocation::Sub(sub)) => (sub.gateway.url, sub.gateway.token),
             other => panic!("{other:?}"),
         };
         assert_eq!(sub("fanfare sub a", &[]), ("ws://127.0.0.1:8080".to_owned(), None));
@@ -325,9 +351,9 @@ mod tests {
             sub("fanfare sub a --url ws://c --token u", &variables),
             ("ws://c".into(), Some(Token::new("u".to_owned())))
         );
-        let Ok(Order::Health(health)) = read("fanfare health", &variables) else { panic!("health is no command") };
+        let Ok(Invocation::Health(health)) = read("fanfare health", &variables) else { panic!("health is no command") };
         assert_eq!(health.admin, "b:1");
-        let Ok(Order::Pub(publish)) = read("fanfare pub a -1", &[]) else { panic!("pub is no command") };
+        let Ok(Invocation::Pub(publish)) = read("fanfare pub a -1", &[]) else { panic!("pub is no command") };
         assert_eq!(publish.data, "-1");
     }
 }

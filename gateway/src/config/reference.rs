@@ -20,8 +20,9 @@ environment, a flag. `fanfare serve --help` shows the same options, `fanfare che
 Configuration is strict. An unknown key, flag or `FANFARE_…` variable, a value out of range or of another type stops the
 start with exit code 78, and all faults are listed at once on standard error, one per line, each with where it stands.
 The same holds for a public listener that is not loopback without `open`: nobody serves the world by accident.
-(`FANFARE_URL` and `FANFARE_TOKEN` belong to the client commands; variables of the shape that Kubernetes and Docker
-links make for a service, such as `FANFARE_PORT_8080_TCP` and `FANFARE_SERVICE_HOST`, are not ours and are ignored.)
+(`FANFARE_URL`, `FANFARE_TOKEN` and `FANFARE_CA_FILE` belong to the client commands; variables of the shape that
+Kubernetes and Docker links make for a service, such as `FANFARE_PORT_8080_TCP` and `FANFARE_SERVICE_HOST`, are not ours
+and are ignored.)
 
 ## Options
 

@@ -1,8 +1,7 @@
-//! What a load run is asked to do: the values of the command's flags and the limits on them. The command line fills it in,
-//! the run reads it. It touches nothing outside.
+//! What a load run is asked to do: the values of the flags of `fanfare bench`, and their limits.
 
 use super::stamp;
-use crate::Token;
+use crate::connection::GatewayOptions;
 use std::{net::IpAddr, ops::RangeInclusive};
 
 /// The largest data of one message, in bytes.
@@ -10,20 +9,18 @@ pub(super) const PAYLOAD_BYTES_MAX: usize = 128 * 1024;
 
 /// A load run.
 #[derive(Debug)]
-pub(crate) struct Bench {
+pub(crate) struct BenchOptions {
     /// The gateway's nodes; members are spread over them.
-    pub(crate) urls: Vec<String>,
-    /// The node that the publishers use; the first one without it.
-    pub(crate) publish_url: Option<String>,
-    /// Who all sessions are.
-    pub(crate) token: Option<Token>,
-    /// Sessions that each join one room; without any, publishes are measured alone.
+    pub(crate) nodes: Vec<GatewayOptions>,
+    /// The node that the publishers use; the first of `nodes` without it.
+    pub(crate) publish_node: Option<GatewayOptions>,
+    /// Sessions that each join one room; with none, only publishes are measured.
     pub(crate) members: usize,
     /// Rooms; members are spread over them.
     pub(crate) rooms: usize,
-    /// Their names but for the number.
+    /// The rooms' names without their number.
     pub(crate) room_prefix: String,
-    /// Publisher sessions; without any, the run counts what another one publishes.
+    /// Publisher sessions; with none, the run counts what another run publishes.
     pub(crate) publishers: usize,
     /// How fast to publish.
     pub(crate) pace: Pace,
@@ -33,26 +30,27 @@ pub(crate) struct Bench {
     pub(crate) seconds: f64,
     /// How long to do nothing between joining and publishing.
     pub(crate) idle_seconds: f64,
-    /// Connections to begin in a second; as fast as they are accepted without it.
+    /// How many connections to open per second; without it, as fast as they are accepted.
     pub(crate) connects_per_second: Option<u32>,
-    /// Local addresses to connect from in turn: each has some 28,000 ports, and past half of them finding one takes long.
+    /// Local addresses to connect from in turn: each has some 28,000 ports, and past half of them the kernel searches long
+    /// for a free one.
     pub(crate) from: Vec<IpAddr>,
-    /// Processes whose cost is measured.
+    /// The gateway's processes, whose CPU and memory are measured.
     pub(crate) pids: Vec<u32>,
     /// How the report is printed.
     pub(crate) format: Format,
-    /// Whether a line on standard error says every second how it goes, also where that is no terminal.
+    /// Whether the progress line is shown where standard error is not a terminal.
     pub(crate) progress: bool,
 }
 
 /// How fast to publish.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Pace {
-    /// Open loop: so many messages a second by the clock, all rooms together, whatever becomes of the earlier ones.
-    /// Latency counts from the time by the clock.
+    /// Open loop: this many messages a second by the clock, all rooms together, however long earlier messages take. Latency
+    /// counts from the scheduled time.
     Rate(f64),
-    /// Closed loop: so many messages on their way at most. One is on its way until every member of its room has it or, in
-    /// a room without members, until it is acknowledged.
+    /// Closed loop: at most this many messages in flight. A message is in flight until every member of its room has it or,
+    /// in a room without members, until it is acknowledged.
     InFlight(usize),
 }
 
@@ -61,12 +59,12 @@ pub(crate) enum Pace {
 pub(crate) enum Format {
     /// A table.
     Text,
-    /// One JSON object; the fields are those of `super::report::Report`.
+    /// One JSON object with the fields of `Report`.
     Json,
 }
 
-impl Bench {
-    /// The limits that flags cannot say by themselves.
+impl BenchOptions {
+    /// Checks the limits that the command line's own parsers do not know.
     ///
     /// # Errors
     /// What is wrong, for the user.
@@ -79,8 +77,7 @@ impl Bench {
         if self.room_prefix.len() > 240 || !self.room_prefix.bytes().all(is_plain) {
             return Err("--room-prefix: at most 240 bytes of visible ASCII without { } \" \\ `".to_owned());
         }
-        if !matches!(self.pace, Pace::Rate(rate) if (0.001..=1e7).contains(&rate)) && matches!(self.pace, Pace::Rate(_))
-        {
+        if matches!(self.pace, Pace::Rate(rate) if !(0.001..=1e7).contains(&rate)) {
             return Err("--rate: 0.001 to 10000000 messages a second".to_owned());
         }
         for (name, seconds) in [("seconds", self.seconds), ("idle", self.idle_seconds)] {
@@ -88,7 +85,8 @@ impl Bench {
                 return Err(format!("--{name}: 0 to 1000000 seconds"));
             }
         }
-        // A room's messages come from one session, so that their order is known; more sessions than rooms have no work.
+        // One session publishes all messages of a room, so that their order is known: with more sessions than rooms, or
+        // than messages in flight, the others would have nothing to do.
         self.publishers = self.publishers.min(self.rooms);
         if let Pace::InFlight(messages) = self.pace {
             self.publishers = self.publishers.min(messages);
@@ -99,5 +97,10 @@ impl Bench {
     /// A room's name.
     pub(super) fn room(&self, index: usize) -> String {
         format!("{}{index}", self.room_prefix)
+    }
+
+    /// The local address for the connection `index`.
+    pub(super) fn local_address(&self, index: usize) -> Option<IpAddr> {
+        (!self.from.is_empty()).then(|| self.from[index % self.from.len()])
     }
 }
