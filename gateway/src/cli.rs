@@ -79,10 +79,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>, environment: &Environmen
         Some(("serve", matches)) => serve(matches, environment),
         Some(("check", matches)) if matches.get_flag("reference") => Err(Exit { code: 0, text: config::reference() }),
         Some(("check", matches)) => Ok(Invocation::Check(string(matches, "FILE").unwrap_or_default().into())),
-        Some((name, matches)) => {
-            let variable = |name: &str| environment.get(name).map(str::to_owned);
-            ClientCommand::read(name, matches, &variable).map(Invocation::Client).map_err(Exit::faults)
-        }
+        Some(_) => ClientCommand::read(&matches).map(Invocation::Client).map_err(Exit::faults),
     }
 }
 
@@ -98,7 +95,7 @@ fn string(matches: &ArgMatches, name: &str) -> Option<String> {
 
 /// The whole command line. `serve` is what happens without a command, so its flags stand at the top as well.
 fn command() -> Command {
-    Command::new("fanfare")
+    let server = Command::new("fanfare")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A realtime gateway: rooms over WebSocket, through Redis, on every node.\nWithout a command it serves.")
         .after_help("Example:\n  fanfare --listen 127.0.0.1:8080\n  fanfare sub news &\n  fanfare pub news '{\"hello\":\"world\"}'")
@@ -119,8 +116,8 @@ fn command() -> Command {
                     "Print the reference of all options and sections instead (Markdown)",
                 ))
                 .after_help("Example:\n  fanfare check /etc/fanfare.toml"),
-        )
-        .subcommands(fanfare_client_cli::commands())
+        );
+    fanfare_client_cli::with_client_commands(server)
 }
 
 /// An option of the table as a flag; its value is read by the table, together with the other layers.

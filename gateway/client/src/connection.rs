@@ -1,7 +1,13 @@
 //! Connections to a gateway: the one way in which `sub`, `pub`, `bench` and `health` reach it, over TCP and, where the URL
 //! says so, TLS. What is said on a connection is `http`'s, `subscribe`'s and `bench`'s.
 
-use crate::{failure::Failure, tls::Tls, token::Token, url::GatewayUrl};
+use crate::{
+    failure::Failure,
+    tls::{Tls, TlsOptions},
+    token::Token,
+    url::GatewayUrl,
+};
+use clap::Args;
 use hyper::{
     Method, Request,
     header::{AUTHORIZATION, HOST, HeaderValue},
@@ -10,7 +16,6 @@ use hyper::{
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
 };
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio_rustls::client::TlsStream;
@@ -20,14 +25,17 @@ use tokio_util::either::Either;
 pub(crate) type Connection = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// The flags that say which gateway a command uses and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct GatewayOptions {
-    /// `--url`: where it is. `bench` takes several, separated by commas.
+    /// The gateway: http, https, ws or wss.
+    #[arg(long, value_name = "URL", env = "FANFARE_URL", hide_env_values = true)]
+    #[arg(default_value = "ws://127.0.0.1:8080")]
     pub(crate) url: String,
-    /// `--token`: who uses it.
-    pub(crate) token: Option<Token>,
-    /// `--ca-file`: the authorities to trust in place of the public ones.
-    pub(crate) ca_file: Option<PathBuf>,
+    /// Token or API key.
+    #[arg(long, value_name = "TOKEN", env = "FANFARE_TOKEN", hide_env_values = true)]
+    token: Option<Token>,
+    #[command(flatten)]
+    tls: TlsOptions,
 }
 
 /// A gateway that a command uses.
@@ -54,17 +62,17 @@ impl Gateway {
     /// # Errors
     /// Which of the options is wrong.
     pub(crate) fn new(options: &GatewayOptions) -> Result<Self, Failure> {
-        let mut gateway = Self::at(GatewayUrl::parse("--url", &options.url)?, options.ca_file.as_ref())?;
+        let mut gateway = Self::without_token(GatewayUrl::parse("--url", &options.url)?, &options.tls)?;
         gateway.authorization = options.token.as_ref().map(Token::header).transpose()?;
         Ok(gateway)
     }
 
-    /// The same without a token.
+    /// A gateway that is used without a token.
     ///
     /// # Errors
-    /// `ca_file` cannot be used.
-    pub(crate) fn at(url: GatewayUrl, ca_file: Option<&PathBuf>) -> Result<Self, Failure> {
-        let tls = url.is_secure.then(|| Tls::new(&url.host, ca_file.map(PathBuf::as_path))).transpose()?;
+    /// The options for TLS cannot be used.
+    pub(crate) fn without_token(url: GatewayUrl, options: &TlsOptions) -> Result<Self, Failure> {
+        let tls = url.is_secure.then(|| Tls::new(&url.host, options)).transpose()?;
         Ok(Self { url, authorization: None, tls })
     }
 

@@ -5,22 +5,26 @@ use crate::{
     failure::Failure,
     http::HttpClient,
     output::{finish, print},
+    tls::TlsOptions,
     url::GatewayUrl,
 };
+use clap::Args;
 use http_body_util::Full;
 use hyper::{Method, StatusCode};
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 /// The admin listener of a healthy node responds in milliseconds even while the node's other threads are saturated.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 
-/// What `fanfare health` is asked to do.
-#[derive(Debug)]
+/// The flags of `fanfare health`.
+#[derive(Debug, Args)]
 pub(crate) struct HealthOptions {
-    /// The admin listener, as `host:port` or as a URL.
-    pub(crate) admin: String,
-    /// The authorities to trust in place of the public ones.
-    pub(crate) ca_file: Option<PathBuf>,
+    /// The admin listener, or its URL.
+    #[arg(long, value_name = "HOST:PORT", env = "FANFARE_ADMIN", hide_env_values = true)]
+    #[arg(default_value = "127.0.0.1:8081")]
+    admin: String,
+    #[command(flatten)]
+    tls: TlsOptions,
 }
 
 /// Ends with success if the node is ready.
@@ -29,7 +33,7 @@ pub(crate) async fn health(options: HealthOptions) -> ExitCode {
 }
 
 async fn ask(options: &HealthOptions) -> Result<(), Failure> {
-    let gateway = Gateway::at(GatewayUrl::parse_admin(&options.admin)?, options.ca_file.as_ref())?;
+    let gateway = Gateway::without_token(GatewayUrl::parse_admin(&options.admin)?, &options.tls)?;
     let request = gateway.request(Method::GET, "/readyz").body(Full::default()).map_err(Failure::refused)?;
     let response = HttpClient::new(&gateway, TIME_LIMIT).send(request).await?;
     let body = String::from_utf8_lossy(&response.body);

@@ -1,5 +1,5 @@
-//! The client commands of the program `fanfare`: `sub`, `pub`, `bench` and `health`. The program adds [`commands`] to its
-//! command line and runs a [`ClientCommand`] on a runtime of its own. The commands speak the public protocol and nothing
+//! The client commands of the program `fanfare`: `sub`, `pub`, `bench` and `health`. The program makes its command line
+//! [`with_client_commands`] and runs a [`ClientCommand`] on a runtime of its own. The commands speak the public protocol and nothing
 //! else: this crate depends on no other crate of the workspace.
 
 mod backoff;
@@ -20,4 +20,4 @@ mod tls;
 mod token;
 mod url;
 
-pub use cli::{ClientCommand, VARIABLES, commands};
+pub use cli::{ClientCommand, VARIABLES, with_client_commands};

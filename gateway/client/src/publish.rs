@@ -8,6 +8,7 @@ use crate::{
     output::{finish, print},
     url::percent_encoded,
 };
+use clap::Args;
 use http_body_util::Full;
 use hyper::{Method, StatusCode, header::CONTENT_TYPE};
 use std::{
@@ -22,19 +23,39 @@ const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// does not count there.
 const LINE_BYTES_MAX: u64 = 2 << 20;
 
-/// What `fanfare pub` is asked to do.
-#[derive(Debug)]
+/// The flags of `fanfare pub`.
+#[derive(Debug, Args)]
 pub(crate) struct PublishOptions {
     /// The room.
-    pub(crate) room: String,
-    /// JSON, or `-` for the lines of standard input.
-    pub(crate) data: String,
-    /// The event's name.
-    pub(crate) event: Option<String>,
-    /// The idempotency key; without one each message gets a random key.
-    pub(crate) key: Option<String>,
-    /// The gateway.
-    pub(crate) gateway: GatewayOptions,
+    #[arg(value_name = "ROOM")]
+    room: String,
+    /// The message, as JSON; - reads one message per line from standard input.
+    #[arg(value_name = "DATA", allow_negative_numbers = true)]
+    data: String,
+    /// The message's event name.
+    #[arg(long, value_name = "NAME")]
+    event: Option<String>,
+    /// Idempotency key: a repetition within 5 minutes publishes nothing new [default: a random key for each message].
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    #[command(flatten)]
+    gateway: GatewayOptions,
+}
+
+impl PublishOptions {
+    /// Checks what the command line's own parser does not know.
+    ///
+    /// # Errors
+    /// What is wrong, for the user.
+    pub(crate) fn checked(self) -> Result<Self, String> {
+        if self.data == "-" && self.key.is_some() {
+            return Err(
+                "--key: with one key for all lines only the first would be published; it goes with DATA, not with -"
+                    .to_owned(),
+            );
+        }
+        Ok(self)
+    }
 }
 
 /// Publishes; the first refusal ends the command.

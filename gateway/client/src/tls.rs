@@ -2,6 +2,7 @@
 //! it is refused. `connection` calls it for `https` and `wss` URLs.
 
 use crate::failure::Failure;
+use clap::Args;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
@@ -20,6 +21,14 @@ use std::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+/// The flag that says whom to trust.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct TlsOptions {
+    /// PEM certificates of the authorities that vouch for the gateway, in place of the public ones.
+    #[arg(long, value_name = "FILE", env = "FANFARE_CA_FILE", hide_env_values = true)]
+    ca_file: Option<PathBuf>,
+}
+
 /// How to speak TLS with one gateway.
 #[derive(Clone)]
 pub(crate) struct Tls {
@@ -29,12 +38,12 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Trusts the public authorities that are built in or, with a `ca_file`, the certificates in that file alone.
+    /// Trusts the public authorities that are built in or, with `--ca-file`, the certificates in that file alone.
     ///
     /// # Errors
     /// The file has no certificates, or `host` is no name that a certificate can be for.
-    pub(crate) fn new(host: &str, ca_file: Option<&Path>) -> Result<Self, Failure> {
-        let authorities = ca_file.map(read_certificates).transpose()?;
+    pub(crate) fn new(host: &str, options: &TlsOptions) -> Result<Self, Failure> {
+        let authorities = options.ca_file.as_deref().map(read_certificates).transpose()?;
         let mut roots = RootCertStore::empty();
         match &authorities {
             Some(certificates) => _ = roots.add_parsable_certificates(certificates.iter().cloned()),
@@ -56,7 +65,7 @@ impl Tls {
         // A WebSocket needs HTTP/1.1, and so does the HTTP client of this crate.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let server_name = ServerName::try_from(host.to_owned()).map_err(|error| cannot(&error))?;
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), server_name, ca_file: ca_file.map(Path::to_owned) })
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), server_name, ca_file: options.ca_file.clone() })
     }
 
     /// Shakes hands with the server at the other end of `stream`.
@@ -154,11 +163,14 @@ mod tests {
 
     #[test]
     fn a_ca_file_without_certificates_is_refused_by_its_name() {
-        let refused = |file: &str| Tls::new("localhost", Some(Path::new(file))).err().expect("no certificates");
+        let refused = |file: &str| {
+            let options = TlsOptions { ca_file: Some(file.into()) };
+            Tls::new("localhost", &options).err().expect("no certificates")
+        };
         for file in ["/nowhere/ca.pem", "Cargo.toml"] {
             let failure = refused(file);
             assert!(failure.code == 78 && failure.text.starts_with(&format!("--ca-file {file}: ")), "{failure:?}");
         }
-        assert!(Tls::new("localhost", None).is_ok());
+        assert!(Tls::new("localhost", &TlsOptions::default()).is_ok());
     }
 }

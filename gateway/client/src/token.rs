@@ -8,12 +8,14 @@ use std::fmt;
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Token(String);
 
-impl Token {
-    /// Any text; the server judges it.
-    pub(crate) fn new(text: String) -> Self {
+impl From<String> for Token {
+    /// Any text is a token; the server judges it.
+    fn from(text: String) -> Self {
         Self(text)
     }
+}
 
+impl Token {
     /// The value of the `Authorization` header, marked as secret.
     ///
     /// # Errors

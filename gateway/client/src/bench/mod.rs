@@ -23,7 +23,7 @@ mod scoreboard;
 mod sequence;
 mod stamp;
 
-pub(crate) use options::{BenchOptions, Format, Pace};
+pub(crate) use options::BenchOptions;
 
 use crate::{
     failure::Failure,
@@ -69,11 +69,11 @@ pub(crate) async fn bench(options: BenchOptions) -> ExitCode {
 async fn run(options: BenchOptions) -> Result<(), Failure> {
     let gateway = Processes::new(options.pids.clone())?;
     let mut nodes = Vec::new();
-    for node in &options.nodes {
-        nodes.push(Rc::new(Node::find(node).await?));
+    for node in options.nodes() {
+        nodes.push(Rc::new(Node::find(&node).await?));
     }
-    let publish_node = match &options.publish_node {
-        Some(node) => Rc::new(Node::find(node).await?),
+    let publish_node = match options.publish_node() {
+        Some(node) => Rc::new(Node::find(&node).await?),
         None => Rc::clone(nodes.first().ok_or_else(|| Failure::refused("--url: no address"))?),
     };
     let is_local = !gateway.is_empty() || nodes.iter().any(|node| node.is_local());
@@ -105,9 +105,9 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
 
     load(&context, &gateway, &mut costs).await?;
     let report = Report::new(&context, &costs);
-    let text = match context.options.format {
-        Format::Text => report.to_string(),
-        Format::Json => serde_json::to_string(&report).map_err(Failure::refused)?,
+    let text = match context.options.json {
+        true => serde_json::to_string(&report).map_err(Failure::refused)?,
+        false => report.to_string(),
     };
     print(text.trim_end()).map_err(|error| Failure::refused(format_args!("output: {error}")))?;
     match report.faults(&context) {
@@ -123,7 +123,7 @@ async fn connect_members(context: &Rc<RunContext>, nodes: &[Rc<Node>], members: 
     let (begun, first) = (Instant::now(), members.start);
     for index in members.clone() {
         if let Some(rate) = context.options.connects_per_second {
-            let due = begun + Duration::from_secs_f64((index - first) as f64 / f64::from(rate));
+            let due = begun + Duration::from_secs_f64((index - first) as f64 / rate as f64);
             tokio::time::sleep_until(due.into()).await;
         }
         let permit = tokio::time::timeout(JOIN_LIMIT, Arc::clone(&permits).acquire_owned()).await;
@@ -186,7 +186,7 @@ async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) 
     context.scoreboard.borrow_mut().set_window(begun_ns, end_ns);
     {
         // Its thread ends with the window.
-        let _pacer = pacer::Pacer::start(options.pace, context.wakers.clone()).map_err(Failure::refused)?;
+        let _pacer = pacer::Pacer::start(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
         (0..options.publishers).for_each(|index| context.wake(Some(index)));
         let end = Instant::now() + Duration::from_secs_f64(options.seconds);
         let interrupted = Rc::new(Cell::new(false));

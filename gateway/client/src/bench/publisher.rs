@@ -54,7 +54,7 @@ async fn send(context: &RunContext, index: usize, mut stream: WriteHalf<Connecti
         }
         let is_almost_due = context.scoreboard.borrow().due_ns(index).is_some_and(|due_ns| {
             let wait_ns = due_ns.saturating_sub(context.clock.now_ns());
-            pacer::lead(context.options.pace).as_nanos() as u64 > wait_ns
+            pacer::lead(context.options.pace()).as_nanos() as u64 > wait_ns
         });
         if is_almost_due {
             // Meanwhile the other tasks read what has arrived.

@@ -33,7 +33,7 @@ impl Percentiles {
 pub(super) struct Report {
     /// The gateway's nodes, as given.
     target: Vec<String>,
-    transport: &'static str,
+    transport: String,
     members: usize,
     rooms: usize,
     publishers: usize,
@@ -102,18 +102,15 @@ impl Report {
         let seconds = costs.window.wall.as_secs_f64().min(options.seconds);
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let is_measured = !options.pids.is_empty();
-        let (rate, in_flight) = match options.pace {
-            Pace::Rate(rate) => (Some(rate), None),
-            Pace::InFlight(messages) => (None, Some(messages)),
-        };
+        let in_flight = if let Pace::InFlight(messages) = options.pace() { Some(messages) } else { None };
         Self {
-            target: options.nodes.iter().map(|node| node.url.clone()).collect(),
-            transport: "ws",
+            target: options.nodes().map(|node| node.url).collect(),
+            transport: options.transport.clone(),
             members: options.members,
             rooms: options.rooms,
             publishers: options.publishers,
             payload_bytes: options.payload_bytes,
-            rate,
+            rate: options.rate,
             in_flight,
             seconds,
             shared_cores: costs.shared_cores,
@@ -123,7 +120,7 @@ impl Report {
             rss_kib_per_member: costs.kib_per_member(options.members).filter(|_| is_measured),
             members_to_tell: 2 * costs.connections_before,
             idle_cpu_percent: costs.idle.cores().filter(|_| options.idle_seconds > 0.0).map(|cores| cores * 100.0),
-            offered: rate.map(|rate| (rate * seconds).round() as u64),
+            offered: options.rate.map(|rate| (rate * seconds).round() as u64),
             published: counters.published,
             acknowledged: counters.acknowledged,
             refused: counters.refused,

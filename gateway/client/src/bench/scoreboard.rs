@@ -102,7 +102,7 @@ impl Scoreboard {
         let publisher = |index: usize| Publisher {
             next: index as u64,
             in_flight: 0,
-            in_flight_max: match options.pace {
+            in_flight_max: match options.pace() {
                 Pace::Rate(_) => usize::MAX,
                 Pace::InFlight(all) => all / options.publishers + usize::from(index < all % options.publishers),
             },
@@ -115,7 +115,7 @@ impl Scoreboard {
             rooms: (0..options.rooms).map(room).collect(),
             members: Vec::with_capacity(options.members),
             publishers: (0..options.publishers).map(publisher).collect(),
-            pace: options.pace,
+            pace: options.pace(),
             payload_bytes: options.payload_bytes,
             window: Window { begin_ns: u64::MAX, end_ns: 0 },
             stamp_index: 0,

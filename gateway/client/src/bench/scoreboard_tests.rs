@@ -1,31 +1,11 @@
 //! The rules of the scoreboard, without any connection.
 
 use super::*;
-use crate::bench::options::Format;
-
-fn options(pace: Pace, rooms: usize, publishers: usize) -> BenchOptions {
-    BenchOptions {
-        nodes: Vec::new(),
-        publish_node: None,
-        members: 0,
-        rooms,
-        room_prefix: "r".to_owned(),
-        publishers,
-        pace,
-        payload_bytes: 64,
-        seconds: 1.0,
-        idle_seconds: 0.0,
-        connects_per_second: None,
-        from: Vec::new(),
-        pids: Vec::new(),
-        format: Format::Text,
-        progress: false,
-    }
-}
 
 /// A scoreboard with this many members in each room, publishing from 0 to 1 s.
-fn scoreboard(pace: Pace, rooms: usize, publishers: usize, members: usize) -> Scoreboard {
-    let mut scoreboard = Scoreboard::new(&options(pace, rooms, publishers), 7);
+fn scoreboard(pace: &str, rooms: usize, publishers: usize, members: usize) -> Scoreboard {
+    let flags = format!("--{pace} --rooms {rooms} --publishers {publishers} --room-prefix r --payload 64");
+    let mut scoreboard = Scoreboard::new(&BenchOptions::of(&flags), 7);
     for index in 0..rooms * members {
         let member = scoreboard.add_member(index % rooms);
         scoreboard.joined(member);
@@ -46,7 +26,7 @@ fn room_of(text: &str) -> &str {
 
 #[test]
 fn rooms_take_turns_and_each_has_one_publisher() {
-    let mut scoreboard = scoreboard(Pace::InFlight(100), 5, 2, 0);
+    let mut scoreboard = scoreboard("in-flight=100", 5, 2, 0);
     let rooms: Vec<String> = (0..7).map(|_| room_of(&publish(&mut scoreboard, 0, 1).unwrap()).to_owned()).collect();
     assert_eq!(rooms, ["r0", "r2", "r4", "r0", "r2", "r4", "r0"]);
     let rooms: Vec<String> = (0..4).map(|_| room_of(&publish(&mut scoreboard, 1, 1).unwrap()).to_owned()).collect();
@@ -55,7 +35,7 @@ fn rooms_take_turns_and_each_has_one_publisher() {
 
 #[test]
 fn a_rate_follows_the_clock_and_ends_with_the_window() {
-    let mut scoreboard = scoreboard(Pace::Rate(100.0), 1, 1, 0);
+    let mut scoreboard = scoreboard("rate=100", 1, 1, 0);
     assert!(publish(&mut scoreboard, 0, 0).is_some() && publish(&mut scoreboard, 0, 9_999_999).is_none());
     let due = (0..1000).take_while(|_| publish(&mut scoreboard, 0, 500_000_000).is_some()).count();
     assert_eq!((due, scoreboard.due_ns(0)), (50, Some(510_000_000)));
@@ -66,7 +46,7 @@ fn a_rate_follows_the_clock_and_ends_with_the_window() {
 
 #[test]
 fn a_message_is_in_flight_until_every_member_has_it() {
-    let mut scoreboard = scoreboard(Pace::InFlight(1), 1, 1, 2);
+    let mut scoreboard = scoreboard("in-flight=1", 1, 1, 2);
     let text = publish(&mut scoreboard, 0, 1).unwrap();
     assert_eq!(publish(&mut scoreboard, 0, 1), None);
     assert_eq!(scoreboard.acknowledged(0, 0, 2), None);
@@ -79,7 +59,7 @@ fn a_message_is_in_flight_until_every_member_has_it() {
 
 #[test]
 fn without_members_an_acknowledgement_ends_a_flight_in_any_order() {
-    let mut scoreboard = scoreboard(Pace::InFlight(2), 1, 1, 0);
+    let mut scoreboard = scoreboard("in-flight=2", 1, 1, 0);
     assert!(publish(&mut scoreboard, 0, 1).is_some() && publish(&mut scoreboard, 0, 1).is_some());
     assert!(publish(&mut scoreboard, 0, 1).is_none());
     assert_eq!(scoreboard.acknowledged(0, 1, 2), Some(0));
@@ -92,7 +72,7 @@ fn without_members_an_acknowledgement_ends_a_flight_in_any_order() {
 
 #[test]
 fn lost_is_what_was_acknowledged_and_a_connected_member_lacks() {
-    let mut scoreboard = scoreboard(Pace::InFlight(10), 1, 1, 2);
+    let mut scoreboard = scoreboard("in-flight=10", 1, 1, 2);
     let texts: Vec<String> = (0..4).map(|_| publish(&mut scoreboard, 0, 1).unwrap()).collect();
     scoreboard.refused(0, 1, "no".to_owned());
     scoreboard.acknowledged(0, 0, 2);
@@ -109,9 +89,9 @@ fn lost_is_what_was_acknowledged_and_a_connected_member_lacks() {
 
 #[test]
 fn a_listening_run_counts_other_runs_one_after_another() {
-    let mut publisher = scoreboard(Pace::InFlight(10), 1, 1, 0);
+    let mut publisher = scoreboard("in-flight=10", 1, 1, 0);
     let texts: Vec<String> = (0..5).map(|_| publish(&mut publisher, 0, 1).unwrap()).collect();
-    let mut listener = scoreboard(Pace::InFlight(1), 1, 0, 1);
+    let mut listener = scoreboard("in-flight=1", 1, 0, 1);
     let mut receive = |text: &str| listener.received(0, text.as_bytes(), 9);
     for text in [&texts[1], &texts[3], &texts[4]] {
         assert_eq!(receive(text), Ok(None));
@@ -123,7 +103,7 @@ fn a_listening_run_counts_other_runs_one_after_another() {
 
 #[test]
 fn messages_of_another_run_are_not_counted_by_one_that_publishes() {
-    let mut scoreboard = scoreboard(Pace::InFlight(1), 1, 1, 1);
+    let mut scoreboard = scoreboard("in-flight=1", 1, 1, 1);
     let text = publish(&mut scoreboard, 0, 1).unwrap().replace("\"bench\":\"00000007", "\"bench\":\"00000008");
     assert_eq!(scoreboard.received(0, text.as_bytes(), 2), Ok(None));
     assert_eq!((scoreboard.counters.strange, scoreboard.counters.delivered), (1, 0));

@@ -6,10 +6,7 @@ mod poll;
 mod sse;
 mod steps;
 mod stream;
-mod transport;
 mod ws;
-
-pub(crate) use transport::Transport;
 
 use crate::{
     backoff::Backoff,
@@ -18,25 +15,42 @@ use crate::{
     output::{finish, note},
     subscription::{Step, Subscription},
 };
+use clap::{Args, ValueEnum};
 use std::{process::ExitCode, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// After a connection that lasted this long the back-off starts again from its shortest wait.
 const GOOD: Duration = Duration::from_secs(10);
 
-/// What `fanfare sub` is asked to do.
-#[derive(Debug)]
+/// The flags of `fanfare sub`.
+#[derive(Debug, Args)]
 pub(crate) struct SubscribeOptions {
-    /// The rooms to follow.
-    pub(crate) rooms: Vec<String>,
-    /// The cursor of all of them to start after.
-    pub(crate) since: Option<String>,
-    /// How many earlier messages of each to start with.
-    pub(crate) history: Option<u32>,
-    /// The transport to use.
-    pub(crate) transport: Transport,
-    /// The gateway.
-    pub(crate) gateway: GatewayOptions,
+    /// Rooms to join.
+    #[arg(value_name = "ROOM", required = true)]
+    rooms: Vec<String>,
+    /// Start after this cursor; with several rooms their cursors joined by ~.
+    // An epoch may begin with a hyphen.
+    #[arg(long, value_name = "CURSOR", allow_hyphen_values = true)]
+    since: Option<String>,
+    /// Start with the last N messages of each room.
+    #[arg(long, value_name = "N", conflicts_with = "since")]
+    history: Option<u32>,
+    /// How messages come: WebSocket, server-sent events, HTTP streaming, long or short polling.
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Transport::Ws)]
+    transport: Transport,
+    #[command(flatten)]
+    gateway: GatewayOptions,
+}
+
+/// A transport; its name on the command line is that of the variant, in lower case with a hyphen between words.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Transport {
+    Ws,
+    Sse,
+    Stream,
+    Poll,
+    // The server responds to every request at once.
+    ShortPoll,
 }
 
 /// Follows until Ctrl-C (exit code 0), until the reader of its output is gone (0), or until a retry cannot help (1).
