@@ -9,7 +9,7 @@ use crate::{
 };
 use std::{
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -50,18 +50,9 @@ impl Node {
         Ok(Self { gateway, address, request })
     }
 
-    /// Whether it is reached on this machine: through loopback, or through an address of this machine, which is then also
-    /// the local address of the connection.
-    pub(super) fn is_local(&self) -> bool {
-        let local_ip = || -> io::Result<IpAddr> {
-            // Connecting a UDP socket chooses the local address and sends nothing.
-            let any: IpAddr =
-                if self.address.is_ipv4() { [0; 4].into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
-            let socket = UdpSocket::bind((any, 0))?;
-            socket.connect(self.address)?;
-            Ok(socket.local_addr()?.ip())
-        };
-        self.address.ip().is_loopback() || local_ip().is_ok_and(|ip| ip == self.address.ip())
+    /// Whether it is reached through loopback.
+    pub(super) fn is_on_loopback(&self) -> bool {
+        self.address.ip().is_loopback()
     }
 
     /// Connects and upgrades.

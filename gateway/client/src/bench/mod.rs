@@ -76,7 +76,7 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
         Some(node) => Rc::new(Node::find(&node).await?),
         None => Rc::clone(nodes.first().ok_or_else(|| Failure::refused("--url: no address"))?),
     };
-    let is_local = !gateway.is_empty() || nodes.iter().any(|node| node.is_local());
+    let is_local = !gateway.is_empty() || nodes.iter().any(|node| node.is_on_loopback());
     let mut costs = Costs {
         shared_cores: is_local.then(|| gateway.shared_cores()),
         connections_before: gateway.files_max(),
