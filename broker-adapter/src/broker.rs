@@ -1,23 +1,16 @@
 //! The broker trait and the types that cross it. The promises are in the crate's head; this file is their shapes.
 
-use crate::{Cursor, Room};
+use crate::{Cursor, Room, SessionId};
 use bytes::Bytes;
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
-/// The answer to a rare request. The data path (publish, deliver) uses none of these.
-pub type Later<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
+/// The result of a request that is made rarely. The data path (publish, deliver) uses no boxed future.
+pub type BrokerFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
 /// Which consumer of this process: an index into the list the broker was built with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubscriberId(pub u16);
-
-/// Whose message it is: chosen by the publisher's node, compared by consumers, never looked into. All zero: nobody's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Origin(pub [u8; 12]);
-
-/// A member's session, unique in the cluster.
-pub type SessionKey = Origin;
 
 /// Names one process in the cluster; a restart is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,8 +78,8 @@ pub struct Publish {
     pub room: Room,
     /// The room's class as the publisher's node knows it; `None`: no history, no cursor.
     pub retention: Option<Retention>,
-    /// Whose.
-    pub origin: Origin,
+    /// The session that published it; `None`: a back end.
+    pub author: Option<SessionId>,
     /// Milliseconds since 1970, by the publishing node's clock.
     pub ts_ms: u64,
     /// The bytes that every member's node gets, untouched.
@@ -104,20 +97,20 @@ pub struct Published {
     pub duplicate: bool,
 }
 
-/// What became of a publish.
-pub type Outcome = Result<Published, BrokerError>;
+/// The result of a publish.
+pub type PublishResult = Result<Published, BrokerError>;
 
 /// Whom to tell what became of a publish.
 #[derive(Debug)]
 pub enum Reply {
     /// Nobody.
     Nobody,
-    /// A subscriber, by [`Subscriber::published`], whatever the outcome.
+    /// A subscriber, by [`Subscriber::on_published`], whatever the outcome.
     Ticket(SubscriberId, Ticket),
-    /// A subscriber, by [`Subscriber::published`], only if it failed.
+    /// A subscriber, by [`Subscriber::on_published`], only if it failed.
     OnFailure(SubscriberId, Ticket),
     /// A task that waits.
-    Waiter(oneshot::Sender<Outcome>),
+    Waiter(oneshot::Sender<PublishResult>),
 }
 
 /// A subscriber's own name for one publish in flight; the broker only hands it back.
@@ -131,8 +124,8 @@ pub struct Publication {
     pub cursor: Option<Cursor>,
     /// Tells it from every other, also where there is no cursor.
     pub id: MessageId,
-    /// Whose.
-    pub origin: Origin,
+    /// The session that published it; `None`: a back end.
+    pub author: Option<SessionId>,
     /// Milliseconds since 1970.
     pub ts_ms: u64,
     /// The publisher's bytes.
@@ -141,7 +134,7 @@ pub struct Publication {
 
 /// Something that happened in a room.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub enum RoomEvent {
     /// A message.
     Message(Publication),
     /// Somebody came or went.
@@ -151,24 +144,24 @@ pub enum Event {
     Head(Cursor),
 }
 
-/// An [`Event`] and its room.
+/// An [`RoomEvent`] and its room.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// Where.
     pub room: Room,
     /// What.
-    pub event: Event,
+    pub event: RoomEvent,
 }
 
 /// A consumer of this process. Calls come from any thread, must not block and must not call the broker back.
 pub trait Subscriber: Send + Sync + 'static {
-    /// Takes an event of a room this subscriber follows. A full subscriber notes the room and catches up from
+    /// Takes an event of a room this subscriber follows. A full subscriber controls the room and catches up from
     /// history later: an event in a room with history is never lost in silence.
     fn deliver(&self, delivery: Delivery);
     /// What became of a publish into `room` that asked for it by ticket. Never lost: publishes in flight are bounded.
-    fn published(&self, ticket: Ticket, room: Room, outcome: Outcome);
-    /// A note that some node sent by [`Broker::tell`].
-    fn told(&self, note: Bytes);
+    fn on_published(&self, ticket: Ticket, room: Room, outcome: PublishResult);
+    /// Takes a control message that a node sent by [`Broker::send_control`].
+    fn on_control(&self, message: Bytes);
 }
 
 /// A user's name as members see it. The gateway checks what may be one.
@@ -195,7 +188,7 @@ pub enum Who {
     /// A user, once however many sessions there are.
     User(User),
     /// An anonymous session.
-    Session(SessionKey),
+    Session(SessionId),
 }
 
 /// A user who is present.
@@ -211,22 +204,22 @@ pub struct Member {
 
 /// A session that comes into a room or leaves it.
 #[derive(Debug, Clone)]
-pub enum Attendance {
+pub enum PresenceUpdate {
     /// Comes in. Again with the same session: its info is replaced, nothing is announced.
     Enter {
         /// Which session.
-        session: SessionKey,
+        session: SessionId,
         /// Whose session; `None`: an anonymous one.
         user: Option<User>,
         /// What the user shows to others.
         info: Option<Bytes>,
-        /// Whether members hear of it ([`Event::Presence`]); counting happens either way.
+        /// Whether members hear of it ([`RoomEvent::Presence`]); counting happens either way.
         announce: bool,
     },
     /// Leaves. Unknown sessions leave without a trace.
     Leave {
         /// Which session.
-        session: SessionKey,
+        session: SessionId,
         /// As it was when it came in.
         announce: bool,
     },
@@ -256,7 +249,7 @@ pub struct PresenceEvent {
 
 /// How much of [`Broker::presence`] is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detail {
+pub enum PresenceDetail {
     /// Numbers: constant time.
     Counts,
     /// Every user too.
@@ -270,7 +263,7 @@ pub struct Presence {
     pub sessions: u64,
     /// Users.
     pub users: u64,
-    /// The users, in no order; empty for [`Detail::Counts`].
+    /// The users, in no order; empty for [`PresenceDetail::Counts`].
     pub members: Vec<Member>,
     /// The last [`PresenceEvent::version`] that is contained.
     pub version: u64,
@@ -353,7 +346,7 @@ pub struct RoomList {
     pub more: bool,
 }
 
-/// Who gets a note.
+/// Which nodes get a control message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeTarget {
     /// Every node, this one included.
@@ -398,7 +391,7 @@ pub enum BrokerError {
 
 /// A backplane. See the crate's head for what each call promises; the `contract` suite tests it.
 ///
-/// `publish` and `attend` take effect in the order in which one thread calls them for one room.
+/// `publish` and `update_presence` take effect in the order in which one thread calls them for one room.
 pub trait Broker: Send + Sync + 'static {
     /// Publishes. Never blocks; the outcome goes to `reply`, within about a second.
     fn publish(&self, publish: Publish, reply: Reply);
@@ -406,27 +399,32 @@ pub trait Broker: Send + Sync + 'static {
     /// Begins to deliver the room's events to `who`. Answers with the room's head once deliveries are certain
     /// (`None` for a room without history). Waits as long as the backplane is away. Takes effect whether or not the
     /// answer is awaited; the answer to one that `unsubscribe` has undone says nothing about a later one.
-    fn subscribe(&self, who: SubscriberId, room: &Room, retention: Option<Retention>) -> Later<'_, Option<Cursor>>;
+    fn subscribe(
+        &self,
+        who: SubscriberId,
+        room: &Room,
+        retention: Option<Retention>,
+    ) -> BrokerFuture<'_, Option<Cursor>>;
 
     /// Ends the deliveries to `who`; a few may still be under way.
     fn unsubscribe(&self, who: SubscriberId, room: &Room);
 
     /// Reads a part of a room's past.
-    fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> Later<'_, Page>;
+    fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> BrokerFuture<'_, Page>;
 
     /// Notes that a session came or went. Takes effect whether or not the answer is awaited; survives a time
     /// without backplane (what stands at its end is written then). An error means: not written yet.
-    fn attend(&self, room: &Room, attendance: Attendance) -> Later<'_, ()>;
+    fn update_presence(&self, room: &Room, attendance: PresenceUpdate) -> BrokerFuture<'_, ()>;
 
     /// Who is in a room, cluster-wide.
-    fn presence(&self, room: &Room, detail: Detail) -> Later<'_, Presence>;
+    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence>;
 
     /// Rooms that have members, cluster-wide.
-    fn rooms(&self, query: RoomQuery) -> Later<'_, RoomList>;
+    fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList>;
 
-    /// Sends a note to nodes ([`Subscriber::told`] of each of their subscribers). Best effort; `false`: nobody listens
-    /// there, so a node that was meant is gone.
-    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, bool>;
+    /// Sends a control message to nodes ([`Subscriber::on_control`] of each of their subscribers). Best effort; `false`: no
+    /// node is subscribed under that id, so the node has ended.
+    fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool>;
 
     /// Whether publishes into a room can be expected to succeed, from memory.
     fn is_up(&self, room: &Room) -> bool;
@@ -435,5 +433,5 @@ pub trait Broker: Send + Sync + 'static {
     fn status(&self) -> Status;
 
     /// Writes what is pending, takes this node out of the cluster and closes the connections.
-    fn close(&self) -> Later<'_, ()>;
+    fn close(&self) -> BrokerFuture<'_, ()>;
 }

@@ -17,8 +17,8 @@ pub use replies::*;
 pub use subscriptions::*;
 
 use crate::{
-    Broker, Cursor, HistoryQuery, IdempotencyKey, NodeId, Origin, Page, Publication, Publish, Published, Reply,
-    Retention, Room, SubscriberId,
+    Broker, Cursor, HistoryQuery, IdempotencyKey, NodeId, Page, Publication, Publish, Published, Reply, Retention,
+    Room, SessionId, SubscriberId,
 };
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
@@ -44,7 +44,7 @@ impl Node {
         self.try_publish(publish).await.unwrap()
     }
 
-    pub async fn try_publish(&self, publish: Publish) -> crate::Outcome {
+    pub async fn try_publish(&self, publish: Publish) -> crate::PublishResult {
         let (tx, rx) = oneshot::channel();
         self.broker.publish(publish, Reply::Waiter(tx));
         tokio::time::timeout(WAIT_MAX, rx).await.expect("an outcome in time").expect("an outcome")
@@ -81,7 +81,7 @@ pub fn message(room: &Room, text: &str) -> Publish {
     Publish {
         room: room.clone(),
         retention: Some(KEEP),
-        origin: Origin(*b"contract-org"),
+        author: Some(SessionId(*b"contract-org")),
         ts_ms: 1_763_760_000_123,
         payload: Bytes::copy_from_slice(text.as_bytes()),
         key: None,

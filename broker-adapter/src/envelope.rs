@@ -2,21 +2,21 @@
 //!
 //! ```text
 //!  0  version   u8   this file's is 1; others are counted and dropped
-//!  1  kind      u8   1 message, 2 joined, 3 left, 4 note, 5 messages
+//!  1  kind      u8   1 message, 2 joined, 3 left, 4 control, 5 messages
 //!  2  flags     u8   bit 0: epoch and offset are a cursor
 //!  3  epoch     8 characters, or zeros
 //! 11  offset    u64  the message's offset; for joined and left the presence version
 //! 19  node      u64  ┐
 //! 27  number    u64  │ the tail: written by the publisher, stored in history as it is;
 //! 35  ts        u64  │ the header before it is written by whoever assigns the offset
-//! 43  origin    12   │ (the publish script)
+//! 43  author    12   │ (the publish script)
 //! 55  payload        ┘
 //! ```
 //! Messages are several of one room: instead of one tail each one's bytes u32 and tail, and the offset is the first one's.
 //! Integers are big-endian. A presence payload is `user bytes u16, user, info`; user bytes 0xFFFF: anonymous.
 
 use crate::{
-    Cursor, Epoch, Event, MessageId, NodeId, Offset, Origin, PresenceEvent, PresenceKind, Publication, User, Who,
+    Cursor, Epoch, MessageId, NodeId, Offset, PresenceEvent, PresenceKind, Publication, RoomEvent, SessionId, User, Who,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -38,8 +38,8 @@ pub enum Kind {
     Joined = 2,
     /// A user left.
     Left = 3,
-    /// A note between nodes.
-    Note = 4,
+    /// A control message between nodes.
+    Control = 4,
     /// Publications of one room that follow each other.
     Messages = 5,
 }
@@ -48,11 +48,11 @@ pub enum Kind {
 #[derive(Debug, Clone)]
 pub enum Envelope {
     /// Something that happened in a room.
-    Event(Event),
+    Room(RoomEvent),
     /// Publications of one room, in order.
     Messages(Vec<Publication>),
-    /// A note between nodes.
-    Note(Bytes),
+    /// A control message between nodes.
+    Control(Bytes),
 }
 
 /// The bytes are no envelope that this version reads.
@@ -75,12 +75,12 @@ fn header(kind: Kind, number: u64) -> [u8; TAIL] {
 }
 
 /// Appends the tail: everything from `node` on.
-pub fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, origin: Origin, payload: &[u8]) {
+pub fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, author: Option<SessionId>, payload: &[u8]) {
     out.reserve(PAYLOAD - TAIL + payload.len());
     out.put_u64(id.node.0);
     out.put_u64(id.number);
     out.put_u64(ts_ms);
-    out.put_slice(&origin.0);
+    out.put_slice(&author.map_or([0; SessionId::BYTES], |session| session.0));
     out.put_slice(payload);
 }
 
@@ -97,12 +97,12 @@ pub fn messages_without_cursor(kind: Kind, tails: impl Iterator<Item = BytesMut>
     out.freeze()
 }
 
-/// A note, whole.
+/// A whole control message.
 #[must_use]
-pub fn note(from: NodeId, payload: &[u8]) -> Bytes {
+pub fn control(from: NodeId, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(PAYLOAD + payload.len());
-    out.put_slice(&header(Kind::Note, 0));
-    put_tail(&mut out, MessageId { node: from, number: 0 }, 0, Origin::default(), payload);
+    out.put_slice(&header(Kind::Control, 0));
+    put_tail(&mut out, MessageId { node: from, number: 0 }, 0, None, payload);
     out.freeze()
 }
 
@@ -138,10 +138,10 @@ pub fn decode(bytes: &Bytes) -> Result<Envelope, Unreadable> {
     }
     let publication = decode_tail(&bytes.slice(TAIL..), cursor)?;
     Ok(match bytes[1] {
-        k if k == Kind::Message as u8 => Envelope::Event(Event::Message(publication)),
+        k if k == Kind::Message as u8 => Envelope::Room(RoomEvent::Message(publication)),
         k if k == Kind::Joined as u8 => presence(PresenceKind::Joined, &publication, number)?,
         k if k == Kind::Left as u8 => presence(PresenceKind::Left, &publication, number)?,
-        k if k == Kind::Note as u8 => Envelope::Note(publication.payload),
+        k if k == Kind::Control as u8 => Envelope::Control(publication.payload),
         _ => return Err(Unreadable),
     })
 }
@@ -155,8 +155,9 @@ pub fn decode_tail(tail: &Bytes, cursor: Option<Cursor>) -> Result<Publication, 
         return Err(Unreadable);
     }
     let id = MessageId { node: NodeId(be64(tail, 0)), number: be64(tail, 8) };
-    let origin = Origin(tail[24..36].try_into().map_err(|_| Unreadable)?);
-    Ok(Publication { cursor, id, origin, ts_ms: be64(tail, 16), payload: tail.slice(PAYLOAD - TAIL..) })
+    let author = SessionId(tail[24..36].try_into().map_err(|_| Unreadable)?);
+    let author = (author.0 != [0; SessionId::BYTES]).then_some(author);
+    Ok(Publication { cursor, id, author, ts_ms: be64(tail, 16), payload: tail.slice(PAYLOAD - TAIL..) })
 }
 
 /// Reads several tails, each behind its length; the cursor is the first one's.
@@ -178,7 +179,7 @@ fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>) -> Result<Vec<Publi
 fn presence(kind: PresenceKind, p: &Publication, version: u64) -> Result<Envelope, Unreadable> {
     let (len, rest) = p.payload.split_first_chunk::<2>().ok_or(Unreadable)?;
     let (who, name_len) = match u16::from_be_bytes(*len) {
-        ANONYMOUS => (Who::Session(p.origin), 0),
+        ANONYMOUS => (Who::Session(p.author.ok_or(Unreadable)?), 0),
         n => {
             let name = rest.get(..usize::from(n)).ok_or(Unreadable)?;
             (Who::User(User::new(std::str::from_utf8(name).map_err(|_| Unreadable)?)), usize::from(n))
@@ -186,7 +187,7 @@ fn presence(kind: PresenceKind, p: &Publication, version: u64) -> Result<Envelop
     };
     let info = p.payload.slice(2 + name_len..);
     let info = (!info.is_empty()).then_some(info);
-    Ok(Envelope::Event(Event::Presence(PresenceEvent { kind, who, info, version })))
+    Ok(Envelope::Room(RoomEvent::Presence(PresenceEvent { kind, who, info, version })))
 }
 
 fn epoch(bytes: &[u8]) -> Result<Epoch, Unreadable> {
@@ -212,7 +213,7 @@ mod tests {
         out.put_slice(&head(Kind::Message, true));
         out.put_slice(b"Xk2p9QaB");
         out.put_u64(42);
-        put_tail(&mut out, ID, 1_763_760_000_123, Origin(*b"abcdefghijkl"), payload);
+        put_tail(&mut out, ID, 1_763_760_000_123, Some(SessionId(*b"abcdefghijkl")), payload);
         out.freeze()
     }
 
@@ -223,9 +224,9 @@ mod tests {
         let golden = b"\x01\x01\x01Xk2p9QaB\0\0\0\0\0\0\0\x2a\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x09\
             \0\0\x01\x9a\xa8\x49\xcc\x7babcdefghijklhi";
         assert_eq!(&bytes[..], &golden[..]);
-        let Ok(Envelope::Event(Event::Message(p))) = decode(&bytes) else { panic!("a message") };
+        let Ok(Envelope::Room(RoomEvent::Message(p))) = decode(&bytes) else { panic!("a message") };
         assert_eq!(p.cursor.unwrap().to_string(), "Xk2p9QaB.42");
-        assert_eq!((p.id, p.ts_ms, p.origin), (ID, 1_763_760_000_123, Origin(*b"abcdefghijkl")));
+        assert_eq!((p.id, p.ts_ms, p.author), (ID, 1_763_760_000_123, Some(SessionId(*b"abcdefghijkl"))));
         assert_eq!(&p.payload[..], b"hi");
         assert_eq!(p.payload.as_ptr(), bytes[PAYLOAD..].as_ptr(), "the payload is not copied");
     }
@@ -234,9 +235,9 @@ mod tests {
     fn the_layout_of_a_departure() {
         let mut out = BytesMut::from(&header(Kind::Left, 7)[..]);
         let payload = presence_payload(&Who::User(User::new("u42")), Some(b"{}"));
-        put_tail(&mut out, ID, 0, Origin(*b"abcdefghijkl"), &payload);
+        put_tail(&mut out, ID, 0, Some(SessionId(*b"abcdefghijkl")), &payload);
         assert_eq!(&out[PAYLOAD..], b"\0\x03u42{}");
-        let Ok(Envelope::Event(Event::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
+        let Ok(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
         assert_eq!((e.kind, e.version), (PresenceKind::Left, 7));
         assert_eq!(e.who, Who::User(User::new("u42")));
         assert_eq!(e.info.as_deref(), Some(&b"{}"[..]));
@@ -245,9 +246,9 @@ mod tests {
     #[test]
     fn an_anonymous_arrival_is_named_by_its_session() {
         let mut out = BytesMut::from(&header(Kind::Joined, 1)[..]);
-        let session = Origin(*b"abcdefghijkl");
-        put_tail(&mut out, ID, 0, session, &presence_payload(&Who::Session(session), None));
-        let Ok(Envelope::Event(Event::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
+        let session = SessionId(*b"abcdefghijkl");
+        put_tail(&mut out, ID, 0, Some(session), &presence_payload(&Who::Session(session), None));
+        let Ok(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
         assert_eq!((e.who, e.info), (Who::Session(session), None));
     }
 
@@ -258,7 +259,7 @@ mod tests {
         out.put_u64(42);
         for payload in ["hi", "", "there"] {
             out.put_u32((PAYLOAD - TAIL + payload.len()) as u32);
-            put_tail(&mut out, ID, 7, Origin(*b"abcdefghijkl"), payload.as_bytes());
+            put_tail(&mut out, ID, 7, Some(SessionId(*b"abcdefghijkl")), payload.as_bytes());
         }
         let whole = out.freeze();
         let Ok(Envelope::Messages(list)) = decode(&whole) else { panic!("messages") };

@@ -18,7 +18,7 @@
 //!
 //! **What a reconnect can lose, and how that is told.** A live delivery can be lost: while the connection to the
 //! backplane is away, or because a queue was full. In a room with history a subscriber notices by offset (the next
-//! message jumps), or is told by [`Event::Head`], after a reconnect and within a minute in a quiet room, where the room
+//! message jumps), or is told by [`RoomEvent::Head`], after a reconnect and within a minute in a quiet room, where the room
 //! stands; it then reads the hole from [`Broker::history`]. What history no longer has is a [`Gap`], never silence. Rooms without history are
 //! at-most-once.
 //!
@@ -41,14 +41,17 @@ mod memory;
 mod position;
 pub mod redis;
 mod room;
+mod session_id;
 
 pub use broker::{
-    Attendance, Broker, BrokerError, Delivery, Detail, Event, Gap, HistoryQuery, IdempotencyKey, Later, Member,
-    MessageId, NodeId, NodeTarget, Origin, Outcome, Page, Presence, PresenceEvent, PresenceKind, Publication, Publish,
-    Published, Reply, Retention, RoomList, RoomQuery, SessionKey, Status, Subscriber, SubscriberId, Ticket, User, Who,
+    Broker, BrokerError, BrokerFuture, Delivery, Gap, HistoryQuery, IdempotencyKey, Member, MessageId, NodeId,
+    NodeTarget, Page, Presence, PresenceDetail, PresenceEvent, PresenceKind, PresenceUpdate, Publication, Publish,
+    PublishResult, Published, Reply, Retention, RoomEvent, RoomList, RoomQuery, Status, Subscriber, SubscriberId,
+    Ticket, User, Who,
 };
 pub use cursor::{Cursor, CursorInvalid, Epoch, Offset};
 pub use memory::MemoryBroker;
 pub use position::{Position, Verdict};
 pub use redis::RedisBroker;
 pub use room::{Room, RoomInvalid};
+pub use session_id::{SessionId, SessionIdInvalid};

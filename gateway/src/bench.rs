@@ -4,14 +4,15 @@
 use crate::{
     app,
     config::{self, Config, Environment},
-    drain::Drain,
-    metrics::Metrics,
+    node::{drain::Drain, inbox::Inbox, metrics::Metrics},
     protocol::{FrameShape, native, put_frame},
     session::{Frames, Outbox, OutboxLimits, SLICES_MAX},
-    shard::{Crowd, Inbox},
+    shard::Crowd,
 };
 use bytes::{Bytes, BytesMut};
-use fanfare_broker::{Cursor, Epoch, MemoryBroker, MessageId, NodeId, Offset, Origin, Publication, Room, Subscriber};
+use fanfare_broker::{
+    Cursor, Epoch, MemoryBroker, MessageId, NodeId, Offset, Publication, Room, SessionId, Subscriber,
+};
 use std::{
     hint::black_box,
     io::{self, IoSlice},
@@ -41,14 +42,14 @@ pub fn decode(text: &str) -> bool {
 /// A publication as the broker gives it to a shard: number `offset` of a room with history, without an event's name.
 #[must_use]
 pub fn publication(data: &str, offset: u64) -> Publication {
-    const AUTHOR: Origin = Origin([7; 12]);
+    const AUTHOR: SessionId = SessionId([7; 12]);
     let epoch = Epoch::from_bytes(*b"Xk2p9QaB").unwrap_or(Epoch::FOREIGN);
     Publication {
         cursor: Some(Cursor::new(epoch, Offset(offset))),
         id: MessageId { node: NodeId(1), number: offset },
-        origin: AUTHOR,
+        author: Some(AUTHOR),
         ts_ms: 1_763_760_000_123,
-        payload: native::payload(data, None, native::From::Session(AUTHOR.into(), None)).into(),
+        payload: native::payload(data, None, native::Sender::Session(AUTHOR, None)).into(),
     }
 }
 

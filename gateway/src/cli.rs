@@ -1,6 +1,5 @@
-//! The command line: which command is meant and with what, or the exit that ends the matter (help, version, faults).
-//! `main` calls [`invocation`] first and acts on the result. It starts nothing, opens no socket, and prints only what is
-//! the command line's own: help, faults, and the verdict of `check`.
+//! The command line: which command to run with which arguments, or the exit of help, version and faults. `main` calls
+//! [`invocation`] first and acts on the result. It opens no socket, and prints help, faults and the result of `check`.
 
 use crate::config::{self, Config, Environment, Flags, Kind, Spec};
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -15,7 +14,7 @@ use std::{
 /// The exit code of a wrong configuration, file, variable or flag: `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
 
-/// What the process was started for.
+/// What the process is to do.
 #[derive(Debug)]
 pub(crate) enum Invocation {
     /// Run the gateway.
@@ -26,7 +25,7 @@ pub(crate) enum Invocation {
     Client(ClientCommand),
 }
 
-/// Why there is nothing to do: what to print and the code to end with.
+/// The end of a process that has nothing else to do: what to print, and the exit code.
 #[derive(Debug, PartialEq, Eq)]
 struct Exit {
     code: u8,
@@ -38,7 +37,7 @@ impl Exit {
         Self { code: EXIT_CONFIG, text: text.to_string() }
     }
 
-    /// Help and version go to standard output, faults to standard error. A closed one is nobody's concern.
+    /// Help and version go to standard output, faults to standard error. Nothing is done about a closed one.
     fn print(&self) -> ExitCode {
         let text = self.text.trim_end();
         let _ = match self.code {
@@ -52,7 +51,7 @@ impl Exit {
 /// Reads this process's arguments and environment.
 ///
 /// # Errors
-/// The exit code, after everything there is to say has been printed: 0 for help and version, 78 for faults.
+/// The exit code, after help, version (0) or faults (78) have been printed.
 pub(crate) fn invocation() -> Result<Invocation, ExitCode> {
     parse(std::env::args_os(), &Environment::of_process()).map_err(|exit| exit.print())
 }
@@ -93,7 +92,7 @@ fn string(matches: &ArgMatches, name: &str) -> Option<String> {
     matches.get_one::<String>(name).cloned()
 }
 
-/// The whole command line. `serve` is what happens without a command, so its flags stand at the top as well.
+/// The whole command line. Without a command the program serves, so the flags of `serve` are also at the top level.
 fn command() -> Command {
     let server = Command::new("fanfare")
         .version(env!("CARGO_PKG_VERSION"))
@@ -120,7 +119,7 @@ fn command() -> Command {
     fanfare_client_cli::with_client_commands(server)
 }
 
-/// An option of the table as a flag; its value is read by the table, together with the other layers.
+/// The flag of an option. Its value is read by the table, as those of the other layers are.
 fn flag(spec: &Spec) -> Arg {
     let help = format!("{} [env: {}] [default: {}]", spec.help, spec.variable(), spec.default);
     let flag = Arg::new(spec.name).long(spec.flag()).help(help);

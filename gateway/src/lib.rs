@@ -1,41 +1,32 @@
-//! The gateway as a library of one function: [`main`] is the process. It reads what is asked, builds, runs, drains, and ends
-//! with an exit code that says how it went. The binary adds the allocator and nothing else; `bench` is for `benches/`.
+//! The gateway as a library of one function: [`main`] is the whole process, from its arguments to its exit code. The binary
+//! only adds the allocator. `bench` is for `benches/`.
 
 mod admin;
 mod api;
 mod app;
-mod assets;
-mod auth;
 #[doc(hidden)]
 pub mod bench;
-mod class;
 mod cli;
-mod close;
-mod command;
 mod config;
-mod drain;
-mod error;
-mod event;
-mod leases;
-mod limits;
-mod live;
-mod metrics;
+mod http;
 mod node;
-mod problem;
+mod policy;
 mod protocol;
+mod random;
 mod session;
 mod shard;
+mod time;
 mod transport;
 
 use cli::Invocation;
 use config::{Config, LogFormat};
 use std::process::ExitCode;
 
-/// `EX_UNAVAILABLE` of sysexits.h: a port is taken, Redis is not there.
+/// `EX_UNAVAILABLE` of sysexits.h: a port is in use, or Redis cannot be reached.
 const UNAVAILABLE: u8 = 69;
 
-/// The process, from its arguments to its exit code: 0, 1 and 65 of the client commands, 69 for what is not available, 78
-/// for a wrong flag or configuration.
+/// Runs the process. Exit codes: 0; 1 and 65 of the client commands; 69 when a port or Redis is not available; 78 for a
+/// wrong flag or configuration.
 #[must_use]
 pub fn main() -> ExitCode {
     let invocation = match cli::invocation() {
@@ -45,7 +36,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(why) => {
-            eprintln!("fanfare: no runtime: {why}");
+            eprintln!("fanfare: the operating system refuses a runtime: {why}");
             return ExitCode::from(UNAVAILABLE);
         }
     };

@@ -11,7 +11,7 @@ use fanfare_tests::wait::{eventually, patience};
 use fanfare_tests::{Cluster, http, ports};
 use serde_json::json;
 
-use crate::stage::one_node;
+use crate::fixtures::one_node;
 
 fn fanfare(args: &[&str]) -> Launch {
     Launch::new("fanfare", binary()).args(args)

@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::Cluster;
-use crate::front::Front;
 use crate::http;
 use crate::ports::free_port;
 use crate::process::{Launch, Process};
 use crate::scratch::Scratch;
+use crate::target::Target;
 use crate::wait::eventually;
 
 /// Which nginx, and with it which of the two configurations.
@@ -130,8 +130,8 @@ impl Nginx {
 
     /// This as the place where clients connect.
     #[must_use]
-    pub fn front(&self) -> Front {
-        Front::balancer(self.version.name(), self.address)
+    pub fn target(&self) -> Target {
+        Target::balancer(self.version.name(), self.address)
     }
 
     /// Where it takes TLS.

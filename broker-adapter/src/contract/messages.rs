@@ -77,7 +77,7 @@ pub async fn payloads_are_untouched(nodes: &[Node]) {
         let seen = nodes[1].seen.messages(&room, payloads.len()).await;
         for (publication, payload) in seen.iter().zip(&payloads) {
             assert!(publication.payload == *payload, "{} bytes live", payload.len());
-            assert_eq!(publication.origin, message(&room, "").origin);
+            assert_eq!(publication.author, message(&room, "").author);
             assert_eq!(publication.ts_ms, message(&room, "").ts_ms);
         }
         if retention.is_some() {
@@ -85,7 +85,7 @@ pub async fn payloads_are_untouched(nodes: &[Node]) {
             assert_eq!(kept.len(), payloads.len());
             for (kept, live) in kept.iter().zip(&seen) {
                 assert!(kept.payload == live.payload, "{} bytes from history", live.payload.len());
-                assert_eq!((kept.id, kept.origin, kept.ts_ms), (live.id, live.origin, live.ts_ms));
+                assert_eq!((kept.id, kept.author, kept.ts_ms), (live.id, live.author, live.ts_ms));
                 assert_eq!(kept.cursor, live.cursor);
             }
         }

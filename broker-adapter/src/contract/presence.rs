@@ -2,31 +2,32 @@
 
 use super::{Node, room};
 use crate::{
-    Attendance, Detail, Member, Origin, Presence, PresenceEvent, PresenceKind, Room, RoomQuery, SessionKey, User, Who,
+    Member, Presence, PresenceDetail, PresenceEvent, PresenceKind, PresenceUpdate, Room, RoomQuery, SessionId, User,
+    Who,
 };
 use bytes::Bytes;
 
-fn session(n: u8) -> SessionKey {
+fn session(n: u8) -> SessionId {
     let mut bytes = *b"session-0000";
     bytes[11] = n;
-    Origin(bytes)
+    SessionId(bytes)
 }
 
-fn enter(n: u8, user: Option<&str>, info: Option<&'static str>) -> Attendance {
+fn enter(n: u8, user: Option<&str>, info: Option<&'static str>) -> PresenceUpdate {
     let info = info.map(|i| Bytes::from_static(i.as_bytes()));
-    Attendance::Enter { session: session(n), user: user.map(User::new), info, announce: true }
+    PresenceUpdate::Enter { session: session(n), user: user.map(User::new), info, announce: true }
 }
 
-fn leave(n: u8) -> Attendance {
-    Attendance::Leave { session: session(n), announce: true }
+fn leave(n: u8) -> PresenceUpdate {
+    PresenceUpdate::Leave { session: session(n), announce: true }
 }
 
-async fn attend(node: &Node, room: &Room, attendance: Attendance) {
-    node.broker.attend(room, attendance).await.unwrap();
+async fn update_presence(node: &Node, room: &Room, attendance: PresenceUpdate) {
+    node.broker.update_presence(room, attendance).await.unwrap();
 }
 
 async fn members(node: &Node, room: &Room) -> Presence {
-    let mut presence = node.broker.presence(room, Detail::Members).await.unwrap();
+    let mut presence = node.broker.presence(room, PresenceDetail::Members).await.unwrap();
     presence.members.sort_by_key(|m| format!("{:?}", m.who));
     presence
 }
@@ -46,22 +47,22 @@ fn named(kind: PresenceKind, name: &str) -> (PresenceKind, Who) {
 pub async fn counts_and_members(nodes: &[Node]) {
     let room = room("count");
     assert_eq!(members(&nodes[0], &room).await.users, 0);
-    attend(&nodes[0], &room, enter(1, Some("ann"), Some(r#"{"n":1}"#))).await;
-    attend(&nodes[1], &room, enter(2, Some("ann"), Some(r#"{"n":1}"#))).await;
-    attend(&nodes[2], &room, enter(3, Some("bob"), None)).await;
+    update_presence(&nodes[0], &room, enter(1, Some("ann"), Some(r#"{"n":1}"#))).await;
+    update_presence(&nodes[1], &room, enter(2, Some("ann"), Some(r#"{"n":1}"#))).await;
+    update_presence(&nodes[2], &room, enter(3, Some("bob"), None)).await;
     for node in nodes {
-        let counts = node.broker.presence(&room, Detail::Counts).await.unwrap();
+        let counts = node.broker.presence(&room, PresenceDetail::Counts).await.unwrap();
         assert_eq!((counts.sessions, counts.users, counts.members.len()), (3, 2, 0));
         let listing = members(node, &room).await;
         assert_eq!((listing.sessions, listing.users), (3, 2));
         assert_eq!(listing.members, [user("ann", 2, Some(r#"{"n":1}"#)), user("bob", 1, None)]);
     }
-    attend(&nodes[1], &room, leave(2)).await;
-    attend(&nodes[2], &room, leave(3)).await;
+    update_presence(&nodes[1], &room, leave(2)).await;
+    update_presence(&nodes[2], &room, leave(3)).await;
     let listing = members(&nodes[1], &room).await;
     assert_eq!(listing.members, [user("ann", 1, Some(r#"{"n":1}"#))]);
-    attend(&nodes[0], &room, leave(1)).await;
-    let counts = nodes[2].broker.presence(&room, Detail::Counts).await.unwrap();
+    update_presence(&nodes[0], &room, leave(1)).await;
+    let counts = nodes[2].broker.presence(&room, PresenceDetail::Counts).await.unwrap();
     assert_eq!((counts.sessions, counts.users), (0, 0));
 }
 
@@ -71,11 +72,11 @@ pub async fn one_event_per_user(nodes: &[Node]) {
         node.subscribe(&room).await;
     }
     for n in 0..3 {
-        attend(&nodes[usize::from(n)], &room, enter(n, Some("ann"), Some("1"))).await;
+        update_presence(&nodes[usize::from(n)], &room, enter(n, Some("ann"), Some("1"))).await;
     }
-    attend(&nodes[1], &room, enter(9, Some("bob"), None)).await;
+    update_presence(&nodes[1], &room, enter(9, Some("bob"), None)).await;
     for n in 0..3 {
-        attend(&nodes[usize::from(n)], &room, leave(n)).await;
+        update_presence(&nodes[usize::from(n)], &room, leave(n)).await;
     }
     for node in nodes {
         let seen = node.seen.presence(&room, 3).await;
@@ -90,13 +91,13 @@ pub async fn one_event_per_user(nodes: &[Node]) {
 pub async fn anonymous_sessions_are_users_of_their_own(nodes: &[Node]) {
     let room = room("anonymous");
     nodes[2].subscribe(&room).await;
-    attend(&nodes[0], &room, enter(1, None, None)).await;
-    attend(&nodes[1], &room, enter(2, None, Some("2"))).await;
+    update_presence(&nodes[0], &room, enter(1, None, None)).await;
+    update_presence(&nodes[1], &room, enter(2, None, Some("2"))).await;
     let listing = members(&nodes[2], &room).await;
     assert_eq!((listing.sessions, listing.users), (2, 2));
     assert_eq!(listing.members[0], Member { who: Who::Session(session(1)), sessions: 1, info: None });
     assert_eq!(listing.members[1].who, Who::Session(session(2)));
-    attend(&nodes[0], &room, leave(1)).await;
+    update_presence(&nodes[0], &room, leave(1)).await;
     let seen = nodes[2].seen.presence(&room, 3).await;
     let who = |n| Who::Session(session(n));
     let expected = [(PresenceKind::Joined, who(1)), (PresenceKind::Joined, who(2)), (PresenceKind::Left, who(1))];
@@ -106,10 +107,10 @@ pub async fn anonymous_sessions_are_users_of_their_own(nodes: &[Node]) {
 pub async fn entering_again_replaces_the_info(nodes: &[Node]) {
     let room = room("info");
     nodes[1].subscribe(&room).await;
-    attend(&nodes[0], &room, enter(1, Some("ann"), Some("1"))).await;
-    attend(&nodes[0], &room, enter(1, Some("ann"), Some("2"))).await;
+    update_presence(&nodes[0], &room, enter(1, Some("ann"), Some("1"))).await;
+    update_presence(&nodes[0], &room, enter(1, Some("ann"), Some("2"))).await;
     assert_eq!(members(&nodes[2], &room).await.members, [user("ann", 1, Some("2"))]);
-    attend(&nodes[0], &room, leave(1)).await;
+    update_presence(&nodes[0], &room, leave(1)).await;
     let seen = nodes[1].seen.presence(&room, 2).await;
     assert_eq!(kinds(&seen), [named(PresenceKind::Joined, "ann"), named(PresenceKind::Left, "ann")]);
     assert_eq!(seen[1].info.as_deref(), Some(&b"2"[..]));
@@ -122,9 +123,9 @@ pub async fn versions_merge_with_the_listing(nodes: &[Node]) {
     nodes[1].subscribe(&room).await;
     let changes = async {
         for n in 0..40 {
-            attend(&nodes[0], &room, enter(n, Some(&format!("u{n}")), None)).await;
+            update_presence(&nodes[0], &room, enter(n, Some(&format!("u{n}")), None)).await;
             if n % 3 == 0 {
-                attend(&nodes[0], &room, leave(n)).await;
+                update_presence(&nodes[0], &room, leave(n)).await;
             }
         }
     };
@@ -151,11 +152,12 @@ pub async fn versions_merge_with_the_listing(nodes: &[Node]) {
 pub async fn silent_members_count(nodes: &[Node]) {
     let room = room("silent");
     nodes[1].subscribe(&room).await;
-    let quiet = Attendance::Enter { session: session(1), user: Some(User::new("ann")), info: None, announce: false };
-    attend(&nodes[0], &room, quiet).await;
+    let quiet =
+        PresenceUpdate::Enter { session: session(1), user: Some(User::new("ann")), info: None, announce: false };
+    update_presence(&nodes[0], &room, quiet).await;
     assert_eq!(members(&nodes[1], &room).await.members, [user("ann", 1, None)]);
-    attend(&nodes[0], &room, Attendance::Leave { session: session(1), announce: false }).await;
-    attend(&nodes[0], &room, enter(2, Some("bob"), None)).await;
+    update_presence(&nodes[0], &room, PresenceUpdate::Leave { session: session(1), announce: false }).await;
+    update_presence(&nodes[0], &room, enter(2, Some("bob"), None)).await;
     let seen = nodes[1].seen.presence(&room, 1).await;
     assert_eq!(kinds(&seen), [named(PresenceKind::Joined, "bob")]);
 }
@@ -163,11 +165,11 @@ pub async fn silent_members_count(nodes: &[Node]) {
 pub async fn leaving_twice_leaves_no_trace(nodes: &[Node]) {
     let room = room("twice");
     nodes[1].subscribe(&room).await;
-    attend(&nodes[0], &room, leave(1)).await;
-    attend(&nodes[0], &room, enter(2, Some("ann"), None)).await;
-    attend(&nodes[0], &room, leave(2)).await;
-    attend(&nodes[0], &room, leave(2)).await;
-    attend(&nodes[0], &room, enter(3, Some("bob"), None)).await;
+    update_presence(&nodes[0], &room, leave(1)).await;
+    update_presence(&nodes[0], &room, enter(2, Some("ann"), None)).await;
+    update_presence(&nodes[0], &room, leave(2)).await;
+    update_presence(&nodes[0], &room, leave(2)).await;
+    update_presence(&nodes[0], &room, enter(3, Some("bob"), None)).await;
     let seen = nodes[1].seen.presence(&room, 3).await;
     let expected =
         [named(PresenceKind::Joined, "ann"), named(PresenceKind::Left, "ann"), named(PresenceKind::Joined, "bob")];
@@ -179,10 +181,10 @@ pub async fn rooms_with_members_are_listed(nodes: &[Node]) {
     let base = room("list");
     let rooms: Vec<Room> = (0..7).map(|n| Room::parse(&format!("{base}/{n}")).unwrap()).collect();
     for (n, room) in rooms.iter().enumerate() {
-        attend(&nodes[n % nodes.len()], room, enter(n as u8, Some("ann"), None)).await;
+        update_presence(&nodes[n % nodes.len()], room, enter(n as u8, Some("ann"), None)).await;
     }
     nodes[0].subscribe(&base).await;
-    attend(&nodes[3 % nodes.len()], &rooms[3], leave(3)).await;
+    update_presence(&nodes[3 % nodes.len()], &rooms[3], leave(3)).await;
     let present: Vec<Room> = rooms.iter().enumerate().filter(|(n, _)| *n != 3).map(|(_, r)| r.clone()).collect();
     let query = |after: Option<&Room>, limit| RoomQuery {
         prefix: base.to_string(),

@@ -1,6 +1,6 @@
 //! The subscriber of the contract's cases: keeps everything, and lets a case wait for it with a deadline.
 
-use crate::{Cursor, Delivery, Event, Outcome, PresenceEvent, Publication, Room, Subscriber, Ticket};
+use crate::{Cursor, Delivery, PresenceEvent, Publication, PublishResult, Room, RoomEvent, Subscriber, Ticket};
 use bytes::Bytes;
 use std::{
     collections::HashMap,
@@ -23,35 +23,35 @@ pub struct Recorder {
 /// All that a subscriber was told, in order.
 #[derive(Default)]
 pub struct Seen {
-    pub rooms: HashMap<Room, Vec<Event>>,
-    pub outcomes: Vec<(Ticket, Room, Outcome)>,
-    pub notes: Vec<Bytes>,
+    pub rooms: HashMap<Room, Vec<RoomEvent>>,
+    pub outcomes: Vec<(Ticket, Room, PublishResult)>,
+    pub controls: Vec<Bytes>,
     count: usize,
 }
 
 impl Seen {
     pub fn messages(&self, room: &Room) -> Vec<Publication> {
         self.pick(room, |event| match event {
-            Event::Message(publication) => Some(publication.clone()),
+            RoomEvent::Message(publication) => Some(publication.clone()),
             _ => None,
         })
     }
 
     pub fn presence(&self, room: &Room) -> Vec<PresenceEvent> {
         self.pick(room, |event| match event {
-            Event::Presence(presence) => Some(presence.clone()),
+            RoomEvent::Presence(presence) => Some(presence.clone()),
             _ => None,
         })
     }
 
     pub fn heads(&self, room: &Room) -> Vec<Cursor> {
         self.pick(room, |event| match event {
-            Event::Head(head) => Some(*head),
+            RoomEvent::Head(head) => Some(*head),
             _ => None,
         })
     }
 
-    fn pick<T>(&self, room: &Room, f: impl FnMut(&Event) -> Option<T>) -> Vec<T> {
+    fn pick<T>(&self, room: &Room, f: impl FnMut(&RoomEvent) -> Option<T>) -> Vec<T> {
         self.rooms.get(room).into_iter().flatten().filter_map(f).collect()
     }
 }
@@ -77,7 +77,7 @@ impl Recorder {
             Err(_) => {
                 let seen = self.now();
                 let counts: Vec<_> = seen.rooms.iter().map(|(room, events)| (room, events.len())).take(8).collect();
-                panic!("waited in vain for {what}; events per room: {counts:?}, notes: {}", seen.notes.len());
+                panic!("waited in vain for {what}; events per room: {counts:?}, controls: {}", seen.controls.len());
             }
         }
     }
@@ -109,11 +109,11 @@ impl Subscriber for Recorder {
         self.note(|seen| seen.rooms.entry(delivery.room).or_default().push(delivery.event));
     }
 
-    fn published(&self, ticket: Ticket, room: Room, outcome: Outcome) {
+    fn on_published(&self, ticket: Ticket, room: Room, outcome: PublishResult) {
         self.note(|seen| seen.outcomes.push((ticket, room, outcome)));
     }
 
-    fn told(&self, note: Bytes) {
-        self.note(|seen| seen.notes.push(note));
+    fn on_control(&self, message: Bytes) {
+        self.note(|seen| seen.controls.push(message));
     }
 }

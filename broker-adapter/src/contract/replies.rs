@@ -1,4 +1,4 @@
-//! Cases about who hears what became of a publish, and about notes between nodes.
+//! Cases about who hears what became of a publish, and about controls between nodes.
 
 use super::{Node, message, room};
 use crate::{BrokerError, NodeId, NodeTarget, Reply, Ticket};
@@ -10,23 +10,23 @@ pub async fn a_note_to_all_and_to_one(nodes: &[Node]) {
     for node in nodes {
         ids.push(node.id().await);
     }
-    assert!(nodes[0].broker.tell(NodeTarget::All, Bytes::from_static(b"all\0")).await.unwrap());
+    assert!(nodes[0].broker.send_control(NodeTarget::All, Bytes::from_static(b"all\0")).await.unwrap());
     for node in nodes {
-        node.seen.wait_for("a note to all", |seen| (seen.notes == [&b"all\0"[..]]).then_some(())).await;
+        node.seen.wait_for("a note to all", |seen| (seen.controls == [&b"all\0"[..]]).then_some(())).await;
     }
-    assert!(nodes[0].broker.tell(NodeTarget::One(ids[1]), Bytes::from_static(b"one")).await.unwrap());
-    assert!(!nodes[0].broker.tell(NodeTarget::One(NodeId(7)), Bytes::from_static(b"gone")).await.unwrap());
-    nodes[0].broker.tell(NodeTarget::All, Bytes::from_static(b"end")).await.unwrap();
+    assert!(nodes[0].broker.send_control(NodeTarget::One(ids[1]), Bytes::from_static(b"one")).await.unwrap());
+    assert!(!nodes[0].broker.send_control(NodeTarget::One(NodeId(7)), Bytes::from_static(b"gone")).await.unwrap());
+    nodes[0].broker.send_control(NodeTarget::All, Bytes::from_static(b"end")).await.unwrap();
     for (node, id) in nodes.iter().zip(&ids) {
-        let notes = |seen: &super::recorder::Seen| {
-            seen.notes.contains(&Bytes::from_static(b"end")).then(|| seen.notes.iter().skip(1).cloned().collect())
+        let controls = |seen: &super::recorder::Seen| {
+            seen.controls.contains(&Bytes::from_static(b"end")).then(|| seen.controls.iter().skip(1).cloned().collect())
         };
-        let notes: HashSet<Bytes> = node.seen.wait_for("the last note", notes).await;
+        let controls: HashSet<Bytes> = node.seen.wait_for("the last note", controls).await;
         if *id == ids[1] {
             // The two travel on channels of their own: wait for the addressed one too.
-            node.seen.wait_for("the addressed note", |s| s.notes.iter().any(|n| n == "one").then_some(())).await;
+            node.seen.wait_for("the addressed note", |s| s.controls.iter().any(|n| n == "one").then_some(())).await;
         } else {
-            assert_eq!(notes, HashSet::from([Bytes::from_static(b"end")]));
+            assert_eq!(controls, HashSet::from([Bytes::from_static(b"end")]));
         }
     }
 }

@@ -7,9 +7,9 @@
 mod room;
 
 use crate::{
-    Attendance, Broker, BrokerError, Cursor, Delivery, Detail, Event, HistoryQuery, Later, MessageId, NodeId,
-    NodeTarget, Outcome, Page, Presence, Publication, Publish, Published, Reply, Retention, Room, RoomList, RoomQuery,
-    Status, Subscriber, SubscriberId,
+    Broker, BrokerError, BrokerFuture, Cursor, Delivery, HistoryQuery, MessageId, NodeId, NodeTarget, Page, Presence,
+    PresenceDetail, PresenceUpdate, Publication, Publish, PublishResult, Published, Reply, Retention, Room, RoomEvent,
+    RoomList, RoomQuery, Status, Subscriber, SubscriberId,
 };
 use bytes::Bytes;
 use room::RoomState;
@@ -113,7 +113,7 @@ impl MemoryBroker {
         self.hasher.hash_one((room, era, self.node.0))
     }
 
-    fn deliver(&self, name: &Room, room: &RoomState, event: &Event) {
+    fn deliver(&self, name: &Room, room: &RoomState, event: &RoomEvent) {
         for who in room.followers() {
             if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
                 subscriber.deliver(Delivery { room: name.clone(), event: event.clone() });
@@ -133,7 +133,7 @@ impl MemoryBroker {
             let publication = Publication {
                 cursor,
                 id: MessageId { node: self.node, number },
-                origin: publish.origin,
+                author: publish.author,
                 ts_ms: publish.ts_ms,
                 payload: publish.payload,
             };
@@ -143,17 +143,17 @@ impl MemoryBroker {
             if let Some(key) = publish.key {
                 room.remember(key, cursor, now);
             }
-            self.deliver(&name, room, &Event::Message(publication));
+            self.deliver(&name, room, &RoomEvent::Message(publication));
             Published { cursor, duplicate: false }
         })
     }
 
-    fn answer(&self, reply: Reply, room: Room, outcome: Outcome) {
+    fn answer(&self, reply: Reply, room: Room, outcome: PublishResult) {
         match reply {
             Reply::Nobody | Reply::OnFailure(..) => {}
             Reply::Ticket(who, ticket) => {
                 if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
-                    subscriber.published(ticket, room, outcome);
+                    subscriber.on_published(ticket, room, outcome);
                 }
             }
             Reply::Waiter(waiter) => drop(waiter.send(outcome)),
@@ -168,7 +168,12 @@ impl Broker for MemoryBroker {
         self.answer(reply, room, Ok(published));
     }
 
-    fn subscribe(&self, who: SubscriberId, room: &Room, retention: Option<Retention>) -> Later<'_, Option<Cursor>> {
+    fn subscribe(
+        &self,
+        who: SubscriberId,
+        room: &Room,
+        retention: Option<Retention>,
+    ) -> BrokerFuture<'_, Option<Cursor>> {
         let head = self.with_room(room, |state| {
             state.follow(who);
             retention.map(|_| state.head())
@@ -180,7 +185,7 @@ impl Broker for MemoryBroker {
         self.with_room(room, |state| state.unfollow(who));
     }
 
-    fn history(&self, room: &Room, _: Retention, query: HistoryQuery) -> Later<'_, Page> {
+    fn history(&self, room: &Room, _: Retention, query: HistoryQuery) -> BrokerFuture<'_, Page> {
         let page = self.with_room(room, |state| {
             state.expire(Instant::now());
             state.page(query)
@@ -188,20 +193,20 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(page)))
     }
 
-    fn attend(&self, room: &Room, attendance: Attendance) -> Later<'_, ()> {
+    fn update_presence(&self, room: &Room, attendance: PresenceUpdate) -> BrokerFuture<'_, ()> {
         self.with_room(room, |state| {
-            if let Some(event) = state.attend(attendance) {
-                self.deliver(room, state, &Event::Presence(event));
+            if let Some(event) = state.update_presence(attendance) {
+                self.deliver(room, state, &RoomEvent::Presence(event));
             }
         });
         Box::pin(ready(Ok(())))
     }
 
-    fn presence(&self, room: &Room, detail: Detail) -> Later<'_, Presence> {
+    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence> {
         Box::pin(ready(Ok(self.with_room(room, |state| state.presence(detail)))))
     }
 
-    fn rooms(&self, query: RoomQuery) -> Later<'_, RoomList> {
+    fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList> {
         let mut rooms: Vec<Room> = Vec::new();
         for stripe in &self.stripes {
             let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,10 +223,10 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(RoomList { rooms, more })))
     }
 
-    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, bool> {
+    fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool> {
         let is_here = matches!(target, NodeTarget::All) || target == NodeTarget::One(self.node);
         if is_here {
-            self.subscribers.iter().for_each(|s| s.told(note.clone()));
+            self.subscribers.iter().for_each(|s| s.on_control(message.clone()));
         }
         Box::pin(ready(Ok(is_here)))
     }
@@ -235,7 +240,7 @@ impl Broker for MemoryBroker {
         Status { node: self.node, up: true, reconnects: 0, in_flight: 0, rooms: rooms.sum(), unreadable: 0 }
     }
 
-    fn close(&self) -> Later<'_, ()> {
+    fn close(&self) -> BrokerFuture<'_, ()> {
         Box::pin(ready(Ok::<(), BrokerError>(())))
     }
 }

@@ -2,8 +2,8 @@
 //! given. A room that only holds one quiet member owns three small allocations; everything else is made on use.
 
 use crate::{
-    Attendance, Cursor, Detail, Epoch, Gap, HistoryQuery, IdempotencyKey, Member, Offset, Page, Presence,
-    PresenceEvent, PresenceKind, Publication, Retention, SessionKey, SubscriberId, User, Who,
+    Cursor, Epoch, Gap, HistoryQuery, IdempotencyKey, Member, Offset, Page, Presence, PresenceDetail, PresenceEvent,
+    PresenceKind, PresenceUpdate, Publication, Retention, SessionId, SubscriberId, User, Who,
 };
 use bytes::Bytes;
 use std::{
@@ -23,7 +23,7 @@ pub(super) struct RoomState {
     /// When the room may be forgotten, set by each message.
     remembered_until: Option<Instant>,
     followers: Vec<SubscriberId>,
-    sessions: HashMap<SessionKey, Attendee>,
+    sessions: HashMap<SessionId, Attendee>,
     /// Named users and how many sessions each has; anonymous sessions are not in here.
     users: HashMap<User, u32>,
     presence_version: u64,
@@ -166,9 +166,9 @@ impl RoomState {
     // --- presence ---
 
     /// Returns the event to announce, if the change is one for others.
-    pub(super) fn attend(&mut self, attendance: Attendance) -> Option<PresenceEvent> {
+    pub(super) fn update_presence(&mut self, attendance: PresenceUpdate) -> Option<PresenceEvent> {
         match attendance {
-            Attendance::Enter { session, user, info, announce } => {
+            PresenceUpdate::Enter { session, user, info, announce } => {
                 let who = user.clone().map_or(Who::Session(session), Who::User);
                 let attendee = Attendee { user: user.clone(), info: info.clone().map(Box::new) };
                 if self.sessions.insert(session, attendee).is_some() {
@@ -183,7 +183,7 @@ impl RoomState {
                 }
                 self.change(PresenceKind::Joined, who, info, announce)
             }
-            Attendance::Leave { session, announce } => {
+            PresenceUpdate::Leave { session, announce } => {
                 let Attendee { user, info } = self.sessions.remove(&session)?;
                 let who = user.clone().map_or(Who::Session(session), Who::User);
                 if let Some(user) = user {
@@ -204,11 +204,11 @@ impl RoomState {
         announce.then_some(PresenceEvent { kind, who, info, version: self.presence_version })
     }
 
-    pub(super) fn presence(&self, detail: Detail) -> Presence {
+    pub(super) fn presence(&self, detail: PresenceDetail) -> Presence {
         let anonymous = self.sessions.values().filter(|a| a.user.is_none()).count();
         let members = match detail {
-            Detail::Counts => Vec::new(),
-            Detail::Members => self.members(),
+            PresenceDetail::Counts => Vec::new(),
+            PresenceDetail::Members => self.members(),
         };
         Presence {
             sessions: self.sessions.len() as u64,
@@ -255,15 +255,14 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MessageId, NodeId, Origin};
+    use crate::{MessageId, NodeId};
 
     const KEEP: Retention = Retention { messages: 3, ttl: Duration::from_secs(60) };
 
     fn publish(room: &mut RoomState, now: Instant) -> Cursor {
         let cursor = room.next_cursor();
         let id = MessageId { node: NodeId(1), number: cursor.offset.0 };
-        let publication =
-            Publication { cursor: Some(cursor), id, origin: Origin::default(), ts_ms: 0, payload: Bytes::new() };
+        let publication = Publication { cursor: Some(cursor), id, author: None, ts_ms: 0, payload: Bytes::new() };
         room.keep(&publication, KEEP, now);
         cursor
     }

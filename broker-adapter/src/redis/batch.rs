@@ -139,7 +139,7 @@ mod tests {
         let publish = Publish {
             room: Room::parse(&format!("r{room}")).unwrap(),
             payload: vec![b'x'; bytes].into(),
-            origin: crate::Origin::default(),
+            author: None,
             ts_ms: 0,
             key: keyed.then(|| IdempotencyKey::parse(&number.to_string()).unwrap()),
             retention: Some(Retention { messages: 10, ttl: Duration::from_secs(60) }),

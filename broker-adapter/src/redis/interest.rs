@@ -4,7 +4,7 @@
 //! and sends each batch over one connection, in order; Redis answers in order. So an answered head proves that the
 //! SUBSCRIBE before it is in force, and however fast a room comes and goes, the last word is the last one sent.
 
-use crate::{BrokerError, Cursor, Delivery, Event, Retention, Room, Subscriber, SubscriberId};
+use crate::{BrokerError, Cursor, Delivery, Retention, Room, RoomEvent, Subscriber, SubscriberId};
 use std::{
     collections::{HashMap, VecDeque},
     mem::take,
@@ -319,16 +319,22 @@ impl Interest {
             return;
         }
         entry.last = Some(head);
-        entry.deliver(&Event::Head(head), subscribers);
+        entry.deliver(&RoomEvent::Head(head), subscribers);
     }
 
     /// Hands an event that came over `connection` to the room's followers.
-    pub(super) fn deliver(&mut self, connection: u64, room: &str, event: &Event, subscribers: &[Arc<dyn Subscriber>]) {
+    pub(super) fn deliver(
+        &mut self,
+        connection: u64,
+        room: &str,
+        event: &RoomEvent,
+        subscribers: &[Arc<dyn Subscriber>],
+    ) {
         if connection != self.connection {
             return;
         }
         let Some(entry) = self.rooms.get_mut(room) else { return };
-        if let Event::Message(publication) = event {
+        if let RoomEvent::Message(publication) = event {
             entry.last = publication.cursor.or(entry.last);
             entry.heard = publication.cursor.is_some();
         }
@@ -341,7 +347,7 @@ impl Entry {
         self.last.and(self.retention).map(|retention| Work::Ask(Ask::Check(self.room.clone(), retention)))
     }
 
-    fn deliver(&self, event: &Event, subscribers: &[Arc<dyn Subscriber>]) {
+    fn deliver(&self, event: &RoomEvent, subscribers: &[Arc<dyn Subscriber>]) {
         for who in &self.followers {
             if let Some(subscriber) = subscribers.get(usize::from(who.0)) {
                 subscriber.deliver(Delivery { room: self.room.clone(), event: event.clone() });

@@ -121,11 +121,11 @@ fn recorder() -> (Arc<Recorder>, Vec<Arc<dyn Subscriber>>) {
     (recorder.clone(), vec![recorder])
 }
 
-fn message(offset: u64) -> Event {
-    Event::Message(crate::Publication {
+fn message(offset: u64) -> RoomEvent {
+    RoomEvent::Message(crate::Publication {
         cursor: Some(cursor(offset)),
         id: crate::MessageId { node: crate::NodeId(1), number: offset },
-        origin: crate::Origin::default(),
+        author: None,
         ts_ms: 0,
         payload: bytes::Bytes::new(),
     })

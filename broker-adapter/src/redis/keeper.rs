@@ -183,7 +183,7 @@ impl Keeper {
             let (next, sessions) = store.reads.sessions_of(dead, room, step).await?;
             let leaves = sessions.iter().map(|session| {
                 let change = Change { room, session, owner: dead, what: What::Leave, tell: true };
-                store.publisher.begin(self.maker.attend(&change, super::presence::now_ms()))
+                store.publisher.begin(self.maker.update_presence(&change, super::presence::now_ms()))
             });
             for outcome in join_all(leaves).await {
                 outcome?;

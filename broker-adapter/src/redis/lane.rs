@@ -12,7 +12,7 @@ use super::{
     store::Partitions,
 };
 use crate::{
-    BrokerError, Cursor, Event, NodeId, Retention, Room, Subscriber, SubscriberId,
+    BrokerError, Cursor, NodeId, Retention, Room, RoomEvent, Subscriber, SubscriberId,
     envelope::{self, Envelope},
 };
 use bytes::Bytes;
@@ -47,8 +47,8 @@ pub(super) struct Lane {
     due: Notify,
     more_notes: Notify,
     common: Common,
-    /// Whether it is the one that hears notes.
-    notes: bool,
+    /// Whether it is the one that hears controls.
+    controls: bool,
 }
 
 /// What every lane of a node shares.
@@ -63,8 +63,8 @@ pub(super) struct Common {
 }
 
 impl Lane {
-    pub(super) fn new(link: Arc<Link>, common: Common, notes: bool) -> Self {
-        Self { link, interest: Mutex::default(), due: Notify::new(), more_notes: Notify::new(), common, notes }
+    pub(super) fn new(link: Arc<Link>, common: Common, controls: bool) -> Self {
+        Self { link, interest: Mutex::default(), due: Notify::new(), more_notes: Notify::new(), common, controls }
     }
 
     fn interest(&self) -> MutexGuard<'_, Interest> {
@@ -105,7 +105,7 @@ impl Lane {
         heard
     }
 
-    /// There are more partitions in which notes may come.
+    /// There are more partitions in which controls may come.
     pub(super) fn hear_more(&self) {
         self.more_notes.notify_one();
     }
@@ -135,16 +135,18 @@ impl Lane {
             return self.unreadable();
         };
         match (self.common.names.room_of(&channel), envelope::decode(&Bytes::from(bytes))) {
-            (Some(room), Ok(Envelope::Event(event))) => {
+            (Some(room), Ok(Envelope::Room(event))) => {
                 self.interest().deliver(connection, room, &event, &self.common.subscribers);
             }
             (Some(room), Ok(Envelope::Messages(list))) => {
                 let mut interest = self.interest();
                 for publication in list {
-                    interest.deliver(connection, room, &Event::Message(publication), &self.common.subscribers);
+                    interest.deliver(connection, room, &RoomEvent::Message(publication), &self.common.subscribers);
                 }
             }
-            (None, Ok(Envelope::Note(note))) => self.common.subscribers.iter().for_each(|s| s.told(note.clone())),
+            (None, Ok(Envelope::Control(message))) => {
+                self.common.subscribers.iter().for_each(|s| s.on_control(message.clone()));
+            }
             _ => self.unreadable(),
         }
     }
@@ -202,12 +204,12 @@ impl Carrier for Rails {
 
 impl Rails {
     async fn hear_notes(&self, on: &mut Connected) -> RedisResult<()> {
-        if !self.lane.notes {
+        if !self.lane.controls {
             return Ok(());
         }
         let Common { names, node, partitions, .. } = &self.lane.common;
         let partitions = partitions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        subscribe(&mut on.conn, &self.maker, names.notes(*node, &partitions)).await
+        subscribe(&mut on.conn, &self.maker, names.controls(*node, &partitions)).await
     }
 
     /// Ends only with an error.

@@ -41,8 +41,8 @@ pub use config::{Config, ConfigError};
 pub use link::ConnectError;
 
 use crate::{
-    Attendance, Broker, BrokerError, Cursor, Detail, HistoryQuery, Later, NodeId, NodeTarget, Page, Presence, Publish,
-    Reply, Retention, Room, RoomList, RoomQuery, Status, Subscriber, SubscriberId, envelope,
+    Broker, BrokerError, BrokerFuture, Cursor, HistoryQuery, NodeId, NodeTarget, Page, Presence, PresenceDetail,
+    PresenceUpdate, Publish, Reply, Retention, Room, RoomList, RoomQuery, Status, Subscriber, SubscriberId, envelope,
 };
 use ::redis::Value;
 use bytes::Bytes;
@@ -134,7 +134,12 @@ impl Broker for RedisBroker {
         site.routes.store(&publish.room).publisher.publish(publish, reply);
     }
 
-    fn subscribe(&self, who: SubscriberId, room: &Room, retention: Option<Retention>) -> Later<'_, Option<Cursor>> {
+    fn subscribe(
+        &self,
+        who: SubscriberId,
+        room: &Room,
+        retention: Option<Retention>,
+    ) -> BrokerFuture<'_, Option<Cursor>> {
         let follow = |store: &Store, partition| store.lane(partition).follow(who, room, retention);
         let joined = self.site(room).routes.with(room, follow);
         Box::pin(async { joined.await.unwrap_or(Err(BrokerError::Unavailable)) })
@@ -144,17 +149,17 @@ impl Broker for RedisBroker {
         self.site(room).routes.with(room, |store, partition| store.lane(partition).unfollow(who, room));
     }
 
-    fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> Later<'_, Page> {
+    fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> BrokerFuture<'_, Page> {
         let room = room.clone();
         Box::pin(async move { self.store(&room).page(&room, retention, query).await })
     }
 
-    fn attend(&self, room: &Room, attendance: Attendance) -> Later<'_, ()> {
-        let written = self.site(room).attend(room, attendance);
+    fn update_presence(&self, room: &Room, attendance: PresenceUpdate) -> BrokerFuture<'_, ()> {
+        let written = self.site(room).update_presence(room, attendance);
         Box::pin(async { written.await.unwrap_or(Err(BrokerError::Unavailable)) })
     }
 
-    fn presence(&self, room: &Room, detail: Detail) -> Later<'_, Presence> {
+    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence> {
         let room = room.clone();
         Box::pin(async move {
             let store = self.store(&room);
@@ -162,12 +167,12 @@ impl Broker for RedisBroker {
         })
     }
 
-    fn rooms(&self, query: RoomQuery) -> Later<'_, RoomList> {
+    fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList> {
         Box::pin(self.list(query))
     }
 
     /// Over the first master that is up: every node listens to all of them.
-    fn tell(&self, target: NodeTarget, note: Bytes) -> Later<'_, bool> {
+    fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool> {
         let stores: Vec<_> = self.stores().collect();
         let over = stores.iter().find(|store| store.publisher.link.is_up()).unwrap_or(&stores[0]);
         let partition = over.first_partition().unwrap_or(HOME);
@@ -175,7 +180,7 @@ impl Broker for RedisBroker {
             NodeTarget::All => self.names.control(partition),
             NodeTarget::One(node) => self.names.node(node, partition),
         };
-        let told = over.publisher.tell(&channel, &envelope::note(self.node, &note));
+        let told = over.publisher.send_control(&channel, &envelope::control(self.node, &message));
         // PUBLISH answers with the number of its receivers.
         Box::pin(async { told.await.map(|receivers| receivers != Value::Int(0)) })
     }
@@ -203,7 +208,7 @@ impl Broker for RedisBroker {
         status
     }
 
-    fn close(&self) -> Later<'_, ()> {
+    fn close(&self) -> BrokerFuture<'_, ()> {
         Box::pin(async {
             join_all(self.sites.iter().map(Site::close)).await;
             Ok(())

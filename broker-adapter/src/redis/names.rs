@@ -11,7 +11,7 @@
 //! <prefix>:{pNN}:rooms           sorted set: rooms of the partition with members
 //! <prefix>:{pNN}:nr:<owner>      set: the partition's rooms in which the owner has sessions
 //! <prefix>:nodes                 sorted set: owner -> last heartbeat; x<owner> being swept, s<owner> swept (an owner is hexadecimal)
-//! <prefix>:ctl, <prefix>:node:<id>   channels for notes
+//! <prefix>:ctl, <prefix>:node:<id>   channels for controls
 //! ```
 //! In a cluster these three have a slot of their own too: `<prefix>:{p00}:nodes`, and one pair of channels per partition,
 //! `<prefix>:{pNN}:ctl` and `<prefix>:{pNN}:node:<id>`.
@@ -138,18 +138,18 @@ impl Names {
         self.in_partition(HOME) + "nodes"
     }
 
-    /// The channel of notes to all; in a cluster there is one in each partition.
+    /// The channel of controls to all; in a cluster there is one in each partition.
     pub(super) fn control(&self, partition: Partition) -> String {
         self.in_partition(partition) + "ctl"
     }
 
-    /// The channel of notes to one node; in a cluster there is one in each partition.
+    /// The channel of controls to one node; in a cluster there is one in each partition.
     pub(super) fn node(&self, node: NodeId, partition: Partition) -> String {
         format!("{}node:{node}", self.in_partition(partition))
     }
 
-    /// The channels on which a node hears notes over a Redis that has these partitions.
-    pub(super) fn notes(&self, node: NodeId, partitions: &[Partition]) -> Vec<String> {
+    /// The channels on which a node hears controls over a Redis that has these partitions.
+    pub(super) fn controls(&self, node: NodeId, partitions: &[Partition]) -> Vec<String> {
         let heard = if self.cluster { partitions } else { &[HOME] };
         heard.iter().flat_map(|partition| [self.control(*partition), self.node(node, *partition)]).collect()
     }
@@ -159,7 +159,7 @@ impl Names {
         if self.cluster { self.tagged(partition, 24) } else { format!("{}:", self.prefix) }
     }
 
-    /// The room whose channel this is; `None` for the channels of notes.
+    /// The room whose channel this is; `None` for the channels of controls.
     pub(super) fn room_of<'a>(&self, channel: &'a [u8]) -> Option<&'a str> {
         let rest = channel.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b":{p")?;
         std::str::from_utf8(rest.get(2..)?.strip_prefix(b"}:c:")?).ok()
@@ -200,8 +200,8 @@ mod tests {
         let room = Room::parse("x:c:y").unwrap();
         assert_eq!(names.room_of(names.of(Part::Channel, &room).as_bytes()), Some("x:c:y"));
         let mut others = vec![names.of(Part::Stream, &room), "a:b:{p".into()];
-        others.extend(names.notes(NodeId(1), &[HOME]));
-        others.extend(Names::in_cluster("a:b").notes(NodeId(1), &[HOME, Partition(1)]));
+        others.extend(names.controls(NodeId(1), &[HOME]));
+        others.extend(Names::in_cluster("a:b").controls(NodeId(1), &[HOME, Partition(1)]));
         assert_eq!(others.len(), 2 + 2 + 4);
         for other in others {
             assert_eq!(names.room_of(other.as_bytes()), None, "{other}");

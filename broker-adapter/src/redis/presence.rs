@@ -10,7 +10,7 @@ use super::{
     script::{Change, Maker, What},
     store::Store,
 };
-use crate::{Attendance, BrokerError, NodeId, Room, SessionKey, User, Who, envelope};
+use crate::{BrokerError, NodeId, PresenceUpdate, Room, SessionId, User, Who, envelope};
 use bytes::Bytes;
 use redis::Cmd;
 use std::{
@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 const FAREWELL_ROUNDS: u32 = 5;
 
 /// A session in a room.
-type Place = (Room, SessionKey);
+type Place = (Room, SessionId);
 
 /// Why everything has to be written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,10 +92,10 @@ impl Roster {
     }
 
     /// Notes a change and sends it. The receiver hears when it is written; a failure means later.
-    pub(super) fn attend(
+    pub(super) fn update_presence(
         self: &Arc<Self>,
         room: &Room,
-        attendance: Attendance,
+        attendance: PresenceUpdate,
         to: &Publisher,
     ) -> oneshot::Receiver<Result<(), BrokerError>> {
         let (done, heard) = oneshot::channel();
@@ -185,9 +185,9 @@ impl Roster {
 }
 
 impl State {
-    fn note(&mut self, room: &Room, attendance: Attendance) -> Option<Unsent> {
+    fn note(&mut self, room: &Room, attendance: PresenceUpdate) -> Option<Unsent> {
         match attendance {
-            Attendance::Enter { session, user, info, announce } => {
+            PresenceUpdate::Enter { session, user, info, announce } => {
                 let place = (room.clone(), session);
                 let was = self.places.get(&place);
                 let (written, sent) = was.map_or((false, false), |entry| (entry.written, entry.sent));
@@ -206,7 +206,7 @@ impl State {
                 self.places.insert(place.clone(), entry);
                 self.again(place)
             }
-            Attendance::Leave { session, announce } => {
+            PresenceUpdate::Leave { session, announce } => {
                 let place = (room.clone(), session);
                 let entry = self.places.get_mut(&place)?;
                 if !entry.sent {
@@ -243,7 +243,7 @@ impl State {
     /// Sends it. One that comes back was not taken.
     fn send(&mut self, attend: Attend, to: &Publisher) -> Option<(Attend, BrokerError)> {
         let place = attend.unsent.place.clone();
-        let refused = to.attend(attend);
+        let refused = to.update_presence(attend);
         if refused.is_none()
             && let Some(entry) = self.places.get_mut(&place)
         {
@@ -303,7 +303,7 @@ impl Attend {
             Some(payload) => What::Enter { payload, announced: *announced },
             None => What::Leave,
         };
-        maker.attend(&Change { room: &place.0, session: &place.1, owner: *owner, what, tell: *tell }, now_ms())
+        maker.update_presence(&Change { room: &place.0, session: &place.1, owner: *owner, what, tell: *tell }, now_ms())
     }
 
     pub(super) fn settle(mut self, outcome: Result<(), BrokerError>) {
@@ -334,13 +334,18 @@ pub(super) fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Origin;
+    use crate::SessionId;
 
-    fn enter(user: &str) -> Attendance {
-        Attendance::Enter { session: Origin(*b"session-0001"), user: Some(User::new(user)), info: None, announce: true }
+    fn enter(user: &str) -> PresenceUpdate {
+        PresenceUpdate::Enter {
+            session: SessionId(*b"session-0001"),
+            user: Some(User::new(user)),
+            info: None,
+            announce: true,
+        }
     }
 
-    const LEAVE: Attendance = Attendance::Leave { session: Origin(*b"session-0001"), announce: true };
+    const LEAVE: PresenceUpdate = PresenceUpdate::Leave { session: SessionId(*b"session-0001"), announce: true };
 
     #[test]
     fn an_answer_to_an_earlier_change_settles_nothing() {

@@ -8,7 +8,7 @@ use super::{
     presence::Attend,
     script::{self, Maker},
 };
-use crate::{BrokerError, Outcome, Publish, Reply, Room, Subscriber};
+use crate::{BrokerError, Publish, PublishResult, Reply, Room, Subscriber};
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use redis::{Cmd, PushInfo, RedisError, ServerError, ServerErrorKind, Value};
 use std::{
@@ -78,7 +78,7 @@ struct Waiting {
 }
 
 impl Answer {
-    pub(super) fn give(mut self, outcome: Outcome) {
+    pub(super) fn give(mut self, outcome: PublishResult) {
         self.tell(outcome);
     }
 
@@ -88,7 +88,7 @@ impl Answer {
         Self { reply: None, subscribers: Arc::new([]), waiting: Arc::default(), bytes: 0 }
     }
 
-    fn tell(&mut self, outcome: Outcome) {
+    fn tell(&mut self, outcome: PublishResult) {
         let Some((reply, room)) = self.reply.take() else { return };
         self.waiting.publishes.fetch_sub(1, Ordering::Relaxed);
         self.waiting.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -97,7 +97,7 @@ impl Answer {
             Reply::OnFailure(..) if outcome.is_ok() => {}
             Reply::Ticket(who, ticket) | Reply::OnFailure(who, ticket) => {
                 if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
-                    subscriber.published(ticket, room, outcome);
+                    subscriber.on_published(ticket, room, outcome);
                 }
             }
             // A waiter that went away does not want to know.
@@ -162,7 +162,7 @@ impl Publisher {
     }
 
     /// Takes a session's change. One that comes back was not taken.
-    pub(super) fn attend(&self, attend: Attend) -> Option<(Attend, BrokerError)> {
+    pub(super) fn update_presence(&self, attend: Attend) -> Option<(Attend, BrokerError)> {
         match self.send(What::Attend(attend)) {
             Some((What::Attend(attend), error)) => Some((attend, error)),
             _ => None,
@@ -174,9 +174,13 @@ impl Publisher {
         self.begin(cmd).await
     }
 
-    /// Sends a note to whoever listens now.
-    pub(super) fn tell(&self, channel: &str, note: &[u8]) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
-        self.begin(self.maker.send(channel, note))
+    /// Sends a control message to the nodes that listen now.
+    pub(super) fn send_control(
+        &self,
+        channel: &str,
+        message: &[u8],
+    ) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
+        self.begin(self.maker.send(channel, message))
     }
 
     /// As [`Publisher::run`], but the command has its turn from now on.

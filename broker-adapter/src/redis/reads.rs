@@ -8,8 +8,8 @@ use super::{
     script::Fence,
 };
 use crate::{
-    BrokerError, Cursor, Detail, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Origin, Page, Presence, Publication,
-    Room, RoomList, RoomQuery, SessionKey, User, Who, envelope,
+    BrokerError, Cursor, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Page, Presence, PresenceDetail, Publication,
+    Room, RoomList, RoomQuery, SessionId, User, Who, envelope,
 };
 use bytes::Bytes;
 use deadpool_redis::{Connection, Manager, Pool, Runtime};
@@ -131,7 +131,7 @@ impl Reads {
     pub(super) async fn presence(
         &self,
         room: &Room,
-        detail: Detail,
+        detail: PresenceDetail,
         fence: Option<&Fence>,
     ) -> Result<Presence, BrokerError> {
         let sessions = self.names.of(Part::Sessions, room);
@@ -140,7 +140,7 @@ impl Reads {
         pipe.cmd("HMGET").arg(self.names.of(Part::Users, room)).arg(&["U", "v"]);
         pipe.cmd("HMGET").arg(self.names.of(Part::Meta, room)).arg(&["g", "e", "s"]);
         type Counts = (Option<u64>, Option<u64>);
-        let (count, (users, version), meta, entries) = if detail == Detail::Members {
+        let (count, (users, version), meta, entries) = if detail == PresenceDetail::Members {
             pipe.cmd("HGETALL").arg(&sessions);
             self.ask::<(u64, Counts, Meta, Vec<(Vec<u8>, Vec<u8>)>)>(&pipe).await?
         } else {
@@ -193,14 +193,14 @@ impl Reads {
         owner: NodeId,
         room: &Room,
         step: u64,
-    ) -> Result<(u64, Vec<SessionKey>), BrokerError> {
+    ) -> Result<(u64, Vec<SessionId>), BrokerError> {
         let mut pipe = redis::pipe();
         pipe.cmd("HSCAN").arg(self.names.of(Part::Sessions, room)).arg(step).arg("COUNT").arg(512);
         type Scanned = (u64, Vec<(Vec<u8>, Vec<u8>)>);
         let ((next, entries),): (Scanned,) = self.ask(&pipe).await?;
         let owner = owner.0.to_be_bytes();
         let sessions = entries.into_iter().filter(|(_, entry)| entry.starts_with(&owner));
-        Ok((next, sessions.filter_map(|(session, _)| Some(Origin(session.try_into().ok()?))).collect()))
+        Ok((next, sessions.filter_map(|(session, _)| Some(SessionId(session.try_into().ok()?))).collect()))
     }
 }
 
@@ -303,7 +303,7 @@ fn members(entries: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<Member> {
 fn attendee(session: &[u8], entry: &[u8]) -> Option<(Who, Option<Bytes>)> {
     let (len, rest) = entry.get(9..)?.split_first_chunk::<2>()?;
     let (who, info) = match u16::from_be_bytes(*len) {
-        u16::MAX => (Who::Session(Origin(session.try_into().ok()?)), rest),
+        u16::MAX => (Who::Session(SessionId(session.try_into().ok()?)), rest),
         len => {
             let (name, info) = rest.split_at_checked(usize::from(len))?;
             (Who::User(User::new(std::str::from_utf8(name).ok()?)), info)

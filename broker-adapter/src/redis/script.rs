@@ -3,7 +3,7 @@
 
 use super::names::{Names, Part, Partition};
 use crate::{
-    Cursor, Epoch, IdempotencyKey, NodeId, Offset, Publish, Published, Retention, Room, SessionKey,
+    Cursor, Epoch, IdempotencyKey, NodeId, Offset, Publish, Published, Retention, Room, SessionId,
     envelope::{self, Kind},
 };
 use bytes::BytesMut;
@@ -122,7 +122,7 @@ impl Maker {
         let tails = messages.iter().map(|(p, number)| {
             let id = crate::MessageId { node: self.node, number: *number };
             let mut tail = BytesMut::new();
-            envelope::put_tail(&mut tail, id, p.ts_ms, p.origin, &p.payload);
+            envelope::put_tail(&mut tail, id, p.ts_ms, p.author, &p.payload);
             tail
         });
         let kind = if messages.len() == 1 { Kind::Message } else { Kind::Messages };
@@ -182,12 +182,18 @@ impl Maker {
         cmd
     }
 
-    /// The command that notes a session's coming or going.
-    pub(super) fn attend(&self, change: &Change<'_>, ts_ms: u64) -> Cmd {
+    /// The command that controls a session's coming or going.
+    pub(super) fn update_presence(&self, change: &Change<'_>, ts_ms: u64) -> Cmd {
         let room = change.room;
         let partition = Partition::of(room);
         let mut tail = BytesMut::new();
-        envelope::put_tail(&mut tail, crate::MessageId { node: self.node, number: 0 }, ts_ms, *change.session, &[]);
+        envelope::put_tail(
+            &mut tail,
+            crate::MessageId { node: self.node, number: 0 },
+            ts_ms,
+            Some(*change.session),
+            &[],
+        );
         let (enter, payload, announced) = match change.what {
             What::Enter { payload, announced } => (true, payload, announced),
             What::Leave => (false, &[][..], true),
@@ -212,7 +218,7 @@ impl Maker {
         cmd
     }
 
-    /// The command that says that `owner` lives, notes which dead ones have been swept, and claims others.
+    /// The command that says that `owner` lives, controls which dead ones have been swept, and claims others.
     pub(super) fn beat(&self, owner: Owner, dead_after: Duration, swept: &[NodeId]) -> Cmd {
         let (owner, news) = match owner {
             Owner::New(owner) => (owner, "new"),
@@ -240,7 +246,7 @@ pub(super) enum Owner {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Change<'a> {
     pub(super) room: &'a Room,
-    pub(super) session: &'a SessionKey,
+    pub(super) session: &'a SessionId,
     /// Who answers for the entry. Only the owner's leave removes it.
     pub(super) owner: NodeId,
     pub(super) what: What<'a>,

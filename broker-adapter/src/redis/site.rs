@@ -11,7 +11,7 @@ use super::{
     store::{Base, Store},
     target::{Sentinels, Target},
 };
-use crate::{Attendance, BrokerError, Room};
+use crate::{BrokerError, PresenceUpdate, Room};
 use futures_util::future::try_join_all;
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
@@ -59,8 +59,12 @@ impl Site {
         Ok(Self { routes, roster, keeper, stop })
     }
 
-    pub(super) fn attend(&self, room: &Room, attendance: Attendance) -> oneshot::Receiver<Result<(), BrokerError>> {
-        self.roster.attend(room, attendance, &self.routes.store(room).publisher)
+    pub(super) fn update_presence(
+        &self,
+        room: &Room,
+        attendance: PresenceUpdate,
+    ) -> oneshot::Receiver<Result<(), BrokerError>> {
+        self.roster.update_presence(room, attendance, &self.routes.store(room).publisher)
     }
 
     /// Writes what is pending, and ends.

@@ -1,11 +1,11 @@
-//! Sending users away: out of a room, or off the cluster. Every node hears of it; the answer does not wait for them.
+//! Removing a user from a room, or from the whole cluster. All nodes get a control message; the response does not wait for
+//! them.
 
-use super::{Named, named};
+use super::path::{Named, named};
 use crate::{
-    auth::{self, Act},
-    error::Refusal,
     node::Node,
-    shard::Note,
+    policy::rights::{self, Act},
+    protocol::{control::ControlMessage, error::Refusal},
 };
 use axum::{extract::State, http::StatusCode};
 use fanfare_broker::{NodeTarget, Room};
@@ -18,18 +18,18 @@ pub(super) async fn member(
 ) -> Result<StatusCode, Refusal> {
     let (room, user) = named(path)?;
     let room = Room::parse(&room)?;
-    auth::permit(None, Act::Administer, &room)?;
-    tell(&node, &Note::Kick { room, user }).await
+    rights::permit(None, Act::Administer, &room)?;
+    send(&node, &ControlMessage::Kick { room, user }).await
 }
 
 /// `DELETE /v1/users/{user}`.
 pub(super) async fn user(State(node): State<Arc<Node>>, path: Named<String>) -> Result<StatusCode, Refusal> {
     let user = named(path)?;
-    auth::permit_everywhere(None, Act::Administer)?;
-    tell(&node, &Note::Disconnect { user }).await
+    rights::permit_everywhere(None, Act::Administer)?;
+    send(&node, &ControlMessage::Disconnect { user }).await
 }
 
-async fn tell(node: &Node, note: &Note) -> Result<StatusCode, Refusal> {
-    node.broker.tell(NodeTarget::All, note.encode()).await?;
+async fn send(node: &Node, message: &ControlMessage) -> Result<StatusCode, Refusal> {
+    node.broker.send_control(NodeTarget::All, message.encode()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

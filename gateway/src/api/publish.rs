@@ -1,15 +1,20 @@
-//! Publishing by HTTP: one message, or a batch with an answer for each.
+//! Publishing by HTTP: one message, or a batch with a receipt for each message.
 
-use super::{Named, buffer, room};
+use super::{
+    buffer,
+    path::{Named, room},
+    state::Api,
+};
 use crate::{
-    auth::{self, Act},
-    error::{ErrorCode, Refusal},
-    node::{Node, unix_ms},
-    problem::json,
+    http::problem::json,
+    node::Node,
+    policy::rights::{self, Act},
     protocol::{
+        error::{ErrorCode, Refusal},
         json::{is_value, put_string},
         native,
     },
+    time::unix_ms,
 };
 use axum::{
     body::Body,
@@ -20,34 +25,35 @@ use axum::{
     http::{HeaderMap, Response, StatusCode, header},
 };
 use bytes::Bytes;
-use fanfare_broker::{IdempotencyKey, Origin, Publish, Published, Room};
+use fanfare_broker::{IdempotencyKey, Publish, Published, Room};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::{
     borrow::Cow,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
+/// Bytes of a batch's body.
+pub(super) const BATCH_BYTES: usize = 1 << 20;
 /// Messages in one batch.
 const BATCH_MAX: usize = 100;
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// What stands behind the `?` of a publish.
+/// The query of a publish.
 #[derive(Deserialize)]
 pub(super) struct Params {
     event: Option<String>,
     buffer: Option<String>,
 }
 
-/// What stands behind the `?` of a batch.
+/// The query of a batch.
 #[derive(Deserialize)]
 pub(super) struct BatchParams {
     buffer: Option<String>,
 }
 
-/// A message, whole and checked, on its way to the broker.
+/// A checked message on its way to the broker.
 struct Order {
     room: Room,
     payload: Vec<u8>,
@@ -56,6 +62,7 @@ struct Order {
     wait: Option<Duration>,
 }
 
+/// What the response says about one message.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Receipt<'a> {
@@ -73,14 +80,14 @@ enum Receipt<'a> {
 
 /// `POST /v1/rooms/{room}`: the body is the data.
 pub(super) async fn one(
-    State(node): State<Arc<Node>>,
+    State(api): State<Api>,
     path: Named<String>,
     params: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response<Body>, Refusal> {
-    let Ok(Query(Params { event, buffer })) = params else { return Err(twice()) };
-    let body = body.map_err(|why| unreadable(&why, node.limits.message_bytes))?;
+    let Ok(Query(Params { event, buffer })) = params else { return Err(wrong_query()) };
+    let body = body.map_err(|why| unreadable(&why, api.node.limits.message_bytes))?;
     let text = std::str::from_utf8(&body).map_err(|_| Refusal::bad_request("the body is not UTF-8"))?;
     let data = data(text, headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()))?;
     let key = match headers.get(IDEMPOTENCY_KEY) {
@@ -88,14 +95,15 @@ pub(super) async fn one(
         None => None,
     };
     let wait = buffer.as_deref().map(buffer::wait).transpose()?;
-    let order = Order { wait, ..order(&node, room(path)?, &data, event.as_deref(), key)? };
+    let order = Order { wait, ..order(&api.node, room(path)?, &data, event.as_deref(), key)? };
     let room = order.room.clone();
-    let published = publish(&node, order).await?;
+    let published = publish(&api, order).await?;
     let cursor = published.cursor.map(|cursor| cursor.to_string());
     let receipt = Receipt::Published { room: room.as_str(), cursor };
     Ok(json(StatusCode::OK, serde_json::to_vec(&receipt).unwrap_or_default()))
 }
 
+/// One message of a batch.
 #[derive(Deserialize)]
 struct Item<'a> {
     #[serde(borrow)]
@@ -108,31 +116,31 @@ struct Item<'a> {
     key: Option<Cow<'a, str>>,
 }
 
-/// `POST /v1/publish`: an array of messages, an array of answers.
+/// `POST /v1/publish`: an array of messages; the response is an array of receipts.
 pub(super) async fn batch(
-    State(node): State<Arc<Node>>,
+    State(api): State<Api>,
     params: Result<Query<BatchParams>, QueryRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response<Body>, Refusal> {
-    let Query(BatchParams { buffer }) = params.map_err(|_| twice())?;
+    let Query(BatchParams { buffer }) = params.map_err(|_| wrong_query())?;
     let wait = buffer.as_deref().map(buffer::wait).transpose()?;
-    let body = body.map_err(|why| unreadable(&why, super::BATCH_BYTES))?;
+    let body = body.map_err(|why| unreadable(&why, BATCH_BYTES))?;
     let items: Vec<&RawValue> = serde_json::from_slice(&body)
         .map_err(|why| Refusal::bad_request(format!("the body is not a JSON array: {why}")))?;
     if !(1..=BATCH_MAX).contains(&items.len()) {
         return Err(Refusal::bad_request(format!("a batch has 1 to {BATCH_MAX} messages")));
     }
-    let results = join_all(items.iter().map(|item| publish_item(&node, item, wait))).await;
+    let results = join_all(items.iter().map(|item| publish_item(&api, item, wait))).await;
     let receipts: Vec<Receipt<'_>> = results.iter().map(receipt).collect();
     Ok(json(StatusCode::OK, serde_json::to_vec(&receipts).unwrap_or_default()))
 }
 
-async fn publish_item(node: &Node, item: &RawValue, wait: Option<Duration>) -> Result<(Room, Published), Refusal> {
+async fn publish_item(api: &Api, item: &RawValue, wait: Option<Duration>) -> Result<(Room, Published), Refusal> {
     let item: Item<'_> =
         serde_json::from_str(item.get()).map_err(|why| Refusal::bad_request(format!("not a message: {why}")))?;
     let room = Room::parse(&item.room)?;
-    let order = order(node, room.clone(), item.data.get(), item.event.as_deref(), item.key.as_deref())?;
-    Ok((room, publish(node, Order { wait, ..order }).await?))
+    let order = order(&api.node, room.clone(), item.data.get(), item.event.as_deref(), item.key.as_deref())?;
+    Ok((room, publish(api, Order { wait, ..order }).await?))
 }
 
 fn receipt(result: &Result<(Room, Published), Refusal>) -> Receipt<'_> {
@@ -146,10 +154,10 @@ fn receipt(result: &Result<(Room, Published), Refusal>) -> Receipt<'_> {
     }
 }
 
-/// The body as JSON: as it is if it says so (or says nothing), else as a string.
+/// The body as JSON: unchanged if its type is JSON or missing, otherwise as a JSON string.
 fn data<'a>(text: &'a str, content_type: Option<&str>) -> Result<Cow<'a, str>, Refusal> {
     let kind = content_type.map_or("application/json", |value| value.split(';').next().unwrap_or_default().trim());
-    // curl's own type for `-d`: what is meant is the body.
+    // `curl -d` sends a form's type by itself, whatever the body is.
     let is_json = kind.eq_ignore_ascii_case("application/json") || kind.eq_ignore_ascii_case(CURL_DEFAULT);
     if is_json {
         return match is_value(text) {
@@ -165,38 +173,38 @@ fn data<'a>(text: &'a str, content_type: Option<&str>) -> Result<Cow<'a, str>, R
 const CURL_DEFAULT: &str = "application/x-www-form-urlencoded";
 
 fn order(node: &Node, room: Room, data: &str, event: Option<&str>, key: Option<&str>) -> Result<Order, Refusal> {
-    auth::permit(None, Act::Publish, &room)?;
+    rights::permit(None, Act::Publish, &room)?;
     native::check_size(data, node.limits.message_bytes)?;
     let event = native::event_name(event.map(Cow::Borrowed))?;
     let key = key.map(|key| IdempotencyKey::parse(key).ok_or_else(|| Refusal::bad_request("key has 1 to 64 bytes")));
-    let payload = native::payload(data, event.as_deref(), native::From::Backend);
+    let payload = native::payload(data, event.as_deref(), native::Sender::Backend);
     Ok(Order { room, payload, key: key.transpose()?, wait: None })
 }
 
-async fn publish(node: &Node, order: Order) -> Result<Published, Refusal> {
+async fn publish(Api { node, buffer }: &Api, order: Order) -> Result<Published, Refusal> {
     let Order { room, payload, key, wait } = order;
     let began = Instant::now();
     let publish = Publish {
         retention: node.classes.of(room.as_str()).history,
         room,
-        origin: Origin::default(),
+        author: None,
         ts_ms: unix_ms(),
         payload: payload.into(),
         key,
     };
     node.metrics.published_http.inc();
     let handed_over = Instant::now();
-    let outcome = match wait {
-        Some(wait) => node.buffer.publish(&*node.broker, publish, wait).await?,
+    let published = match wait {
+        Some(wait) => buffer.publish(&*node.broker, publish, wait).await?,
         None => buffer::publish_once(&*node.broker, publish).await?,
     };
     node.metrics.backplane_publish_seconds.observe(handed_over.elapsed().as_secs_f64());
     node.metrics.publish_seconds.observe(began.elapsed().as_secs_f64());
-    Ok(outcome)
+    Ok(published)
 }
 
-fn twice() -> Refusal {
-    Refusal::bad_request("event or buffer stands twice in the URL")
+fn wrong_query() -> Refusal {
+    Refusal::bad_request("the URL has event or buffer twice")
 }
 
 fn unreadable(why: &BytesRejection, limit: usize) -> Refusal {

@@ -1,25 +1,27 @@
-//! Questions about rooms: who is there, what was said, which there are. Cluster-wide, from any node.
+//! Reading rooms: who is there, what was published, which rooms have members. Any node answers for the whole cluster.
 
-use super::{Named, room};
+use super::path::{Named, room};
 use crate::{
-    auth::{self, Act},
-    command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
-    error::Refusal,
-    event::MemberView,
+    http::problem::json,
     node::Node,
-    problem::json,
-    protocol::native,
+    policy::rights::{self, Act},
+    protocol::{
+        command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
+        error::Refusal,
+        event::{Event, MemberView},
+        native,
+    },
 };
 use axum::{
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
     http::{Response, StatusCode},
 };
-use fanfare_broker::{Detail, HistoryQuery, RoomQuery};
+use fanfare_broker::{HistoryQuery, PresenceDetail, RoomQuery};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, sync::Arc};
 
-/// Rooms in one answer: at most, and without being asked.
+/// Rooms in one response: at most, and by default.
 const ROOMS_MAX: usize = 1000;
 const ROOMS: usize = 100;
 
@@ -35,10 +37,10 @@ struct Occupancy<'a> {
 /// `GET /v1/rooms/{room}`.
 pub(super) async fn occupancy(State(node): State<Arc<Node>>, path: Named<String>) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
-    auth::permit(None, Act::Read, &room)?;
-    let presence = node.broker.presence(&room, Detail::Counts).await?;
+    rights::permit(None, Act::Read, &room)?;
+    let presence = node.broker.presence(&room, PresenceDetail::Counts).await?;
     let numbered = node.classes.of(room.as_str()).history.is_some();
-    Ok(answer(&Occupancy {
+    Ok(respond(&Occupancy {
         room: room.as_str(),
         sessions: presence.sessions,
         users: presence.users,
@@ -57,7 +59,7 @@ pub(super) struct ListParams {
 #[derive(Serialize)]
 struct List<'a> {
     rooms: Vec<&'a str>,
-    /// Give it as `after` to read on; absent on the last page.
+    /// The `after` of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<&'a str>,
 }
@@ -67,13 +69,13 @@ pub(super) async fn list(
     State(node): State<Arc<Node>>,
     params: Result<Query<ListParams>, QueryRejection>,
 ) -> Result<Response<Body>, Refusal> {
-    auth::permit_everywhere(None, Act::Read)?;
+    rights::permit_everywhere(None, Act::Read)?;
     let Query(ListParams { prefix, after, limit }) = params.map_err(|_| wrong_query())?;
     let limit = limit.unwrap_or(ROOMS).clamp(1, ROOMS_MAX);
     let list = node.broker.rooms(RoomQuery { prefix, after, limit }).await?;
     let rooms: Vec<&str> = list.rooms.iter().map(fanfare_broker::Room::as_str).collect();
     let next = rooms.last().copied().filter(|_| list.more);
-    Ok(answer(&List { rooms, next }))
+    Ok(respond(&List { rooms, next }))
 }
 
 #[derive(Deserialize)]
@@ -89,7 +91,7 @@ pub(super) async fn history(
     params: Result<Query<HistoryParams>, QueryRejection>,
 ) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
-    auth::permit(None, Act::History, &room)?;
+    rights::permit(None, Act::History, &room)?;
     let Query(HistoryParams { since, limit }) = params.map_err(|_| wrong_query())?;
     let since = native::cursor(since.map(Cow::Owned))?;
     let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX);
@@ -103,19 +105,19 @@ pub(super) async fn history(
 /// `GET /v1/rooms/{room}/presence`.
 pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
-    auth::permit(None, Act::Presence, &room)?;
+    rights::permit(None, Act::Presence, &room)?;
     if !node.classes.of(room.as_str()).presence {
         return Err(Refusal::presence_off());
     }
-    let presence = node.broker.presence(&room, Detail::Members).await?;
+    let presence = node.broker.presence(&room, PresenceDetail::Members).await?;
     let members = presence.members.iter().map(MemberView::from).collect();
-    Ok(answer(&crate::event::Event::Presence { id: None, room: &room, count: presence.users, members }))
+    Ok(respond(&Event::Presence { id: None, room: &room, count: presence.users, members }))
 }
 
-fn answer(value: &impl Serialize) -> Response<Body> {
+fn respond(value: &impl Serialize) -> Response<Body> {
     json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
 }
 
 fn wrong_query() -> Refusal {
-    Refusal::bad_request("limit is a whole number, and no name stands twice in the URL")
+    Refusal::bad_request("limit is not a whole number, or the URL has a name twice")
 }

@@ -2,17 +2,17 @@
 
 use super::{Config, Gateway, server::Server, until};
 use crate::{
-    Attendance, Broker, Detail, Origin, PresenceKind, Room, RoomQuery, User, Who,
+    Broker, PresenceDetail, PresenceKind, PresenceUpdate, Room, RoomQuery, SessionId, User, Who,
     contract::{WAIT_MAX, room},
 };
 use std::time::{Duration, Instant};
 
-fn enter(n: u8, user: &str) -> Attendance {
-    Attendance::Enter { session: Origin([n; 12]), user: Some(User::new(user)), info: None, announce: true }
+fn enter(n: u8, user: &str) -> PresenceUpdate {
+    PresenceUpdate::Enter { session: SessionId([n; 12]), user: Some(User::new(user)), info: None, announce: true }
 }
 
-fn leave(n: u8) -> Attendance {
-    Attendance::Leave { session: Origin([n; 12]), announce: true }
+fn leave(n: u8) -> PresenceUpdate {
+    PresenceUpdate::Leave { session: SessionId([n; 12]), announce: true }
 }
 
 /// Times short enough for tests.
@@ -21,7 +21,7 @@ fn hasty(server: &Server) -> Config {
 }
 
 async fn users(gateway: &Gateway, room: &Room) -> Vec<String> {
-    let presence = gateway.broker.presence(room, Detail::Members).await.unwrap();
+    let presence = gateway.broker.presence(room, PresenceDetail::Members).await.unwrap();
     let name = |who: &Who| match who {
         Who::User(user) => user.as_str().to_owned(),
         Who::Session(_) => "anonymous".to_owned(),
@@ -40,9 +40,9 @@ async fn a_dead_node_s_members_leave_once() {
     let rooms: Vec<Room> = (0..20).map(|_| room("sweep")).collect();
     for room in &rooms {
         a.node.subscribe(room).await;
-        dying.broker.attend(room, enter(1, "ann")).await.unwrap();
-        dying.broker.attend(room, enter(2, "bob")).await.unwrap();
-        b.broker.attend(room, enter(3, "ann")).await.unwrap();
+        dying.broker.update_presence(room, enter(1, "ann")).await.unwrap();
+        dying.broker.update_presence(room, enter(2, "bob")).await.unwrap();
+        b.broker.update_presence(room, enter(3, "ann")).await.unwrap();
     }
     drop(dying);
     for room in &rooms {
@@ -52,7 +52,7 @@ async fn a_dead_node_s_members_leave_once() {
         assert_eq!(users(&a, room).await, ["ann"]);
     }
     // The two that are left have nothing more to sweep, and nothing of the dead one stays behind.
-    b.broker.attend(&rooms[0], leave(3)).await.unwrap();
+    b.broker.update_presence(&rooms[0], leave(3)).await.unwrap();
     assert_eq!(a.node.seen.presence(&rooms[0], 4).await.len(), 4);
     until("the sweep to be noted", WAIT_MAX, || async {
         let nodes: Vec<String> = server.ask("ZRANGE fanfare:nodes 0 -1").await;
@@ -69,12 +69,12 @@ async fn a_flush_is_noticed_and_presence_written_again_in_silence() {
     let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
     let room = room("flush");
     b.node.subscribe(&room).await;
-    a.broker.attend(&room, enter(1, "ann")).await.unwrap();
-    b.broker.attend(&room, enter(2, "bob")).await.unwrap();
-    let before = a.broker.presence(&room, Detail::Counts).await.unwrap().version;
+    a.broker.update_presence(&room, enter(1, "ann")).await.unwrap();
+    b.broker.update_presence(&room, enter(2, "bob")).await.unwrap();
+    let before = a.broker.presence(&room, PresenceDetail::Counts).await.unwrap().version;
     server.tell("FLUSHALL").await;
     until("everybody to be back", WAIT_MAX, || async { users(&a, &room).await == ["ann", "bob"] }).await;
-    a.broker.attend(&room, leave(1)).await.unwrap();
+    a.broker.update_presence(&room, leave(1)).await.unwrap();
     let events = b.node.seen.presence(&room, 3).await;
     assert_eq!(events.len(), 3, "nobody came twice: {events:?}");
     assert_eq!((events[2].kind, &events[2].who), (PresenceKind::Left, &Who::User(User::new("ann"))));
@@ -88,12 +88,12 @@ async fn an_empty_restart_brings_everybody_back_and_what_happened_meanwhile_coun
     let a = Gateway::connect(hasty(&server)).await;
     let room = room("restart");
     for (n, user) in [(1, "ann"), (2, "bob")] {
-        a.broker.attend(&room, enter(n, user)).await.unwrap();
+        a.broker.update_presence(&room, enter(n, user)).await.unwrap();
     }
     server.kill();
     until("the broker to be down", WAIT_MAX, || async { !a.broker.status().up }).await;
-    assert!(a.broker.attend(&room, enter(3, "cid")).await.is_err(), "noted, not written");
-    drop(a.broker.attend(&room, leave(2)));
+    assert!(a.broker.update_presence(&room, enter(3, "cid")).await.is_err(), "noted, not written");
+    drop(a.broker.update_presence(&room, leave(2)));
     server.run().await;
     let there = || async { a.broker.status().up && users(&a, &room).await == ["ann", "cid"] };
     until("who is there", WAIT_MAX, there).await;
@@ -108,20 +108,20 @@ async fn who_leaves_while_redis_is_away_and_forgets_is_told_to_have_left() {
     b.node.subscribe(&room).await;
     // Cid is at both nodes, and stays at one.
     for (gateway, n, user) in [(&a, 1, "ann"), (&b, 2, "bob"), (&a, 3, "cid"), (&b, 4, "cid")] {
-        gateway.broker.attend(&room, enter(n, user)).await.unwrap();
+        gateway.broker.update_presence(&room, enter(n, user)).await.unwrap();
     }
     assert_eq!(b.node.seen.presence(&room, 3).await.len(), 3);
     server.kill();
     until("both nodes to be down", WAIT_MAX, || async { !a.broker.status().up && !b.broker.status().up }).await;
     for n in [1, 3] {
-        assert!(a.broker.attend(&room, leave(n)).await.is_err(), "noted, not written");
+        assert!(a.broker.update_presence(&room, leave(n)).await.is_err(), "noted, not written");
     }
     server.run().await;
     let there = || async { a.broker.status().up && b.broker.status().up && users(&b, &room).await == ["bob", "cid"] };
     until("who is there", WAIT_MAX, there).await;
     let left = b.node.seen.wait_for("ann to leave", |seen| seen.presence(&room).get(3).cloned()).await;
     assert_eq!((left.kind, &left.who), (PresenceKind::Left, &Who::User(User::new("ann"))));
-    b.broker.attend(&room, leave(2)).await.unwrap();
+    b.broker.update_presence(&room, leave(2)).await.unwrap();
     let events = b.node.seen.presence(&room, 5).await;
     assert_eq!((events.len(), &events[4].who), (5, &Who::User(User::new("bob"))), "cid never left: {events:?}");
 }
@@ -132,10 +132,10 @@ async fn a_change_during_a_stall_is_written_after_it() {
     let server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
     let room = room("stalled");
-    a.broker.attend(&room, enter(1, "ann")).await.unwrap();
+    a.broker.update_presence(&room, enter(1, "ann")).await.unwrap();
     server.stall();
-    assert!(a.broker.attend(&room, enter(2, "bob")).await.is_err());
-    assert!(a.broker.attend(&room, leave(1)).await.is_err());
+    assert!(a.broker.update_presence(&room, enter(2, "bob")).await.is_err());
+    assert!(a.broker.update_presence(&room, leave(1)).await.is_err());
     server.wake();
     let there = || async { a.broker.status().up && users(&a, &room).await == ["bob"] };
     until("who is there", WAIT_MAX, there).await;
@@ -148,7 +148,7 @@ async fn a_node_that_was_swept_alive_comes_back() {
     let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
     let room = room("alive");
     b.node.subscribe(&room).await;
-    a.broker.attend(&room, enter(1, "ann")).await.unwrap();
+    a.broker.update_presence(&room, enter(1, "ann")).await.unwrap();
     // As if its heartbeats had been missing for a while, until b has swept it.
     let swept = format!("s{}", a.broker.status().node);
     until("the sweep", WAIT_MAX, || async {
@@ -157,7 +157,7 @@ async fn a_node_that_was_swept_alive_comes_back() {
     })
     .await;
     until("who is there", WAIT_MAX, || async { users(&b, &room).await == ["ann"] }).await;
-    a.broker.attend(&room, leave(1)).await.unwrap();
+    a.broker.update_presence(&room, leave(1)).await.unwrap();
     let gone = |seen: &crate::contract::Seen| {
         let kinds: Vec<_> = seen.presence(&room).iter().map(|event| event.kind).collect();
         (kinds.len() % 2 == 0).then_some(kinds)
@@ -177,7 +177,7 @@ async fn after_a_long_stall_nobody_is_taken_for_dead() {
     let room = room("outage");
     b.node.subscribe(&room).await;
     for (gateway, n, user) in [(&a, 1, "ann"), (&b, 2, "bob")] {
-        gateway.broker.attend(&room, enter(n, user)).await.unwrap();
+        gateway.broker.update_presence(&room, enter(n, user)).await.unwrap();
     }
     server.stall();
     let stalled = Instant::now();
@@ -185,7 +185,7 @@ async fn after_a_long_stall_nobody_is_taken_for_dead() {
         .await;
     server.wake();
     until("both to be back", WAIT_MAX, || async { a.broker.status().up && b.broker.status().up }).await;
-    a.broker.attend(&room, enter(3, "cid")).await.unwrap();
+    a.broker.update_presence(&room, enter(3, "cid")).await.unwrap();
     let events = b.node.seen.presence(&room, 3).await;
     assert!(events.iter().all(|event| event.kind == PresenceKind::Joined), "{events:?}");
     let nodes: Vec<String> = server.ask("ZRANGE fanfare:nodes 0 -1").await;
@@ -198,10 +198,10 @@ async fn closing_leaves_at_once() {
     let (a, b) = (Gateway::connect(server.config()).await, Gateway::connect(server.config()).await);
     let rooms: Vec<Room> = (0..300).map(|_| room("close")).collect();
     for room in &rooms {
-        drop(a.broker.attend(room, enter(1, "ann")));
+        drop(a.broker.update_presence(room, enter(1, "ann")));
     }
     b.node.subscribe(&rooms[0]).await;
-    a.broker.attend(&rooms[0], enter(2, "bob")).await.unwrap();
+    a.broker.update_presence(&rooms[0], enter(2, "bob")).await.unwrap();
     a.broker.close().await.unwrap();
     let query = RoomQuery { prefix: "close:".into(), after: None, limit: 10 };
     assert!(b.broker.rooms(query).await.unwrap().rooms.is_empty());
@@ -224,11 +224,11 @@ async fn a_session_that_moved_stays() {
     let (a, b) = (Gateway::connect(server.config()).await, Gateway::connect(server.config()).await);
     let room = room("moved");
     b.node.subscribe(&room).await;
-    a.broker.attend(&room, enter(1, "ann")).await.unwrap();
-    b.broker.attend(&room, enter(1, "ann")).await.unwrap();
-    a.broker.attend(&room, leave(1)).await.unwrap();
+    a.broker.update_presence(&room, enter(1, "ann")).await.unwrap();
+    b.broker.update_presence(&room, enter(1, "ann")).await.unwrap();
+    a.broker.update_presence(&room, leave(1)).await.unwrap();
     assert_eq!(users(&a, &room).await, ["ann"]);
-    b.broker.attend(&room, leave(1)).await.unwrap();
+    b.broker.update_presence(&room, leave(1)).await.unwrap();
     let events = b.node.seen.presence(&room, 2).await;
     assert_eq!(events.len(), 2);
     assert_eq!(users(&a, &room).await, Vec::<String>::new());

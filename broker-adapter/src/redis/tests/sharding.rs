@@ -2,7 +2,7 @@
 
 use super::{Config, Gateway, Server, holds_the_contract, room_where, until};
 use crate::{
-    Attendance, Broker, BrokerError, Detail, NodeTarget, Origin, RoomQuery,
+    Broker, BrokerError, NodeTarget, PresenceDetail, PresenceUpdate, RoomQuery, SessionId,
     contract::{WAIT_MAX, message},
 };
 use bytes::Bytes;
@@ -31,10 +31,10 @@ async fn one_of_two_servers_away_is_felt_in_its_rooms_only() {
     let (a, b) = (Gateway::connect(both(&servers)).await, Gateway::connect(both(&servers)).await);
     let names = names(&servers);
     let rooms = [0, 1].map(|at| room_where("away", |partition| partition.place(&names) == at));
-    let enter = Attendance::Enter { session: Origin([1; 12]), user: None, info: None, announce: true };
+    let enter = PresenceUpdate::Enter { session: SessionId([1; 12]), user: None, info: None, announce: true };
     for room in &rooms {
         b.node.subscribe(room).await;
-        a.broker.attend(room, enter.clone()).await.unwrap();
+        a.broker.update_presence(room, enter.clone()).await.unwrap();
     }
     let query = || RoomQuery { prefix: "away:".into(), after: None, limit: 10 };
     assert_eq!(a.broker.rooms(query()).await.unwrap().rooms.len(), 2);
@@ -44,15 +44,15 @@ async fn one_of_two_servers_away_is_felt_in_its_rooms_only() {
     assert_eq!(a.node.try_publish(message(&rooms[0], "lost")).await, Err(BrokerError::Unavailable));
     a.node.say(&rooms[1], "kept").await;
     b.node.seen.messages(&rooms[1], 1).await;
-    assert_eq!(a.broker.presence(&rooms[1], Detail::Counts).await.unwrap().sessions, 1);
+    assert_eq!(a.broker.presence(&rooms[1], PresenceDetail::Counts).await.unwrap().sessions, 1);
     assert!(a.broker.rooms(query()).await.is_err(), "half a list would look whole");
     // A kick still arrives: it goes over the one that is there.
-    a.broker.tell(NodeTarget::One(b.broker.status().node), Bytes::from_static(b"kick")).await.unwrap();
-    b.node.seen.wait_for("the note", |seen| seen.notes.contains(&Bytes::from_static(b"kick")).then_some(())).await;
+    a.broker.send_control(NodeTarget::One(b.broker.status().node), Bytes::from_static(b"kick")).await.unwrap();
+    b.node.seen.wait_for("the note", |seen| seen.controls.contains(&Bytes::from_static(b"kick")).then_some(())).await;
 
     servers[0].run().await;
     until("both to be back", WAIT_MAX, || async { a.broker.status().up && b.broker.status().up }).await;
     a.node.say(&rooms[0], "again").await;
-    let there = || async { a.broker.presence(&rooms[0], Detail::Counts).await.is_ok_and(|p| p.sessions == 1) };
+    let there = || async { a.broker.presence(&rooms[0], PresenceDetail::Counts).await.is_ok_and(|p| p.sessions == 1) };
     until("who was there before the empty restart", WAIT_MAX, there).await;
 }

@@ -91,8 +91,8 @@ fn the_end_of_the_last_room_ends_the_command() {
 #[test]
 fn an_error_without_a_room_is_about_the_join_with_its_id() {
     let mut subscription = of(&["a", "b"], Some("x~"), None);
-    let error = r#"{"type":"error","id":0,"code":"bad_request","message":"since is no cursor","retryable":false}"#;
-    assert_eq!(subscription.frame(error), Step::Note("a: bad_request: since is no cursor".to_owned()));
+    let error = r#"{"type":"error","id":0,"code":"bad_request","message":"since is not a cursor","retryable":false}"#;
+    assert_eq!(subscription.frame(error), Step::Note("a: bad_request: since is not a cursor".to_owned()));
     assert_eq!(joins(&mut subscription), [r#"{"id":1,"room":"b","type":"join"}"#]);
     let error = r#"{"type":"error","code":"rate_limited","message":"slower","retryable":true}"#;
     assert_eq!(subscription.frame(error), Step::Note("rate_limited: slower".to_owned()));

@@ -1,0 +1,160 @@
+//! What other threads, and the embedded broker, have for a shard: a bounded queue that is taken in portions. The broker
+//! (`Subscriber`) pushes; the shard's loop takes. The lock is held for one push or one take, never longer.
+
+use crate::node::metrics::Metrics;
+use bytes::Bytes;
+use fanfare_broker::{Delivery, PublishResult, Room, RoomEvent, Subscriber, Ticket};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::Notify;
+
+/// Deliveries that may wait: a quarter of a second's worth at the highest rate a shard can take.
+const DELIVERIES_MAX: usize = 65_536;
+/// Payload bytes that may wait.
+const BYTES_MAX: usize = 64 << 20;
+/// Items, and results of publishes, taken at a time, so that one turn of the shard's loop does not take long.
+const TAKE_MAX: usize = 1024;
+
+/// One thing for a shard to do.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Deliver(Delivery),
+    /// Deliveries of this room did not fit: the shard reads them from history.
+    Behind(Room),
+    Control(Bytes),
+}
+
+/// The broker's result of one publish.
+#[derive(Debug)]
+pub(crate) struct PublishDone {
+    pub(crate) ticket: Ticket,
+    pub(crate) room: Room,
+    pub(crate) result: PublishResult,
+}
+
+/// What a shard takes from its inbox at a time. The results of publishes are apart, because they need not keep their order
+/// among the items: they go to the publishers before the messages go to the members.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) published: Vec<PublishDone>,
+    pub(crate) items: Vec<Item>,
+}
+
+/// The queue into one shard.
+pub(crate) struct Inbox {
+    queue: Mutex<Queue>,
+    wake: Notify,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Bounded by the publishes that may be in flight.
+    published: VecDeque<PublishDone>,
+    items: VecDeque<Item>,
+    deliveries: usize,
+    bytes: usize,
+    /// Rooms with history of which a message did not fit. Bounded by the rooms the shard follows.
+    behind: HashSet<Room>,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.published.is_empty() && self.items.is_empty() && self.behind.is_empty()
+    }
+}
+
+impl Inbox {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { queue: Mutex::default(), wake: Notify::new(), metrics }
+    }
+
+    /// Moves the oldest of what waits into `taken`.
+    pub(crate) fn take(&self, taken: &mut Taken) {
+        let mut queue = self.lock();
+        let count = queue.published.len().min(TAKE_MAX);
+        taken.published.extend(queue.published.drain(..count));
+        let count = queue.items.len().min(TAKE_MAX);
+        taken.items.extend(queue.items.drain(..count));
+        for item in &taken.items {
+            if let Item::Deliver(delivery) = item {
+                queue.deliveries -= 1;
+                queue.bytes -= payload_bytes(delivery);
+            }
+        }
+        if queue.items.is_empty() {
+            taken.items.extend(queue.behind.drain().map(Item::Behind));
+            queue.items.shrink_to(TAKE_MAX);
+        }
+        if queue.published.is_empty() {
+            queue.published.shrink_to(TAKE_MAX);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Wakes the shard's loop.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Waits for [`Inbox::wake`]. A wake that came before the wait ends it at once.
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Puts something into the queue, and wakes the loop if the queue was empty.
+    fn push(&self, put: impl FnOnce(&mut Queue)) {
+        let was_empty = {
+            let mut queue = self.lock();
+            let was_empty = queue.is_empty();
+            put(&mut queue);
+            was_empty
+        };
+        if was_empty {
+            self.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn payload_bytes(delivery: &Delivery) -> usize {
+    match &delivery.event {
+        RoomEvent::Message(publication) => publication.payload.len(),
+        RoomEvent::Presence(_) | RoomEvent::Head(_) => 0,
+    }
+}
+
+impl Subscriber for Inbox {
+    fn deliver(&self, delivery: Delivery) {
+        let bytes = payload_bytes(&delivery);
+        self.push(|queue| {
+            if queue.deliveries < DELIVERIES_MAX && queue.bytes + bytes <= BYTES_MAX {
+                queue.deliveries += 1;
+                queue.bytes += bytes;
+                queue.items.push_back(Item::Deliver(delivery));
+                return;
+            }
+            self.metrics.inbox_overflows.inc();
+            // Rooms without history are at-most-once: the counter is all that is left of the message.
+            if !matches!(&delivery.event, RoomEvent::Message(message) if message.cursor.is_none()) {
+                queue.behind.insert(delivery.room);
+            }
+        });
+    }
+
+    fn on_published(&self, ticket: Ticket, room: Room, result: PublishResult) {
+        self.push(|queue| queue.published.push_back(PublishDone { ticket, room, result }));
+    }
+
+    fn on_control(&self, message: Bytes) {
+        self.push(|queue| queue.items.push_back(Item::Control(message)));
+    }
+}

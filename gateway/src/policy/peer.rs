@@ -1,0 +1,141 @@
+//! The client's address, through trusted proxies, and how many connections it has. Called for every request, and for every
+//! connection that lasts.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Which proxies are trusted to name the client's address, and how many connections an address may have.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerPolicy {
+    trusted: Vec<Network>,
+    /// 0: no limit.
+    per_ip: u32,
+    connections: Arc<Mutex<HashMap<IpAddr, u32>>>,
+}
+
+/// Counts one connection of an address for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct ConnectionPermit {
+    address: IpAddr,
+    connections: Arc<Mutex<HashMap<IpAddr, u32>>>,
+}
+
+impl PeerPolicy {
+    /// Believes the `X-Forwarded-For` of these networks; allows `per_ip` connections per address (0: no limit).
+    pub(crate) fn new(trusted: Vec<Network>, per_ip: u32) -> Self {
+        Self { trusted, per_ip, connections: Arc::default() }
+    }
+
+    /// The client's address. Each trusted hop, from the right, is believed about the one before it; the first that is not
+    /// trusted is the client.
+    pub(crate) fn client(&self, peer: IpAddr, forwarded_for: Option<&str>) -> IpAddr {
+        let hops = forwarded_for.unwrap_or_default().rsplit(',').map(|hop| hop.trim().parse::<IpAddr>());
+        let mut client = peer.to_canonical();
+        for hop in hops {
+            let (true, Ok(hop)) = (self.trusted.iter().any(|net| net.contains(client)), hop) else { break };
+            client = hop.to_canonical();
+        }
+        client
+    }
+
+    /// Counts one more connection; `Ok(None)` without a limit.
+    ///
+    /// # Errors
+    /// The address has as many as it may.
+    pub(crate) fn permit(&self, address: IpAddr) -> Result<Option<ConnectionPermit>, ()> {
+        if self.per_ip == 0 {
+            return Ok(None);
+        }
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = connections.entry(address).or_default();
+        if *taken >= self.per_ip {
+            return Err(());
+        }
+        *taken += 1;
+        Ok(Some(ConnectionPermit { address, connections: Arc::clone(&self.connections) }))
+    }
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = connections.get_mut(&self.address) {
+            *taken -= 1;
+            if *taken == 0 {
+                connections.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// A range of addresses in CIDR notation; one address alone is a range of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Network {
+    first: IpAddr,
+    bits: u32,
+}
+
+impl Network {
+    /// Whether an address lies in the range; an IPv4 address mapped into IPv6 counts as the IPv4 one.
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.first.is_ipv4() && masked(address, self.bits) == masked(self.first, self.bits)
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("must be a range such as 10.0.0.0/8 or fd00::/8, not {text:?}");
+        let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+        let first: IpAddr = address.parse().map_err(|_| wrong())?;
+        let all = if first.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(all), str::parse).map_err(|_| wrong())?;
+        if bits > all {
+            return Err(wrong());
+        }
+        if masked(first, bits) != masked(first, all) {
+            return Err(format!("has bits set beyond the first {bits}: {text:?}"));
+        }
+        Ok(Self { first, bits })
+    }
+}
+
+/// The address's first bits, as a number that compares within one family.
+fn masked(address: IpAddr, bits: u32) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_bits() & u32::MAX.checked_shl(32 - bits).unwrap_or(0)),
+        IpAddr::V6(v6) => v6.to_bits() & u128::MAX.checked_shl(128 - bits).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        let policy = PeerPolicy::new(vec!["10.0.0.0/8".parse().unwrap()], 0);
+        let client = |peer: &str, header: Option<&str>| policy.client(peer.parse().unwrap(), header).to_string();
+        assert_eq!(client("10.0.0.1", Some("1.1.1.1, 2.2.2.2, 10.0.0.9")), "2.2.2.2");
+        assert_eq!(client("3.3.3.3", Some("1.1.1.1")), "3.3.3.3");
+        assert_eq!(client("10.0.0.1", None), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", Some("garbage")), "10.0.0.1");
+        assert_eq!(client("::ffff:10.0.0.1", Some("::1")), "::1");
+    }
+
+    #[test]
+    fn an_ended_connection_no_longer_counts() {
+        let policy = PeerPolicy::new(vec![], 1);
+        let address = "1.1.1.1".parse().unwrap();
+        let permit = policy.permit(address).unwrap();
+        assert!(policy.permit(address).is_err());
+        drop(permit);
+        assert!(policy.permit(address).is_ok());
+    }
+}

@@ -1,0 +1,208 @@
+//! What the gateway sends to one client, independent of the transport. Messages are not events: they are encoded once for
+//! all members of a room (`native::MessageText`).
+
+use crate::protocol::{
+    command::RequestId,
+    error::{ErrorCode, Refusal},
+};
+use fanfare_broker::{Cursor, Gap, Member, Room, SessionId, Who};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use std::borrow::Cow;
+
+/// One frame to one client, with the field names and the order of the native protocol. A `None` field is left out.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Event<'a> {
+    Welcome {
+        #[serde(serialize_with = "text")]
+        session: SessionId,
+        node: &'a str,
+        route: &'a str,
+        /// The path to which a client without a sending connection posts its commands. It contains a secret.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        post: Option<&'a str>,
+        ping_ms: u64,
+        limits: WelcomeLimits,
+    },
+    Joined {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_text")]
+        cursor: Option<Cursor>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        resumed: Option<bool>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        gap: Option<Missed>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        members: Option<Vec<MemberView<'a>>>,
+    },
+    Left {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+    },
+    Published {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        room: Cow<'a, str>,
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_text")]
+        cursor: Option<Cursor>,
+    },
+    Presence {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        count: u64,
+        members: Vec<MemberView<'a>>,
+    },
+    MemberJoined {
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        member: MemberView<'a>,
+    },
+    MemberLeft {
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        member: MemberView<'a>,
+    },
+    Gap {
+        #[serde(serialize_with = "text")]
+        room: &'a Room,
+        #[serde(serialize_with = "text")]
+        from: Cursor,
+        #[serde(serialize_with = "text")]
+        to: Cursor,
+    },
+    Reconnect {
+        after_ms: u64,
+        reason: &'static str,
+    },
+    Pong {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+    },
+    /// The heartbeat of a line stream, with the cursors of all rooms of the client.
+    Ping {
+        cursor: &'a str,
+    },
+    /// Ends a stream, which has no close frame.
+    Close {
+        code: u16,
+        reconnect: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        after_ms: Option<u64>,
+    },
+    Error {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        room: Option<Cow<'a, str>>,
+        code: ErrorCode,
+        message: Cow<'a, str>,
+        retryable: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+}
+
+impl<'a> Event<'a> {
+    /// The reply to a refused request.
+    pub(crate) fn refusal(id: RequestId, room: Option<Cow<'a, str>>, refusal: &Refusal) -> Self {
+        Self::Error {
+            id,
+            room,
+            code: refusal.code,
+            message: refusal.message.clone(),
+            retryable: refusal.code.retryable(),
+            retry_after_ms: refusal.retry_after_ms,
+        }
+    }
+
+    /// The value of `type`, which is also the name of the server-sent event.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Welcome { .. } => "welcome",
+            Self::Joined { .. } => "joined",
+            Self::Left { .. } => "left",
+            Self::Published { .. } => "published",
+            Self::Presence { .. } => "presence",
+            Self::MemberJoined { .. } => "member_joined",
+            Self::MemberLeft { .. } => "member_left",
+            Self::Gap { .. } => "gap",
+            Self::Reconnect { .. } => "reconnect",
+            Self::Pong { .. } => "pong",
+            Self::Ping { .. } => "ping",
+            Self::Close { .. } => "close",
+            Self::Error { .. } => "error",
+        }
+    }
+}
+
+/// The limits that a client has to know.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct WelcomeLimits {
+    pub(crate) message_bytes: usize,
+    pub(crate) rooms: usize,
+}
+
+/// How many messages are missing; `null` when the number cannot be known.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Missed {
+    missed: Option<u64>,
+}
+
+impl From<Gap> for Missed {
+    fn from(gap: Gap) -> Self {
+        Self { missed: gap.missed }
+    }
+}
+
+/// A member as others see it.
+#[derive(Debug)]
+pub(crate) struct MemberView<'a> {
+    pub(crate) who: &'a Who,
+    pub(crate) sessions: Option<u32>,
+    /// JSON text.
+    pub(crate) info: Option<&'a [u8]>,
+}
+
+impl<'a> From<&'a Member> for MemberView<'a> {
+    fn from(member: &'a Member) -> Self {
+        Self { who: &member.who, sessions: Some(member.sessions), info: member.info.as_deref() }
+    }
+}
+
+impl Serialize for MemberView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match self.who {
+            Who::User(user) => map.serialize_entry("user", user.as_str())?,
+            Who::Session(session) => map.serialize_entry("user", &session.to_string())?,
+        }
+        if let Some(sessions) = self.sessions {
+            map.serialize_entry("sessions", &sessions)?;
+        }
+        let info = self.info.and_then(|json| serde_json::from_slice::<&serde_json::value::RawValue>(json).ok());
+        if let Some(info) = info {
+            map.serialize_entry("info", info)?;
+        }
+        map.end()
+    }
+}
+
+fn text<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn optional_text<T: std::fmt::Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}
