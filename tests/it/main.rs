@@ -14,6 +14,7 @@ mod documents;
 mod faults;
 mod http_api;
 mod load_tool;
+mod planned_stop;
 mod process;
 mod protocol;
 mod regressions;

@@ -62,6 +62,28 @@ async fn check_reports_ok_or_every_fault() {
 }
 
 #[tokio::test]
+async fn check_prints_at_most_twenty_faults_and_their_number() {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let output = fanfare(&["check", readme]).run().await;
+    assert_eq!(output.code, Some(78), "{output:?}");
+    let lines: Vec<&str> = output.stderr.lines().collect();
+    assert_eq!(lines.len(), 21, "{}", output.stderr);
+    assert!(lines[0].contains("README.md:") && lines[0].contains("not TOML"), "{}", lines[0]);
+    assert!(lines[20].starts_with("and ") && lines[20].ends_with(" faults in all"), "{}", lines[20]);
+}
+
+#[tokio::test]
+async fn an_unknown_key_leads_to_the_reference_which_the_program_prints() {
+    let scratch = Scratch::new();
+    let file = scratch.file("bad.toml", "colour = \"red\"\n");
+    let output = fanfare(&["check"]).arg(&file).run().await;
+    assert!(output.stderr.contains("`fanfare check --reference` lists all keys"), "{}", output.stderr);
+    let reference = fanfare(&["check", "--reference"]).run().await;
+    let page = include_str!("../../docs/configuration.md");
+    assert_eq!((reference.code, reference.stdout.trim_end()), (Some(0), page.trim_end()));
+}
+
+#[tokio::test]
 async fn wrong_flags_exit_with_78_and_help_with_0() {
     for args in [&["--no-such-flag"][..], &["serve", "--shards"], &["no-such-command"], &["pub"]] {
         assert_eq!(fanfare(args).run().await.code, Some(78), "{args:?}");
@@ -89,6 +111,18 @@ async fn an_unreachable_redis_is_reported_in_one_line() {
     assert!(faults.len() == 1 && faults[0].contains(&port.to_string()), "{faults:?}");
 }
 
+/// Redis is tried four times a second.
+#[tokio::test]
+async fn waiting_for_redis_is_logged_once_in_five_seconds() {
+    let scratch = Scratch::new();
+    let port = fanfare_tests::ports::free_port();
+    let launch = serve(&scratch, "a").args(["--redis-wait", "2", "--redis"]);
+    let output = launch.arg(format!("redis://127.0.0.1:{port}")).run().await;
+    assert_eq!(output.code, Some(69), "{output:?}");
+    let lines = output.stderr.lines().filter(|line| line.contains("waiting for Redis")).count();
+    assert_eq!(lines, 1, "{}", output.stderr);
+}
+
 #[tokio::test]
 async fn a_port_in_use_is_reported_in_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -102,12 +136,13 @@ async fn a_port_in_use_is_reported_in_one_line() {
 }
 
 #[tokio::test]
-async fn the_first_log_line_has_the_bound_addresses() {
+async fn the_first_log_line_has_the_bound_addresses_and_where_the_demo_is() {
     let cluster = one_node().await;
     let node = &cluster.nodes[0];
     let log = node.log();
     let first = log.lines().next().unwrap_or_default();
     assert!(first.contains(&node.listen.to_string()) && first.contains(&node.admin.to_string()), "{first}");
+    assert!(first.contains(&format!("http://{}/demo/", node.listen)), "{first}");
 }
 
 #[tokio::test]

@@ -76,6 +76,18 @@ impl Call {
         self
     }
 
+    /// Replaces the header `Host`, which is otherwise the address.
+    ///
+    /// # Panics
+    /// If the host is no valid header value.
+    #[must_use]
+    pub fn replace_host(mut self, host: &str) -> Self {
+        if let Some(headers) = self.builder.headers_mut() {
+            headers.insert(HOST, host.parse().expect("the host is a header value"));
+        }
+        self
+    }
+
     /// Sets the body.
     #[must_use]
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {

@@ -1,5 +1,6 @@
 //! The HTTP API of docs/protocol.md against one node: publishing, reading, removing, and every documented refusal.
 
+mod files;
 mod origins;
 mod publishing;
 mod reading;

@@ -1,7 +1,8 @@
 //! Which web pages may call the gateway: CORS, and the header `Origin` of the WebSocket upgrade.
 
-use fanfare_tests::Client;
 use fanfare_tests::http::{call, get};
+use fanfare_tests::wait::eventually;
+use fanfare_tests::{Client, Cluster};
 
 use crate::fixtures::{one_node, one_node_with};
 
@@ -69,4 +70,69 @@ async fn a_request_without_an_origin_is_allowed() {
     let cluster = one_node_with(LISTED).await;
     assert_eq!(get(cluster.address(0), "/v1/rooms/a").send().await.status, 200);
     Client::connect(cluster.address(0)).await;
+}
+
+#[tokio::test]
+async fn pages_of_the_gateway_itself_are_allowed_beside_listed_origins() {
+    let cluster = one_node_with(LISTED).await;
+    for origin in [format!("http://{}", cluster.address(0)), format!("https://{}", cluster.address(0))] {
+        let reply = get(cluster.address(0), "/demo/chat.js").header("origin", &origin).send().await;
+        assert_eq!((reply.status, reply.header("access-control-allow-origin")), (200, &*origin));
+        Client::try_open(cluster.address(0), "/ws", &[("origin", &origin)]).await.expect("its own pages can connect");
+    }
+}
+
+/// DNS rebinding: the owner of a page points its name at the gateway, and `Host` is then the page's own.
+#[tokio::test]
+async fn a_name_that_is_pointed_at_the_gateway_is_refused_where_origins_are_listed() {
+    let cluster = one_node_with(LISTED).await;
+    let rebound = |scheme: &str| {
+        let name = format!("evil.example:{}", cluster.address(0).port());
+        let origin = format!("{scheme}://{name}");
+        call("GET", cluster.address(0), "/v1/rooms/a").replace_host(&name).header("origin", &origin)
+    };
+    assert_eq!(rebound("http").send().await.problem(403), "forbidden");
+    assert_eq!(rebound("https").send().await.status, 200, "a browser has checked the certificate of that name");
+}
+
+#[tokio::test]
+async fn the_javascript_client_can_be_loaded_by_pages_of_every_origin() {
+    for cluster in [one_node().await, one_node_with(LISTED).await] {
+        for path in ["/client.js", "/client.d.ts"] {
+            for origin in ["http://localhost:5173", "https://app.example.com", "null"] {
+                let reply = get(cluster.address(0), path).header("origin", origin).send().await;
+                assert_eq!((reply.status, reply.header("access-control-allow-origin")), (200, "*"), "{path} {origin}");
+                assert_eq!(reply.header("access-control-allow-credentials"), "", "{path} {origin}");
+            }
+        }
+        let page = get(cluster.address(0), "/demo/").header("origin", "http://localhost:5173").send().await;
+        assert_eq!(page.problem(403), "forbidden");
+    }
+}
+
+#[tokio::test]
+async fn origins_are_allowed_by_flags() {
+    let flags = &["--origin", "http://localhost:5173", "--origin", "https://app.example.com"];
+    let cluster = Cluster::embedded().flags(flags).start().await;
+    for origin in ["http://localhost:5173", "https://app.example.com"] {
+        Client::try_open(cluster.address(0), "/ws", &[("origin", origin)]).await.expect("a listed origin can connect");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_origin_is_logged_once_with_what_allows_it() {
+    let cluster = one_node().await;
+    for _ in 0..5 {
+        let refused = get(cluster.address(0), "/v1/rooms/a").header("origin", "http://localhost:5173").send().await;
+        assert!(refused.text.contains("--origin") && refused.text.contains("FANFARE_ORIGINS"), "{}", refused.text);
+    }
+    get(cluster.address(0), "/v1/rooms/a").header("origin", "null").send().await;
+    let lines = || {
+        let log = cluster.nodes[0].log();
+        log.lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    eventually("the second origin is logged", async || lines().len() == 2).await;
+    assert!(lines()[0].contains("start with --origin http://localhost:5173"), "{:?}", lines());
+    assert!(lines()[0].contains("origins = [\"http://localhost:5173\"] under [auth]"), "{:?}", lines());
+    assert!(lines()[1].contains("serve the page over HTTP"), "{:?}", lines());
 }

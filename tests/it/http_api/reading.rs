@@ -55,6 +55,7 @@ async fn history_is_the_same_as_over_the_websocket() {
     assert_eq!((data, split(&page["cursor"]).1), (vec![&json!(3), &json!(4)], 4));
     let bad = get(cluster.address(0), "/v1/rooms/a/history?since=x").send().await;
     assert_eq!(bad.problem(400), "bad_request");
+    assert!(bad.text.contains("such as Xk2p9QaB.42"), "the refusal shows a cursor: {}", bad.text);
 }
 
 #[tokio::test]
