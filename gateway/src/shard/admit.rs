@@ -273,7 +273,7 @@ impl State {
         let pending = entry.pending_presence.iter().position(|pending| pending.session == index);
         let Some(pending) = pending.map(|i| entry.pending_presence.swap_remove(i)) else { return };
         for (_, frames) in pending.events.into_iter().filter(|(at, _)| *at > version) {
-            self.queue(index, frames);
+            self.queue(index, &frames);
         }
     }
 }

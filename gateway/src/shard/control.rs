@@ -21,7 +21,7 @@ impl State {
                 self.on_command(command);
             }
             Some(ControlMessage::Reply { shard, ticket, reply }) if shard == self.me.0 => {
-                self.posts.on_reply(ticket, reply);
+                self.posts.end_wait(ticket, Some(reply));
             }
             // The address names a shard that this node does not have. One shard replies for the node.
             Some(ControlMessage::Command(PostedCommands { address, back, .. }))

@@ -175,7 +175,7 @@ impl<'a> Pass<'a> {
             }
             if count > 0 {
                 self.left.delivered[FrameShape::Event as usize] += u64::from(count);
-                self.left.ended.extend(self.outgoing.queue(*session, Frames { bytes: bytes.freeze(), count }));
+                self.left.ended.extend(self.outgoing.queue(*session, &Frames { bytes: bytes.freeze(), count }));
             }
         }
     }
@@ -202,7 +202,7 @@ impl<'a> Pass<'a> {
             Frames { bytes: bytes.freeze(), count: 1 }
         });
         for member in asked {
-            self.left.ended.extend(self.outgoing.queue(member.session, frames[member.shape as usize].clone()));
+            self.left.ended.extend(self.outgoing.queue(member.session, &frames[member.shape as usize]));
         }
         for pending in &mut entry.pending_presence {
             pending.push(event.version, frames[pending.shape as usize].clone());

@@ -57,14 +57,6 @@ pub(super) struct SharedFrames<'a> {
     pub(super) now_ms: u32,
 }
 
-/// How one session's write ended.
-enum Written {
-    All,
-    /// The socket is full.
-    Part,
-    Failed,
-}
-
 impl Outgoing {
     pub(super) fn new(sessions: Sessions, limits: OutboxLimits, clock: Clock, inbox: Arc<Inbox>) -> Self {
         let (urgent, bulk, refused) = (VecDeque::new(), VecDeque::new(), Vec::new());
@@ -77,29 +69,21 @@ impl Outgoing {
 
     // --- queueing ---
 
-    /// Queues frames for one open session. A session that reads too slowly ends.
-    pub(super) fn queue(&mut self, index: u32, frames: Frames) -> Option<Ended> {
-        let conn = self.sessions.at(index).filter(|conn| conn.phase == Phase::Open)?;
-        let bytes = frames.bytes.len();
-        if conn.outbox.push(frames.clone(), self.clock.now_ms(), &self.limits).is_err() {
-            return self.queue_after_flush(index, frames);
-        }
-        self.bytes += bytes;
-        self.mark(index, FlushQueue::Urgent);
-        None
+    /// Queues frames for one open session, ahead of the messages of large rooms.
+    pub(super) fn queue(&mut self, index: u32, frames: &Frames) -> Option<Ended> {
+        let shared = SharedFrames { frames, queue: FlushQueue::Urgent, now_ms: self.now_ms() };
+        self.queue_for_all(&[index], shared).pop()
     }
 
-    /// Queues frames for many sessions, each at most once: the hot loop. Returns those that read too slowly.
+    /// Queues frames for many sessions, each at most once: the hot loop. A session that reads too slowly ends; those are
+    /// returned.
     pub(super) fn queue_for_all(&mut self, indices: &[u32], shared: SharedFrames<'_>) -> Vec<Ended> {
         let SharedFrames { frames, queue: queued_in, now_ms } = shared;
         let queue = if queued_in == FlushQueue::Urgent { &mut self.urgent } else { &mut self.bulk };
         let was_empty = queue.is_empty();
         let mut full = Vec::new();
         for index in indices {
-            let Some(conn) = self.sessions.at(*index) else { continue };
-            if conn.phase != Phase::Open {
-                continue; // it has ended since the pass began
-            }
+            let Some(conn) = self.sessions.at(*index).filter(|conn| conn.phase == Phase::Open) else { continue };
             if conn.outbox.push(frames.clone(), now_ms, &self.limits).is_err() {
                 full.push(*index);
                 continue;
@@ -113,12 +97,12 @@ impl Outgoing {
         if was_empty && !queue.is_empty() {
             self.inbox.wake();
         }
-        full.into_iter().filter_map(|index| self.queue_after_flush(index, frames.clone())).collect()
+        full.into_iter().filter_map(|index| self.queue_after_flush(index, frames)).collect()
     }
 
     /// Queues frames for a session whose outbox is full. The shard may not have come round to the session yet, so its
     /// socket is written to first.
-    fn queue_after_flush(&mut self, index: u32, frames: Frames) -> Option<Ended> {
+    fn queue_after_flush(&mut self, index: u32, frames: &Frames) -> Option<Ended> {
         if self.sessions.at(index).is_some_and(|conn| !conn.blocked) {
             self.flush(index);
             if !self.refused.is_empty() {
@@ -126,12 +110,11 @@ impl Outgoing {
             }
         }
         let conn = self.sessions.at(index)?;
-        let bytes = frames.bytes.len();
-        if conn.outbox.push(frames, self.clock.now_ms(), &self.limits).is_err() {
+        if conn.outbox.push(frames.clone(), self.clock.now_ms(), &self.limits).is_err() {
             let session = SessionRef { index, generation: conn.generation };
             return self.close(session, CloseReason::TooSlow, None);
         }
-        self.bytes += bytes;
+        self.bytes += frames.bytes.len();
         self.mark(index, FlushQueue::Urgent);
         None
     }
@@ -231,7 +214,7 @@ impl Outgoing {
         conn.queued_in = FlushQueue::None;
         let before = conn.outbox.bytes();
         match write(conn, self.clock) {
-            Written::All => {
+            Ok(()) => {
                 for waiter in conn.drained.take().map(|waiters| waiters.0).unwrap_or_default() {
                     let _ = waiter.send(()); // the join may have been given up
                 }
@@ -239,12 +222,12 @@ impl Outgoing {
                     conn.shut(Shutdown::Write);
                 }
             }
-            Written::Part => {
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => {
                 conn.blocked = true;
                 self.refused.push(SessionRef { index, generation: conn.generation });
             }
             // The reader sees the end of the socket and removes the session.
-            Written::Failed => conn.shut(Shutdown::Both),
+            Err(_) => conn.shut(Shutdown::Both),
         }
         let taken = before - conn.outbox.bytes();
         self.bytes -= taken;
@@ -284,22 +267,18 @@ impl Outgoing {
     }
 }
 
-/// Writes to the socket until the outbox is empty or the socket is full.
-fn write(conn: &mut Conn, clock: Clock) -> Written {
+/// Writes to the socket until the outbox is empty. [`io::ErrorKind::WouldBlock`]: the socket is full.
+fn write(conn: &mut Conn, clock: Clock) -> io::Result<()> {
     while !conn.outbox.is_empty() {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let filled = conn.outbox.slices(&mut slices);
-        let result = match &slices[..filled] {
-            [one] => conn.socket.try_write(one),
-            many => conn.socket.try_write_vectored(many),
+        let written = match &slices[..filled] {
+            [one] => conn.socket.try_write(one)?,
+            many => conn.socket.try_write_vectored(many)?,
         };
-        match result {
-            Ok(written) => conn.outbox.advance(written, clock.now_ms()),
-            Err(why) if why.kind() == io::ErrorKind::WouldBlock => return Written::Part,
-            Err(_) => return Written::Failed,
-        }
+        conn.outbox.advance(written, clock.now_ms());
     }
-    Written::All
+    Ok(())
 }
 
 /// The last frame of a session: a WebSocket's close frame, or the event `close` on a stream.

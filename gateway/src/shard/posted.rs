@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! transport::post ─► Shard::post ── Command ──► State::on_command ─► State::command, one by one
-//!                    State::on_reply ◄── Reply ── State::send_reply ◄── State::reply_to_post
+//!                    Posts::end_wait ◄── Reply ── State::send_reply ◄── State::reply_to_post
 //! ```
 
 use super::{
@@ -28,7 +28,7 @@ use std::{
 
 /// Posts of one shard that wait for a node under whose id no node is subscribed. Addresses are easily invented, so few may.
 const LOOKUPS_MAX: usize = 64;
-/// How long such a node may be back: its connection to the backplane may have broken. Then the session counts as gone.
+/// How long they wait, because the node's connection to the backplane may have broken. Then the session counts as gone.
 const GONE_AFTER: Duration = Duration::from_secs(3);
 /// Between two attempts to reach it.
 const GONE_LOOK: Duration = Duration::from_millis(300);
@@ -37,17 +37,15 @@ const LATE_MS: u32 = 6_000;
 /// How long the shard that took a post waits for the replies: longer than [`LATE_MS`], so that they come first.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// A post that waits for its reply; undone when the waiting ends, whatever ends it.
+/// A post that waits for its reply. Dropped when the wait is over: the client may have gone before the reply came.
 struct Expected<'a> {
     shard: &'a Shard,
     ticket: u64,
-    destination: Destination,
-    bytes: usize,
 }
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        self.shard.state.borrow_mut().posts.unexpect(self.ticket, self.destination, self.bytes);
+        self.shard.state.borrow_mut().posts.end_wait(self.ticket, None);
     }
 }
 
@@ -84,9 +82,8 @@ impl Shard {
     async fn try_post(&self, address: PostAddress, body: Bytes) -> Result<Option<Result<Bytes, Refusal>>, Refusal> {
         let is_here = address.node == self.node.id;
         let destination = if is_here { Destination::ThisNode } else { Destination::OtherNode };
-        let bytes = body.len();
-        let (ticket, reply) = self.state.borrow_mut().posts.expect(destination, bytes)?;
-        let _expected = Expected { shard: self, ticket, destination, bytes };
+        let (ticket, reply) = self.state.borrow_mut().posts.expect(destination, body.len())?;
+        let _expected = Expected { shard: self, ticket };
         let back = ReplyAddress { node: self.node.id, shard: self.me.0, ticket };
         let command = ControlMessage::Command(PostedCommands { address, back, body });
         if !self.send_control(address.node, address.shard, &command).await? {
@@ -148,12 +145,12 @@ impl State {
     /// Replies to one posted command. The reply to the last one sends them all.
     pub(super) fn reply_to_post(&mut self, reply_to: ReplyTo, text: Vec<u8>) {
         match self.posts.reply(reply_to, text) {
-            Some((_, PostStep::Finish(finished))) => self.send_finished(finished),
+            Some(PostStep::Finish(finished)) => self.send_finished(finished),
             // In a task, because the caller is in the middle of a step.
-            Some((first, PostStep::Continue)) => {
+            Some(PostStep::Continue(first)) => {
                 self.spawn(|shard| async move { shard.state.borrow_mut().continue_post(first) });
             }
-            Some((_, PostStep::Wait)) | None => {}
+            None => {} // other replies are missing, and their commands have begun
         }
     }
 

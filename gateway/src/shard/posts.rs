@@ -53,12 +53,19 @@ pub(super) struct Posts {
     under_way: BTreeMap<u32, Post>,
     /// The last reply number that was given out.
     numbers: u32,
-    /// Who waits for the reply to a post taken from a client, by ticket.
-    awaited: HashMap<u64, oneshot::Sender<CommandReply>>,
-    /// The bytes of the bodies of those, by [`Destination`].
+    /// Posts taken from clients, by ticket.
+    awaited: HashMap<u64, Awaited>,
+    /// The bytes of their bodies, by [`Destination`].
     awaited_bytes: [usize; 2],
     /// The last ticket that was given out.
     tickets: u64,
+}
+
+/// A post that was taken from a client.
+struct Awaited {
+    destination: Destination,
+    bytes: usize,
+    reply: oneshot::Sender<CommandReply>,
 }
 
 /// A post for a session of this shard.
@@ -85,12 +92,10 @@ pub(super) struct Finished {
     pub(super) text: Bytes,
 }
 
-/// What a command's reply means for its post.
+/// What a post needs after a reply to one of its commands.
 pub(super) enum PostStep {
-    /// Other replies are missing, and their commands have begun.
-    Wait,
-    /// The join that the next commands waited for is complete.
-    Continue,
+    /// The join that the next commands of the post with this first number waited for is complete.
+    Continue(u32),
     Finish(Finished),
 }
 
@@ -105,7 +110,7 @@ struct Heading<'a> {
 impl Posts {
     // --- posts taken from clients ---
 
-    /// Begins to wait for a reply; its ticket and the receiver.
+    /// Begins to wait for a reply to a post whose body has this many bytes; its ticket and the receiver.
     pub(super) fn expect(
         &mut self,
         destination: Destination,
@@ -117,21 +122,17 @@ impl Posts {
         }
         *waiting += bytes;
         self.tickets += 1;
-        let (sender, receiver) = oneshot::channel();
-        self.awaited.insert(self.tickets, sender);
+        let (reply, receiver) = oneshot::channel();
+        self.awaited.insert(self.tickets, Awaited { destination, bytes, reply });
         Ok((self.tickets, receiver))
     }
 
-    /// Undoes [`Posts::expect`].
-    pub(super) fn unexpect(&mut self, ticket: u64, destination: Destination, bytes: usize) {
-        self.awaited.remove(&ticket);
-        self.awaited_bytes[destination as usize] -= bytes;
-    }
-
-    /// The session's shard has answered.
-    pub(super) fn on_reply(&mut self, ticket: u64, reply: CommandReply) {
-        if let Some(waiting) = self.awaited.remove(&ticket) {
-            let _ = waiting.send(reply); // the client may be gone
+    /// Ends the wait for a reply. The session's shard has answered with `reply`, or, if it is `None`, has not in time.
+    pub(super) fn end_wait(&mut self, ticket: u64, reply: Option<CommandReply>) {
+        let Some(awaited) = self.awaited.remove(&ticket) else { return };
+        self.awaited_bytes[awaited.destination as usize] -= awaited.bytes;
+        if let Some(reply) = reply {
+            let _ = awaited.reply.send(reply); // the client may be gone
         }
     }
 
@@ -181,8 +182,8 @@ impl Posts {
         post.waits_for.is_some()
     }
 
-    /// Takes the reply to one command; also returns the post's first number.
-    pub(super) fn reply(&mut self, reply_to: ReplyTo, mut text: Vec<u8>) -> Option<(u32, PostStep)> {
+    /// Takes the reply to one command.
+    pub(super) fn reply(&mut self, reply_to: ReplyTo, mut text: Vec<u8>) -> Option<PostStep> {
         let number = reply_to.post?.get();
         let (first, post) = self.under_way.range_mut(..=number).next_back()?;
         let (first, index) = (*first, (number - first) as usize);
@@ -196,10 +197,9 @@ impl Posts {
         *reply = Some(text);
         post.missing -= 1;
         if post.missing == 0 {
-            return Some((first, PostStep::Finish(self.finish(first)?)));
+            return self.finish(first).map(PostStep::Finish);
         }
-        let is_awaited = post.waits_for.take_if(|join| *join == index).is_some();
-        Some((first, if is_awaited { PostStep::Continue } else { PostStep::Wait }))
+        post.waits_for.take_if(|join| *join == index).map(|_| PostStep::Continue(first))
     }
 
     /// Ends a post whose commands have no reply yet, or not all of them: those are refused.

@@ -29,7 +29,46 @@ pub(super) const CLOSING_MS: u32 = 3_000;
 impl Shard {
     /// Opens a session on a socket whose request has been read and not answered, and greets the client.
     pub(crate) fn open(&self, socket: Rc<TcpStream>, permit: Option<ConnectionPermit>, opening: Opening) -> SessionRef {
-        self.state.borrow_mut().open(socket, permit, opening)
+        let (node, now_ms) = (&self.node, self.clock.now_ms());
+        let Opening { shape, head, rooms } = opening;
+        let id = SessionId::random();
+        let stream = (shape != FrameShape::WebSocket).then(|| Box::new(Stream::new(rooms, now_ms)));
+        let secret = stream.as_ref().map(|stream| stream.secret);
+        let state = &mut *self.state.borrow_mut();
+        let session = state.outgoing.sessions.insert(|generation| Conn {
+            generation,
+            queued_in: FlushQueue::None,
+            phase: Phase::Open,
+            blocked: false,
+            stale_filed: false,
+            shape,
+            keepalive: Keepalive::new(now_ms),
+            socket,
+            outbox: Outbox::default(),
+            session: Session::new(id, None, &node.limits, now_ms),
+            drained: None,
+            _permit: permit,
+            stream,
+        });
+        node.metrics.sessions[shape as usize].inc();
+        node.metrics.sessions_opened[shape as usize].inc();
+        let ping_ms = state.ping_ms(session.index, shape);
+        state.file(Timer::Keepalive(session), ping_ms);
+        state.queue(session.index, &Frames { bytes: head, count: 1 });
+        let post = secret.map(|secret| {
+            let address = PostAddress { node: node.id, shard: self.me.0, slot: session.to_u64(), secret };
+            format!("/v1/sessions/{address}")
+        });
+        let welcome = Event::Welcome {
+            session: id,
+            node: &node.name,
+            route: &node.route,
+            post: post.as_deref(),
+            ping_ms: u64::from(ping_ms),
+            limits: WelcomeLimits { message_bytes: node.limits.message_bytes, rooms: node.limits.rooms_per_session },
+        };
+        state.send(session.index, &welcome);
+        session
     }
 
     /// Removes a session. Called once by the session's reader, when the socket gives no more bytes; nothing else removes
@@ -52,7 +91,7 @@ impl Shard {
     pub(crate) fn answer_control(&self, session: SessionRef, frames: Bytes) {
         let state = &mut *self.state.borrow_mut();
         if state.outgoing.sessions.open(session).is_some() {
-            state.queue(session.index, Frames { bytes: frames, count: 1 });
+            state.queue(session.index, &Frames { bytes: frames, count: 1 });
         }
     }
 
@@ -63,50 +102,6 @@ impl Shard {
 }
 
 impl State {
-    fn open(&mut self, socket: Rc<TcpStream>, permit: Option<ConnectionPermit>, opening: Opening) -> SessionRef {
-        let now_ms = self.clock.now_ms();
-        let Opening { shape, head, rooms } = opening;
-        let id = SessionId::random();
-        let stream = (shape != FrameShape::WebSocket).then(|| Box::new(Stream::new(rooms, now_ms)));
-        let secret = stream.as_ref().map(|stream| stream.secret);
-        let session = self.outgoing.sessions.insert(|generation| Conn {
-            generation,
-            queued_in: FlushQueue::None,
-            phase: Phase::Open,
-            blocked: false,
-            stale_filed: false,
-            shape,
-            keepalive: Keepalive::new(now_ms),
-            socket,
-            outbox: Outbox::default(),
-            session: Session::new(id, None, &self.node.limits, now_ms),
-            drained: None,
-            _permit: permit,
-            stream,
-        });
-        self.node.metrics.sessions[shape as usize].inc();
-        self.node.metrics.sessions_opened[shape as usize].inc();
-        let ping_ms = self.ping_ms(session.index, shape);
-        self.file(Timer::Keepalive(session), ping_ms);
-        self.queue(session.index, Frames { bytes: head, count: 1 });
-        let node = std::sync::Arc::clone(&self.node);
-        let post = secret.map(|secret| {
-            let address = PostAddress { node: node.id, shard: self.me.0, slot: session.to_u64(), secret };
-            format!("/v1/sessions/{address}")
-        });
-        let limits = WelcomeLimits { message_bytes: node.limits.message_bytes, rooms: node.limits.rooms_per_session };
-        let welcome = Event::Welcome {
-            session: id,
-            node: &node.name,
-            route: &node.route,
-            post: post.as_deref(),
-            ping_ms: u64::from(ping_ms),
-            limits,
-        };
-        self.send(session.index, &welcome);
-        session
-    }
-
     /// Ends a session: its last frames and a close frame go out, and it leaves its rooms at once. Its socket's reader
     /// removes it. `reply` is the WebSocket codec's answer to a client's close frame, and is sent in place of ours.
     pub(super) fn end(&mut self, session: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
@@ -130,8 +125,8 @@ impl State {
 
     // --- sending to one session ---
 
-    /// Queues frames for one open session, before the messages of large rooms. A session that reads too slowly ends.
-    pub(super) fn queue(&mut self, index: u32, frames: Frames) {
+    /// Queues frames for one open session, ahead of the messages of large rooms. A session that reads too slowly ends.
+    pub(super) fn queue(&mut self, index: u32, frames: &Frames) {
         if let Some(ended) = self.outgoing.queue(index, frames) {
             self.depart(ended);
         }
@@ -151,13 +146,13 @@ impl State {
         let Some(shape) = self.outgoing.sessions.at(index).map(|conn| conn.shape) else { return };
         let mut bytes = BytesMut::new();
         native::put_event(&mut bytes, shape, event, id);
-        self.queue(index, Frames { bytes: bytes.freeze(), count: 1 });
+        self.queue(index, &Frames { bytes: bytes.freeze(), count: 1 });
     }
 
     /// Sends a WebSocket's client a text that is encoded already.
     pub(super) fn send_text(&mut self, index: u32, text: &[u8]) {
         let mut bytes = BytesMut::new();
         put_frame(&mut bytes, FrameShape::WebSocket, &[text]);
-        self.queue(index, Frames { bytes: bytes.freeze(), count: 1 });
+        self.queue(index, &Frames { bytes: bytes.freeze(), count: 1 });
     }
 }

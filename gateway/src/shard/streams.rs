@@ -48,7 +48,7 @@ impl State {
             let cursor = std::str::from_utf8(&cursors).unwrap_or_default();
             native::put_event(&mut bytes, shape, &Event::Ping { cursor }, None);
         }
-        self.queue(session.index, Frames { bytes: bytes.freeze(), count: 1 });
+        self.queue(session.index, &Frames { bytes: bytes.freeze(), count: 1 });
         let ping_ms = self.ping_ms(session.index, shape);
         self.file(Timer::Keepalive(session), ping_ms.min(ends_ms.wrapping_sub(now_ms)));
     }

@@ -102,7 +102,7 @@ impl State {
         match conn.keepalive.check(now_ms, ping_ms) {
             Due::Later(ms) => self.file(Timer::Keepalive(session), ms),
             Due::Ping => {
-                self.queue(session.index, Frames { bytes: control_frame::ping(), count: 1 });
+                self.queue(session.index, &Frames { bytes: control_frame::ping(), count: 1 });
                 self.file(Timer::Keepalive(session), PONG_MS);
             }
             Due::Close(reason) => self.end(session, reason, None),
