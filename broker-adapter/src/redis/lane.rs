@@ -145,7 +145,7 @@ impl Lane {
                 }
             }
             (None, Ok(Envelope::Control(message))) => {
-                self.common.subscribers.iter().for_each(|s| s.on_control(message.clone()))
+                self.common.subscribers.iter().for_each(|s| s.on_control(message.clone()));
             }
             _ => self.unreadable(),
         }
