@@ -7,13 +7,13 @@
 //! redis[s]+cluster://[[user]:password@]host[:6379][,host...]
 //! ```
 
-use super::config::ConfigError;
+use crate::redis::config::ConfigError;
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates};
 use std::fmt;
 
 /// What an address leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// One server, a master.
     Server,
     /// Sentinels, which know who is the master of this name.
@@ -24,15 +24,15 @@ pub(super) enum Kind {
 
 /// One server, one group of sentinels or one cluster.
 #[derive(Clone)]
-pub(super) struct Address {
-    pub(super) kind: Kind,
+pub(crate) struct Address {
+    pub(crate) kind: Kind,
     /// Whom to ask, and with what credentials and database masters are used.
-    pub(super) hosts: Vec<ConnectionInfo>,
+    pub(crate) hosts: Vec<ConnectionInfo>,
 }
 
 impl Address {
     /// Reads one or several, separated by commas or blanks.
-    pub(super) fn parse_all(text: &str) -> Result<Vec<Self>, ConfigError> {
+    pub(crate) fn parse_all(text: &str) -> Result<Vec<Self>, ConfigError> {
         // Hosts are separated by commas too, so an address ends where the next scheme begins.
         let scheme = |end: usize| {
             let before = text[..end].trim_end_matches(|c: char| c.is_ascii_lowercase() || c == '+' || c == '-');
@@ -104,7 +104,7 @@ impl Address {
     }
 
     /// By what rooms are divided among several: it must not change while the data stays where they are.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match &self.kind {
             Kind::Sentinel(service) => service.clone(),
             Kind::Server | Kind::Cluster => {
@@ -114,7 +114,7 @@ impl Address {
     }
 
     /// Certificates are to be signed by one of these authorities (PEM). Says whether there is TLS at all.
-    pub(super) fn trust(&mut self, authorities: &[u8]) -> Result<bool, ConfigError> {
+    pub(crate) fn trust(&mut self, authorities: &[u8]) -> Result<bool, ConfigError> {
         let mut tls = false;
         for host in &mut self.hosts {
             if matches!(host.addr(), ConnectionAddr::TcpTls { .. }) {
@@ -130,7 +130,7 @@ impl Address {
 }
 
 /// The same credentials and certificates for another host.
-pub(super) fn elsewhere(like: &ConnectionInfo, host: String, port: u16) -> ConnectionInfo {
+pub(crate) fn elsewhere(like: &ConnectionInfo, host: String, port: u16) -> ConnectionInfo {
     let addr = match like.addr() {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
             ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }

@@ -1,13 +1,13 @@
 //! Where Redis is and how it is used. Parsed before anything connects; its `Debug` and errors never show a password.
 
-use super::address::{Address, Kind};
+use crate::redis::address::{Address, Kind};
 use std::{fmt, time::Duration};
 
 /// How a [`RedisBroker`](crate::RedisBroker) uses Redis.
 #[derive(Clone)]
 pub struct Config {
     /// One, or several among which rooms are divided; a cluster is alone.
-    pub(super) addresses: Vec<Address>,
+    pub(crate) addresses: Vec<Address>,
     /// What every key and channel begins with. Default `fanfare`.
     pub prefix: String,
     /// Subscriber connections; a room's messages come over one of them. 1 to 16, default 2.
@@ -106,7 +106,7 @@ impl Config {
     }
 
     /// Whether keys and channels have to be where the cluster's slots say.
-    pub(super) fn is_cluster(&self) -> bool {
+    pub(crate) fn is_cluster(&self) -> bool {
         self.addresses.iter().any(|address| address.kind == Kind::Cluster)
     }
 }

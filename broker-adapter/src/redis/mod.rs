@@ -15,30 +15,23 @@
 //! client library's own resubscription or connection manager: they lose subscriptions and stall for seconds.
 
 mod address;
-mod batch;
-mod channels;
-mod cluster;
+mod commands;
 mod config;
-mod flights;
-mod interest;
-mod keeper;
-mod lane;
-mod link;
-mod names;
+mod connection;
+mod deployment;
+mod keys;
+mod master;
 mod presence;
-mod publisher;
-mod reads;
+mod read;
 mod routes;
-mod script;
-mod site;
-mod store;
-mod supervisor;
-mod target;
+mod subscribe;
 #[cfg(test)]
 mod tests;
+mod topology;
+mod write;
 
 pub use config::{Config, ConfigError};
-pub use link::ConnectError;
+pub use connection::keep::ConnectError;
 
 use crate::{
     Broker, BrokerError, BrokerFuture, Cursor, HistoryQuery, NodeId, NodeTarget, Page, Presence, PresenceDetail,
@@ -46,15 +39,15 @@ use crate::{
 };
 use ::redis::Value;
 use bytes::Bytes;
+use commands::Scripts;
+use deployment::Site;
 use futures_util::future::{join_all, try_join_all};
-use names::{HOME, Names, Partition};
-use script::Scripts;
-use site::Site;
+use keys::{HOME, Names, Partition};
+use master::{Base, Store};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
-use store::{Base, Store};
 
 /// See the module's head.
 pub struct RedisBroker {
@@ -121,7 +114,7 @@ impl RedisBroker {
         let mut rooms: Vec<Room> = pages.into_iter().flat_map(|page| page.rooms).collect();
         rooms.sort_unstable();
         rooms.dedup();
-        let limit = query.limit.min(reads::ROOMS_MAX);
+        let limit = query.limit.min(read::ROOMS_MAX);
         let more = more || rooms.len() > limit;
         rooms.truncate(limit);
         Ok(RoomList { rooms, more })

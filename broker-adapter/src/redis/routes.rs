@@ -2,25 +2,25 @@
 //! cluster it follows the slots: a master that takes over is the same store elsewhere, and rooms whose slot moves take
 //! their followers along. Never connects by itself and never asks.
 
-use super::{
-    names::{HOME, PARTITIONS, Partition},
-    store::{Base, Firsts, Store},
-    target::Target,
-};
 use crate::Room;
+use crate::redis::{
+    keys::{HOME, PARTITIONS, Partition},
+    master::{Base, Firsts, Store},
+    topology::sentinel::Target,
+};
 use redis::ConnectionInfo;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
 /// A master and what it has, as the cluster says.
-pub(super) struct Share {
-    pub(super) master: ConnectionInfo,
-    pub(super) partitions: Vec<Partition>,
+pub(crate) struct Share {
+    pub(crate) master: ConnectionInfo,
+    pub(crate) partitions: Vec<Partition>,
 }
 
 /// See the module's head.
 #[derive(Default)]
-pub(super) struct Routes {
+pub(crate) struct Routes {
     table: RwLock<Table>,
 }
 
@@ -47,7 +47,7 @@ impl Seat {
 
 impl Routes {
     /// One store for all.
-    pub(super) fn of_one(store: Store) -> Self {
+    pub(crate) fn of_one(store: Store) -> Self {
         let seats = vec![Seat { store: Arc::new(store), tell: None }];
         Self { table: RwLock::new(Table { seats, at: vec![0; PARTITIONS] }) }
     }
@@ -57,19 +57,19 @@ impl Routes {
     }
 
     /// Does something with a room's store, which is the right one until that is done.
-    pub(super) fn with<T>(&self, room: &Room, act: impl FnOnce(&Store, Partition) -> T) -> T {
+    pub(crate) fn with<T>(&self, room: &Room, act: impl FnOnce(&Store, Partition) -> T) -> T {
         let partition = Partition::of(room);
         let table = self.table();
         act(&table.seats[table.at[usize::from(partition.0)]].store, partition)
     }
 
     /// A room's store, as of now.
-    pub(super) fn store(&self, room: &Room) -> Arc<Store> {
+    pub(crate) fn store(&self, room: &Room) -> Arc<Store> {
         self.of(Partition::of(room))
     }
 
     /// Where nodes say that they live.
-    pub(super) fn home(&self) -> Arc<Store> {
+    pub(crate) fn home(&self) -> Arc<Store> {
         self.of(HOME)
     }
 
@@ -79,19 +79,19 @@ impl Routes {
     }
 
     /// Every store.
-    pub(super) fn stores(&self) -> Vec<Arc<Store>> {
+    pub(crate) fn stores(&self) -> Vec<Arc<Store>> {
         self.table().seats.iter().map(|seat| Arc::clone(&seat.store)).collect()
     }
 
     /// Every store with the partitions that it has.
-    pub(super) fn shares(&self) -> Vec<(Arc<Store>, Vec<Partition>)> {
+    pub(crate) fn shares(&self) -> Vec<(Arc<Store>, Vec<Partition>)> {
         let table = self.table();
         let share = |(at, seat): (usize, &Seat)| (Arc::clone(&seat.store), table.partitions(at));
         table.seats.iter().enumerate().map(share).collect()
     }
 
     /// Follows the cluster. Answers with the first attempts of stores that are new.
-    pub(super) fn update(&self, base: &Base, shares: Vec<Share>) -> Vec<(Arc<Store>, Firsts)> {
+    pub(crate) fn update(&self, base: &Base, shares: Vec<Share>) -> Vec<(Arc<Store>, Firsts)> {
         // Held to the end: whoever follows a room does it either before its move or after it.
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if table.is_already(&shares) {

@@ -4,7 +4,7 @@ use super::{Config, Gateway, Server, holds_the_contract, room_where, server::fre
 use crate::{
     Broker, Cursor, Gap, NodeTarget, Offset, PresenceDetail, PresenceUpdate, RoomQuery, SessionId,
     contract::{WAIT_MAX, message, room, texts},
-    redis::names::{PARTITIONS, Partition},
+    redis::keys::{PARTITIONS, Partition},
 };
 use bytes::Bytes;
 use std::time::Duration;

@@ -4,7 +4,7 @@ use super::{Gateway, connect, server::Server, until};
 use crate::{
     Broker, BrokerError, Cursor, Gap, Offset, Publication, Publish, Reply, Room, Ticket,
     contract::{Node, WAIT_MAX, message, offsets, room, texts},
-    redis::{ConnectError, RedisBroker, names::Names, names::Part},
+    redis::{ConnectError, RedisBroker, keys::Names, keys::Part},
 };
 use bytes::Bytes;
 use std::sync::{

@@ -9,7 +9,7 @@ mod server;
 mod sharding;
 mod silence;
 
-use super::{Config, RedisBroker, names::Partition};
+use super::{Config, RedisBroker, keys::Partition};
 use crate::{
     Broker, Room, Subscriber, SubscriberId,
     contract::{Node, Recorder},

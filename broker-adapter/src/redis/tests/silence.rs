@@ -5,7 +5,7 @@ use super::{Config, Gateway, server::Server};
 use crate::{
     Broker, Cursor, Offset, Room,
     contract::{room, texts},
-    redis::names::{Names, Part},
+    redis::keys::{Names, Part},
 };
 use std::time::Duration;
 

@@ -1,11 +1,13 @@
 //! The rare reads: history pages, presence, the list of rooms, a dead node's members. Over a small pool, so that a
 //! large answer holds up neither publishes nor deliveries. Never writes.
 
-use super::{
-    flights::Flights,
-    link::{Link, client},
-    names::{Names, Part, Partition},
-    script::Fence,
+pub(crate) mod single_flight;
+
+use crate::redis::{
+    commands::Fence,
+    connection::keep::{Link, client},
+    keys::{Names, Part, Partition},
+    read::single_flight::Flights,
 };
 use crate::{
     BrokerError, Cursor, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Page, Presence, PresenceDetail, Publication,
@@ -27,10 +29,10 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 /// The largest page; a caller who wants more asks again.
 const PAGE_MAX: usize = 1000;
 /// The largest page of rooms.
-pub(super) const ROOMS_MAX: usize = 10_000;
+pub(crate) const ROOMS_MAX: usize = 10_000;
 
 /// See the module's head.
-pub(super) struct Reads {
+pub(crate) struct Reads {
     /// The command connection: the pool follows it to where the master is.
     link: Arc<Link>,
     /// And the server that it leads to.
@@ -47,7 +49,7 @@ type PageKey = (Room, Fence, Option<Cursor>, usize);
 type Meta = (Option<String>, Option<Vec<u8>>, Option<u64>);
 
 impl Reads {
-    pub(super) fn new(link: Arc<Link>, names: Names) -> Self {
+    pub(crate) fn new(link: Arc<Link>, names: Names) -> Self {
         Self { link, pool: Mutex::default(), names, pages: Flights::new() }
     }
 
@@ -65,7 +67,7 @@ impl Reads {
         Ok(fresh)
     }
 
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         if let Some((_, pool)) = &*self.pool.lock().unwrap_or_else(PoisonError::into_inner) {
             pool.close();
         }
@@ -77,7 +79,7 @@ impl Reads {
     }
 
     /// `None`: the room's offsets were given out by another memory than this fence's, or there is no room.
-    pub(super) async fn history(
+    pub(crate) async fn history(
         self: &Arc<Self>,
         room: &Room,
         fence: &Fence,
@@ -128,7 +130,7 @@ impl Reads {
         Ok(Some((head, publications)))
     }
 
-    pub(super) async fn presence(
+    pub(crate) async fn presence(
         &self,
         room: &Room,
         detail: PresenceDetail,
@@ -156,7 +158,7 @@ impl Reads {
         })
     }
 
-    pub(super) async fn rooms(&self, query: &RoomQuery, partitions: &[Partition]) -> Result<RoomList, BrokerError> {
+    pub(crate) async fn rooms(&self, query: &RoomQuery, partitions: &[Partition]) -> Result<RoomList, BrokerError> {
         let limit = query.limit.min(ROOMS_MAX);
         let from = match &query.after {
             Some(after) if *after >= query.prefix => format!("({after}"),
@@ -178,7 +180,7 @@ impl Reads {
     }
 
     /// The rooms in which an owner has sessions, of these partitions.
-    pub(super) async fn rooms_of(&self, owner: NodeId, partitions: &[Partition]) -> Result<Vec<Room>, BrokerError> {
+    pub(crate) async fn rooms_of(&self, owner: NodeId, partitions: &[Partition]) -> Result<Vec<Room>, BrokerError> {
         let mut pipe = Pipeline::with_capacity(partitions.len());
         for partition in partitions {
             pipe.cmd("SMEMBERS").arg(self.names.rooms_of(owner, *partition));
@@ -188,7 +190,7 @@ impl Reads {
     }
 
     /// An owner's sessions in a room, in steps: begins with 0 and ends when the next step is 0.
-    pub(super) async fn sessions_of(
+    pub(crate) async fn sessions_of(
         &self,
         owner: NodeId,
         room: &Room,

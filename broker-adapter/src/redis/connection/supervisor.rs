@@ -11,21 +11,21 @@
 use std::time::{Duration, Instant};
 
 /// From an answered probe to the next one.
-pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A probe that waits longer makes the connection suspect.
-pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 /// A probe that waits longer ends the connection.
-pub(super) const DEAD_AFTER: Duration = Duration::from_millis(1500);
+pub(crate) const DEAD_AFTER: Duration = Duration::from_millis(1500);
 /// How long connecting and its handshake may take.
-pub(super) const CONNECT_MAX: Duration = Duration::from_millis(1500);
+pub(crate) const CONNECT_MAX: Duration = Duration::from_millis(1500);
 /// Between the end of a connection and the next attempt, at least.
-pub(super) const RETRY_MIN: Duration = Duration::from_millis(50);
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(50);
 /// And at most: members are told within 2 s after Redis is back, and of those some are for subscribing and comparing.
-pub(super) const RETRY_MAX: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Where a connection is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     /// No connection; the next attempt has its time.
     Down,
     /// An attempt is under way.
@@ -40,7 +40,7 @@ pub(super) enum State {
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Input {
+pub(crate) enum Input {
     /// The attempt succeeded.
     Connected,
     /// The attempt failed.
@@ -59,7 +59,7 @@ pub(super) enum Input {
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Connect.
     Connect,
     /// Ask whether it lives.
@@ -72,7 +72,7 @@ pub(super) enum Step {
 
 /// See the module's head.
 #[derive(Debug)]
-pub(super) struct Supervisor {
+pub(crate) struct Supervisor {
     state: State,
     /// Ends of connections and failed attempts since the last time that it was well.
     failures: u32,
@@ -84,16 +84,16 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { state: State::Down, failures: 0, due: now, asked: None, drop_first: false }
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.state
     }
 
     /// Takes note of what happened. `jitter` is 0 to 1, fresh for each call.
-    pub(super) fn on(&mut self, input: Input, now: Instant, jitter: f64) {
+    pub(crate) fn on(&mut self, input: Input, now: Instant, jitter: f64) {
         match (self.state, input) {
             (State::Connecting, Input::Connected) => {
                 self.state = State::Syncing;
@@ -121,7 +121,7 @@ impl Supervisor {
     }
 
     /// Says what to do now. Call again after doing it, and after every input.
-    pub(super) fn step(&mut self, now: Instant, jitter: f64) -> Step {
+    pub(crate) fn step(&mut self, now: Instant, jitter: f64) -> Step {
         if std::mem::take(&mut self.drop_first) {
             return Step::Drop;
         }

@@ -14,10 +14,10 @@ use std::{
 use tokio::sync::oneshot;
 
 /// Rooms in one SUBSCRIBE: larger ones keep Redis away from others for milliseconds.
-pub(super) const BATCH: usize = 512;
+pub(crate) const BATCH: usize = 512;
 
 /// How often [`Interest::step`] is called.
-pub(super) const STEP: Duration = Duration::from_millis(100);
+pub(crate) const STEP: Duration = Duration::from_millis(100);
 /// Heads that a node compares in a second, at most. A head costs Redis 10 µs (measured on two busy cores), and a room
 /// that is not where it was a page of history on top, some 50 µs. So each node that comes back takes a twentieth of
 /// Redis's core, a third if it has to read in every room, and a few of them at once do not knock it over. 10,000 rooms
@@ -28,7 +28,7 @@ const SAVED_STEPS: usize = 10;
 
 /// How fast one lane compares heads.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// Heads in a step.
     heads: usize,
     /// Steps over which a sweep of all rooms is spread.
@@ -37,7 +37,7 @@ pub(super) struct Pace {
 
 impl Pace {
     /// The node's pace, shared by its lanes. A sweep looks at every room once in `sweep`.
-    pub(super) fn new(lanes: usize, sweep: Duration) -> Self {
+    pub(crate) fn new(lanes: usize, sweep: Duration) -> Self {
         let per_step = HEADS_PER_SECOND * STEP.as_millis() as usize / 1000;
         let steps = (sweep.as_millis() / STEP.as_millis()) as usize;
         Self { heads: (per_step / lanes.max(1)).max(1), steps: steps.max(1) }
@@ -45,11 +45,11 @@ impl Pace {
 }
 
 /// Answers a join with the room's head, `None` in a room without history.
-pub(super) type Joined = oneshot::Sender<Result<Option<Cursor>, BrokerError>>;
+pub(crate) type Joined = oneshot::Sender<Result<Option<Cursor>, BrokerError>>;
 
 /// See the module's head.
 #[derive(Default)]
-pub(super) struct Interest {
+pub(crate) struct Interest {
     rooms: HashMap<Room, Entry>,
     queue: VecDeque<Work>,
     in_flight: VecDeque<Vec<Ask>>,
@@ -87,7 +87,7 @@ enum Work {
 }
 
 /// What is settled when the batch is answered.
-pub(super) enum Ask {
+pub(crate) enum Ask {
     /// Answer a join in a room with history, or whoever else needs a head.
     Head(Room, Retention, Joined),
     /// Answer a join in a room without history.
@@ -100,25 +100,25 @@ pub(super) enum Ask {
 
 /// Rooms on their way from one lane to another, with those who follow them and those who wait for an answer.
 #[derive(Default)]
-pub(super) struct Moving {
+pub(crate) struct Moving {
     entries: Vec<Entry>,
     joins: Vec<Ask>,
 }
 
 /// What to send at once: SUBSCRIBE, then heads, then UNSUBSCRIBE.
 #[derive(Default, Debug)]
-pub(super) struct Batch {
-    pub(super) subscribe: Vec<Room>,
-    pub(super) heads: Vec<(Room, Retention)>,
-    pub(super) unsubscribe: Vec<Room>,
+pub(crate) struct Batch {
+    pub(crate) subscribe: Vec<Room>,
+    pub(crate) heads: Vec<(Room, Retention)>,
+    pub(crate) unsubscribe: Vec<Room>,
 }
 
 impl Interest {
-    pub(super) fn rooms(&self) -> usize {
+    pub(crate) fn rooms(&self) -> usize {
         self.rooms.len()
     }
 
-    pub(super) fn follow(&mut self, who: SubscriberId, room: &Room, retention: Option<Retention>, joined: Joined) {
+    pub(crate) fn follow(&mut self, who: SubscriberId, room: &Room, retention: Option<Retention>, joined: Joined) {
         let entry = self.rooms.entry(room.clone()).or_insert_with(|| Entry {
             room: room.clone(),
             followers: Vec::new(),
@@ -144,7 +144,7 @@ impl Interest {
     }
 
     /// Asks for a head without following the room.
-    pub(super) fn head(&mut self, room: &Room, retention: Retention, answer: Joined) {
+    pub(crate) fn head(&mut self, room: &Room, retention: Retention, answer: Joined) {
         self.ask(Ask::Head(room.clone(), retention, answer));
     }
 
@@ -156,7 +156,7 @@ impl Interest {
         self.queue.push_back(Work::Ask(ask));
     }
 
-    pub(super) fn unfollow(&mut self, who: SubscriberId, room: &Room) {
+    pub(crate) fn unfollow(&mut self, who: SubscriberId, room: &Room) {
         let Some(entry) = self.rooms.get_mut(room) else { return };
         entry.followers.retain(|follower| *follower != who);
         if entry.followers.is_empty() && !entry.queued {
@@ -166,7 +166,7 @@ impl Interest {
     }
 
     /// A new connection: everything that is followed is to be subscribed again, and joins that were under way too.
-    pub(super) fn begin(&mut self, connection: u64) {
+    pub(crate) fn begin(&mut self, connection: u64) {
         self.connection = connection;
         let in_flight = take(&mut self.in_flight).into_iter().flatten();
         let queued = take(&mut self.queue).into_iter().filter_map(|work| match work {
@@ -193,7 +193,7 @@ impl Interest {
     /// Asks for as many heads as the pace allows: of rooms that a reconnect left unsure, then of rooms that have been
     /// quiet since the last sweep. A message that was lost in silence is found in the second sweep after it at the
     /// latest, and asking renews the time for which Redis remembers a room.
-    pub(super) fn step(&mut self, pace: Pace) {
+    pub(crate) fn step(&mut self, pace: Pace) {
         self.credit = (self.credit + pace.heads).min(pace.heads * SAVED_STEPS);
         self.steps_left = self.steps_left.saturating_sub(1);
         let unsure = self.unsure.len().min(self.credit);
@@ -216,7 +216,7 @@ impl Interest {
     }
 
     /// Forgets these rooms; what Redis still sends of them is dropped.
-    pub(super) fn give_up(&mut self, these: impl Fn(&Room) -> bool) -> Moving {
+    pub(crate) fn give_up(&mut self, these: impl Fn(&Room) -> bool) -> Moving {
         let entries = self.rooms.extract_if(|room, _| these(room)).map(|(_, entry)| entry).collect();
         let queued = self.queue.iter_mut().filter_map(|work| match work {
             Work::Ask(ask) => Some(ask),
@@ -228,7 +228,7 @@ impl Interest {
     }
 
     /// Goes on with rooms that another lane has given up: nobody there hears them any more, so all is compared.
-    pub(super) fn adopt(&mut self, moving: Moving) {
+    pub(crate) fn adopt(&mut self, moving: Moving) {
         for entry in moving.entries.into_iter().filter(|entry| !entry.followers.is_empty()) {
             self.queue.push_back(Work::Change(entry.room.clone()));
             if entry.last.is_some() {
@@ -240,7 +240,7 @@ impl Interest {
     }
 
     /// What is due now; `None` if nothing is. What it asks for is in flight until [`Interest::settle`].
-    pub(super) fn batch(&mut self) -> Option<Batch> {
+    pub(crate) fn batch(&mut self) -> Option<Batch> {
         let mut batch = Batch::default();
         let mut asks = Vec::new();
         for work in self.queue.drain(..self.queue.len().min(BATCH)) {
@@ -281,7 +281,7 @@ impl Interest {
 
     /// The oldest batch in flight is answered, with these heads. Says whether it was the last one of a
     /// reconnect.
-    pub(super) fn settle(
+    pub(crate) fn settle(
         &mut self,
         heads: Vec<Result<Cursor, BrokerError>>,
         subscribers: &[Arc<dyn Subscriber>],
@@ -323,7 +323,7 @@ impl Interest {
     }
 
     /// Hands an event that came over `connection` to the room's followers.
-    pub(super) fn deliver(
+    pub(crate) fn deliver(
         &mut self,
         connection: u64,
         room: &str,

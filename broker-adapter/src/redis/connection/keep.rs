@@ -1,11 +1,11 @@
 //! One connection to Redis and the task that keeps it: connects, probes, drops, connects again, as `supervisor.rs`
 //! says. What the connection is for is the [`Carrier`]'s business.
 
-use super::{
-    publisher::GRACE,
-    script::{Fence, Scripts},
-    supervisor::{CONNECT_MAX, DEAD_AFTER, Input, State, Step, Supervisor},
-    target::Target,
+use crate::redis::{
+    commands::{Fence, Scripts},
+    connection::supervisor::{CONNECT_MAX, DEAD_AFTER, Input, State, Step, Supervisor},
+    topology::sentinel::Target,
+    write::publisher::GRACE,
 };
 use futures_util::future::BoxFuture;
 use redis::{
@@ -51,13 +51,13 @@ pub enum ConnectError {
     },
     /// The [`Config`] cannot be used.
     #[error(transparent)]
-    Config(#[from] super::config::ConfigError),
+    Config(#[from] crate::redis::config::ConfigError),
 }
 
 /// What other tasks see of a connection.
 #[derive(Debug)]
-pub(super) struct Link {
-    pub(super) name: String,
+pub(crate) struct Link {
+    pub(crate) name: String,
     up: AtomicBool,
     connected: AtomicU64,
     /// The server that the last connection led to, and the fence of that server's memory.
@@ -69,55 +69,55 @@ pub(super) struct Link {
 
 /// Rings for the tasks that watch over the connections of one address.
 #[derive(Debug, Default)]
-pub(super) struct Bell {
+pub(crate) struct Bell {
     doubt: Notify,
     risen: Notify,
 }
 
 impl Bell {
     /// Waits until an answer shows that rooms are not where they are thought to be.
-    pub(super) async fn doubted(&self) {
+    pub(crate) async fn doubted(&self) {
         self.doubt.notified().await;
     }
 
     /// Waits until a connection has come up.
-    pub(super) async fn risen(&self) {
+    pub(crate) async fn risen(&self) {
         self.risen.notified().await;
     }
 }
 
 impl Link {
-    pub(super) fn new(name: String, bell: Arc<Bell>) -> Self {
+    pub(crate) fn new(name: String, bell: Arc<Bell>) -> Self {
         let (ups, last) = (watch::Sender::new(0), watch::Sender::new(None));
         let (up, connected) = (AtomicBool::new(false), AtomicU64::new(0));
         Self { name, up, connected, last, ups, bell }
     }
 
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
     }
 
     /// Connections made after the first one.
-    pub(super) fn reconnects(&self) -> u64 {
+    pub(crate) fn reconnects(&self) -> u64 {
         self.connected.load(Ordering::Relaxed).saturating_sub(1)
     }
 
     /// Of the last connection.
-    pub(super) fn fence(&self) -> Option<Fence> {
+    pub(crate) fn fence(&self) -> Option<Fence> {
         self.last.borrow().as_ref().map(|(_, fence)| fence.clone())
     }
 
     /// Changes with each connection that is made.
-    pub(super) fn connections(&self) -> watch::Receiver<Option<(ConnectionInfo, Fence)>> {
+    pub(crate) fn connections(&self) -> watch::Receiver<Option<(ConnectionInfo, Fence)>> {
         self.last.subscribe()
     }
 
     /// The server of the last connection.
-    pub(super) fn server(&self) -> Option<ConnectionInfo> {
+    pub(crate) fn server(&self) -> Option<ConnectionInfo> {
         self.last.borrow().as_ref().map(|(server, _)| server.clone())
     }
 
-    pub(super) async fn wait_until_up(&self) {
+    pub(crate) async fn wait_until_up(&self) {
         // The sender lives as long as `self`.
         let _ = self.ups.subscribe().wait_for(|ups| *ups > 0).await;
     }
@@ -129,7 +129,7 @@ impl Link {
 
     /// As if a connection had been made to a server with this run id.
     #[cfg(test)]
-    pub(super) fn leads_to(&self, run_id: &str) {
+    pub(crate) fn leads_to(&self, run_id: &str) {
         let server = redis::IntoConnectionInfo::into_connection_info("redis://127.0.0.1/").unwrap();
         self.last.send_replace(Some((server, Fence::new(run_id))));
     }
@@ -145,9 +145,9 @@ impl Link {
 
 /// A connection that is ready for use.
 #[derive(Clone)]
-pub(super) struct Connected {
-    pub(super) conn: MultiplexedConnection,
-    pub(super) fence: Fence,
+pub(crate) struct Connected {
+    pub(crate) conn: MultiplexedConnection,
+    pub(crate) fence: Fence,
     server: ConnectionInfo,
     /// `ROLE`, which also tells when a master was demoted; `PING` where that is forbidden.
     probe: &'static str,
@@ -155,7 +155,7 @@ pub(super) struct Connected {
 
 /// What a [`Carrier`] and the connection itself have to say about it.
 #[derive(Debug, Default)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     synced: Notify,
     late: Notify,
     lost: Notify,
@@ -170,17 +170,17 @@ impl Signals {
     }
 
     /// Rooms are not where they are thought to be.
-    pub(super) fn doubt(&self) {
+    pub(crate) fn doubt(&self) {
         self.bell.doubt.notify_one();
     }
 
     /// Everything that it is for is in force again.
-    pub(super) fn synced(&self) {
+    pub(crate) fn synced(&self) {
         self.synced.notify_one();
     }
 
     /// A command was not answered in its time.
-    pub(super) fn late(&self) {
+    pub(crate) fn late(&self) {
         self.late.notify_one();
     }
 
@@ -193,7 +193,7 @@ impl Signals {
     }
 
     /// The connection is of no use any more.
-    pub(super) fn lost(&self) {
+    pub(crate) fn lost(&self) {
         self.lost.notify_one();
     }
 
@@ -208,7 +208,7 @@ impl Signals {
 }
 
 /// What a connection is for.
-pub(super) trait Carrier: Send {
+pub(crate) trait Carrier: Send {
     /// Takes what Redis sends unasked; called in the connection's own task, must not block.
     fn receiver(&mut self, signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync>;
 
@@ -225,7 +225,7 @@ pub(super) trait Carrier: Send {
 }
 
 /// The settings of every connection, the pool's too.
-pub(super) fn client(server: ConnectionInfo) -> RedisResult<Client> {
+pub(crate) fn client(server: ConnectionInfo) -> RedisResult<Client> {
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(1)).with_retries(3);
     let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(TCP_USER_TIMEOUT);
@@ -295,7 +295,7 @@ async fn probe(mut on: Connected) -> Input {
 }
 
 /// Keeps a connection until `stop` is true. `first` hears how the first attempt went.
-pub(super) async fn keep(
+pub(crate) async fn keep(
     (link, target, scripts): (Arc<Link>, Target, &'static Scripts),
     mut carrier: impl Carrier,
     first: oneshot::Sender<Result<(), ConnectError>>,

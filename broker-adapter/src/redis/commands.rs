@@ -1,7 +1,7 @@
 //! The Lua scripts, and the commands that call them. Each declares all its keys, and they share one slot.
 //! Redis forgets scripts when it restarts or is told to: whoever gets NOSCRIPT loads them again and repeats.
 
-use super::names::{Names, Part, Partition};
+use crate::redis::keys::{Names, Part, Partition};
 use crate::{
     Cursor, Epoch, IdempotencyKey, NodeId, Offset, Publish, Published, Retention, Room, SessionId,
     envelope::{self, Kind},
@@ -12,7 +12,7 @@ use std::{sync::LazyLock, time::Duration};
 
 /// The scripts of one way to publish.
 #[derive(Debug)]
-pub(super) struct Scripts {
+pub(crate) struct Scripts {
     sharded: bool,
     publish: Lua,
     once: Lua,
@@ -41,20 +41,20 @@ impl Scripts {
         Self {
             sharded,
             publish: lua(include_str!("scripts/publish.lua")),
-            once: lua(include_str!("scripts/once.lua")),
+            once: lua(include_str!("scripts/publish_once.lua")),
             head: lua(include_str!("scripts/head.lua")),
-            attend: lua(include_str!("scripts/attend.lua")),
-            beat: lua(include_str!("scripts/beat.lua")),
+            attend: lua(include_str!("scripts/presence.lua")),
+            beat: lua(include_str!("scripts/heartbeat.lua")),
         }
     }
 
     /// Those for a cluster, or for servers that stand alone.
-    pub(super) fn of(cluster: bool) -> &'static Self {
+    pub(crate) fn of(cluster: bool) -> &'static Self {
         if cluster { &SHARDED } else { &PLAIN }
     }
 
     /// Loads every script.
-    pub(super) async fn load(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
+    pub(crate) async fn load(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
         let mut pipe = redis::pipe();
         for lua in [&self.publish, &self.once, &self.head, &self.attend, &self.beat] {
             pipe.cmd("SCRIPT").arg("LOAD").arg(&lua.code).ignore();
@@ -70,7 +70,7 @@ const META_TTL: Duration = Duration::from_secs(24 * 3600);
 const VERSIONS_PER_MS: u64 = 1000;
 
 /// Whether Redis has forgotten the script.
-pub(super) fn is_forgotten(value: &Value) -> bool {
+pub(crate) fn is_forgotten(value: &Value) -> bool {
     matches!(value, Value::ServerError(e) if e.kind() == Some(ServerErrorKind::NoScript))
 }
 
@@ -90,26 +90,26 @@ fn meta_ttl(retention: Retention) -> u64 {
 
 /// Whose memory gave out a room's offsets: a prefix of Redis's `run_id`, which every restart and failover changes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Fence(String);
+pub(crate) struct Fence(String);
 
 impl Fence {
     /// 16 of the 40 hexadecimal digits: enough, and each room's meta holds a copy.
-    pub(super) fn new(run_id: &str) -> Self {
+    pub(crate) fn new(run_id: &str) -> Self {
         Self(run_id.chars().take(16).collect())
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 /// What commands are made with.
 #[derive(Debug, Clone)]
-pub(super) struct Maker {
-    pub(super) names: Names,
-    pub(super) node: NodeId,
-    pub(super) fence: Fence,
-    pub(super) scripts: &'static Scripts,
+pub(crate) struct Maker {
+    pub(crate) names: Names,
+    pub(crate) node: NodeId,
+    pub(crate) fence: Fence,
+    pub(crate) scripts: &'static Scripts,
 }
 
 impl Maker {
@@ -117,7 +117,7 @@ impl Maker {
     ///
     /// # Panics
     /// Never with at least one message; more than one have neither keys nor different retentions.
-    pub(super) fn publish(&self, messages: &[(Publish, u64)]) -> Cmd {
+    pub(crate) fn publish(&self, messages: &[(Publish, u64)]) -> Cmd {
         let (first, _) = &messages[0];
         let tails = messages.iter().map(|(p, number)| {
             let id = crate::MessageId { node: self.node, number: *number };
@@ -160,19 +160,19 @@ impl Maker {
     }
 
     /// Whether channels have slots.
-    pub(super) fn is_sharded(&self) -> bool {
+    pub(crate) fn is_sharded(&self) -> bool {
         self.scripts.sharded
     }
 
     /// The command that sends something to whoever listens now.
-    pub(super) fn send(&self, channel: &str, message: &[u8]) -> Cmd {
+    pub(crate) fn send(&self, channel: &str, message: &[u8]) -> Cmd {
         let mut cmd = Cmd::with_capacity(3, 32 + channel.len() + message.len());
         cmd.arg(if self.scripts.sharded { "SPUBLISH" } else { "PUBLISH" }).arg(channel).arg(message);
         cmd
     }
 
     /// The command that reads a room's head, and begins the room if there is none.
-    pub(super) fn head(&self, room: &Room, retention: Retention) -> Cmd {
+    pub(crate) fn head(&self, room: &Room, retention: Retention) -> Cmd {
         let mut cmd = call(&self.scripts.head, 2, 3);
         cmd.arg(self.names.of(Part::Meta, room))
             .arg(self.names.of(Part::Stream, room))
@@ -183,7 +183,7 @@ impl Maker {
     }
 
     /// The command that controls a session's coming or going.
-    pub(super) fn update_presence(&self, change: &Change<'_>, ts_ms: u64) -> Cmd {
+    pub(crate) fn update_presence(&self, change: &Change<'_>, ts_ms: u64) -> Cmd {
         let room = change.room;
         let partition = Partition::of(room);
         let mut tail = BytesMut::new();
@@ -219,7 +219,7 @@ impl Maker {
     }
 
     /// The command that says that `owner` lives, controls which dead ones have been swept, and claims others.
-    pub(super) fn beat(&self, owner: Owner, dead_after: Duration, swept: &[NodeId]) -> Cmd {
+    pub(crate) fn beat(&self, owner: Owner, dead_after: Duration, swept: &[NodeId]) -> Cmd {
         let (owner, news) = match owner {
             Owner::New(owner) => (owner, "new"),
             Owner::Known(owner) => (owner, "known"),
@@ -235,7 +235,7 @@ impl Maker {
 
 /// In whose name a heartbeat speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// For the first time, as far as anybody knows.
     New(NodeId),
     /// Again.
@@ -244,19 +244,19 @@ pub(super) enum Owner {
 
 /// A session's coming or going, for [`Maker::attend`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Change<'a> {
-    pub(super) room: &'a Room,
-    pub(super) session: &'a SessionId,
+pub(crate) struct Change<'a> {
+    pub(crate) room: &'a Room,
+    pub(crate) session: &'a SessionId,
     /// Who answers for the entry. Only the owner's leave removes it.
-    pub(super) owner: NodeId,
-    pub(super) what: What<'a>,
+    pub(crate) owner: NodeId,
+    pub(crate) what: What<'a>,
     /// Whether members hear of it now, if it is one for others.
-    pub(super) tell: bool,
+    pub(crate) tell: bool,
 }
 
 /// Coming or going.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum What<'a> {
+pub(crate) enum What<'a> {
     /// With what [`envelope::presence_payload`] made, and whether its going is to be announced one day.
     Enter {
         payload: &'a [u8],
@@ -266,7 +266,7 @@ pub(super) enum What<'a> {
 }
 
 /// What the publish command's answer means, for its first message; `None`: nothing that any script here answers.
-pub(super) fn published(answer: &Value) -> Option<Published> {
+pub(crate) fn published(answer: &Value) -> Option<Published> {
     match answer {
         // PUBLISH: how many heard it.
         Value::Int(_) => Some(Published { cursor: None, duplicate: false }),
@@ -280,7 +280,7 @@ pub(super) fn published(answer: &Value) -> Option<Published> {
 }
 
 /// A head, as scripts answer with it.
-pub(super) fn head(answer: &Value) -> Option<Cursor> {
+pub(crate) fn head(answer: &Value) -> Option<Cursor> {
     match answer {
         Value::BulkString(text) => cursor(text),
         _ => None,

@@ -1,13 +1,13 @@
 //! What a cluster says about itself: who is the master of which slots. Asked now and then, and at once when an answer
 //! shows that what is known is wrong.
 
-use super::{
+use crate::redis::{
     address::elsewhere,
-    link::ConnectError,
-    names::{PARTITIONS, Partition},
+    connection::keep::ConnectError,
+    keys::{PARTITIONS, Partition},
+    master::Base,
     routes::{Routes, Share},
-    store::Base,
-    target::{ASK_EVERY, Phone},
+    topology::sentinel::{ASK_EVERY, Phone},
 };
 use futures_util::future::join_all;
 use redis::{ConnectionInfo, Value};
@@ -23,7 +23,7 @@ const ASK_MIN: Duration = Duration::from_millis(50);
 const SLOTS: usize = 16384;
 
 /// See the module's head.
-pub(super) struct Scout {
+pub(crate) struct Scout {
     /// Those who were named at the start; they count as long as nobody else answers.
     seeds: Vec<ConnectionInfo>,
     masters: Vec<ConnectionInfo>,
@@ -31,12 +31,12 @@ pub(super) struct Scout {
 }
 
 impl Scout {
-    pub(super) fn new(seeds: Vec<ConnectionInfo>) -> Self {
+    pub(crate) fn new(seeds: Vec<ConnectionInfo>) -> Self {
         Self { seeds, masters: Vec::new(), phone: Phone::default() }
     }
 
     /// How the slots are divided, as the one says who has seen most.
-    pub(super) async fn look(&mut self) -> Result<Vec<Share>, ConnectError> {
+    pub(crate) async fn look(&mut self) -> Result<Vec<Share>, ConnectError> {
         let mut hosts = self.masters.clone();
         let unknown = |seed: &&ConnectionInfo| !hosts.iter().any(|host| same(host, seed));
         let seeds: Vec<_> = self.seeds.iter().filter(unknown).cloned().collect();
@@ -79,7 +79,7 @@ impl Scout {
     }
 
     /// Keeps `routes` true until `stop` is true.
-    pub(super) async fn keep(mut self, base: Base, routes: Arc<Routes>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn keep(mut self, base: Base, routes: Arc<Routes>, mut stop: watch::Receiver<bool>) {
         let keeping = async {
             loop {
                 let asked = Instant::now();

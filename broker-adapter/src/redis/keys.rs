@@ -20,24 +20,24 @@ use crate::{IdempotencyKey, NodeId, Room};
 use std::sync::Arc;
 
 /// How many partitions there are; a partition's number is two hexadecimal digits.
-pub(super) const PARTITIONS: usize = 256;
+pub(crate) const PARTITIONS: usize = 256;
 
 /// Where nodes say that they live, in a cluster.
-pub(super) const HOME: Partition = Partition(0);
+pub(crate) const HOME: Partition = Partition(0);
 
 /// One partition of the rooms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Partition(pub(super) u8);
+pub(crate) struct Partition(pub(crate) u8);
 
 impl Partition {
     /// FNV-1a, 64 bits, folded: stable across versions, platforms and nodes.
-    pub(super) fn of(room: &Room) -> Self {
+    pub(crate) fn of(room: &Room) -> Self {
         Self(fnv(room.as_str().as_bytes()).to_be_bytes().into_iter().fold(0, |folded, byte| folded ^ byte))
     }
 
     /// Which of several Redis has it: the one of the highest score (rendezvous hashing), so that one more takes its
     /// share from each of the others and nothing else moves.
-    pub(super) fn place(self, among: &[String]) -> usize {
+    pub(crate) fn place(self, among: &[String]) -> usize {
         let score = |name: &String| {
             // FNV alone hardly mixes the last byte into the upper bits; this is the finish of MurmurHash3.
             let mut hash = fnv(&[name.as_bytes(), &[self.0]].concat());
@@ -50,7 +50,7 @@ impl Partition {
     }
 
     /// The slot of its tag in a cluster: CRC-16/XMODEM of `pNN`.
-    pub(super) fn slot(self) -> u16 {
+    pub(crate) fn slot(self) -> u16 {
         let tag = format!("p{:02x}", self.0);
         let crc = tag.bytes().fold(0_u16, |crc, byte| {
             (0..8).fold(
@@ -61,7 +61,7 @@ impl Partition {
         crc % 16384
     }
 
-    pub(super) fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..=u8::MAX).map(Self)
     }
 }
@@ -72,7 +72,7 @@ fn fnv(bytes: &[u8]) -> u64 {
 
 /// What a room's key holds.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Channel,
     Stream,
     Meta,
@@ -94,22 +94,22 @@ impl Part {
 
 /// Makes names under one prefix.
 #[derive(Debug, Clone)]
-pub(super) struct Names {
+pub(crate) struct Names {
     prefix: Arc<str>,
     cluster: bool,
 }
 
 impl Names {
-    pub(super) fn new(prefix: &str) -> Self {
+    pub(crate) fn new(prefix: &str) -> Self {
         Self { prefix: prefix.into(), cluster: false }
     }
 
     /// In a cluster every name has a slot.
-    pub(super) fn in_cluster(prefix: &str) -> Self {
+    pub(crate) fn in_cluster(prefix: &str) -> Self {
         Self { prefix: prefix.into(), cluster: true }
     }
 
-    pub(super) fn of(&self, part: Part, room: &Room) -> String {
+    pub(crate) fn of(&self, part: Part, room: &Room) -> String {
         let mut name = self.tagged(Partition::of(room), room.as_str().len() + 4);
         name.push_str(part.letters());
         name.push(':');
@@ -117,7 +117,7 @@ impl Names {
         name
     }
 
-    pub(super) fn idempotency(&self, room: &Room, key: &IdempotencyKey) -> String {
+    pub(crate) fn idempotency(&self, room: &Room, key: &IdempotencyKey) -> String {
         let mut name = self.tagged(Partition::of(room), room.as_str().len() + key.as_str().len() + 3);
         name.push_str("i:");
         name.push_str(room.as_str());
@@ -126,30 +126,30 @@ impl Names {
         name
     }
 
-    pub(super) fn rooms(&self, partition: Partition) -> String {
+    pub(crate) fn rooms(&self, partition: Partition) -> String {
         self.tagged(partition, 5) + "rooms"
     }
 
-    pub(super) fn rooms_of(&self, owner: NodeId, partition: Partition) -> String {
+    pub(crate) fn rooms_of(&self, owner: NodeId, partition: Partition) -> String {
         format!("{}nr:{owner}", self.tagged(partition, 20))
     }
 
-    pub(super) fn nodes(&self) -> String {
+    pub(crate) fn nodes(&self) -> String {
         self.in_partition(HOME) + "nodes"
     }
 
     /// The channel of controls to all; in a cluster there is one in each partition.
-    pub(super) fn control(&self, partition: Partition) -> String {
+    pub(crate) fn control(&self, partition: Partition) -> String {
         self.in_partition(partition) + "ctl"
     }
 
     /// The channel of controls to one node; in a cluster there is one in each partition.
-    pub(super) fn node(&self, node: NodeId, partition: Partition) -> String {
+    pub(crate) fn node(&self, node: NodeId, partition: Partition) -> String {
         format!("{}node:{node}", self.in_partition(partition))
     }
 
     /// The channels on which a node hears controls over a Redis that has these partitions.
-    pub(super) fn controls(&self, node: NodeId, partitions: &[Partition]) -> Vec<String> {
+    pub(crate) fn controls(&self, node: NodeId, partitions: &[Partition]) -> Vec<String> {
         let heard = if self.cluster { partitions } else { &[HOME] };
         heard.iter().flat_map(|partition| [self.control(*partition), self.node(node, *partition)]).collect()
     }
@@ -160,7 +160,7 @@ impl Names {
     }
 
     /// The room whose channel this is; `None` for the channels of controls.
-    pub(super) fn room_of<'a>(&self, channel: &'a [u8]) -> Option<&'a str> {
+    pub(crate) fn room_of<'a>(&self, channel: &'a [u8]) -> Option<&'a str> {
         let rest = channel.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b":{p")?;
         std::str::from_utf8(rest.get(2..)?.strip_prefix(b"}:c:")?).ok()
     }

@@ -2,11 +2,11 @@
 //! collected into one pipeline (`batch.rs`), with a few pipelines in flight: an idle publisher adds no delay, a busy one
 //! no round trips. Never waits for itself: a full queue and a backplane that is not up are answered at once.
 
-use super::{
-    batch::{self, Call},
-    link::{Carrier, Connected, Link, Signals},
-    presence::Attend,
-    script::{self, Maker},
+use crate::redis::{
+    commands::{self, Maker},
+    connection::keep::{Carrier, Connected, Link, Signals},
+    presence::roster::Attend,
+    write::batch::{self, Call},
 };
 use crate::{BrokerError, Publish, PublishResult, Reply, Room, Subscriber};
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
@@ -39,16 +39,16 @@ const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// An answer that takes longer is none: with the wait in the queue, publishers hear within a second.
 const ANSWER_MAX: Duration = Duration::from_millis(750);
 /// After that, time for an answer that has arrived and was not looked at, because this process had no processor.
-pub(super) const GRACE: Duration = Duration::from_millis(100);
+pub(crate) const GRACE: Duration = Duration::from_millis(100);
 
 /// Something to write.
-pub(super) struct Command {
-    pub(super) what: What,
-    pub(super) since: Instant,
+pub(crate) struct Command {
+    pub(crate) what: What,
+    pub(crate) since: Instant,
 }
 
 /// What is asked.
-pub(super) enum What {
+pub(crate) enum What {
     Publish {
         publish: Publish,
         number: u64,
@@ -63,7 +63,7 @@ pub(super) enum What {
 }
 
 /// Tells whoever asked what became of a publish, once; dropped without a word it says "not available".
-pub(super) struct Answer {
+pub(crate) struct Answer {
     reply: Option<(Reply, Room)>,
     subscribers: Arc<[Arc<dyn Subscriber>]>,
     waiting: Arc<Waiting>,
@@ -78,13 +78,13 @@ struct Waiting {
 }
 
 impl Answer {
-    pub(super) fn give(mut self, outcome: PublishResult) {
+    pub(crate) fn give(mut self, outcome: PublishResult) {
         self.tell(outcome);
     }
 
     /// For commands that nobody sends.
     #[cfg(test)]
-    pub(super) fn nobody() -> Self {
+    pub(crate) fn nobody() -> Self {
         Self { reply: None, subscribers: Arc::new([]), waiting: Arc::default(), bytes: 0 }
     }
 
@@ -113,8 +113,8 @@ impl Drop for Answer {
 }
 
 /// The end that takes commands.
-pub(super) struct Publisher {
-    pub(super) link: Arc<Link>,
+pub(crate) struct Publisher {
+    pub(crate) link: Arc<Link>,
     queue: mpsc::Sender<Command>,
     subscribers: Arc<[Arc<dyn Subscriber>]>,
     waiting: Arc<Waiting>,
@@ -125,7 +125,7 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// The two ends: one for the broker, one for the task that keeps the connection.
-    pub(super) fn new(
+    pub(crate) fn new(
         (link, numbers): (Arc<Link>, Arc<AtomicU64>),
         subscribers: Arc<[Arc<dyn Subscriber>]>,
         maker: Maker,
@@ -135,11 +135,11 @@ impl Publisher {
         (Self { link, queue, subscribers, waiting: Arc::default(), numbers, maker }, pipe)
     }
 
-    pub(super) fn in_flight(&self) -> u64 {
+    pub(crate) fn in_flight(&self) -> u64 {
         self.waiting.publishes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn publish(&self, publish: Publish, reply: Reply) {
+    pub(crate) fn publish(&self, publish: Publish, reply: Reply) {
         let bytes = publish.payload.len();
         self.waiting.publishes.fetch_add(1, Ordering::Relaxed);
         let waiting = self.waiting.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -162,7 +162,7 @@ impl Publisher {
     }
 
     /// Takes a session's change. One that comes back was not taken.
-    pub(super) fn update_presence(&self, attend: Attend) -> Option<(Attend, BrokerError)> {
+    pub(crate) fn update_presence(&self, attend: Attend) -> Option<(Attend, BrokerError)> {
         match self.send(What::Attend(attend)) {
             Some((What::Attend(attend), error)) => Some((attend, error)),
             _ => None,
@@ -170,12 +170,12 @@ impl Publisher {
     }
 
     /// Runs any command in its turn.
-    pub(super) async fn run(&self, cmd: Cmd) -> Result<Value, BrokerError> {
+    pub(crate) async fn run(&self, cmd: Cmd) -> Result<Value, BrokerError> {
         self.begin(cmd).await
     }
 
     /// Sends a control message to the nodes that listen now.
-    pub(super) fn send_control(
+    pub(crate) fn send_control(
         &self,
         channel: &str,
         message: &[u8],
@@ -184,7 +184,7 @@ impl Publisher {
     }
 
     /// As [`Publisher::run`], but the command has its turn from now on.
-    pub(super) fn begin(&self, cmd: Cmd) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
+    pub(crate) fn begin(&self, cmd: Cmd) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
         let (answer, outcome) = oneshot::channel();
         let refused = self.send(What::Other { cmd, answer }).map(|(_, error)| error);
         async move {
@@ -209,7 +209,7 @@ impl Publisher {
 }
 
 /// The end that writes.
-pub(super) struct Pipe {
+pub(crate) struct Pipe {
     link: Arc<Link>,
     commands: mpsc::Receiver<Command>,
     maker: Maker,
@@ -312,7 +312,7 @@ fn settle((calls, result): Answered, again: &mut Vec<Call>, signals: &Signals) {
         None => return signals.late(),
     };
     for (call, value) in calls.into_iter().zip(values) {
-        if script::is_forgotten(&value) {
+        if commands::is_forgotten(&value) {
             again.push(call);
             continue;
         }
@@ -343,7 +343,7 @@ impl Command {
 
 /// What an error says about where a room is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whereabouts {
+pub(crate) enum Whereabouts {
     /// This server is no master, or not yet: another connection may find one.
     Nowhere,
     /// Other servers have the room, or nobody has it for now.
@@ -353,7 +353,7 @@ pub(super) enum Whereabouts {
 }
 
 /// `None`: the error is about something else.
-pub(super) fn whereabouts(error: &ServerError) -> Option<Whereabouts> {
+pub(crate) fn whereabouts(error: &ServerError) -> Option<Whereabouts> {
     use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
     match error.kind()? {
         ReadOnly | BusyLoading | MasterDown => Some(Whereabouts::Nowhere),
@@ -364,7 +364,7 @@ pub(super) fn whereabouts(error: &ServerError) -> Option<Whereabouts> {
 }
 
 /// What an error answer means to whoever asked.
-pub(super) fn refusal(error: &ServerError) -> BrokerError {
+pub(crate) fn refusal(error: &ServerError) -> BrokerError {
     match error.code() {
         _ if whereabouts(error).is_some() => BrokerError::Unavailable,
         "OOM" => BrokerError::Overloaded,

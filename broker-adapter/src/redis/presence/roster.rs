@@ -4,11 +4,11 @@
 //! A change is noted here first and sent second, under one lock, so that Redis hears changes in the order in which
 //! the roster had them. Nothing here waits.
 
-use super::{
-    publisher::Publisher,
+use crate::redis::{
+    commands::{Change, Maker, What},
+    master::Store,
     routes::Routes,
-    script::{Change, Maker, What},
-    store::Store,
+    write::publisher::Publisher,
 };
 use crate::{BrokerError, NodeId, PresenceUpdate, Room, SessionId, User, Who, envelope};
 use bytes::Bytes;
@@ -29,7 +29,7 @@ type Place = (Room, SessionId);
 
 /// Why everything has to be written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loss {
+pub(crate) enum Loss {
     /// Redis has forgotten it; nobody was told that anybody left.
     Forgotten,
     /// Others took this node for dead and announced that its members left.
@@ -38,7 +38,7 @@ pub(super) enum Loss {
 
 /// See the module's head.
 #[derive(Debug)]
-pub(super) struct Roster {
+pub(crate) struct Roster {
     state: Mutex<State>,
 }
 
@@ -77,7 +77,7 @@ struct Entry {
 }
 
 impl Roster {
-    pub(super) fn new(owner: NodeId) -> Self {
+    pub(crate) fn new(owner: NodeId) -> Self {
         let state =
             State { owner, places: HashMap::new(), unwritten: HashSet::new(), changes: 0, farewells: Vec::new() };
         Self { state: Mutex::new(state) }
@@ -87,12 +87,12 @@ impl Roster {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn owner(&self) -> NodeId {
+    pub(crate) fn owner(&self) -> NodeId {
         self.state().owner
     }
 
     /// Notes a change and sends it. The receiver hears when it is written; a failure means later.
-    pub(super) fn update_presence(
+    pub(crate) fn update_presence(
         self: &Arc<Self>,
         room: &Room,
         attendance: PresenceUpdate,
@@ -117,7 +117,7 @@ impl Roster {
     }
 
     /// Sends what has not been written and can be now, at most so much. Says how to wait for it.
-    pub(super) fn send_unwritten(
+    pub(crate) fn send_unwritten(
         self: &Arc<Self>,
         most: usize,
         routes: &Routes,
@@ -144,7 +144,7 @@ impl Roster {
     }
 
     /// Everything has to be written again, under a new owner.
-    pub(super) fn rewrite(&self, loss: Loss) {
+    pub(crate) fn rewrite(&self, loss: Loss) {
         let mut state = self.state();
         let State { owner, places, unwritten, .. } = &mut *state;
         *owner = NodeId::random();
@@ -156,7 +156,7 @@ impl Roster {
     }
 
     /// A round of the keeper has gone by: those whose time has come leave now.
-    pub(super) fn end_round(&self) {
+    pub(crate) fn end_round(&self) {
         let mut state = self.state();
         let State { places, unwritten, farewells, .. } = &mut *state;
         farewells.retain_mut(|(rounds, place)| {
@@ -169,7 +169,7 @@ impl Roster {
     }
 
     /// Everybody leaves.
-    pub(super) fn leave_all(&self) {
+    pub(crate) fn leave_all(&self) {
         let mut state = self.state();
         let State { places, unwritten, .. } = &mut *state;
         for (place, entry) in places.iter_mut() {
@@ -179,7 +179,7 @@ impl Roster {
     }
 
     /// Whether nobody is here.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.state().places.is_empty()
     }
 }
@@ -286,18 +286,18 @@ impl Unsent {
 }
 
 /// A change on its way to Redis. Dropped on the way it counts as unwritten.
-pub(super) struct Attend {
+pub(crate) struct Attend {
     unsent: Unsent,
     roster: Option<Arc<Roster>>,
     done: Option<oneshot::Sender<Result<(), BrokerError>>>,
 }
 
 impl Attend {
-    pub(super) fn room(&self) -> &Room {
+    pub(crate) fn room(&self) -> &Room {
         &self.unsent.place.0
     }
 
-    pub(super) fn command(&self, maker: &Maker) -> Cmd {
+    pub(crate) fn command(&self, maker: &Maker) -> Cmd {
         let Unsent { place, owner, payload, announced, tell, .. } = &self.unsent;
         let what = match payload {
             Some(payload) => What::Enter { payload, announced: *announced },
@@ -306,7 +306,7 @@ impl Attend {
         maker.update_presence(&Change { room: &place.0, session: &place.1, owner: *owner, what, tell: *tell }, now_ms())
     }
 
-    pub(super) fn settle(mut self, outcome: Result<(), BrokerError>) {
+    pub(crate) fn settle(mut self, outcome: Result<(), BrokerError>) {
         self.end(outcome);
     }
 
@@ -327,7 +327,7 @@ impl Drop for Attend {
 }
 
 /// Milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 

@@ -1,10 +1,10 @@
 //! What one pipeline carries, as calls: publishes of one room that wait together go as one, so that Redis runs one script
 //! and each node reads one push for all of them. Called by `publisher.rs`; sends nothing and waits for nothing.
 
-use super::{
-    presence::Attend,
-    publisher::{Answer, Command, What},
-    script::{self, Maker},
+use crate::redis::{
+    commands::{self, Maker},
+    presence::roster::Attend,
+    write::publisher::{Answer, Command, What},
 };
 use crate::{BrokerError, Offset, Publish, Published, Retention, Room};
 use redis::{Cmd, Value};
@@ -17,7 +17,7 @@ const MESSAGES_MAX: usize = 64;
 const BYTES_MAX: usize = 64 * 1024;
 
 /// One command for Redis, and who waits for its answer.
-pub(super) enum Call {
+pub(crate) enum Call {
     /// Messages of one room, in the order in which they were published.
     Publish(Messages),
     Attend(Attend),
@@ -29,7 +29,7 @@ pub(super) enum Call {
 
 /// At least one message; all of one room and retention, and more than one only without idempotency keys.
 #[derive(Default)]
-pub(super) struct Messages {
+pub(crate) struct Messages {
     list: Vec<(Publish, u64)>,
     answers: Vec<Answer>,
     bytes: usize,
@@ -39,7 +39,7 @@ pub(super) struct Messages {
 type Open = HashMap<Room, usize>;
 
 /// Calls that keep the order of commands within each room.
-pub(super) fn calls(commands: Vec<Command>) -> Vec<Call> {
+pub(crate) fn calls(commands: Vec<Command>) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::with_capacity(commands.len());
     let mut open = Open::new();
     for command in commands {
@@ -95,7 +95,8 @@ impl Messages {
     /// Each one's place follows from that of the first.
     fn settle(self, value: Result<Value, BrokerError>) {
         let first = value.and_then(|value| {
-            script::published(&value).ok_or_else(|| BrokerError::Protocol("an answer to a publish that is none".into()))
+            commands::published(&value)
+                .ok_or_else(|| BrokerError::Protocol("an answer to a publish that is none".into()))
         });
         for (place, answer) in (0..).zip(self.answers) {
             answer.give(first.clone().map(|first| Published {
@@ -110,7 +111,7 @@ impl Messages {
 }
 
 impl Call {
-    pub(super) fn command(&self, maker: &Maker) -> Cmd {
+    pub(crate) fn command(&self, maker: &Maker) -> Cmd {
         match self {
             Self::Publish(messages) => maker.publish(&messages.list),
             Self::Attend(attend) => attend.command(maker),
@@ -119,7 +120,7 @@ impl Call {
     }
 
     /// Tells everybody who waits what Redis answered.
-    pub(super) fn settle(self, value: Result<Value, BrokerError>) {
+    pub(crate) fn settle(self, value: Result<Value, BrokerError>) {
         match self {
             Self::Publish(messages) => messages.settle(value),
             Self::Attend(attend) => attend.settle(value.map(drop)),

@@ -1,11 +1,11 @@
 //! Subscribing and unsubscribing channels: all in one command, or in a cluster one by one, since the channels of one
 //! SSUBSCRIBE must share a slot and the client library does not know how many confirmations one brings.
 
-use super::script::Maker;
+use crate::redis::commands::Maker;
 use redis::{ErrorKind, Pipeline, PushKind, RedisResult, Value, aio::MultiplexedConnection};
 
 /// Answers when every channel is confirmed.
-pub(super) async fn subscribe(
+pub(crate) async fn subscribe(
     conn: &mut MultiplexedConnection,
     maker: &Maker,
     channels: Vec<String>,
@@ -17,7 +17,7 @@ pub(super) async fn subscribe(
 }
 
 /// Answers when every channel is left.
-pub(super) async fn unsubscribe(
+pub(crate) async fn unsubscribe(
     conn: &mut MultiplexedConnection,
     maker: &Maker,
     channels: Vec<String>,

@@ -1,7 +1,7 @@
 //! Where a store's master is: always the same server, or whoever the sentinels or the cluster say. Says so anew for
 //! each connection, and tells when it has changed. Connects to sentinels only.
 
-use super::address::elsewhere;
+use crate::redis::address::elsewhere;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, Pipeline, RedisResult, Value, aio::MultiplexedConnection,
@@ -18,25 +18,25 @@ use tokio::{
 };
 
 /// How long one who knows may take to answer: others are asked at the same time.
-pub(super) const ASK_MAX: Duration = Duration::from_millis(500);
+pub(crate) const ASK_MAX: Duration = Duration::from_millis(500);
 /// How often they are asked unasked-for: deliveries are back so long after a failover, at most, and a handshake.
-pub(super) const ASK_EVERY: Duration = Duration::from_millis(250);
+pub(crate) const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// See the module's head.
 #[derive(Clone)]
-pub(super) struct Target {
+pub(crate) struct Target {
     now: watch::Receiver<ConnectionInfo>,
     sentinels: Option<Arc<Sentinels>>,
 }
 
 impl Target {
     /// Wherever the other end says; the same for ever once that is gone.
-    pub(super) fn told(now: watch::Receiver<ConnectionInfo>) -> Self {
+    pub(crate) fn told(now: watch::Receiver<ConnectionInfo>) -> Self {
         Self { now, sentinels: None }
     }
 
     /// Whoever the sentinels say is the master. They are asked now and then until `stop` is true.
-    pub(super) async fn asked(sentinels: Sentinels, stop: watch::Receiver<bool>) -> Result<Self, String> {
+    pub(crate) async fn asked(sentinels: Sentinels, stop: watch::Receiver<bool>) -> Result<Self, String> {
         let sentinels = Arc::new(sentinels);
         let (tell, now) = watch::channel(sentinels.master(false).await?);
         tokio::spawn(Arc::clone(&sentinels).watch(tell, stop));
@@ -44,7 +44,7 @@ impl Target {
     }
 
     /// Whom to connect to now.
-    pub(super) async fn find(&self) -> Result<ConnectionInfo, String> {
+    pub(crate) async fn find(&self) -> Result<ConnectionInfo, String> {
         match &self.sentinels {
             Some(sentinels) => sentinels.master(false).await,
             None => Ok(self.now.borrow().clone()),
@@ -52,12 +52,12 @@ impl Target {
     }
 
     /// What was said so far is known.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.now.mark_unchanged();
     }
 
     /// Waits until it is said to be somewhere else than it was said before.
-    pub(super) async fn moved(&mut self) -> String {
+    pub(crate) async fn moved(&mut self) -> String {
         if self.now.changed().await.is_err() {
             // Nobody will say so any more.
             return pending().await;
@@ -66,7 +66,7 @@ impl Target {
     }
 
     /// What it is called before anybody has said where it is.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match &self.sentinels {
             Some(sentinels) => format!("sentinels of {}", sentinels.service),
             None => self.now.borrow().addr().to_string(),
@@ -75,7 +75,7 @@ impl Target {
 }
 
 /// Those who know the master of a name.
-pub(super) struct Sentinels {
+pub(crate) struct Sentinels {
     hosts: Vec<ConnectionInfo>,
     service: String,
     phone: Phone,
@@ -84,7 +84,7 @@ pub(super) struct Sentinels {
 }
 
 impl Sentinels {
-    pub(super) fn new(hosts: Vec<ConnectionInfo>, service: String) -> Self {
+    pub(crate) fn new(hosts: Vec<ConnectionInfo>, service: String) -> Self {
         Self { hosts, service, phone: Phone::to_strangers(), newest: Mutex::default() }
     }
 
@@ -153,7 +153,7 @@ impl Sentinels {
 
 /// Short questions to servers, over a connection that is kept for the next one.
 #[derive(Default)]
-pub(super) struct Phone {
+pub(crate) struct Phone {
     /// Sentinels may have other users than their masters, or none.
     strangers: bool,
     open: Mutex<HashMap<String, MultiplexedConnection>>,
@@ -166,7 +166,7 @@ impl Phone {
     }
 
     /// The answers, errors among them as values.
-    pub(super) async fn ask(&self, host: &ConnectionInfo, question: &Pipeline) -> RedisResult<Vec<Value>> {
+    pub(crate) async fn ask(&self, host: &ConnectionInfo, question: &Pipeline) -> RedisResult<Vec<Value>> {
         let name = host.addr().to_string();
         let open = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let asking = async {
@@ -188,7 +188,7 @@ impl Phone {
     }
 
     /// Hangs up on everybody else.
-    pub(super) fn keep(&self, hosts: &[ConnectionInfo]) {
+    pub(crate) fn keep(&self, hosts: &[ConnectionInfo]) {
         let names: Vec<String> = hosts.iter().map(|host| host.addr().to_string()).collect();
         self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
     }
@@ -197,7 +197,9 @@ impl Phone {
         let settings =
             AsyncConnectionConfig::new().set_connection_timeout(Some(ASK_MAX)).set_response_timeout(Some(ASK_MAX));
         if !self.strangers {
-            return super::link::client(host.clone())?.get_multiplexed_async_connection_with_config(&settings).await;
+            return crate::redis::connection::keep::client(host.clone())?
+                .get_multiplexed_async_connection_with_config(&settings)
+                .await;
         }
         let info = host.redis_settings();
         let anonymous = host.clone().set_redis_settings(redis::RedisConnectionInfo::default());

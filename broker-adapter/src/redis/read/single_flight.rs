@@ -16,7 +16,7 @@ use std::{
 };
 
 /// Reads under way, by what they read.
-pub(super) struct Flights<K, V> {
+pub(crate) struct Flights<K, V> {
     latest: Mutex<HashMap<K, Flight<V>>>,
 }
 
@@ -31,7 +31,7 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { latest: Mutex::new(HashMap::new()) })
     }
 
@@ -41,7 +41,7 @@ where
 
     /// The answer of a read of `key` that begins after this call: one that waits to begin, or `read`. A read goes on
     /// to its end even if nobody waits for it any more.
-    pub(super) fn share(
+    pub(crate) fn share(
         self: &Arc<Self>,
         key: K,
         read: impl Future<Output = V> + Send + 'static,

@@ -1,15 +1,15 @@
 //! One address and everything that this node keeps with it: a server, a master and its sentinels, or a cluster. Rooms of
 //! one address share their heartbeats and sweeps and nothing with other addresses.
 
-use super::{
+use crate::redis::{
     address::{Address, Kind},
-    cluster::Scout,
-    keeper::Keeper,
-    link::ConnectError,
-    presence::Roster,
+    connection::keep::ConnectError,
+    master::{Base, Store},
+    presence::heartbeat::Keeper,
+    presence::roster::Roster,
     routes::Routes,
-    store::{Base, Store},
-    target::{Sentinels, Target},
+    topology::cluster::Scout,
+    topology::sentinel::{Sentinels, Target},
 };
 use crate::{BrokerError, PresenceUpdate, Room};
 use futures_util::future::try_join_all;
@@ -17,8 +17,8 @@ use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 
 /// See the module's head.
-pub(super) struct Site {
-    pub(super) routes: Arc<Routes>,
+pub(crate) struct Site {
+    pub(crate) routes: Arc<Routes>,
     roster: Arc<Roster>,
     keeper: Arc<Keeper>,
     /// Ends the tasks, also by being dropped.
@@ -27,7 +27,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Connects once. `of` tells its connections from those of others in the log.
-    pub(super) async fn connect(base: Base, address: &Address, of: &str) -> Result<Self, ConnectError> {
+    pub(crate) async fn connect(base: Base, address: &Address, of: &str) -> Result<Self, ConnectError> {
         let (stop, stopped) = watch::channel(false);
         let routes = match &address.kind {
             Kind::Cluster => {
@@ -59,7 +59,7 @@ impl Site {
         Ok(Self { routes, roster, keeper, stop })
     }
 
-    pub(super) fn update_presence(
+    pub(crate) fn update_presence(
         &self,
         room: &Room,
         attendance: PresenceUpdate,
@@ -68,7 +68,7 @@ impl Site {
     }
 
     /// Writes what is pending, and ends.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.keeper.close().await;
         self.stop.send_replace(true);
         self.routes.stores().iter().for_each(|store| store.close());

@@ -1,14 +1,14 @@
 //! Keeps presence true: says every second that this node lives, writes what could not be written, writes everything
 //! again when Redis has forgotten it, and removes the members of nodes that died.
 
-use super::{
+use crate::redis::{
+    commands::{Change, Fence, Maker, Owner, What},
     config::Config,
-    link::Bell,
-    names::Partition,
-    presence::{Loss, Roster},
+    connection::keep::Bell,
+    keys::Partition,
+    master::Store,
+    presence::roster::{Loss, Roster},
     routes::Routes,
-    script::{Change, Fence, Maker, Owner, What},
-    store::Store,
 };
 use crate::{BrokerError, NodeId, Room};
 use futures_util::future::join_all;
@@ -26,12 +26,12 @@ const BATCH: usize = 256;
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// See the module's head.
-pub(super) struct Keeper {
-    pub(super) config: Config,
-    pub(super) bell: Arc<Bell>,
-    pub(super) routes: Arc<Routes>,
-    pub(super) roster: Arc<Roster>,
-    pub(super) maker: Maker,
+pub(crate) struct Keeper {
+    pub(crate) config: Config,
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) maker: Maker,
 }
 
 /// What the last heartbeats left behind.
@@ -59,12 +59,12 @@ struct Heard {
 
 impl Keeper {
     /// Says for the first time that this node lives: from then on others answer for its members if it dies.
-    pub(super) async fn introduce(&self) -> Result<(), BrokerError> {
+    pub(crate) async fn introduce(&self) -> Result<(), BrokerError> {
         self.say(Owner::New(self.roster.owner()), &[]).await.map(drop)
     }
 
     /// Keeps until `stop` is true.
-    pub(super) async fn keep(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn keep(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut beats = interval(self.config.heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut known = Known { fences: self.fences(), introduced: self.roster.owner(), swept: Vec::new() };
@@ -183,7 +183,7 @@ impl Keeper {
             let (next, sessions) = store.reads.sessions_of(dead, room, step).await?;
             let leaves = sessions.iter().map(|session| {
                 let change = Change { room, session, owner: dead, what: What::Leave, tell: true };
-                store.publisher.begin(self.maker.update_presence(&change, super::presence::now_ms()))
+                store.publisher.begin(self.maker.update_presence(&change, crate::redis::presence::roster::now_ms()))
             });
             for outcome in join_all(leaves).await {
                 outcome?;
@@ -196,7 +196,7 @@ impl Keeper {
     }
 
     /// Everybody leaves, and this node with them. What cannot be written is left for others to sweep.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.roster.leave_all();
         let closing = async {
             while !self.roster.is_empty() {

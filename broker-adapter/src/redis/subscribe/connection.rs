@@ -2,14 +2,14 @@
 //! without blocking; what `interest.rs` has queued goes out in batches, and what it lets through of comparing heads.
 //! Never publishes.
 
-use super::{
-    channels::{subscribe, unsubscribe},
-    interest::{Batch, Interest, Moving, Pace, STEP},
-    link::{Carrier, Connected, Link, Signals},
-    names::{Names, Part, Partition},
-    publisher::{Whereabouts, refusal, whereabouts},
-    script::{self, Maker},
-    store::Partitions,
+use crate::redis::{
+    commands::{self, Maker},
+    connection::keep::{Carrier, Connected, Link, Signals},
+    keys::{Names, Part, Partition},
+    master::Partitions,
+    subscribe::channels::{subscribe, unsubscribe},
+    subscribe::interest::{Batch, Interest, Moving, Pace, STEP},
+    write::publisher::{Whereabouts, refusal, whereabouts},
 };
 use crate::{
     BrokerError, Cursor, NodeId, Retention, Room, RoomEvent, Subscriber, SubscriberId,
@@ -41,8 +41,8 @@ const BATCHES: usize = 8;
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// See the module's head.
-pub(super) struct Lane {
-    pub(super) link: Arc<Link>,
+pub(crate) struct Lane {
+    pub(crate) link: Arc<Link>,
     interest: Mutex<Interest>,
     due: Notify,
     more_notes: Notify,
@@ -53,17 +53,17 @@ pub(super) struct Lane {
 
 /// What every lane of a node shares.
 #[derive(Clone)]
-pub(super) struct Common {
-    pub(super) names: Names,
-    pub(super) node: NodeId,
-    pub(super) subscribers: Arc<[Arc<dyn Subscriber>]>,
-    pub(super) unreadable: Arc<AtomicU64>,
-    pub(super) partitions: Partitions,
-    pub(super) pace: Pace,
+pub(crate) struct Common {
+    pub(crate) names: Names,
+    pub(crate) node: NodeId,
+    pub(crate) subscribers: Arc<[Arc<dyn Subscriber>]>,
+    pub(crate) unreadable: Arc<AtomicU64>,
+    pub(crate) partitions: Partitions,
+    pub(crate) pace: Pace,
 }
 
 impl Lane {
-    pub(super) fn new(link: Arc<Link>, common: Common, controls: bool) -> Self {
+    pub(crate) fn new(link: Arc<Link>, common: Common, controls: bool) -> Self {
         Self { link, interest: Mutex::default(), due: Notify::new(), more_notes: Notify::new(), common, controls }
     }
 
@@ -71,12 +71,12 @@ impl Lane {
         self.interest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn rooms(&self) -> usize {
+    pub(crate) fn rooms(&self) -> usize {
         self.interest().rooms()
     }
 
     /// Follows from now on; the receiver hears once deliveries are certain.
-    pub(super) fn follow(
+    pub(crate) fn follow(
         &self,
         who: SubscriberId,
         room: &Room,
@@ -88,13 +88,13 @@ impl Lane {
         heard
     }
 
-    pub(super) fn unfollow(&self, who: SubscriberId, room: &Room) {
+    pub(crate) fn unfollow(&self, who: SubscriberId, room: &Room) {
         self.interest().unfollow(who, room);
         self.due.notify_one();
     }
 
     /// Reads a room's head, and begins the room if there is none.
-    pub(super) fn head(
+    pub(crate) fn head(
         &self,
         room: &Room,
         retention: Retention,
@@ -106,23 +106,23 @@ impl Lane {
     }
 
     /// There are more partitions in which controls may come.
-    pub(super) fn hear_more(&self) {
+    pub(crate) fn hear_more(&self) {
         self.more_notes.notify_one();
     }
 
     /// Forgets a partition that has moved, and says who follows what in it.
-    pub(super) fn give_up(&self, partition: Partition) -> Moving {
+    pub(crate) fn give_up(&self, partition: Partition) -> Moving {
         self.interest().give_up(|room| Partition::of(room) == partition)
     }
 
     /// Takes over what another lane has given up.
-    pub(super) fn adopt(&self, moving: Moving) {
+    pub(crate) fn adopt(&self, moving: Moving) {
         self.interest().adopt(moving);
         self.due.notify_one();
     }
 
     /// Nobody is answered any more.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         *self.interest() = Interest::default();
     }
 
@@ -157,16 +157,16 @@ impl Lane {
 }
 
 /// A lane in the hands of the task that keeps its connection.
-pub(super) struct Rails {
-    pub(super) lane: Arc<Lane>,
-    pub(super) maker: Maker,
+pub(crate) struct Rails {
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) maker: Maker,
     connection: u64,
     /// Channels of a cluster that this connection has asked to leave and not heard of yet.
     leaving: Arc<AtomicI64>,
 }
 
 impl Rails {
-    pub(super) fn new(lane: Arc<Lane>, maker: Maker) -> Self {
+    pub(crate) fn new(lane: Arc<Lane>, maker: Maker) -> Self {
         Self { lane, maker, connection: 0, leaving: Arc::default() }
     }
 }
@@ -264,7 +264,7 @@ async fn send(on: Connected, maker: Maker, batch: Batch) -> RedisResult<Vec<Valu
     let (subscribed, mut values, unsubscribed) = tokio::join!(biased; subscribing, reading, unsubscribing);
     subscribed.transpose()?;
     unsubscribed.transpose()?;
-    if values.as_ref().is_some_and(|v| v.as_ref().is_ok_and(|v| v.iter().any(script::is_forgotten))) {
+    if values.as_ref().is_some_and(|v| v.as_ref().is_ok_and(|v| v.iter().any(commands::is_forgotten))) {
         maker.scripts.load(&mut second).await?;
         values = Some(second.send_packed_commands(&heads, 0, batch.heads.len()).await);
     }
@@ -282,7 +282,7 @@ fn read(values: &[Value], signals: &Signals) -> RedisResult<Vec<Result<Cursor, B
             Some(Whereabouts::Moving) | None => Ok(Err(refusal(error))),
         },
         Value::Push { .. } => Err((ErrorKind::UnexpectedReturnType, "the answer to something else").into()),
-        value => Ok(script::head(value).ok_or_else(|| BrokerError::Protocol("a head that is none".into()))),
+        value => Ok(commands::head(value).ok_or_else(|| BrokerError::Protocol("a head that is none".into()))),
     };
     values.iter().map(read).collect()
 }

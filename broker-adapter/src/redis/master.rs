@@ -1,17 +1,17 @@
 //! One master and everything that this node keeps with it: the connection for what it writes, those for what it hears,
 //! the pool for what it reads. Who the master is, `target.rs` says; which rooms it has, `routes.rs`. Decides neither.
 
-use super::{
+use crate::redis::{
+    commands::{Fence, Maker, Scripts},
     config::Config,
-    interest::Pace,
-    lane::{Common, Lane, Rails},
-    link::{self, Bell, ConnectError, Link},
-    names::{Names, Partition},
-    publisher::Publisher,
-    reads::Reads,
-    script::{Fence, Maker, Scripts},
-    supervisor::{CONNECT_MAX, RETRY_MAX},
-    target::Target,
+    connection::keep::{self, Bell, ConnectError, Link},
+    connection::supervisor::{CONNECT_MAX, RETRY_MAX},
+    keys::{Names, Partition},
+    read::Reads,
+    subscribe::connection::{Common, Lane, Rails},
+    subscribe::interest::Pace,
+    topology::sentinel::Target,
+    write::publisher::Publisher,
 };
 use crate::{BrokerError, Cursor, Gap, HistoryQuery, NodeId, Offset, Page, Retention, Room, Subscriber};
 use std::{
@@ -30,45 +30,45 @@ const SWITCH_MAX: Duration = RETRY_MAX.saturating_add(CONNECT_MAX);
 
 /// What all stores of a node have in common.
 #[derive(Clone)]
-pub(super) struct Base {
-    pub(super) config: Config,
-    pub(super) node: NodeId,
-    pub(super) names: Names,
-    pub(super) scripts: &'static Scripts,
-    pub(super) subscribers: Arc<[Arc<dyn Subscriber>]>,
-    pub(super) unreadable: Arc<AtomicU64>,
+pub(crate) struct Base {
+    pub(crate) config: Config,
+    pub(crate) node: NodeId,
+    pub(crate) names: Names,
+    pub(crate) scripts: &'static Scripts,
+    pub(crate) subscribers: Arc<[Arc<dyn Subscriber>]>,
+    pub(crate) unreadable: Arc<AtomicU64>,
     /// Numbers the node's messages.
-    pub(super) numbers: Arc<AtomicU64>,
+    pub(crate) numbers: Arc<AtomicU64>,
     /// Rings for those who watch over the stores of one address.
-    pub(super) bell: Arc<Bell>,
+    pub(crate) bell: Arc<Bell>,
 }
 
 impl Base {
-    pub(super) fn maker(&self) -> Maker {
+    pub(crate) fn maker(&self) -> Maker {
         Maker { names: self.names.clone(), node: self.node, fence: Fence::new(""), scripts: self.scripts }
     }
 }
 
 /// The partitions that a store has now; its lanes hear controls in them.
-pub(super) type Partitions = Arc<Mutex<Vec<Partition>>>;
+pub(crate) type Partitions = Arc<Mutex<Vec<Partition>>>;
 
 /// How first attempts to connect went.
-pub(super) type Firsts = Vec<oneshot::Receiver<Result<(), ConnectError>>>;
+pub(crate) type Firsts = Vec<oneshot::Receiver<Result<(), ConnectError>>>;
 
 /// See the module's head.
-pub(super) struct Store {
+pub(crate) struct Store {
     /// Where it was when it began.
-    pub(super) name: String,
-    pub(super) publisher: Arc<Publisher>,
-    pub(super) lanes: Vec<Arc<Lane>>,
-    pub(super) reads: Arc<Reads>,
+    pub(crate) name: String,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) lanes: Vec<Arc<Lane>>,
+    pub(crate) reads: Arc<Reads>,
     partitions: Partitions,
     stop: watch::Sender<bool>,
 }
 
 impl Store {
     /// Begins to connect. `of` tells its connections from those of others in the log.
-    pub(super) fn start(base: &Base, target: &Target, of: &str, partitions: Vec<Partition>) -> (Self, Firsts) {
+    pub(crate) fn start(base: &Base, target: &Target, of: &str, partitions: Vec<Partition>) -> (Self, Firsts) {
         let (stop, stopped) = watch::channel(false);
         let partitions: Partitions = Arc::new(Mutex::new(partitions));
         let common = Common {
@@ -89,12 +89,12 @@ impl Store {
         let link = |name: String| Arc::new(Link::new(name + of, base.bell.clone()));
         let numbers = (link("commands".into()), base.numbers.clone());
         let (publisher, pipe) = Publisher::new(numbers, base.subscribers.clone(), base.maker());
-        tokio::spawn(link::keep(route(&publisher.link), pipe, heard(), stopped.clone()));
+        tokio::spawn(keep::keep(route(&publisher.link), pipe, heard(), stopped.clone()));
         let mut lanes = Vec::with_capacity(base.config.lanes);
         for number in 0..base.config.lanes {
             let lane = Arc::new(Lane::new(link(format!("lane {number}")), common.clone(), number == 0));
             let rails = Rails::new(lane.clone(), base.maker());
-            tokio::spawn(link::keep(route(&lane.link), rails, heard(), stopped.clone()));
+            tokio::spawn(keep::keep(route(&lane.link), rails, heard(), stopped.clone()));
             lanes.push(lane);
         }
         let publisher = Arc::new(publisher);
@@ -103,7 +103,7 @@ impl Store {
     }
 
     /// Waits for the first attempts, and for the connections to be up.
-    pub(super) async fn ready(&self, firsts: Firsts) -> Result<(), ConnectError> {
+    pub(crate) async fn ready(&self, firsts: Firsts) -> Result<(), ConnectError> {
         let refused = |why: String| ConnectError::Refused { address: self.name.clone(), why };
         for first in firsts {
             first.await.unwrap_or_else(|_| Err(refused("the attempt was given up".into())))?;
@@ -121,29 +121,29 @@ impl Store {
     }
 
     /// This node can publish here and hears what others publish.
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.links().all(|link| link.is_up())
     }
 
-    pub(super) fn reconnects(&self) -> u64 {
+    pub(crate) fn reconnects(&self) -> u64 {
         self.links().map(|link| link.reconnects()).sum()
     }
 
-    pub(super) fn rooms(&self) -> u64 {
+    pub(crate) fn rooms(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.rooms() as u64).sum()
     }
 
-    pub(super) fn lane(&self, partition: Partition) -> &Lane {
+    pub(crate) fn lane(&self, partition: Partition) -> &Lane {
         &self.lanes[usize::from(partition.0) % self.lanes.len()]
     }
 
     /// Some partition of its own; `None` if it has none.
-    pub(super) fn first_partition(&self) -> Option<Partition> {
+    pub(crate) fn first_partition(&self) -> Option<Partition> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner).first().copied()
     }
 
     /// It has these partitions from now on. Notes are heard in them too.
-    pub(super) fn has(&self, partitions: &[Partition]) {
+    pub(crate) fn has(&self, partitions: &[Partition]) {
         let was = std::mem::replace(
             &mut *self.partitions.lock().unwrap_or_else(PoisonError::into_inner),
             partitions.to_vec(),
@@ -154,7 +154,7 @@ impl Store {
     }
 
     /// A page of a room's history, of the memory that the room's deliveries come from.
-    pub(super) async fn page(
+    pub(crate) async fn page(
         &self,
         room: &Room,
         retention: Retention,
@@ -195,13 +195,13 @@ impl Store {
     }
 
     /// Closes the connections; nobody is answered any more.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.stop.send_replace(true);
         self.lanes.iter().for_each(|lane| lane.close());
         self.reads.close();
     }
 
-    pub(super) fn in_flight(&self) -> u64 {
+    pub(crate) fn in_flight(&self) -> u64 {
         self.publisher.in_flight()
     }
 }

@@ -1,0 +1,4 @@
+//! Everything that this node writes to one master, in order, in pipelines.
+
+pub(crate) mod batch;
+pub(crate) mod publisher;
