@@ -2,7 +2,7 @@
 
 use crate::{Cursor, Room, SessionId};
 use bytes::Bytes;
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 /// The result of a request that is made rarely. The data path (publish, deliver) uses no boxed future.
@@ -202,6 +202,19 @@ pub struct Member {
     pub info: Option<Bytes>,
 }
 
+impl Member {
+    /// Merges the sessions of each user. A user shows the info of any session that has one.
+    pub(crate) fn merge(sessions: impl Iterator<Item = (Who, Option<Bytes>)>) -> Vec<Self> {
+        let mut members: HashMap<Who, Self> = HashMap::new();
+        for (who, info) in sessions {
+            let member = members.entry(who.clone()).or_insert(Self { who, sessions: 0, info: None });
+            member.sessions += 1;
+            member.info = member.info.take().or(info);
+        }
+        members.into_values().collect()
+    }
+}
+
 /// A session that comes into a room or leaves it.
 #[derive(Debug, Clone)]
 pub enum PresenceUpdate {
@@ -272,7 +285,7 @@ pub struct Presence {
 }
 
 /// Which part of a room's past.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HistoryQuery {
     /// After this place, ascending from there; `None`: the last `limit` messages.
     pub since: Option<Cursor>,

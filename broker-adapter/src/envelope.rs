@@ -177,17 +177,22 @@ fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>) -> Result<Vec<Publi
 }
 
 fn presence(kind: PresenceKind, p: &Publication, version: u64) -> Result<Envelope, Unreadable> {
-    let (len, rest) = p.payload.split_first_chunk::<2>().ok_or(Unreadable)?;
+    let (who, info) = read_presence_payload(&p.payload, p.author).ok_or(Unreadable)?;
+    Ok(Envelope::Room(RoomEvent::Presence(PresenceEvent { kind, who, info, version })))
+}
+
+/// Reads the payload of a presence event. An anonymous member is named by its session.
+pub(crate) fn read_presence_payload(payload: &Bytes, session: Option<SessionId>) -> Option<(Who, Option<Bytes>)> {
+    let (len, rest) = payload.split_first_chunk::<2>()?;
     let (who, name_len) = match u16::from_be_bytes(*len) {
-        ANONYMOUS => (Who::Session(p.author.ok_or(Unreadable)?), 0),
-        n => {
-            let name = rest.get(..usize::from(n)).ok_or(Unreadable)?;
-            (Who::User(User::new(std::str::from_utf8(name).map_err(|_| Unreadable)?)), usize::from(n))
+        ANONYMOUS => (Who::Session(session?), 0),
+        len => {
+            let name = rest.get(..usize::from(len))?;
+            (Who::User(User::new(std::str::from_utf8(name).ok()?)), usize::from(len))
         }
     };
-    let info = p.payload.slice(2 + name_len..);
-    let info = (!info.is_empty()).then_some(info);
-    Ok(Envelope::Room(RoomEvent::Presence(PresenceEvent { kind, who, info, version })))
+    let info = payload.slice(2 + name_len..);
+    Some((who, (!info.is_empty()).then_some(info)))
 }
 
 fn epoch(bytes: &[u8]) -> Result<Epoch, Unreadable> {

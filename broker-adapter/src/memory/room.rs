@@ -220,25 +220,9 @@ impl RoomState {
     }
 
     fn members(&self) -> Vec<Member> {
-        let mut named: HashMap<&User, Member> = HashMap::with_capacity(self.users.len());
-        let mut members = Vec::new();
-        for (session, attendee) in &self.sessions {
-            let info = attendee.info.as_deref().cloned();
-            match &attendee.user {
-                None => members.push(Member { who: Who::Session(*session), sessions: 1, info }),
-                Some(user) => {
-                    let member = named.entry(user).or_insert_with(|| Member {
-                        who: Who::User(user.clone()),
-                        sessions: 0,
-                        info: None,
-                    });
-                    member.sessions += 1;
-                    member.info = member.info.take().or(info);
-                }
-            }
-        }
-        members.extend(named.into_values());
-        members
+        let who = |session, user: &Option<User>| user.clone().map_or(Who::Session(session), Who::User);
+        let sessions = self.sessions.iter();
+        Member::merge(sessions.map(|(session, a)| (who(*session, &a.user), a.info.as_deref().cloned())))
     }
 }
 

@@ -1,42 +1,50 @@
-//! This node's own attendances, remembered so that they reach Redis whatever happens to it: what could not be
-//! written is written later, and what Redis has forgotten is written again.
+//! `Roster`: the sessions of this node and their rooms. What could not be written to Redis is written later, and what Redis
+//! has forgotten is written again.
 //!
-//! A change is noted here first and sent second, under one lock, so that Redis hears changes in the order in which
-//! the roster had them. Nothing here waits.
+//! A change is recorded first and sent second, under one lock, so that Redis gets the changes in the order in which the
+//! roster took them. Nothing here waits.
 
-use crate::redis::{
-    commands::{Change, Maker, What},
-    master::Store,
-    routes::Routes,
-    write::publisher::Publisher,
+use crate::{
+    BrokerError, NodeId, PresenceUpdate, Room, SessionId, User, Who, envelope,
+    redis::{
+        commands::{PresenceChange, PresenceEntry},
+        write::{
+            command::{PresenceCommand, Refused},
+            publisher::Publisher,
+        },
+    },
 };
-use crate::{BrokerError, NodeId, PresenceUpdate, Room, SessionId, User, Who, envelope};
 use bytes::Bytes;
-use redis::Cmd;
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::oneshot;
 
-/// Rounds of the keeper after which somebody who left unheard leaves again: by then the other nodes are back too (they
-/// try at least every second) and have written their members, so that nobody is said to be gone who is still elsewhere.
-const FAREWELL_ROUNDS: u32 = 5;
+/// Rounds of the heartbeat after which a deferred leave is sent. By then the other nodes are connected again too (they try
+/// at least every second) and have written their members, so no user is announced as gone who is still at another node.
+const LEAVE_ROUNDS: u32 = 5;
+
+/// Whether a change is written. An error means: not yet.
+pub(crate) type Written = Result<(), BrokerError>;
 
 /// A session in a room.
-type Place = (Room, SessionId);
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Membership {
+    room: Room,
+    session: SessionId,
+}
 
 /// Why everything has to be written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// Redis has forgotten it; nobody was told that anybody left.
+    /// Redis has forgotten the members. No leave was announced.
     Forgotten,
-    /// Others took this node for dead and announced that its members left.
+    /// Another node took this one for dead and announced that its members left.
     Swept,
 }
 
-/// See the module's head.
+/// Remembers the sessions of this node until Redis has their last change.
 #[derive(Debug)]
 pub(crate) struct Roster {
     state: Mutex<State>,
@@ -44,42 +52,62 @@ pub(crate) struct Roster {
 
 #[derive(Debug)]
 struct State {
-    /// Who answers for entries in Redis: a new one each time that they have to be written again, so that whoever
-    /// sweeps the old one's cannot touch them.
+    /// The owner of this node's entries in Redis: a new one each time that they have to be written again, so that a node
+    /// which removes the entries of the old owner leaves the new ones alone.
     owner: NodeId,
-    places: HashMap<Place, Entry>,
-    /// What Redis does not know yet, and what is not on its way either.
-    unwritten: HashSet<Place>,
+    entries: HashMap<Membership, Entry>,
+    /// Changes that Redis does not have, and that are not on their way either.
+    unwritten: HashSet<Membership>,
+    /// Numbers the changes.
     changes: u64,
-    /// Who left unheard and was written once more: after so many rounds the leave is sent.
-    farewells: Vec<(u32, Place)>,
+    deferred_leaves: Vec<DeferredLeave>,
+}
+
+/// A session that left while Redis was away, and was written as present once more.
+#[derive(Debug)]
+struct DeferredLeave {
+    membership: Membership,
+    /// Its leave is sent after this many rounds of the heartbeat.
+    rounds_left: u32,
 }
 
 #[derive(Debug)]
 struct Entry {
     user: Option<User>,
     info: Option<Bytes>,
-    announced: bool,
-    present: bool,
-    /// Under whom it was sent last.
+    announce: bool,
+    is_present: bool,
+    /// The owner under which it was sent last.
     owner: NodeId,
-    /// The last change; an answer to an earlier one settles nothing.
+    /// The number of the last change. Results of earlier changes are ignored.
     change: u64,
-    /// Redis has taken it at some time.
-    written: bool,
-    /// It was on its way to Redis at some time, which may have taken it.
-    sent: bool,
-    /// Members need not hear of it when it is written again.
-    quiet: bool,
-    /// It left while Redis was away, and Redis has forgotten that it was there: it is written as present once more, in
-    /// silence, so that its leave is one that others can be told.
-    returning: bool,
+    /// Redis has taken the session's presence at some time.
+    was_written: bool,
+    /// It was sent at some time, so Redis may have taken it.
+    was_sent: bool,
+    /// Members get no event when it is written again.
+    is_silent: bool,
+    /// It left while Redis was away, and Redis has forgotten that it was present. It is written as present once more,
+    /// silently, so that its leave is a change that members get an event of.
+    is_returning: bool,
+}
+
+/// A change that is to be sent.
+struct NumberedChange {
+    membership: Membership,
+    number: u64,
+    change: PresenceChange,
 }
 
 impl Roster {
     pub(crate) fn new(owner: NodeId) -> Self {
-        let state =
-            State { owner, places: HashMap::new(), unwritten: HashSet::new(), changes: 0, farewells: Vec::new() };
+        let state = State {
+            owner,
+            entries: HashMap::new(),
+            unwritten: HashSet::new(),
+            changes: 0,
+            deferred_leaves: Vec::new(),
+        };
         Self { state: Mutex::new(state) }
     }
 
@@ -87,254 +115,212 @@ impl Roster {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The owner of this node's entries in Redis.
     pub(crate) fn owner(&self) -> NodeId {
         self.state().owner
     }
 
-    /// Notes a change and sends it. The receiver hears when it is written; a failure means later.
-    pub(crate) fn update_presence(
+    /// Records a change and sends it.
+    pub(crate) fn update(
         self: &Arc<Self>,
         room: &Room,
-        attendance: PresenceUpdate,
+        update: PresenceUpdate,
         to: &Publisher,
-    ) -> oneshot::Receiver<Result<(), BrokerError>> {
-        let (done, heard) = oneshot::channel();
-        let refused = {
-            let mut state = self.state();
-            match state.note(room, attendance) {
-                Some(unsent) => state.send(unsent.with(self, Some(done)), to),
-                None => {
-                    let _ = done.send(Ok(()));
-                    None
-                }
+    ) -> oneshot::Receiver<Written> {
+        let (done, written) = oneshot::channel();
+        let mut state = self.state();
+        let refused = match state.record(room, update) {
+            Some(change) => self.send(&mut state, change, done, to),
+            None => {
+                let _ = done.send(Ok(()));
+                None
             }
         };
-        // Only now: settling takes the lock.
-        if let Some((attend, error)) = refused {
-            attend.settle(Err(error));
-        }
-        heard
+        // Completing takes the lock.
+        drop(state);
+        refused.into_iter().for_each(Refused::complete);
+        written
     }
 
-    /// Sends what has not been written and can be now, at most so much. Says how to wait for it.
+    /// Sends at most `most` changes that were not written so far and can be sent now.
     pub(crate) fn send_unwritten(
         self: &Arc<Self>,
         most: usize,
-        routes: &Routes,
-    ) -> Vec<oneshot::Receiver<Result<(), BrokerError>>> {
-        let (mut heard, mut refused) = (Vec::new(), Vec::new());
+        publisher: impl Fn(&Room) -> Arc<Publisher>,
+    ) -> Vec<oneshot::Receiver<Written>> {
+        let (mut results, mut refused) = (Vec::new(), Vec::new());
+        let mut state = self.state();
+        // Changes whose master is away must not keep the others from theirs.
+        let to = |membership: &Membership| (membership.clone(), publisher(&membership.room));
+        let can_send = |(_, to): &(Membership, Arc<Publisher>)| to.status.is_up();
+        let next: Vec<_> = state.unwritten.iter().map(to).filter(can_send).take(most).collect();
+        for (membership, to) in next {
+            state.unwritten.remove(&membership);
+            let Some(change) = state.next_change(membership) else { continue };
+            let (done, written) = oneshot::channel();
+            results.push(written);
+            refused.extend(self.send(&mut state, change, done, &to));
+        }
+        // Completing takes the lock.
+        drop(state);
+        refused.into_iter().for_each(Refused::complete);
+        results
+    }
+
+    /// Sends a change. The caller completes a refused one after it has released the lock.
+    fn send(
+        self: &Arc<Self>,
+        state: &mut State,
+        change: NumberedChange,
+        done: oneshot::Sender<Written>,
+        to: &Publisher,
+    ) -> Option<Refused> {
+        let membership = change.membership.clone();
+        let refused = to.submit_presence(self.command(change, done));
+        if refused.is_none()
+            && let Some(entry) = state.entries.get_mut(&membership)
         {
-            let mut state = self.state();
-            // Those whose master is away must not keep the others from theirs.
-            let can = |(_, store): &(Place, Arc<Store>)| store.publisher.link.is_up();
-            let stored = |place: &Place| (place.clone(), routes.store(&place.0));
-            let places: Vec<_> = state.unwritten.iter().map(stored).filter(can).take(most).collect();
-            for (place, store) in places {
-                state.unwritten.remove(&place);
-                let Some(attend) = state.again(place) else { continue };
-                let (done, hear) = oneshot::channel();
-                heard.push(hear);
-                refused.extend(state.send(attend.with(self, Some(done)), &store.publisher));
-            }
+            entry.was_sent = true;
         }
-        for (attend, error) in refused {
-            attend.settle(Err(error));
-        }
-        heard
+        refused
+    }
+
+    fn command(self: &Arc<Self>, change: NumberedChange, done: oneshot::Sender<Written>) -> PresenceCommand {
+        let NumberedChange { membership, number, change } = change;
+        let roster = Arc::clone(self);
+        let completion = move |result: Written| {
+            roster.state().settle(&membership, number, result.is_ok());
+            let _ = done.send(result); // the caller may have stopped waiting
+        };
+        PresenceCommand::new(change, Box::new(completion))
     }
 
     /// Everything has to be written again, under a new owner.
     pub(crate) fn rewrite(&self, loss: Loss) {
         let mut state = self.state();
-        let State { owner, places, unwritten, .. } = &mut *state;
+        let State { owner, entries, unwritten, .. } = &mut *state;
         *owner = NodeId::random();
-        for (place, entry) in places.iter_mut() {
-            entry.quiet = loss == Loss::Forgotten && entry.written;
-            entry.returning = entry.quiet && !entry.present;
-            unwritten.insert(place.clone());
+        for (membership, entry) in entries.iter_mut() {
+            entry.is_silent = loss == Loss::Forgotten && entry.was_written;
+            entry.is_returning = entry.is_silent && !entry.is_present;
+            unwritten.insert(membership.clone());
         }
     }
 
-    /// A round of the keeper has gone by: those whose time has come leave now.
+    /// A round of the heartbeat is over: deferred leaves whose time has come are sent with the next one.
     pub(crate) fn end_round(&self) {
         let mut state = self.state();
-        let State { places, unwritten, farewells, .. } = &mut *state;
-        farewells.retain_mut(|(rounds, place)| {
-            *rounds -= 1;
-            if *rounds == 0 && places.get(place).is_some_and(|entry| !entry.present) {
-                unwritten.insert(place.clone());
+        let State { entries, unwritten, deferred_leaves, .. } = &mut *state;
+        deferred_leaves.retain_mut(|DeferredLeave { membership, rounds_left }| {
+            *rounds_left -= 1;
+            if *rounds_left == 0 && entries.get(membership).is_some_and(|entry| !entry.is_present) {
+                unwritten.insert(membership.clone());
             }
-            *rounds > 0
+            *rounds_left > 0
         });
     }
 
-    /// Everybody leaves.
+    /// Every session leaves.
     pub(crate) fn leave_all(&self) {
         let mut state = self.state();
-        let State { places, unwritten, .. } = &mut *state;
-        for (place, entry) in places.iter_mut() {
-            (entry.present, entry.returning, entry.quiet) = (false, false, false);
-            unwritten.insert(place.clone());
+        let State { entries, unwritten, .. } = &mut *state;
+        for (membership, entry) in entries.iter_mut() {
+            (entry.is_present, entry.is_returning, entry.is_silent) = (false, false, false);
+            unwritten.insert(membership.clone());
         }
     }
 
-    /// Whether nobody is here.
+    /// Whether Redis has every leave, and no session is present.
     pub(crate) fn is_empty(&self) -> bool {
-        self.state().places.is_empty()
+        self.state().entries.is_empty()
     }
 }
 
 impl State {
-    fn note(&mut self, room: &Room, attendance: PresenceUpdate) -> Option<Unsent> {
-        match attendance {
+    /// Records a change; `None`: Redis need not get it.
+    fn record(&mut self, room: &Room, update: PresenceUpdate) -> Option<NumberedChange> {
+        match update {
             PresenceUpdate::Enter { session, user, info, announce } => {
-                let place = (room.clone(), session);
-                let was = self.places.get(&place);
-                let (written, sent) = was.map_or((false, false), |entry| (entry.written, entry.sent));
+                let membership = Membership { room: room.clone(), session };
+                let was = self.entries.get(&membership);
                 let entry = Entry {
                     user,
                     info,
-                    announced: announce,
-                    present: true,
+                    announce,
+                    is_present: true,
                     owner: self.owner,
                     change: 0,
-                    written,
-                    sent,
-                    quiet: was.is_some_and(|entry| entry.quiet),
-                    returning: false,
+                    was_written: was.is_some_and(|entry| entry.was_written),
+                    was_sent: was.is_some_and(|entry| entry.was_sent),
+                    is_silent: was.is_some_and(|entry| entry.is_silent),
+                    is_returning: false,
                 };
-                self.places.insert(place.clone(), entry);
-                self.again(place)
+                self.entries.insert(membership.clone(), entry);
+                self.next_change(membership)
             }
             PresenceUpdate::Leave { session, announce } => {
-                let place = (room.clone(), session);
-                let entry = self.places.get_mut(&place)?;
-                if !entry.sent {
-                    // Redis was too busy to hear of its coming: nobody has to hear of its going.
-                    self.places.remove(&place);
-                    self.unwritten.remove(&place);
+                let membership = Membership { room: room.clone(), session };
+                let entry = self.entries.get_mut(&membership)?;
+                if !entry.was_sent {
+                    // Redis was too busy to get the session's arrival, so it need not get the leave either.
+                    self.entries.remove(&membership);
+                    self.unwritten.remove(&membership);
                     return None;
                 }
-                (entry.present, entry.announced, entry.quiet) = (false, announce, false);
-                self.again(place)
+                (entry.is_present, entry.announce, entry.is_silent) = (false, announce, false);
+                self.next_change(membership)
             }
         }
     }
 
-    /// What to send for Redis to know how it stands now.
-    fn again(&mut self, place: Place) -> Option<Unsent> {
-        let entry = self.places.get_mut(&place)?;
+    /// The change after which Redis has the entry as it is now.
+    fn next_change(&mut self, membership: Membership) -> Option<NumberedChange> {
+        let entry = self.entries.get_mut(&membership)?;
         self.changes += 1;
         entry.change = self.changes;
-        let here = entry.present || entry.returning;
-        if here {
+        let is_present = entry.is_present || entry.is_returning;
+        // A leave is sent under the owner of the entry that it removes.
+        if is_present {
             entry.owner = self.owner;
         }
-        let payload = here.then(|| {
-            let who = entry.user.clone().map_or(Who::Session(place.1), Who::User);
-            envelope::presence_payload(&who, entry.info.as_deref())
+        let enter = is_present.then(|| {
+            let who = entry.user.clone().map_or(Who::Session(membership.session), Who::User);
+            let payload = envelope::presence_payload(&who, entry.info.as_deref());
+            PresenceEntry { payload, announce_leave: entry.announce }
         });
-        self.unwritten.remove(&place);
-        let tell = entry.announced && !entry.quiet;
-        let (owner, change, announced) = (entry.owner, entry.change, entry.announced);
-        Some(Unsent { place, owner, change, payload, announced, tell })
+        self.unwritten.remove(&membership);
+        let change = PresenceChange {
+            room: membership.room.clone(),
+            session: membership.session,
+            owner: entry.owner,
+            enter,
+            announce: entry.announce && !entry.is_silent,
+        };
+        Some(NumberedChange { membership, number: entry.change, change })
     }
 
-    /// Sends it. One that comes back was not taken.
-    fn send(&mut self, attend: Attend, to: &Publisher) -> Option<(Attend, BrokerError)> {
-        let place = attend.unsent.place.clone();
-        let refused = to.update_presence(attend);
-        if refused.is_none()
-            && let Some(entry) = self.places.get_mut(&place)
-        {
-            entry.sent = true;
-        }
-        refused
-    }
-
-    fn settled(&mut self, place: &Place, change: u64, written: bool) {
-        let Some(entry) = self.places.get_mut(place) else { return };
-        if entry.change != change {
+    /// Takes the result of a change.
+    fn settle(&mut self, membership: &Membership, number: u64, is_written: bool) {
+        let Some(entry) = self.entries.get_mut(membership) else { return };
+        if entry.change != number {
             return;
         }
-        if !written {
-            self.unwritten.insert(place.clone());
-        } else if entry.returning {
-            (entry.returning, entry.quiet) = (false, false);
-            self.farewells.push((FAREWELL_ROUNDS, place.clone()));
-        } else if entry.present {
-            (entry.written, entry.quiet) = (true, false);
+        if !is_written {
+            self.unwritten.insert(membership.clone());
+        } else if entry.is_returning {
+            (entry.is_returning, entry.is_silent) = (false, false);
+            self.deferred_leaves.push(DeferredLeave { membership: membership.clone(), rounds_left: LEAVE_ROUNDS });
+        } else if entry.is_present {
+            (entry.was_written, entry.is_silent) = (true, false);
         } else {
-            self.places.remove(place);
+            self.entries.remove(membership);
         }
     }
-}
-
-struct Unsent {
-    place: Place,
-    owner: NodeId,
-    change: u64,
-    payload: Option<Vec<u8>>,
-    announced: bool,
-    tell: bool,
-}
-
-impl Unsent {
-    fn with(self, roster: &Arc<Roster>, done: Option<oneshot::Sender<Result<(), BrokerError>>>) -> Attend {
-        Attend { unsent: self, roster: Some(Arc::clone(roster)), done }
-    }
-}
-
-/// A change on its way to Redis. Dropped on the way it counts as unwritten.
-pub(crate) struct Attend {
-    unsent: Unsent,
-    roster: Option<Arc<Roster>>,
-    done: Option<oneshot::Sender<Result<(), BrokerError>>>,
-}
-
-impl Attend {
-    pub(crate) fn room(&self) -> &Room {
-        &self.unsent.place.0
-    }
-
-    pub(crate) fn command(&self, maker: &Maker) -> Cmd {
-        let Unsent { place, owner, payload, announced, tell, .. } = &self.unsent;
-        let what = match payload {
-            Some(payload) => What::Enter { payload, announced: *announced },
-            None => What::Leave,
-        };
-        maker.update_presence(&Change { room: &place.0, session: &place.1, owner: *owner, what, tell: *tell }, now_ms())
-    }
-
-    pub(crate) fn settle(mut self, outcome: Result<(), BrokerError>) {
-        self.end(outcome);
-    }
-
-    fn end(&mut self, outcome: Result<(), BrokerError>) {
-        let Some(roster) = self.roster.take() else { return };
-        roster.state().settled(&self.unsent.place, self.unsent.change, outcome.is_ok());
-        if let Some(done) = self.done.take() {
-            // Whoever asked may not want to know.
-            let _ = done.send(outcome);
-        }
-    }
-}
-
-impl Drop for Attend {
-    fn drop(&mut self) {
-        self.end(Err(BrokerError::Unavailable));
-    }
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SessionId;
 
     fn enter(user: &str) -> PresenceUpdate {
         PresenceUpdate::Enter {
@@ -348,55 +334,61 @@ mod tests {
     const LEAVE: PresenceUpdate = PresenceUpdate::Leave { session: SessionId(*b"session-0001"), announce: true };
 
     #[test]
-    fn an_answer_to_an_earlier_change_settles_nothing() {
+    fn the_result_of_an_earlier_change_is_ignored() {
         let roster = Roster::new(NodeId(1));
         let mut state = roster.state();
         let room = Room::parse("a").unwrap();
-        let came = state.note(&room, enter("ann")).unwrap();
-        state.places.get_mut(&came.place).unwrap().sent = true;
-        let left = state.note(&room, LEAVE).unwrap();
-        state.settled(&came.place, came.change, false);
+        let arrival = state.record(&room, enter("ann")).unwrap();
+        state.entries.get_mut(&arrival.membership).unwrap().was_sent = true;
+        let leave = state.record(&room, LEAVE).unwrap();
+        state.settle(&arrival.membership, arrival.number, false);
         assert!(state.unwritten.is_empty(), "the later change is on its way");
-        state.settled(&left.place, left.change, false);
+        state.settle(&leave.membership, leave.number, false);
         assert_eq!(state.unwritten.len(), 1);
-        let again = state.again(left.place).unwrap();
-        assert!(again.payload.is_none() && again.tell);
-        state.settled(&again.place, again.change, true);
-        assert!(state.places.is_empty() && state.unwritten.is_empty());
+        let again = state.next_change(leave.membership).unwrap();
+        assert!(again.change.enter.is_none() && again.change.announce);
+        state.settle(&again.membership, again.number, true);
+        assert!(state.entries.is_empty() && state.unwritten.is_empty());
     }
 
     #[test]
-    fn what_redis_forgot_is_written_again_in_silence_but_what_it_never_had_is_told() {
+    fn what_redis_forgot_is_written_again_silently_and_what_it_never_had_is_announced() {
         let roster = Roster::new(NodeId(1));
         let rooms = ["a", "b"].map(|name| Room::parse(name).unwrap());
-        let unsent = rooms.each_ref().map(|room| roster.state().note(room, enter("ann")).unwrap());
-        roster.state().settled(&unsent[0].place, unsent[0].change, true);
-        for (loss, tell) in [(Loss::Forgotten, [false, true]), (Loss::Swept, [true, true])] {
+        let changes = rooms.each_ref().map(|room| roster.state().record(room, enter("ann")).unwrap());
+        roster.state().settle(&changes[0].membership, changes[0].number, true);
+        for (loss, announce) in [(Loss::Forgotten, [false, true]), (Loss::Swept, [true, true])] {
             roster.rewrite(loss);
-            for (unsent, tell) in unsent.iter().zip(tell) {
+            for (change, announce) in changes.iter().zip(announce) {
                 let mut state = roster.state();
-                let again = state.again(unsent.place.clone()).unwrap();
-                assert_eq!((again.tell, again.owner), (tell, state.owner), "{loss:?} in {}", unsent.place.0);
+                let again = state.next_change(change.membership.clone()).unwrap();
+                let again = again.change;
+                assert_eq!(
+                    (again.announce, again.owner),
+                    (announce, state.owner),
+                    "{loss:?} in {}",
+                    change.membership.room
+                );
                 assert_ne!(again.owner, NodeId(1));
             }
         }
     }
 
-    /// A million joins and leaves that Redis was too busy for were kept, and written long after.
+    /// The roster used to keep a million joins and leaves that Redis was too busy for, and wrote them long after.
     #[test]
-    fn who_leaves_before_redis_could_be_told_of_the_coming_is_forgotten() {
+    fn a_session_that_leaves_before_its_arrival_was_sent_is_forgotten() {
         let roster = Arc::new(Roster::new(NodeId(1)));
         let room = Room::parse("a").unwrap();
-        let came = roster.state().note(&room, enter("ann")).unwrap();
-        came.with(&roster, None).settle(Err(BrokerError::Overloaded));
-        assert!(roster.state().note(&room, LEAVE).is_none());
+        let arrival = roster.state().record(&room, enter("ann")).unwrap();
+        roster.command(arrival, oneshot::channel().0).complete(Err(BrokerError::Overloaded));
+        assert!(roster.state().record(&room, LEAVE).is_none());
         assert!(roster.is_empty() && roster.state().unwritten.is_empty());
     }
 
     #[test]
-    fn who_was_never_here_leaves_without_a_trace() {
+    fn the_leave_of_an_unknown_session_changes_nothing() {
         let roster = Roster::new(NodeId(1));
-        assert!(roster.state().note(&Room::parse("a").unwrap(), LEAVE).is_none());
+        assert!(roster.state().record(&Room::parse("a").unwrap(), LEAVE).is_none());
         assert!(roster.is_empty() && roster.state().unwritten.is_empty());
     }
 }

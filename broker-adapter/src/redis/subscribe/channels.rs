@@ -1,50 +1,50 @@
-//! Subscribing and unsubscribing channels: all in one command, or in a cluster one by one, since the channels of one
-//! SSUBSCRIBE must share a slot and the client library does not know how many confirmations one brings.
+//! Subscribes and unsubscribes channels: all with one command, or in a cluster with one command each. The channels of one
+//! SSUBSCRIBE must share a slot, and the client library does not know how many confirmations one brings.
 
-use crate::redis::commands::Maker;
 use redis::{ErrorKind, Pipeline, PushKind, RedisResult, Value, aio::MultiplexedConnection};
 
-/// Answers when every channel is confirmed.
+/// Returns when every channel is confirmed.
 pub(crate) async fn subscribe(
     conn: &mut MultiplexedConnection,
-    maker: &Maker,
+    is_sharded: bool,
     channels: Vec<String>,
 ) -> RedisResult<()> {
-    if maker.is_sharded() {
+    if is_sharded {
         return one_by_one(conn, "SSUBSCRIBE", &PushKind::SSubscribe, &channels).await;
     }
     conn.subscribe(channels).await
 }
 
-/// Answers when every channel is left.
+/// Returns when every channel is left.
 pub(crate) async fn unsubscribe(
     conn: &mut MultiplexedConnection,
-    maker: &Maker,
+    is_sharded: bool,
     channels: Vec<String>,
 ) -> RedisResult<()> {
-    if maker.is_sharded() {
+    if is_sharded {
         return one_by_one(conn, "SUNSUBSCRIBE", &PushKind::SUnsubscribe, &channels).await;
     }
     conn.unsubscribe(channels).await
 }
 
-/// Fails unless each answer is the confirmation of its own channel: see `Rails::receiver`.
+/// Fails unless each reply is the confirmation of its own channel. When a slot moves, the server sends unsubscriptions of
+/// its own, and the client library takes one for the reply to whatever command is waiting.
 async fn one_by_one(
     conn: &mut MultiplexedConnection,
     command: &str,
-    confirms: &PushKind,
+    confirmation: &PushKind,
     channels: &[String],
 ) -> RedisResult<()> {
     let mut pipe = Pipeline::with_capacity(channels.len());
     for channel in channels {
         pipe.cmd(command).arg(channel);
     }
-    let answers = conn.send_packed_commands(&pipe, 0, channels.len()).await?;
-    for (channel, answer) in channels.iter().zip(answers) {
-        match answer {
-            Value::Push { kind, data } if kind == *confirms && is(data.first(), channel) => {}
+    let replies = conn.send_packed_commands(&pipe, 0, channels.len()).await?;
+    for (channel, reply) in channels.iter().zip(replies) {
+        match reply {
+            Value::Push { kind, data } if kind == *confirmation && is(data.first(), channel) => {}
             Value::ServerError(error) => return Err(error.into()),
-            _ => return Err((ErrorKind::UnexpectedReturnType, "the answer to something else").into()),
+            _ => return Err((ErrorKind::UnexpectedReturnType, "the reply to another command").into()),
         }
     }
     Ok(())

@@ -4,7 +4,10 @@ use super::{Gateway, connect, server::Server, until};
 use crate::{
     Broker, BrokerError, Cursor, Gap, Offset, Publication, Publish, Reply, Room, Ticket,
     contract::{Node, WAIT_MAX, message, offsets, room, texts},
-    redis::{ConnectError, RedisBroker, keys::Names, keys::Part},
+    redis::{
+        ConnectError, RedisBroker,
+        keys::{Keys, Part},
+    },
 };
 use bytes::Bytes;
 use std::sync::{
@@ -228,7 +231,7 @@ async fn joins_wait_while_redis_is_away() {
 async fn evicted_keys_are_a_gap_and_never_a_false_continuity() {
     let server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
-    let names = Names::new("fanfare");
+    let names = Keys::new("fanfare", false);
     let (stream, meta) = (room("no-stream"), room("no-meta"));
     let mut begins = Vec::new();
     for room in [&stream, &meta] {
@@ -260,7 +263,7 @@ async fn envelopes_of_another_version_are_counted_and_dropped() {
     let a = Gateway::connect(server.config()).await;
     let room = room("future");
     a.node.subscribe(&room).await;
-    server.tell(&format!("PUBLISH {} {}", Names::new("fanfare").of(Part::Channel, &room), "x".repeat(80))).await;
+    server.tell(&format!("PUBLISH {} {}", Keys::new("fanfare", false).of(Part::Channel, &room), "x".repeat(80))).await;
     until("the count", WAIT_MAX, || async { a.broker.status().unreadable == 1 }).await;
     a.node.say(&room, "hi").await;
     assert_eq!(a.node.seen.messages(&room, 1).await.len(), 1);

@@ -30,7 +30,7 @@ async fn one_of_two_servers_away_is_felt_in_its_rooms_only() {
     let mut servers = [Server::start().await, Server::start().await];
     let (a, b) = (Gateway::connect(both(&servers)).await, Gateway::connect(both(&servers)).await);
     let names = names(&servers);
-    let rooms = [0, 1].map(|at| room_where("away", |partition| partition.place(&names) == at));
+    let rooms = [0, 1].map(|at| room_where("away", |partition| partition.choose(&names) == at));
     let enter = PresenceUpdate::Enter { session: SessionId([1; 12]), user: None, info: None, announce: true };
     for room in &rooms {
         b.node.subscribe(room).await;

@@ -5,7 +5,7 @@ use super::{Config, Gateway, server::Server};
 use crate::{
     Broker, Cursor, Offset, Room,
     contract::{room, texts},
-    redis::keys::{Names, Part},
+    redis::keys::{Keys, Part},
 };
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn swept(server: &Server) -> Config {
 
 /// A room's meta and stream.
 fn keys(room: &Room) -> Vec<String> {
-    let names = Names::new("fanfare");
+    let names = Keys::new("fanfare", false);
     vec![names.of(Part::Meta, room), names.of(Part::Stream, room)]
 }
 

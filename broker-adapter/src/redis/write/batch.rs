@@ -1,77 +1,79 @@
-//! What one pipeline carries, as calls: publishes of one room that wait together go as one, so that Redis runs one script
-//! and each node reads one push for all of them. Called by `publisher.rs`; sends nothing and waits for nothing.
+//! Packs the commands of one pipeline into calls. Publishes into one room that wait together become one call, so that Redis
+//! runs one script and each node reads one push for all of them. Sends nothing and waits for nothing.
 
-use crate::redis::{
-    commands::{self, Maker},
-    presence::roster::Attend,
-    write::publisher::{Answer, Command, What},
+use crate::{
+    BrokerError, Offset, Publish, Published, Retention, Room,
+    redis::{
+        commands::{self, CommandBuilder, NumberedPublish},
+        fence::Fence,
+        write::command::{Command, PendingPublish, PresenceCommand, QueuedCommand},
+    },
 };
-use crate::{BrokerError, Offset, Publish, Published, Retention, Room};
 use redis::{Cmd, Value};
 use std::collections::HashMap;
 use tokio::sync::oneshot;
 
-/// Messages in one call: a script that runs longer than half a millisecond would be felt by everybody else.
+/// Messages in one call: a script that runs longer than half a millisecond would delay all other clients of Redis.
 const MESSAGES_MAX: usize = 64;
 /// Bytes of payload in one call, unless its first message alone is larger.
 const BYTES_MAX: usize = 64 * 1024;
 
-/// One command for Redis, and who waits for its answer.
+/// One command for Redis, and what is done with the reply.
 pub(crate) enum Call {
     /// Messages of one room, in the order in which they were published.
     Publish(Messages),
-    Attend(Attend),
+    Presence(PresenceCommand),
     Other {
         cmd: Cmd,
-        answer: oneshot::Sender<Result<Value, BrokerError>>,
+        reply: oneshot::Sender<Result<Value, BrokerError>>,
     },
 }
 
-/// At least one message; all of one room and retention, and more than one only without idempotency keys.
+/// At least one message. All are of one room and one retention; more than one only without idempotency keys.
 #[derive(Default)]
 pub(crate) struct Messages {
-    list: Vec<(Publish, u64)>,
-    answers: Vec<Answer>,
+    list: Vec<NumberedPublish>,
+    pending: Vec<PendingPublish>,
     bytes: usize,
 }
 
-/// Which call still takes messages of a room.
-type Open = HashMap<Room, usize>;
+/// The index of the call that still takes messages, for each room.
+type OpenCalls = HashMap<Room, usize>;
 
-/// Calls that keep the order of commands within each room.
-pub(crate) fn calls(commands: Vec<Command>) -> Vec<Call> {
+/// Packs commands into calls that keep the order of commands within each room.
+pub(crate) fn calls(commands: Vec<QueuedCommand>) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::with_capacity(commands.len());
-    let mut open = Open::new();
-    for command in commands {
-        match command.what {
-            What::Publish { publish, number, answer } => add(&mut calls, &mut open, (publish, number), answer),
-            What::Attend(attend) => {
-                // Who comes and then speaks is announced before it is heard.
-                open.remove(attend.room());
-                calls.push(Call::Attend(attend));
+    let mut open = OpenCalls::new();
+    for queued in commands {
+        match queued.command {
+            Command::Publish { message, pending } => add(&mut calls, &mut open, message, pending),
+            Command::Presence(command) => {
+                // A message that follows must not join an earlier call: members would get it before the event.
+                open.remove(&command.change.room);
+                calls.push(Call::Presence(command));
             }
-            What::Other { cmd, answer } => calls.push(Call::Other { cmd, answer }),
+            Command::Other { cmd, reply } => calls.push(Call::Other { cmd, reply }),
         }
     }
     calls
 }
 
-fn add(calls: &mut Vec<Call>, open: &mut Open, message: (Publish, u64), answer: Answer) {
-    let keyed = message.0.key.is_some();
-    if !keyed
-        && let Some(at) = open.get(&message.0.room)
+/// Adds a message to its room's open call, or to a new one. A message with an idempotency key gets a call of its own, and
+/// closes the room's open call, so that later messages come after it.
+fn add(calls: &mut Vec<Call>, open: &mut OpenCalls, message: NumberedPublish, pending: PendingPublish) {
+    let room = &message.publish.room;
+    if message.publish.key.is_some() {
+        open.remove(room);
+    } else if let Some(at) = open.get(room)
         && let Some(Call::Publish(messages)) = calls.get_mut(*at)
-        && messages.has_room_for(&message.0)
+        && messages.has_room_for(&message.publish)
     {
-        return messages.push(message, answer);
-    }
-    if keyed {
-        open.remove(&message.0.room);
+        return messages.push(message, pending);
     } else {
-        open.insert(message.0.room.clone(), calls.len());
+        open.insert(room.clone(), calls.len());
     }
     let mut messages = Messages::default();
-    messages.push(message, answer);
+    messages.push(message, pending);
     calls.push(Call::Publish(messages));
 }
 
@@ -82,26 +84,26 @@ impl Messages {
             && self.retention() == publish.retention
     }
 
-    fn push(&mut self, (publish, number): (Publish, u64), answer: Answer) {
-        self.bytes += publish.payload.len();
-        self.list.push((publish, number));
-        self.answers.push(answer);
+    fn push(&mut self, message: NumberedPublish, pending: PendingPublish) {
+        self.bytes += message.publish.payload.len();
+        self.list.push(message);
+        self.pending.push(pending);
     }
 
     fn retention(&self) -> Option<Retention> {
-        self.list.first().and_then(|(publish, _)| publish.retention)
+        self.list.first().and_then(|message| message.publish.retention)
     }
 
-    /// Each one's place follows from that of the first.
-    fn settle(self, value: Result<Value, BrokerError>) {
-        let first = value.and_then(|value| {
-            commands::published(&value)
-                .ok_or_else(|| BrokerError::Protocol("an answer to a publish that is none".into()))
+    /// The reply names the cursor of the first message; the others have the offsets after it.
+    fn complete(self, result: Result<Value, BrokerError>) {
+        let first = result.and_then(|reply| {
+            let malformed = || BrokerError::Protocol("malformed reply to a publish".into());
+            commands::published(&reply).ok_or_else(malformed)
         });
-        for (place, answer) in (0..).zip(self.answers) {
-            answer.give(first.clone().map(|first| Published {
+        for (distance, pending) in (0..).zip(self.pending) {
+            pending.complete(first.clone().map(|first| Published {
                 cursor: first.cursor.map(|mut cursor| {
-                    cursor.offset = Offset(cursor.offset.0 + place);
+                    cursor.offset = Offset(cursor.offset.0 + distance);
                     cursor
                 }),
                 ..first
@@ -111,20 +113,20 @@ impl Messages {
 }
 
 impl Call {
-    pub(crate) fn command(&self, maker: &Maker) -> Cmd {
+    pub(crate) fn command(&self, builder: &CommandBuilder, fence: &Fence) -> Cmd {
         match self {
-            Self::Publish(messages) => maker.publish(&messages.list),
-            Self::Attend(attend) => attend.command(maker),
+            Self::Publish(messages) => builder.publish(fence, &messages.list),
+            Self::Presence(command) => builder.presence(&command.change),
             Self::Other { cmd, .. } => cmd.clone(),
         }
     }
 
-    /// Tells everybody who waits what Redis answered.
-    pub(crate) fn settle(self, value: Result<Value, BrokerError>) {
+    /// Reports the result to all callers whose commands are in the call.
+    pub(crate) fn complete(self, result: Result<Value, BrokerError>) {
         match self {
-            Self::Publish(messages) => messages.settle(value),
-            Self::Attend(attend) => attend.settle(value.map(drop)),
-            Self::Other { answer, .. } => drop(answer.send(value)),
+            Self::Publish(messages) => messages.complete(result),
+            Self::Presence(command) => command.complete(result.map(drop)),
+            Self::Other { reply, .. } => drop(reply.send(result)),
         }
     }
 }
@@ -136,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
     use std::time::{Duration, Instant};
 
-    fn publish(room: u8, keyed: bool, bytes: usize, number: u64) -> Command {
+    fn publish(room: u8, keyed: bool, bytes: usize, number: u64) -> QueuedCommand {
         let publish = Publish {
             room: Room::parse(&format!("r{room}")).unwrap(),
             payload: vec![b'x'; bytes].into(),
@@ -145,22 +147,24 @@ mod tests {
             key: keyed.then(|| IdempotencyKey::parse(&number.to_string()).unwrap()),
             retention: Some(Retention { messages: 10, ttl: Duration::from_secs(60) }),
         };
-        Command { what: What::Publish { publish, number, answer: Answer::nobody() }, since: Instant::now() }
+        let message = NumberedPublish { publish, number };
+        let command = Command::Publish { message, pending: PendingPublish::without_reply() };
+        QueuedCommand { command, since: Instant::now() }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
-        /// Every message is in one call, in the order of its room; keys stand alone; no call is too large.
+        /// Every message is in one call, in the order of its room; keyed messages are alone; no call is too large.
         #[test]
-        fn rooms_keep_their_order(list in proptest::collection::vec((0u8..3, proptest::bool::weighted(0.2), 0usize..30_000), 0..120)) {
+        fn every_room_keeps_the_order_of_its_messages(list in proptest::collection::vec((0u8..3, proptest::bool::weighted(0.2), 0usize..30_000), 0..120)) {
             let commands = (0..).zip(&list).map(|(n, (room, keyed, bytes))| publish(*room, *keyed, *bytes, n)).collect();
             let mut seen: HashMap<Room, Vec<u64>> = HashMap::new();
             for call in calls(commands) {
                 let Call::Publish(messages) = call else { panic!("only publishes went in") };
                 prop_assert!(messages.list.len() <= MESSAGES_MAX);
                 prop_assert!(messages.list.len() == 1 || messages.bytes <= BYTES_MAX);
-                prop_assert!(messages.list.len() == 1 || messages.list.iter().all(|(p, _)| p.key.is_none()));
-                for (publish, number) in &messages.list {
+                prop_assert!(messages.list.len() == 1 || messages.list.iter().all(|m| m.publish.key.is_none()));
+                for NumberedPublish { publish, number } in &messages.list {
                     seen.entry(publish.room.clone()).or_default().push(*number);
                 }
             }
@@ -172,11 +176,11 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_together_goes_together() {
+    fn messages_of_one_room_that_wait_together_become_one_call() {
         let commands = [(1, false), (2, false), (1, false), (1, true), (1, false)];
         let commands = (0..).zip(commands).map(|(n, (room, keyed))| publish(room, keyed, 10, n)).collect();
         let numbers = |call: &Call| match call {
-            Call::Publish(messages) => messages.list.iter().map(|(_, number)| *number).collect::<Vec<_>>(),
+            Call::Publish(messages) => messages.list.iter().map(|message| message.number).collect::<Vec<_>>(),
             _ => vec![],
         };
         assert_eq!(calls(commands).iter().map(numbers).collect::<Vec<_>>(), [vec![0, 2], vec![1], vec![3], vec![4]]);
