@@ -4,15 +4,12 @@
 use crate::{
     admin::{self, Admin},
     api,
-    auth::{OriginPolicy, PeerPolicy},
     config::Config,
-    drain::Drain,
-    leases::{self, Leases},
-    metrics::Metrics,
-    node::Node,
+    node::{Node, drain::Drain, inbox::Inbox, leases::Leases, metrics::Metrics},
+    policy::{origin::OriginPolicy, peer::PeerPolicy},
     session::OutboxLimits,
-    shard::{Inbox, Shard},
-    transport::{self, Arrival, ShardDoor, WAITING_MAX},
+    shard::Shard,
+    transport::{self, Arrival, ShardHandle, WAITING_MAX},
 };
 use axum::Router;
 use fanfare_broker::{Broker, MemoryBroker, Subscriber, SubscriberId, redis::RedisBroker};
@@ -78,7 +75,8 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
         std::fs::write(path, body).map_err(|why| StartError::ReadyFile { path: path.display().to_string(), why })?;
     }
     let listener = tokio::net::TcpListener::from_std(public)?;
-    tokio::spawn(leases::expire(Arc::clone(&node)));
+    let leasing = Arc::clone(&node);
+    tokio::spawn(async move { leasing.leases.expire().await });
     let acceptor =
         tokio::spawn(transport::accept(listener, doors, Arc::clone(&node.metrics), node.limits.accepts_per_second));
     node.drain.start();
@@ -164,6 +162,7 @@ pub(crate) fn node(
         id: broker.status().node,
         name: config.node.clone(),
         route: route(config.advertise.unwrap_or_else(|| reachable(listen))),
+        leases: Leases::new(Arc::clone(&broker), config.classes.clone()),
         broker,
         classes: config.classes.clone(),
         limits,
@@ -175,8 +174,6 @@ pub(crate) fn node(
         shard_outbox_bytes: (total / config.shards).max(limits.outbox_bytes),
         origins: OriginPolicy::new(config.origins.clone()),
         peers: PeerPolicy::new(config.trusted_proxies.clone(), limits.connections_per_ip),
-        buffer: api::Buffer::new(Arc::clone(&metrics)),
-        leases: Leases::default(),
         metrics,
         drain,
         drain_window: config.drain,
@@ -210,7 +207,7 @@ fn spawn_shards(
     node: &Arc<Node>,
     inboxes: Vec<Arc<Inbox>>,
     with_demo: bool,
-) -> io::Result<(Vec<ShardDoor>, Vec<JoinHandle<()>>)> {
+) -> io::Result<(Vec<ShardHandle>, Vec<JoinHandle<()>>)> {
     let router = api::router(Arc::clone(node), with_demo);
     let spawn = |(i, inbox): (usize, Arc<Inbox>)| {
         let load = Arc::new(AtomicUsize::new(0));
@@ -228,7 +225,7 @@ fn spawn_shards(
                 Err(why) => tracing::error!(%why, "a shard has no runtime"),
             }
         })?;
-        Ok((ShardDoor { arrivals, load }, thread))
+        Ok((ShardHandle { arrivals, load }, thread))
     };
     let shards: io::Result<Vec<_>> = inboxes.into_iter().enumerate().map(spawn).collect();
     Ok(shards?.into_iter().unzip())
@@ -252,7 +249,7 @@ async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receive
     };
     let leave = async {
         shard.node.drain.begun().await;
-        Rc::clone(&shard).take_leave(shard.node.drain_window).await;
+        Rc::clone(&shard).drain(shard.node.drain_window).await;
     };
     tokio::select! {
         () = serve_arrivals => {}

@@ -4,11 +4,10 @@
 use crate::{
     app,
     config::{self, Config, Environment},
-    drain::Drain,
-    metrics::Metrics,
+    node::{drain::Drain, inbox::Inbox, metrics::Metrics},
     protocol::{FrameShape, native, put_frame},
     session::{Frames, Outbox, OutboxLimits, SLICES_MAX},
-    shard::{Crowd, Inbox},
+    shard::Crowd,
 };
 use bytes::{Bytes, BytesMut};
 use fanfare_broker::{
@@ -50,7 +49,7 @@ pub fn publication(data: &str, offset: u64) -> Publication {
         id: MessageId { node: NodeId(1), number: offset },
         author: Some(AUTHOR),
         ts_ms: 1_763_760_000_123,
-        payload: native::payload(data, None, native::From::Session(AUTHOR.into(), None)).into(),
+        payload: native::payload(data, None, native::Sender::Session(AUTHOR, None)).into(),
     }
 }
 

@@ -4,28 +4,19 @@
 mod admin;
 mod api;
 mod app;
-mod assets;
-mod auth;
 #[doc(hidden)]
 pub mod bench;
-mod class;
 mod cli;
 mod client;
-mod close;
-mod command;
 mod config;
-mod drain;
-mod error;
-mod event;
-mod leases;
-mod limits;
-mod live;
-mod metrics;
+mod http;
 mod node;
-mod problem;
+mod policy;
 mod protocol;
+mod random;
 mod session;
 mod shard;
+mod time;
 mod transport;
 
 use cli::Invocation;

@@ -1,7 +1,7 @@
-//! What operators ask: metrics, health, drain. On a thread and runtime of its own, so that it answers while the data
-//! plane is saturated. Sees counters and switches only.
+//! The operator's port: metrics, health, drain. It has its own thread and runtime, so that it answers while the shards are
+//! saturated. It reads counters and switches only.
 
-use crate::{drain::Drain, metrics::Metrics};
+use crate::node::{drain::Drain, metrics::Metrics};
 use axum::{
     Router,
     extract::{RawQuery, State},
@@ -12,7 +12,7 @@ use axum::{
 use fanfare_broker::Broker;
 use std::{io, net::TcpListener, sync::Arc};
 
-/// What the admin listener looks at.
+/// What the admin port reads.
 #[derive(Clone)]
 pub(crate) struct Admin {
     pub(crate) broker: Arc<dyn Broker>,
@@ -25,7 +25,7 @@ pub(crate) struct Admin {
 /// Serves for as long as the process lives.
 ///
 /// # Errors
-/// When the thread or its runtime cannot be had.
+/// The operating system refuses a thread or a runtime.
 pub(crate) fn spawn(admin: Admin, listener: TcpListener) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
@@ -56,24 +56,25 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
 }
 
-/// 200 while new clients are welcome. A lost backplane alone does not change that, since all nodes would leave the
-/// balancer at once; who wants it otherwise asks with `?backplane=1` or sets `ready_needs_backplane`.
+/// 200 while the node takes new clients. A lost backplane alone does not make the node unready, since all nodes would leave the
+/// load balancer at once; `?backplane=1` or the option `ready_needs_backplane` changes that.
 async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
     let up = admin.broker.status().up;
-    let asked = query.as_deref().unwrap_or_default().split('&').any(|pair| pair == "backplane=1");
+    let backplane_asked = query.as_deref().unwrap_or_default().split('&').any(|pair| pair == "backplane=1");
     let state = match (admin.drain.is_draining(), admin.drain.is_ready()) {
         (true, _) => "draining",
         (false, false) => "starting",
         (false, true) => "ready",
     };
-    let fine = admin.drain.is_ready() && (up || !(asked || admin.ready_needs_backplane));
+    let fine = admin.drain.is_ready() && (up || !(backplane_asked || admin.ready_needs_backplane));
     let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let backplane = if up { "up" } else { "down" };
     let body = format!("{{\"status\":\"{state}\",\"backplane\":\"{backplane}\"}}\n");
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// Begins what SIGTERM begins. A request that a web page sends is refused: operators' tools name no origin.
+/// Begins a drain, as SIGTERM does. A request with an `Origin` comes from a web page and is refused: operators' tools send
+/// none.
 async fn drain(State(admin): State<Admin>, headers: HeaderMap) -> StatusCode {
     if headers.contains_key(header::ORIGIN) {
         return StatusCode::FORBIDDEN;

@@ -3,7 +3,7 @@
 //! away is forgotten. Messages of one room go out in the order in which they came to this node, one at a time; retries
 //! carry an idempotency key, so that however often one is sent, it is one publication.
 
-use crate::{error::Refusal, metrics::Metrics};
+use crate::{node::metrics::Metrics, protocol::error::Refusal};
 use fanfare_broker::{Broker, BrokerError, IdempotencyKey, Publish, PublishResult, Reply, Room};
 use std::{
     hash::{DefaultHasher, Hash, Hasher},

@@ -2,10 +2,9 @@
 
 use super::{Named, named};
 use crate::{
-    auth::{self, Act},
-    error::Refusal,
     node::Node,
-    shard::ControlMessage,
+    policy::rights::{self, Act},
+    protocol::{control::ControlMessage, error::Refusal},
 };
 use axum::{extract::State, http::StatusCode};
 use fanfare_broker::{NodeTarget, Room};
@@ -18,14 +17,14 @@ pub(super) async fn member(
 ) -> Result<StatusCode, Refusal> {
     let (room, user) = named(path)?;
     let room = Room::parse(&room)?;
-    auth::permit(None, Act::Administer, &room)?;
+    rights::permit(None, Act::Administer, &room)?;
     tell(&node, &ControlMessage::Kick { room, user }).await
 }
 
 /// `DELETE /v1/users/{user}`.
 pub(super) async fn user(State(node): State<Arc<Node>>, path: Named<String>) -> Result<StatusCode, Refusal> {
     let user = named(path)?;
-    auth::permit_everywhere(None, Act::Administer)?;
+    rights::permit_everywhere(None, Act::Administer)?;
     tell(&node, &ControlMessage::Disconnect { user }).await
 }
 

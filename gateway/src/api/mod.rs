@@ -1,31 +1,44 @@
 //! The HTTP API (docs/protocol.md, section 7): for back ends in any language. Requests come from `transport::http`, after
 //! the checks that all requests pass; everything here goes straight to the broker, so that any node can take any request.
 
+mod assets;
 mod buffer;
 mod kick;
 mod publish;
 mod rooms;
 
-pub(crate) use buffer::Buffer;
-
 use crate::{
-    assets,
-    error::{ErrorCode, Refusal},
-    limits::ENVELOPE_BYTES,
+    http::problem::{method_not_allowed, problem},
     node::Node,
-    problem::{method_not_allowed, problem},
+    policy::limits::ENVELOPE_BYTES,
+    protocol::error::{ErrorCode, Refusal},
 };
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Path, rejection::PathRejection},
+    extract::{DefaultBodyLimit, FromRef, Path, rejection::PathRejection},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
+use buffer::Buffer;
 use fanfare_broker::Room;
 use std::sync::Arc;
 
 /// Bytes of a batch's body.
 const BATCH_BYTES: usize = 1 << 20;
+
+/// What the routes share.
+#[derive(Clone)]
+struct Api {
+    node: Arc<Node>,
+    /// Publishes that wait for the backplane (`?buffer=`).
+    buffer: Arc<Buffer>,
+}
+
+impl FromRef<Api> for Arc<Node> {
+    fn from_ref(api: &Api) -> Self {
+        Self::clone(&api.node)
+    }
+}
 
 /// The routes. A clone per connection is a few reference counts.
 pub(crate) fn router(node: Arc<Node>, with_demo: bool) -> Router {
@@ -45,7 +58,7 @@ pub(crate) fn router(node: Arc<Node>, with_demo: bool) -> Router {
         )
         .merge(assets::router(with_demo))
         .fallback(not_found)
-        .with_state(node)
+        .with_state(Api { buffer: Arc::new(Buffer::new(Arc::clone(&node.metrics))), node })
 }
 
 async fn wrong_method(allowed: &'static str) -> Response {

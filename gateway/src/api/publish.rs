@@ -1,15 +1,16 @@
 //! Publishing by HTTP: one message, or a batch with an answer for each.
 
-use super::{Named, buffer, room};
+use super::{Api, Named, buffer, room};
 use crate::{
-    auth::{self, Act},
-    error::{ErrorCode, Refusal},
-    node::{Node, unix_ms},
-    problem::json,
+    http::problem::json,
+    node::Node,
+    policy::rights::{self, Act},
     protocol::{
+        error::{ErrorCode, Refusal},
         json::{is_value, put_string},
         native,
     },
+    time::unix_ms,
 };
 use axum::{
     body::Body,
@@ -26,7 +27,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::{
     borrow::Cow,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -73,14 +73,14 @@ enum Receipt<'a> {
 
 /// `POST /v1/rooms/{room}`: the body is the data.
 pub(super) async fn one(
-    State(node): State<Arc<Node>>,
+    State(api): State<Api>,
     path: Named<String>,
     params: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response<Body>, Refusal> {
     let Ok(Query(Params { event, buffer })) = params else { return Err(twice()) };
-    let body = body.map_err(|why| unreadable(&why, node.limits.message_bytes))?;
+    let body = body.map_err(|why| unreadable(&why, api.node.limits.message_bytes))?;
     let text = std::str::from_utf8(&body).map_err(|_| Refusal::bad_request("the body is not UTF-8"))?;
     let data = data(text, headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()))?;
     let key = match headers.get(IDEMPOTENCY_KEY) {
@@ -88,9 +88,9 @@ pub(super) async fn one(
         None => None,
     };
     let wait = buffer.as_deref().map(buffer::wait).transpose()?;
-    let order = Order { wait, ..order(&node, room(path)?, &data, event.as_deref(), key)? };
+    let order = Order { wait, ..order(&api.node, room(path)?, &data, event.as_deref(), key)? };
     let room = order.room.clone();
-    let published = publish(&node, order).await?;
+    let published = publish(&api, order).await?;
     let cursor = published.cursor.map(|cursor| cursor.to_string());
     let receipt = Receipt::Published { room: room.as_str(), cursor };
     Ok(json(StatusCode::OK, serde_json::to_vec(&receipt).unwrap_or_default()))
@@ -110,7 +110,7 @@ struct Item<'a> {
 
 /// `POST /v1/publish`: an array of messages, an array of answers.
 pub(super) async fn batch(
-    State(node): State<Arc<Node>>,
+    State(api): State<Api>,
     params: Result<Query<BatchParams>, QueryRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response<Body>, Refusal> {
@@ -122,17 +122,17 @@ pub(super) async fn batch(
     if !(1..=BATCH_MAX).contains(&items.len()) {
         return Err(Refusal::bad_request(format!("a batch has 1 to {BATCH_MAX} messages")));
     }
-    let results = join_all(items.iter().map(|item| publish_item(&node, item, wait))).await;
+    let results = join_all(items.iter().map(|item| publish_item(&api, item, wait))).await;
     let receipts: Vec<Receipt<'_>> = results.iter().map(receipt).collect();
     Ok(json(StatusCode::OK, serde_json::to_vec(&receipts).unwrap_or_default()))
 }
 
-async fn publish_item(node: &Node, item: &RawValue, wait: Option<Duration>) -> Result<(Room, Published), Refusal> {
+async fn publish_item(api: &Api, item: &RawValue, wait: Option<Duration>) -> Result<(Room, Published), Refusal> {
     let item: Item<'_> =
         serde_json::from_str(item.get()).map_err(|why| Refusal::bad_request(format!("not a message: {why}")))?;
     let room = Room::parse(&item.room)?;
-    let order = order(node, room.clone(), item.data.get(), item.event.as_deref(), item.key.as_deref())?;
-    Ok((room, publish(node, Order { wait, ..order }).await?))
+    let order = order(&api.node, room.clone(), item.data.get(), item.event.as_deref(), item.key.as_deref())?;
+    Ok((room, publish(api, Order { wait, ..order }).await?))
 }
 
 fn receipt(result: &Result<(Room, Published), Refusal>) -> Receipt<'_> {
@@ -165,15 +165,15 @@ fn data<'a>(text: &'a str, content_type: Option<&str>) -> Result<Cow<'a, str>, R
 const CURL_DEFAULT: &str = "application/x-www-form-urlencoded";
 
 fn order(node: &Node, room: Room, data: &str, event: Option<&str>, key: Option<&str>) -> Result<Order, Refusal> {
-    auth::permit(None, Act::Publish, &room)?;
+    rights::permit(None, Act::Publish, &room)?;
     native::check_size(data, node.limits.message_bytes)?;
     let event = native::event_name(event.map(Cow::Borrowed))?;
     let key = key.map(|key| IdempotencyKey::parse(key).ok_or_else(|| Refusal::bad_request("key has 1 to 64 bytes")));
-    let payload = native::payload(data, event.as_deref(), native::From::Backend);
+    let payload = native::payload(data, event.as_deref(), native::Sender::Backend);
     Ok(Order { room, payload, key: key.transpose()?, wait: None })
 }
 
-async fn publish(node: &Node, order: Order) -> Result<Published, Refusal> {
+async fn publish(Api { node, buffer }: &Api, order: Order) -> Result<Published, Refusal> {
     let Order { room, payload, key, wait } = order;
     let began = Instant::now();
     let publish = Publish {
@@ -187,7 +187,7 @@ async fn publish(node: &Node, order: Order) -> Result<Published, Refusal> {
     node.metrics.published_http.inc();
     let handed_over = Instant::now();
     let outcome = match wait {
-        Some(wait) => node.buffer.publish(&*node.broker, publish, wait).await?,
+        Some(wait) => buffer.publish(&*node.broker, publish, wait).await?,
         None => buffer::publish_once(&*node.broker, publish).await?,
     };
     node.metrics.backplane_publish_seconds.observe(handed_over.elapsed().as_secs_f64());

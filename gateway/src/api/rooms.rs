@@ -2,13 +2,15 @@
 
 use super::{Named, room};
 use crate::{
-    auth::{self, Act},
-    command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
-    error::Refusal,
-    event::MemberView,
+    http::problem::json,
     node::Node,
-    problem::json,
-    protocol::native,
+    policy::rights::{self, Act},
+    protocol::{
+        command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
+        error::Refusal,
+        event::MemberView,
+        native,
+    },
 };
 use axum::{
     body::Body,
@@ -35,7 +37,7 @@ struct Occupancy<'a> {
 /// `GET /v1/rooms/{room}`.
 pub(super) async fn occupancy(State(node): State<Arc<Node>>, path: Named<String>) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
-    auth::permit(None, Act::Read, &room)?;
+    rights::permit(None, Act::Read, &room)?;
     let presence = node.broker.presence(&room, PresenceDetail::Counts).await?;
     let numbered = node.classes.of(room.as_str()).history.is_some();
     Ok(answer(&Occupancy {
@@ -67,7 +69,7 @@ pub(super) async fn list(
     State(node): State<Arc<Node>>,
     params: Result<Query<ListParams>, QueryRejection>,
 ) -> Result<Response<Body>, Refusal> {
-    auth::permit_everywhere(None, Act::Read)?;
+    rights::permit_everywhere(None, Act::Read)?;
     let Query(ListParams { prefix, after, limit }) = params.map_err(|_| wrong_query())?;
     let limit = limit.unwrap_or(ROOMS).clamp(1, ROOMS_MAX);
     let list = node.broker.rooms(RoomQuery { prefix, after, limit }).await?;
@@ -89,7 +91,7 @@ pub(super) async fn history(
     params: Result<Query<HistoryParams>, QueryRejection>,
 ) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
-    auth::permit(None, Act::History, &room)?;
+    rights::permit(None, Act::History, &room)?;
     let Query(HistoryParams { since, limit }) = params.map_err(|_| wrong_query())?;
     let since = native::cursor(since.map(Cow::Owned))?;
     let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX);
@@ -103,13 +105,13 @@ pub(super) async fn history(
 /// `GET /v1/rooms/{room}/presence`.
 pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
-    auth::permit(None, Act::Presence, &room)?;
+    rights::permit(None, Act::Presence, &room)?;
     if !node.classes.of(room.as_str()).presence {
         return Err(Refusal::presence_off());
     }
     let presence = node.broker.presence(&room, PresenceDetail::Members).await?;
     let members = presence.members.iter().map(MemberView::from).collect();
-    Ok(answer(&crate::event::Event::Presence { id: None, room: &room, count: presence.users, members }))
+    Ok(answer(&crate::protocol::event::Event::Presence { id: None, room: &room, count: presence.users, members }))
 }
 
 fn answer(value: &impl Serialize) -> Response<Body> {

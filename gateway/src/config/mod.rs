@@ -12,13 +12,13 @@ mod sections;
 mod tests;
 mod value;
 
-pub(crate) use crate::auth::{Network, Origin};
+pub(crate) use crate::policy::{origin::Origin, peer::Network};
 pub(crate) use environment::Environment;
 pub(crate) use fault::Faults;
 pub(crate) use options::{Kind, Spec, all as options};
 pub(crate) use value::{LogFormat, LogLevel, RedisUrl};
 
-use crate::{class::Classes, limits::Limits};
+use crate::policy::{class::Classes, limits::Limits};
 use fault::Place;
 use options::{CONFIG_FILE, Draft, OPTIONS};
 use std::{

@@ -5,7 +5,7 @@ use super::{
     options::{self, Kind, Spec},
     sections::{AUTH, Key, LIMITS, ROOMS},
 };
-use crate::limits::Limits;
+use crate::policy::limits::Limits;
 use std::fmt::Write as _;
 
 const HEAD: &str = "\

@@ -2,7 +2,7 @@
 //! `reference` prints the tables of keys. What the values mean is the business of the modules that own the types.
 
 use super::{file::Field, options::Draft, value};
-use crate::{
+use crate::policy::{
     class::{Class, Classes, Glob},
     limits::Limits,
 };

@@ -1,7 +1,7 @@
 //! The layers together: what wins, what is refused, and that everything wrong is said at once.
 
 use super::{options::Draft, *};
-use crate::class::Class;
+use crate::policy::class::Class;
 use std::{ffi::OsString, fs, sync::atomic::AtomicU32, sync::atomic::Ordering};
 
 fn environment(variables: &[(&str, &str)]) -> Environment {

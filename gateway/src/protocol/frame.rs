@@ -1,9 +1,9 @@
-//! `FrameShape` = protocol × carrier: all members whose bytes are the same share one encoded frame. Here are the
-//! carriers' envelopes; a server's WebSocket frames are unmasked, which is why they can be shared at all.
+//! The bytes around a JSON text on each transport that stays open. Members with the same [`FrameShape`] share one encoded
+//! frame; this works for WebSocket too, since a server's frames are not masked (RFC 6455 section 5.1).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// How a text reaches a client. The discriminant is an index into tables with an entry per shape.
+/// How a JSON text is framed for a client. The discriminant is an index into tables with one entry for each shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FrameShape {
     /// WebSocket text frames.
@@ -15,11 +15,11 @@ pub(crate) enum FrameShape {
 }
 
 impl FrameShape {
-    /// How many there are.
+    /// The number of shapes.
     pub(crate) const COUNT: usize = 3;
     pub(crate) const ALL: [Self; Self::COUNT] = [Self::WebSocket, Self::Event, Self::Line];
 
-    /// The transport, as metrics name it.
+    /// The label of the transport in metrics.
     pub(crate) const fn transport(self) -> &'static str {
         match self {
             Self::WebSocket => "ws",
@@ -49,12 +49,12 @@ pub(crate) fn put_frame(out: &mut BytesMut, shape: FrameShape, parts: &[&[u8]]) 
     }
 }
 
-/// Begins an event that is not a message: pages listen for it by its name.
+/// Begins a server-sent event with a name, by which pages listen for it. Messages have no name.
 pub(crate) fn name_event(out: &mut BytesMut, name: &str) {
     put_parts(out, b"event:", &[name.as_bytes(), b"\n"]);
 }
 
-/// Ends an event: what the client has had of all its rooms, if that is to be noted, and the blank line.
+/// Ends a server-sent event: its `id`, if it has one, and the blank line.
 pub(crate) fn end_event(out: &mut BytesMut, id: Option<&[u8]>) {
     if let Some(id) = id {
         put_parts(out, b"id:", &[id, b"\n"]);
@@ -91,7 +91,7 @@ fn put_websocket(out: &mut BytesMut, opcode: u8, parts: &[&[u8]]) {
 /// WebSocket control frames (RFC 6455 section 5.5).
 pub(crate) mod control_frame {
     use super::{Bytes, BytesMut, put_websocket};
-    use crate::close::CloseReason;
+    use crate::protocol::close::CloseReason;
 
     const CLOSE: u8 = 0x8;
     const PING: u8 = 0x9;
@@ -143,14 +143,14 @@ mod tests {
 
     #[test]
     fn a_close_frame_has_code_and_text() {
-        let bytes = control_frame::close(crate::close::CloseReason::Draining);
+        let bytes = control_frame::close(crate::protocol::close::CloseReason::Draining);
         assert_eq!(&bytes[..], b"\x88\x0a\x03\xf4draining");
     }
 
     #[test]
-    fn every_shape_has_a_place_of_its_own() {
-        for (place, shape) in FrameShape::ALL.into_iter().enumerate() {
-            assert_eq!(shape as usize, place);
+    fn every_shape_has_its_own_index() {
+        for (index, shape) in FrameShape::ALL.into_iter().enumerate() {
+            assert_eq!(shape as usize, index);
         }
     }
 }

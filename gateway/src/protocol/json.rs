@@ -1,11 +1,11 @@
-//! JSON text handled as text: what a publisher wrote reaches members byte for byte, less the white space between
-//! tokens. Nothing here builds a tree.
+//! JSON handled as text: members get the bytes that the publisher wrote, without the white space between tokens. Nothing
+//! here builds a tree of values.
 
 /// Appends valid JSON `text` without the white space between its tokens (RFC 8259 section 2).
 pub(crate) fn put_compact(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
     if !bytes.iter().any(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r')) {
-        out.extend_from_slice(bytes); // the usual case: machines write no white space
+        out.extend_from_slice(bytes); // the usual case: programs write no white space
         return;
     }
     out.reserve(bytes.len());

@@ -1,11 +1,11 @@
-//! The native protocol (docs/protocol.md): JSON objects, one a frame. Decoding borrows; a message is encoded once,
-//! from bytes that its publisher's node laid out, and never parsed again on its way.
+//! The codec of the native protocol (docs/protocol.md): one JSON object in each frame. Decoding borrows from the frame. The
+//! publisher's node lays out the JSON of a message once ([`payload`]); no other node parses it again.
 
 use super::{FrameShape, end_event, json, name_event, put_frame};
-use crate::{
+use crate::protocol::{
     command::{
-        Ask, Command, EVENT_BYTES_MAX, EXCLUDE_MAX, EchoWish, HISTORY_LIMIT, HISTORY_LIMIT_MAX, JoinOptions,
-        PresenceWish, PublishAsk, REQUEST_ID_MAX, RequestId,
+        Command, EVENT_BYTES_MAX, EXCLUDE_MAX, EchoWish, HISTORY_LIMIT, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish,
+        PublishRequest, REQUEST_ID_MAX, Request, RequestId,
     },
     error::{ErrorCode, Refusal},
     event::Event,
@@ -17,16 +17,16 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use std::{borrow::Cow, io::Write as _};
 
-/// A frame that is no command.
+/// Why a frame is not a command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum DecodeError {
     /// Not JSON, or JSON that is not an object: the session ends.
     NotOurProtocol,
-    /// A refusal to send, with what could be read of the request.
+    /// The refusal to send, with the request id if it could be read.
     Refused { id: RequestId, refusal: Refusal },
 }
 
-/// Every field of every command, as raw text; which of them matter depends on `type`.
+/// Every field of every command, as raw text. `type` decides which of them are read.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow, rename = "type")]
@@ -57,7 +57,7 @@ struct Fields<'a> {
     token: Option<&'a RawValue>,
 }
 
-/// For the one field of which `null` is a value like any other.
+/// For `data`, where `null` is a value and does not mean that the field is absent.
 fn even_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(from).map(Some)
 }
@@ -77,31 +77,31 @@ pub(crate) fn decode(text: &str) -> Result<Command<'_>, DecodeError> {
         _ => return Err(DecodeError::NotOurProtocol),
     };
     let id = request_id(fields.id).map_err(|refusal| DecodeError::Refused { id: None, refusal })?;
-    ask(&fields).map(|ask| Command { id, ask }).map_err(|refusal| DecodeError::Refused { id, refusal })
+    request(&fields).map(|request| Command { id, request }).map_err(|refusal| DecodeError::Refused { id, refusal })
 }
 
-fn ask<'a>(fields: &Fields<'a>) -> Result<Ask<'a>, Refusal> {
+fn request<'a>(fields: &Fields<'a>) -> Result<Request<'a>, Refusal> {
     let kind = string(fields.kind, "type")?.ok_or_else(|| Refusal::bad_request("type is missing"))?;
     match &*kind {
-        "join" => Ok(Ask::Join { room: room(fields)?, options: join_options(fields)? }),
-        "leave" => Ok(Ask::Leave { room: room(fields)? }),
-        "publish" => Ok(Ask::Publish(PublishAsk {
+        "join" => Ok(Request::Join { room: room(fields)?, options: join_options(fields)? }),
+        "leave" => Ok(Request::Leave { room: room(fields)? }),
+        "publish" => Ok(Request::Publish(PublishRequest {
             room: room(fields)?,
             data: fields.data.ok_or_else(|| Refusal::bad_request("data is missing"))?.get(),
             event: event_name(string(fields.event, "event")?)?,
             key: string(fields.key, "key")?,
         })),
-        "presence" => Ok(Ask::Presence { room: room(fields)? }),
-        "history" => Ok(Ask::History {
+        "presence" => Ok(Request::Presence { room: room(fields)? }),
+        "history" => Ok(Request::History {
             room: room(fields)?,
             since: cursor(string(fields.since, "since")?)?,
             limit: number(fields.limit, "limit")?.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX),
         }),
         "auth" => match string(fields.token, "token")? {
-            Some(_) => Ok(Ask::Auth),
+            Some(_) => Ok(Request::Auth),
             None => Err(Refusal::bad_request("token is missing")),
         },
-        "ping" => Ok(Ask::Ping),
+        "ping" => Ok(Request::Ping),
         _ => Err(Refusal::new(
             ErrorCode::UnknownType,
             "type is none of join, leave, publish, presence, history, auth, ping",
@@ -127,7 +127,7 @@ fn join_options(fields: &Fields<'_>) -> Result<JoinOptions, Refusal> {
     })
 }
 
-// --- fields: absent and null are the same ---
+// --- fields: `null` means the same as an absent field ---
 
 fn present(raw: Option<&RawValue>) -> Option<&str> {
     raw.map(RawValue::get).filter(|text| *text != "null")
@@ -135,13 +135,13 @@ fn present(raw: Option<&RawValue>) -> Option<&str> {
 
 fn string<'a>(raw: Option<&'a RawValue>, name: &'static str) -> Result<Option<Cow<'a, str>>, Refusal> {
     let Some(text) = present(raw) else { return Ok(None) };
-    // The usual string has no escapes and is borrowed as it stands.
+    // Most strings have no escapes and are borrowed.
     let inner = text.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
     match inner {
         Some(inner) if !inner.contains('\\') => Ok(Some(Cow::Borrowed(inner))),
         Some(_) => match serde_json::from_str(text) {
             Ok(owned) => Ok(Some(Cow::Owned(owned))),
-            Err(_) => Err(Refusal::bad_request(format!("{name} is no valid string"))),
+            Err(_) => Err(Refusal::bad_request(format!("{name} is not a valid string"))),
         },
         None => Err(Refusal::bad_request(format!("{name} is not a string"))),
     }
@@ -199,10 +199,11 @@ pub(crate) fn encode(event: &Event<'_>) -> Vec<u8> {
     serde_json::to_vec(event).unwrap_or_default()
 }
 
-/// A browser's own reconnect has no back-off: it asks again and again after the same time, also where nobody answers.
+/// Added to the reconnect delay of event streams: `EventSource` has no back-off and repeats a failed request after the same
+/// delay.
 const RETRY_LEAST_MS: u64 = 1_000;
 
-/// Appends one event as a frame. `id` is what the client has had of all its rooms after it, where a carrier notes that.
+/// Appends one event as a frame. `id` is the id of a server-sent event: the cursors of all rooms of the client after it.
 pub(crate) fn put_event(out: &mut BytesMut, shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) {
     let text = encode(event);
     if shape != FrameShape::Event {
@@ -226,9 +227,9 @@ pub(crate) fn cursor_text(cursor: Cursor) -> SmallVec<[u8; 32]> {
     text
 }
 
-/// The part of a message that its publisher decides, as it travels between nodes: `"data":…`, then `event` and `from`
-/// where there are any. `data` is valid JSON.
-pub(crate) fn payload(data: &str, event: Option<&str>, from: From<'_>) -> Vec<u8> {
+/// The part of a message that is the same for all members, as it travels between nodes: `"data":…`, then `event` and `from`
+/// if the message has them. `data` is valid JSON.
+pub(crate) fn payload(data: &str, event: Option<&str>, sender: Sender<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(data.len() + 96);
     out.extend_from_slice(b"\"data\":");
     json::put_compact(&mut out, data);
@@ -236,11 +237,11 @@ pub(crate) fn payload(data: &str, event: Option<&str>, from: From<'_>) -> Vec<u8
         out.extend_from_slice(b",\"event\":");
         json::put_string(&mut out, event);
     }
-    from.put(&mut out);
+    sender.put(&mut out);
     out
 }
 
-/// Checks `data` against the message limit: what counts is what [`payload`] makes of it.
+/// Checks `data` against the message limit, which counts the bytes without white space between tokens ([`payload`]).
 pub(crate) fn check_size(data: &str, bytes_max: usize) -> Result<(), Refusal> {
     let fits = data.len() <= bytes_max || {
         let mut compact = Vec::new();
@@ -253,16 +254,16 @@ pub(crate) fn check_size(data: &str, bytes_max: usize) -> Result<(), Refusal> {
     Err(Refusal::new(ErrorCode::MessageTooLarge, format!("data has more than {bytes_max} bytes")))
 }
 
-/// Who published.
+/// Who published a message.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum From<'a> {
+pub(crate) enum Sender<'a> {
     /// A back end: members see no `from`.
     Backend,
     /// A session, and its user unless it is anonymous.
     Session(SessionId, Option<&'a User>),
 }
 
-impl From<'_> {
+impl Sender<'_> {
     fn put(self, out: &mut Vec<u8>) {
         let Self::Session(session, user) = self else { return };
         out.extend_from_slice(b",\"from\":{\"session\":\"");
@@ -276,14 +277,14 @@ impl From<'_> {
     }
 }
 
-/// A message in pieces: before the payload, the payload, after it.
+/// The JSON text around a payload: with it, the message object of docs/protocol.md.
 pub(crate) struct MessageText {
     before: SmallVec<[u8; 128]>,
     after: SmallVec<[u8; 32]>,
 }
 
 impl MessageText {
-    /// Lays out the message object of docs/protocol.md, the same bytes on every transport.
+    /// The text around the payload of `publication`; the same bytes on every transport.
     pub(crate) fn new(room: &Room, publication: &Publication) -> Self {
         let mut before = SmallVec::new();
         before.extend_from_slice(b"{\"type\":\"message\",\"room\":\"");
@@ -300,13 +301,13 @@ impl MessageText {
         Self { before, after }
     }
 
-    /// The pieces in order.
+    /// The parts of the message object, in order.
     pub(crate) fn parts<'a>(&'a self, publication: &'a Publication) -> [&'a [u8]; 3] {
         [&self.before, &publication.payload, &self.after]
     }
 }
 
-/// A `history` answer: the messages as members got them.
+/// A `history` reply: the messages as members got them.
 pub(crate) fn history(id: RequestId, room: &Room, page: &Page) -> Vec<u8> {
     let mut out = b"{\"type\":\"history\"".to_vec();
     if let Some(id) = id {
@@ -319,7 +320,7 @@ pub(crate) fn history(id: RequestId, room: &Room, page: &Page) -> Vec<u8> {
     out
 }
 
-/// The fields of a page of history: `"messages":[…],"cursor":…` and `gap` where there is one.
+/// The fields of a page of history: `"messages":[…],"cursor":…`, and `gap` if messages are missing.
 pub(crate) fn put_page(out: &mut Vec<u8>, room: &Room, page: &Page) {
     out.extend_from_slice(b"\"messages\":[");
     for (i, publication) in page.publications.iter().enumerate() {

@@ -15,7 +15,7 @@ fn refused(text: &str) -> (RequestId, ErrorCode) {
 fn a_join_with_everything() {
     let text = r#"{"type":"join","id":9007199254740992,"room":"chat:1","since":"Xk2p9QaB.42","history":5,
         "presence":true,"echo":false,"exclude":["AAAAAAAAAAAAAAAA"],"x-unknown":[1,{"a":2}]}"#;
-    let Ok(Command { id: Some(REQUEST_ID_MAX), ask: Ask::Join { room, options } }) = decode(text) else {
+    let Ok(Command { id: Some(REQUEST_ID_MAX), request: Request::Join { room, options } }) = decode(text) else {
         panic!("{:?}", decode(text))
     };
     assert_eq!(room, "chat:1");
@@ -27,9 +27,14 @@ fn a_join_with_everything() {
 #[test]
 fn a_publish_borrows_its_data() {
     let text = r#"{"data": {"n": 1.0} ,"type":"pub\u006cish","room":"a","event":"e\"","key":"k"}"#;
-    let Ok(Command { id: None, ask: Ask::Publish(ask) }) = decode(text) else { panic!("{:?}", decode(text)) };
-    assert_eq!((ask.data, ask.event.as_deref(), ask.key.as_deref()), ("{\"n\": 1.0}", Some("e\""), Some("k")));
-    assert!(text.as_bytes().as_ptr_range().contains(&ask.data.as_ptr()));
+    let Ok(Command { id: None, request: Request::Publish(request) }) = decode(text) else {
+        panic!("{:?}", decode(text))
+    };
+    assert_eq!(
+        (request.data, request.event.as_deref(), request.key.as_deref()),
+        ("{\"n\": 1.0}", Some("e\""), Some("k"))
+    );
+    assert!(text.as_bytes().as_ptr_range().contains(&request.data.as_ptr()));
 }
 
 #[test]
@@ -71,14 +76,17 @@ fn wrong_fields_are_refused_with_the_id() {
 #[test]
 fn null_is_absent_but_as_data() {
     let publish = decode(r#"{"type":"publish","room":"a","data":null,"event":null}"#);
-    assert!(matches!(publish, Ok(Command { ask: Ask::Publish(PublishAsk { data: "null", event: None, .. }), .. })));
-    assert!(matches!(decode(r#"{"type":"ping","id":null}"#), Ok(Command { id: None, ask: Ask::Ping })));
+    assert!(matches!(
+        publish,
+        Ok(Command { request: Request::Publish(PublishRequest { data: "null", event: None, .. }), .. })
+    ));
+    assert!(matches!(decode(r#"{"type":"ping","id":null}"#), Ok(Command { id: None, request: Request::Ping })));
 }
 
 #[test]
 fn the_bytes_of_a_message() {
     let session: SessionId = "AAAAAAAAAAAAAAAA".parse().unwrap();
-    let payload = payload("{ \"n\" : 1.0 }", Some("typing"), From::Session(session, Some(&User::new("u42"))));
+    let payload = payload("{ \"n\" : 1.0 }", Some("typing"), Sender::Session(session, Some(&User::new("u42"))));
     let publication = Publication {
         cursor: Some("Xk2p9QaB.42".parse().unwrap()),
         id: MessageId { node: NodeId(1), number: 1 },
@@ -91,7 +99,7 @@ fn the_bytes_of_a_message() {
         String::from_utf8(text.parts(&publication).concat()).unwrap(),
         r#"{"type":"message","room":"chat:1","cursor":"Xk2p9QaB.42","data":{"n":1.0},"event":"typing","from":{"session":"AAAAAAAAAAAAAAAA","user":"u42"},"ts":1763760000123}"#
     );
-    let bare = Publication { cursor: None, payload: super::payload("1", None, From::Backend).into(), ..publication };
+    let bare = Publication { cursor: None, payload: super::payload("1", None, Sender::Backend).into(), ..publication };
     let text = MessageText::new(&Room::parse("a").unwrap(), &bare);
     let bytes = text.parts(&bare).concat();
     assert_eq!(bytes, br#"{"type":"message","room":"a","data":1,"ts":1763760000123}"#);

@@ -1,47 +1,50 @@
-//! A client's session: who it is, which rooms it is in, what it may do. Sans-I/O: `handle(command, now)` in, an
-//! `Action` out; the shard does what the action says. No clock, socket, broker or task in here.
+//! The state machine of one client: its identity, its rooms, its rates. Sans-I/O: a command and the time go in
+//! ([`Session::handle`]), an [`Action`] comes out, and the shard executes it. No clock, socket, broker or task in here.
 
-mod id;
+pub(crate) mod keepalive;
 mod outbox;
 mod rate;
 
-pub(crate) use id::{PollSession, PostAddress, Secret};
 pub(crate) use outbox::{Frames, Outbox, OutboxLimits, SLICES_MAX};
 pub(crate) use rate::TokenBucket;
 
 use crate::{
-    auth::{Act, Identity},
-    close::CloseReason,
-    command::{Ask, Command, JoinOptions, PresenceWish, PublishAsk, RequestId},
-    error::{ErrorCode, Refusal},
-    limits::Limits,
+    policy::{
+        limits::Limits,
+        rights::{Act, Identity},
+    },
+    protocol::{
+        close::CloseReason,
+        command::{Command, JoinOptions, PresenceWish, PublishRequest, Request, RequestId},
+        error::{ErrorCode, Refusal},
+    },
 };
 use fanfare_broker::{Cursor, IdempotencyKey, Room, SessionId, User};
 use rate::ErrorWindow;
 use smallvec::SmallVec;
 use std::borrow::Cow;
 
-/// A session's place in a room: joining until its history has been sent, then a member.
+/// How far a session has come into a room: it is joining until its history has been sent, then it is a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Joining,
     Member,
 }
 
-/// A room that a session is in, by the shard's key for it.
+/// A room that a session is in or joins. `room` is the shard's key for it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Membership {
     pub(crate) room: u32,
     pub(crate) stage: Stage,
-    /// Which join this is, so that the end of an older one (left, joined again) is not taken for it.
+    /// The number of the join: when an earlier join of the same room ends late, it does not complete this one.
     pub(crate) join: u32,
 }
 
-/// Joins, leaves, presence and history requests of one session, with bursts of twice that: a reconnect to all the rooms
-/// a session may be in passes at once.
+/// The rate of joins, leaves, presence and history requests of one session, with bursts of twice as many: a client that
+/// reconnects can join all the rooms that a session may be in at once.
 const REQUESTS_PER_SECOND: u32 = 500;
 
-/// See the module's head.
+/// One client, as rights and limits see it.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) id: SessionId,
@@ -49,12 +52,12 @@ pub(crate) struct Session {
     memberships: SmallVec<[Membership; 1]>,
     joins: u32,
     publishes: TokenBucket,
-    /// Joins, leaves and questions: each costs the broker something.
+    /// Joins, leaves, presence and history: each costs the broker a request.
     requests: TokenBucket,
     errors: ErrorWindow,
 }
 
-/// What a command comes to.
+/// What the shard has to do for a command.
 #[derive(Debug)]
 pub(crate) enum Action<'a> {
     Join(Room, JoinOptions),
@@ -66,7 +69,7 @@ pub(crate) enum Action<'a> {
     Refuse { room: Option<Cow<'a, str>>, refusal: Refusal, close: Option<CloseReason> },
 }
 
-/// A publish that the session's rights and limits allow.
+/// A publish that the rights and limits of the session allow.
 #[derive(Debug)]
 pub(crate) struct PublishAction<'a> {
     pub(crate) room: Room,
@@ -88,38 +91,39 @@ impl Session {
         self.identity.as_ref().and_then(|i| i.user.as_ref())
     }
 
-    /// Judges a command.
+    /// Checks a command against rights and limits.
     pub(crate) fn handle<'a>(&mut self, command: Command<'a>, limits: &Limits, now_ms: u32) -> Action<'a> {
-        if !matches!(command.ask, Ask::Publish(_) | Ask::Ping | Ask::Auth)
+        if !matches!(command.request, Request::Publish(_) | Request::Ping | Request::Auth)
             && let Err(ms) = self.requests.take(REQUESTS_PER_SECOND, now_ms)
         {
             let refusal = Refusal::new(ErrorCode::RateLimited, "too many requests").retry_after(ms);
             return self.refuse(None, refusal, now_ms);
         }
-        match command.ask {
-            Ask::Join { room, options } => self.join(room, options, now_ms),
-            Ask::Leave { room } => match Room::parse(&room) {
+        match command.request {
+            Request::Join { room, options } => self.join(room, options, now_ms),
+            Request::Leave { room } => match Room::parse(&room) {
                 Ok(room) => Action::Leave(room),
                 Err(why) => self.refuse(Some(room), why.into(), now_ms),
             },
-            Ask::Publish(ask) => self.publish(ask, limits, now_ms),
-            Ask::Presence { room } => match self.permit(&room, Act::Presence) {
+            Request::Publish(request) => self.publish(request, limits, now_ms),
+            Request::Presence { room } => match self.permit(&room, Act::Presence) {
                 Ok(room) => Action::Presence(room),
                 Err(refusal) => self.refuse(Some(room), refusal, now_ms),
             },
-            Ask::History { room, since, limit } => match self.permit(&room, Act::History) {
+            Request::History { room, since, limit } => match self.permit(&room, Act::History) {
                 Ok(room) => Action::History { room, since, limit },
                 Err(refusal) => self.refuse(Some(room), refusal, now_ms),
             },
-            Ask::Auth => {
+            Request::Auth => {
                 let refusal = Refusal::new(ErrorCode::Unauthorized, "this gateway is open: it takes no tokens");
                 self.refuse(None, refusal, now_ms)
             }
-            Ask::Ping => Action::Pong,
+            Request::Ping => Action::Pong,
         }
     }
 
-    /// Refuses something, and closes when it was one of the client's errors too many. What fails here is not its fault.
+    /// Refuses a request, and closes the session when its client has caused too many errors. Errors of the gateway or the
+    /// backplane do not count.
     pub(crate) fn refuse<'a>(&mut self, room: Option<Cow<'a, str>>, refusal: Refusal, now_ms: u32) -> Action<'a> {
         let close = refusal.code.is_clients() && self.errors.count(now_ms);
         let close = close.then_some(CloseReason::TooManyErrors);
@@ -137,8 +141,8 @@ impl Session {
         }
     }
 
-    fn publish<'a>(&mut self, ask: PublishAsk<'a>, limits: &Limits, now_ms: u32) -> Action<'a> {
-        let PublishAsk { room, data, event, key } = ask;
+    fn publish<'a>(&mut self, request: PublishRequest<'a>, limits: &Limits, now_ms: u32) -> Action<'a> {
+        let PublishRequest { room, data, event, key } = request;
         let name = match self.permit(&room, Act::Publish) {
             Ok(name) => name,
             Err(refusal) => return self.refuse(Some(room), refusal, now_ms),
@@ -156,16 +160,16 @@ impl Session {
         Action::Publish(PublishAction { room: name, data, event, key })
     }
 
-    /// The one place where a session's rights are asked.
+    /// Parses the room name and checks the right. Every action of a session passes here.
     fn permit(&self, room: &str, act: Act) -> Result<Room, Refusal> {
         let name = Room::parse(room)?;
-        crate::auth::permit(self.identity.as_deref(), act, &name)?;
+        crate::policy::rights::permit(self.identity.as_deref(), act, &name)?;
         Ok(name)
     }
 
-    // --- memberships: the shard tells, the session remembers ---
+    // --- memberships: the shard decides, the session keeps the list ---
 
-    /// Whether the session may come into one more room.
+    /// Whether the session may join one more room.
     pub(crate) fn may_enter(&self, limits: &Limits) -> Result<(), Refusal> {
         if self.memberships.len() < limits.rooms_per_session {
             return Ok(());
@@ -173,7 +177,7 @@ impl Session {
         Err(Refusal::new(ErrorCode::RoomLimit, "this session is in as many rooms as it may be"))
     }
 
-    /// Notes that a join begins and numbers it; a join of a room the session is in already starts over.
+    /// Begins a join and returns its number; a join of a room that the session is in already begins anew.
     pub(crate) fn begin_join(&mut self, room: u32) -> u32 {
         self.joins = self.joins.wrapping_add(1);
         let membership = Membership { room, stage: Stage::Joining, join: self.joins };
@@ -184,13 +188,13 @@ impl Session {
         self.joins
     }
 
-    /// Notes that join number `join` is complete; `false` if it is no longer wanted.
+    /// Completes join number `join`; `false` if the session has left the room or joined it again meanwhile.
     pub(crate) fn complete_join(&mut self, room: u32, join: u32) -> bool {
         let joining = self.memberships.iter_mut().find(|m| m.room == room && m.join == join);
         joining.map(|m| m.stage = Stage::Member).is_some()
     }
 
-    /// Whether join number `join` is still wanted.
+    /// Whether join number `join` is in progress: not complete, not left, not replaced by a later one.
     pub(crate) fn is_joining(&self, room: u32, join: u32) -> bool {
         self.memberships.iter().any(|m| m.room == room && m.join == join && m.stage == Stage::Joining)
     }
@@ -200,8 +204,8 @@ impl Session {
     }
 
     pub(crate) fn leave(&mut self, room: u32) -> Option<Membership> {
-        let place = self.memberships.iter().position(|m| m.room == room)?;
-        Some(self.memberships.swap_remove(place))
+        let index = self.memberships.iter().position(|m| m.room == room)?;
+        Some(self.memberships.swap_remove(index))
     }
 
     pub(crate) fn take_memberships(&mut self) -> SmallVec<[Membership; 1]> {
@@ -209,12 +213,12 @@ impl Session {
     }
 }
 
-/// The number of a request, for its answer.
+/// A request id as a number, with [`NO_ID`] for `None`.
 pub(crate) fn answer_id(id: RequestId) -> u64 {
     id.unwrap_or(NO_ID)
 }
 
-/// Stands for "no id" where a number is needed; above every request id.
+/// Means "no request id" where a number is needed; larger than every request id.
 pub(crate) const NO_ID: u64 = u64::MAX;
 
 #[cfg(test)]

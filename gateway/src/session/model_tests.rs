@@ -1,8 +1,8 @@
-//! A model test of `Session`: whatever a client asks for in whatever order, rates and the error window hold, and a
-//! session's rooms are those it was let into and has not left.
+//! A model test of `Session`: for every sequence of commands, rates and the error window hold, and the session's rooms are
+//! those that it has joined and not left.
 
 use super::*;
-use crate::command::EchoWish;
+use crate::protocol::command::EchoWish;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -11,16 +11,16 @@ const ROOMS_MAX: usize = 3;
 
 #[derive(Debug, Clone)]
 enum Happens {
-    /// A join; the shard lets it in if there is room.
+    /// A join, which the shard admits unless the session is in too many rooms.
     Join(u32),
-    /// The join of so many joins ago ends.
+    /// The join that began `ago` joins ago is complete.
     Complete {
         ago: u32,
         room: u32,
     },
     Leave(u32),
     Publish,
-    /// Something that is refused for what it says.
+    /// A malformed command.
     Wrong,
     Ping,
     Pass(u32),
@@ -40,24 +40,24 @@ fn happens() -> impl Strategy<Value = Happens> {
     ]
 }
 
-fn command(ask: Ask<'static>) -> Command<'static> {
-    Command { id: None, ask }
+fn command(request: Request<'static>) -> Command<'static> {
+    Command { id: None, request }
 }
 
-fn join(room: u32) -> Ask<'static> {
+fn join(room: u32) -> Request<'static> {
     let options = JoinOptions { echo: EchoWish::Yes, ..JoinOptions::default() };
-    Ask::Join { room: format!("r{room}").into(), options }
+    Request::Join { room: format!("r{room}").into(), options }
 }
 
-fn publish(room: &'static str) -> Ask<'static> {
-    Ask::Publish(PublishAsk { room: room.into(), data: "1", event: None, key: None })
+fn publish(room: &'static str) -> Request<'static> {
+    Request::Publish(PublishRequest { room: room.into(), data: "1", event: None, key: None })
 }
 
-/// What a session should be like.
+/// The state that a session should have.
 #[derive(Default)]
 struct Model {
     now_ms: u32,
-    /// Rooms by key: the join that counts, and whether it is complete.
+    /// Rooms by key: the number of the latest join, and whether it is complete.
     rooms: BTreeMap<u32, (u32, bool)>,
     joins: u32,
     published: Vec<u32>,
@@ -135,7 +135,7 @@ proptest! {
                     let refused = session.handle(command(publish("no room")), &limits, now);
                     model.refused(&refused)?;
                 }
-                Happens::Ping => prop_assert!(matches!(session.handle(command(Ask::Ping), &limits, now), Action::Pong)),
+                Happens::Ping => prop_assert!(matches!(session.handle(command(Request::Ping), &limits, now), Action::Pong)),
                 Happens::Pass(ms) => model.now_ms += ms,
                 Happens::End => {
                     prop_assert_eq!(session.take_memberships().len(), model.rooms.len());

@@ -1,10 +1,10 @@
-//! The one bounded buffer per client: frames that wait for its socket. Holds references to shared frames, not copies;
-//! an empty one owns no allocation. Says when it overflows; `shard` decides what that means. No I/O in here.
+//! The bounded buffer of one client: frames that wait for its socket. It holds references to shared frames, not copies, and
+//! owns no allocation while it is empty. It reports an overflow; `shard` closes the session. No I/O in here.
 
 use bytes::{Buf, Bytes};
 use std::{collections::VecDeque, io::IoSlice};
 
-/// How much may wait for one client, set once per node.
+/// How much may wait for one client; the same for all clients of a node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OutboxLimits {
     /// Bytes.
@@ -15,31 +15,32 @@ pub(crate) struct OutboxLimits {
     pub(crate) age_ms: u32,
 }
 
-/// Too much waits, or it waits too long.
+/// A limit of the outbox is exceeded: the client reads too slowly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overflow;
 
-/// Whole frames back to back, as one unit of the queue; always cut at frame borders.
+/// One or more whole frames in one buffer, queued as one entry.
 #[derive(Debug, Clone)]
 pub(crate) struct Frames {
     pub(crate) bytes: Bytes,
     pub(crate) count: u32,
 }
 
-/// Slices handed to one vectored write; with more waiting, the next write takes the rest.
+/// The most slices of one vectored write; the next write takes the rest.
 pub(crate) const SLICES_MAX: usize = 64;
 
-/// See the module's head.
+/// The frames that wait for one client, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    /// The oldest entry, here rather than in `rest` so that the usual queue of one needs no allocation.
+    /// The oldest entry. It is not in `rest`, so that a queue of one entry, which is the usual case, needs no allocation.
     first: Option<Frames>,
     rest: VecDeque<Frames>,
     bytes: usize,
     frames: u32,
-    /// Set when the first entry has been written in part: it must then go out to its end, or frames would break.
+    /// The first entry has been written in part: the rest of it has to be written, since a frame cannot be taken back.
     cut: bool,
-    /// When the outbox last came on: something was written, or began to wait. Milliseconds of the shard's clock.
+    /// When the outbox last made progress: bytes were written, or the first frame was queued. In milliseconds of the
+    /// shard's clock.
     since_ms: u32,
 }
 
@@ -53,12 +54,12 @@ impl Outbox {
         self.bytes
     }
 
-    /// Queues frames; past a limit they are not queued.
+    /// Queues frames, unless that exceeds a limit.
     pub(crate) fn push(&mut self, frames: Frames, now_ms: u32, limits: &OutboxLimits) -> Result<(), Overflow> {
         let bytes = self.bytes + frames.bytes.len();
         let count = self.frames.saturating_add(frames.count);
         let old = self.first.is_some() && now_ms.wrapping_sub(self.since_ms) > limits.age_ms;
-        // A single entry passes whatever its size: nothing else waits, and what makes entries bounds them.
+        // A single entry may have any size: no other one waits, and the code that makes entries bounds their size.
         if self.first.is_some() && (bytes > limits.bytes || count as usize > limits.frames || old) {
             return Err(Overflow);
         }
@@ -66,7 +67,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Queues what must go out whatever the limits: the close frame.
+    /// Queues frames without regard to the limits: the close frame, and history that its sender paces.
     pub(crate) fn push_unbounded(&mut self, frames: Frames, now_ms: u32) {
         self.bytes += frames.bytes.len();
         self.frames = self.frames.saturating_add(frames.count);
@@ -78,7 +79,7 @@ impl Outbox {
         }
     }
 
-    /// Whether half of what may wait does.
+    /// Whether half of the allowed bytes or frames wait.
     pub(crate) fn is_half_full(&self, limits: &OutboxLimits) -> bool {
         self.bytes > limits.bytes / 2 || self.frames as usize > limits.frames / 2
     }
@@ -122,7 +123,7 @@ impl Outbox {
         }
     }
 
-    /// Drops everything but an entry that is half way out, so that a close frame can follow at a frame border.
+    /// Drops everything but an entry that has been written in part, so that a close frame can follow at a frame border.
     pub(crate) fn discard(&mut self) {
         self.rest = VecDeque::new();
         if !self.cut {

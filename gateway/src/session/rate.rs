@@ -1,4 +1,4 @@
-//! Rates a session must keep: a token bucket for publishes, a window for errors. Pure: `now` comes from outside.
+//! The rates of a session: a token bucket for publishes and requests, a window for errors. The time comes in as a parameter.
 
 /// Lets `per_second` events through on average and twice as many in a burst. 0: no limit.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +16,7 @@ impl TokenBucket {
         Self { left: capacity(per_second), filled_ms: now_ms }
     }
 
-    /// Takes a token; without one says after how many milliseconds there is one again.
+    /// Takes a token; the error says after how many milliseconds the next one is there.
     pub(crate) fn take(&mut self, per_second: u32, now_ms: u32) -> Result<(), u64> {
         if per_second == 0 {
             return Ok(());
@@ -49,7 +49,7 @@ const ERRORS_MAX: u16 = 20;
 const WINDOW_MS: u32 = 10_000;
 
 impl ErrorWindow {
-    /// Counts one; `true` when it is one too many.
+    /// Counts an error; `true` if there are too many.
     pub(crate) fn count(&mut self, now_ms: u32) -> bool {
         if self.count == 0 || now_ms.wrapping_sub(self.began_ms) > WINDOW_MS {
             *self = Self { count: 0, began_ms: now_ms };

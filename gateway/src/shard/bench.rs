@@ -1,8 +1,12 @@
 //! A shard with members and without clients, for the benchmark of the fan-out: the real inbox, feeds, batches and
 //! outboxes, and one socket that stands for all members' and is never written to. Called by `crate::bench` alone.
 
-use super::{Inbox, Opening, Shard, conn::Lane};
-use crate::{class::Class, node::Node, protocol::FrameShape};
+use super::{Opening, Shard, conn::FlushQueue};
+use crate::{
+    node::{Node, inbox::Inbox},
+    policy::class::Class,
+    protocol::FrameShape,
+};
 use bytes::Bytes;
 use fanfare_broker::{Cursor, Delivery, Publication, Room, RoomEvent, Subscriber as _, SubscriberId};
 use std::{rc::Rc, sync::Arc};
@@ -61,7 +65,7 @@ impl Crowd {
         state.bulk.clear();
         for index in 0..self.sessions {
             if let Some(conn) = state.sessions.at(index) {
-                conn.lane = Lane::None;
+                conn.queued_in = FlushQueue::None;
                 conn.outbox.advance(conn.outbox.bytes(), 0);
             }
         }

@@ -6,7 +6,7 @@ use super::{
     retry::Retry,
     rooms::RoomKey,
 };
-use crate::command::HISTORY_LIMIT_MAX;
+use crate::protocol::command::HISTORY_LIMIT_MAX;
 use fanfare_broker::{Cursor, HistoryQuery, Page};
 use std::rc::Rc;
 

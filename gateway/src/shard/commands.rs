@@ -1,28 +1,30 @@
 //! What clients ask for, done: the session judges a command, this file acts. Called by `transport` with whole frames.
 
-use super::{Shard, State, conn::SessionRef, posts::AnswerNo};
+use super::{Shard, State, conn::SessionRef, posts::ReplyNumber};
 use crate::{
-    close::CloseReason,
-    command::{Ask, JoinOptions, RequestId},
-    error::{ErrorCode, Refusal},
-    event::Event,
-    node::unix_ms,
-    protocol::native::{self, DecodeError, From},
+    protocol::{
+        close::CloseReason,
+        command::{JoinOptions, Request, RequestId},
+        error::{ErrorCode, Refusal},
+        event::Event,
+        native::{self, DecodeError, Sender},
+    },
     session::{Action, NO_ID, PublishAction, answer_id},
+    time::unix_ms,
 };
-use fanfare_broker::{Cursor, HistoryQuery, PresenceDetail, Publish, PublishResult, Reply, Room, Ticket};
+use fanfare_broker::{HistoryQuery, PresenceDetail, Publish, PublishResult, Reply, Room, Ticket};
 use std::{borrow::Cow, rc::Rc};
 
 /// Who asked, and where the answer goes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asker {
+pub(super) struct ReplyTo {
     pub(super) who: SessionRef,
     pub(super) id: RequestId,
     /// The command was posted: the answer to this number goes back to whoever posted it.
-    pub(super) post: Option<AnswerNo>,
+    pub(super) post: Option<ReplyNumber>,
 }
 
-impl Asker {
+impl ReplyTo {
     /// A session that did not ask by a command.
     pub(super) fn unnumbered(who: SessionRef) -> Self {
         Self { who, id: None, post: None }
@@ -32,16 +34,16 @@ impl Asker {
 impl Shard {
     /// One text frame of a client.
     pub(crate) fn receive(self: &Rc<Self>, who: SessionRef, text: &str) {
-        self.command(&mut self.state.borrow_mut(), Asker::unnumbered(who), text);
+        self.command(&mut self.state.borrow_mut(), ReplyTo::unnumbered(who), text);
     }
 
     /// One command, from wherever it came; whether it is a join.
-    pub(super) fn command(self: &Rc<Self>, state: &mut State, asker: Asker, text: &str) -> bool {
+    pub(super) fn command(self: &Rc<Self>, state: &mut State, asker: ReplyTo, text: &str) -> bool {
         let now_ms = self.now_ms();
         let Some(conn) = state.sessions.open(asker.who) else { return false };
         let (id, action) = match native::decode(text) {
             Ok(command) => {
-                let (id, publishes) = (command.id, matches!(command.ask, Ask::Publish(_)));
+                let (id, publishes) = (command.id, matches!(command.request, Request::Publish(_)));
                 let action = conn.session.handle(command, &self.node.limits, now_ms);
                 if matches!(&action, Action::Refuse { refusal, .. } if refusal.code == ErrorCode::RateLimited) {
                     let metrics = &self.node.metrics;
@@ -60,12 +62,12 @@ impl Shard {
             }
         };
         let joins = matches!(action, Action::Join(..));
-        self.act(state, Asker { id, ..asker }, action);
+        self.act(state, ReplyTo { id, ..asker }, action);
         joins
     }
 
     /// Answers a command: over the session's own connection, or to whoever posted it.
-    pub(super) fn reply(&self, state: &mut State, asker: Asker, event: &Event<'_>) {
+    pub(super) fn reply(&self, state: &mut State, asker: ReplyTo, event: &Event<'_>) {
         match asker.post {
             Some(_) => self.answer(state, asker, event),
             None => self.send(state, asker.who.index, event),
@@ -73,9 +75,9 @@ impl Shard {
     }
 
     /// Answers a command only if it was posted.
-    pub(super) fn answer(&self, state: &mut State, asker: Asker, event: &Event<'_>) {
+    pub(super) fn answer(&self, state: &mut State, asker: ReplyTo, event: &Event<'_>) {
         if asker.post.is_some() {
-            self.answer_post(state, asker, native::encode(event));
+            self.reply_to_post(state, asker, native::encode(event));
         }
     }
 
@@ -83,20 +85,20 @@ impl Shard {
     pub(crate) fn join_by_url(self: &Rc<Self>, who: SessionRef, room: &str, options: Result<JoinOptions, Refusal>) {
         let state = &mut *self.state.borrow_mut();
         let refusal = match (Room::parse(room), options) {
-            (Ok(room), Ok(options)) => return self.join(state, Asker::unnumbered(who), &room, options),
+            (Ok(room), Ok(options)) => return self.join(state, ReplyTo::unnumbered(who), &room, options),
             (Err(why), _) => why.into(),
             (_, Err(refusal)) => refusal,
         };
-        self.refuse(state, Asker::unnumbered(who), Some(Cow::Borrowed(room)), refusal);
+        self.refuse(state, ReplyTo::unnumbered(who), Some(Cow::Borrowed(room)), refusal);
     }
 
     /// Something else in the URL is wrong.
     pub(crate) fn refuse_url(&self, who: SessionRef, refusal: Refusal) {
-        self.refuse(&mut self.state.borrow_mut(), Asker::unnumbered(who), None, refusal);
+        self.refuse(&mut self.state.borrow_mut(), ReplyTo::unnumbered(who), None, refusal);
     }
 
-    fn act(self: &Rc<Self>, state: &mut State, asker: Asker, action: Action<'_>) {
-        let Asker { who, id, .. } = asker;
+    fn act(self: &Rc<Self>, state: &mut State, asker: ReplyTo, action: Action<'_>) {
+        let ReplyTo { who, id, .. } = asker;
         match action {
             Action::Publish(publish) => self.publish(state, asker, publish),
             Action::Join(room, options) => self.join(state, asker, &room, options),
@@ -120,7 +122,7 @@ impl Shard {
     }
 
     /// Refuses a request on the session's account.
-    pub(super) fn refuse(&self, state: &mut State, asker: Asker, room: Option<Cow<'_, str>>, refusal: Refusal) {
+    pub(super) fn refuse(&self, state: &mut State, asker: ReplyTo, room: Option<Cow<'_, str>>, refusal: Refusal) {
         let now_ms = self.now_ms();
         let Some(conn) = state.sessions.open(asker.who) else { return };
         if let Action::Refuse { room, refusal, close } = conn.session.refuse(room, refusal, now_ms) {
@@ -131,7 +133,7 @@ impl Shard {
     fn send_refusal(
         &self,
         state: &mut State,
-        asker: Asker,
+        asker: ReplyTo,
         (room, refusal): (Option<Cow<'_, str>>, Refusal),
         close: Option<CloseReason>,
     ) {
@@ -144,14 +146,14 @@ impl Shard {
 
     // --- publishing ---
 
-    fn publish(&self, state: &mut State, asker: Asker, publish: PublishAction<'_>) {
-        let Asker { who, id, post } = asker;
+    fn publish(&self, state: &mut State, asker: ReplyTo, publish: PublishAction<'_>) {
+        let ReplyTo { who, id, post } = asker;
         let PublishAction { room, data, event, key } = publish;
         if let Err(refusal) = native::check_size(data, self.node.limits.message_bytes) {
             return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
         }
         let Some(conn) = state.sessions.open(who) else { return };
-        let from = From::Session(conn.session.id, conn.session.user());
+        let from = Sender::Session(conn.session.id, conn.session.user());
         let payload = native::payload(data, event.as_deref(), from);
         let post_bits = post.map_or(0, |number| u64::from(number.get()) << 32);
         let ticket = Ticket([who.to_u64(), answer_id(id), post_bits | u64::from(self.now_ms())]);
@@ -181,10 +183,10 @@ impl Shard {
     /// The broker's answer to a publish.
     pub(super) fn on_published(&self, state: &mut State, ticket: Ticket, room: &Room, outcome: PublishResult) {
         let Ticket([session, id, post_and_time]) = ticket;
-        let (began_ms, post) = (post_and_time as u32, AnswerNo::new((post_and_time >> 32) as u32));
+        let (began_ms, post) = (post_and_time as u32, ReplyNumber::new((post_and_time >> 32) as u32));
         let who = SessionRef::from_u64(session);
         let id = Some(id).filter(|id| *id != NO_ID);
-        let asker = Asker { who, id, post };
+        let asker = ReplyTo { who, id, post };
         if state.sessions.open(who).is_none() {
             return;
         }
@@ -202,7 +204,7 @@ impl Shard {
 
     // --- questions that the broker answers ---
 
-    async fn presence(self: Rc<Self>, asker: Asker, room: Room) {
+    async fn presence(self: Rc<Self>, asker: ReplyTo, room: Room) {
         let answer = if self.node.classes.of(room.as_str()).presence {
             self.node.broker.presence(&room, PresenceDetail::Members).await.map_err(Refusal::from)
         } else {
@@ -222,7 +224,7 @@ impl Shard {
         }
     }
 
-    async fn history(self: Rc<Self>, asker: Asker, room: Room, query: HistoryQuery) {
+    async fn history(self: Rc<Self>, asker: ReplyTo, room: Room, query: HistoryQuery) {
         let answer = match self.node.classes.of(room.as_str()).history {
             Some(retention) => self.node.broker.history(&room, retention, query).await.map_err(Refusal::from),
             None => Err(Refusal::history_off()),
@@ -236,28 +238,11 @@ impl Shard {
                 page.cut(self.node.outbox_limits.bytes / 2, query.since.is_none());
                 let text = native::history(asker.id, &room, &page);
                 match asker.post {
-                    Some(_) => self.answer_post(state, asker, text),
+                    Some(_) => self.reply_to_post(state, asker, text),
                     None => self.send_text(state, asker.who.index, &text),
                 }
             }
             Err(refusal) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
         }
     }
-}
-
-/// The `since` of a URL with several rooms: one part a room, in their order.
-///
-/// # Errors
-/// A refusal when the number of parts is wrong. A malformed part is its room's own fault.
-pub(crate) fn split_since(since: Option<&str>, rooms: usize) -> Result<Vec<Result<Option<Cursor>, Refusal>>, Refusal> {
-    let Some(since) = since else { return Ok((0..rooms).map(|_| Ok(None)).collect()) };
-    let parts: Vec<&str> = since.split('~').collect();
-    if parts.len() != rooms {
-        return Err(Refusal::bad_request("since has one part per room, joined by ~"));
-    }
-    let part = |text: &str| match text {
-        "" | "-" => Ok(None),
-        text => native::cursor(Some(Cow::Borrowed(text))),
-    };
-    Ok(parts.into_iter().map(part).collect())
 }

@@ -2,11 +2,9 @@
 //! removes a session (`Sessions::remove`), called from one place (`Shard::remove`).
 
 use crate::{
-    auth::Seat,
-    close::CloseReason,
-    live::Live,
-    protocol::FrameShape,
-    session::{Outbox, Secret, Session},
+    policy::peer::ConnectionPermit,
+    protocol::{FrameShape, address::Secret, close::CloseReason},
+    session::{Outbox, Session, keepalive::Keepalive},
 };
 use fanfare_broker::{Cursor, Room};
 use slab::Slab;
@@ -32,7 +30,7 @@ impl SessionRef {
 
 /// Which flush queue a session waits in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(super) enum FlushQueue {
     /// None: nothing to write, or the socket is full.
     None,
     /// Behind the other members of a large room.
@@ -52,21 +50,21 @@ pub(super) enum Phase {
 /// See the module's head.
 pub(super) struct Conn {
     pub(super) generation: u32,
-    pub(super) lane: Lane,
+    pub(super) queued_in: FlushQueue,
     pub(super) phase: Phase,
     /// The socket takes no more; a task waits until it does.
     pub(super) blocked: bool,
     /// The wheel holds a [`Timer::Stale`] for it.
     pub(super) stale_filed: bool,
     pub(super) shape: FrameShape,
-    pub(super) live: Live,
+    pub(super) live: Keepalive,
     pub(super) socket: Rc<TcpStream>,
     pub(super) outbox: Outbox,
     pub(super) session: Session,
     /// Told when the outbox is empty: a join that sends history in portions.
     pub(super) drained: Option<Box<Waiters>>,
     /// Its place among its address's connections.
-    pub(super) _seat: Option<Seat>,
+    pub(super) _seat: Option<ConnectionPermit>,
     /// What only a session has whose client cannot send.
     pub(super) stream: Option<Box<Stream>>,
 }
@@ -112,7 +110,7 @@ impl Conn {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Timer {
     /// Ping, or give up.
-    Live(SessionRef),
+    Keepalive(SessionRef),
     /// The oldest frame has waited for too long.
     Stale(SessionRef),
     /// A closing session has had its time.

@@ -3,14 +3,18 @@
 
 use super::{
     Shard, State,
-    conn::Lane,
+    conn::FlushQueue,
     feed::Step,
-    rooms::{Batch, COMING_MAX, Mark, RoomEntry, Special},
+    rooms::{Batch, CustomMember, Mark, PENDING_PRESENCE_MAX, RoomEntry},
 };
 use crate::{
-    close::CloseReason,
-    event::{Event, MemberView},
-    protocol::{FrameShape, end_event, name_event, native, put_frame},
+    protocol::{
+        FrameShape,
+        close::CloseReason,
+        end_event,
+        event::{Event, MemberView},
+        name_event, native, put_frame,
+    },
     session::Frames,
 };
 use bytes::{Bytes, BytesMut};
@@ -39,17 +43,17 @@ impl Shard {
             RoomEvent::Head(head) => entry.feed.on_head(head),
             RoomEvent::Presence(event) => return self.announce(state, key, &event),
         };
-        self.obey(state, key, step);
+        self.apply(state, key, step);
     }
 
     /// Deliveries of this room did not fit the inbox.
     pub(super) fn on_behind(self: &Rc<Self>, state: &mut State, room: &Room) {
         let Some(key) = state.rooms.find(room.as_str()) else { return };
         let step = state.rooms.get_mut(key).map_or(Step::Nothing, |entry| entry.feed.on_behind());
-        self.obey(state, key, step);
+        self.apply(state, key, step);
     }
 
-    pub(super) fn obey(self: &Rc<Self>, state: &mut State, key: u32, step: Step) {
+    pub(super) fn apply(self: &Rc<Self>, state: &mut State, key: u32, step: Step) {
         match step {
             Step::Deliver(publication) => append(state, key, publication),
             Step::Nothing => {}
@@ -94,10 +98,10 @@ impl Shard {
         let Ready { key, frames, marks, now_ms } = *ready;
         let mut delivered = [0; FrameShape::COUNT];
         let Some(entry) = state.rooms.get_mut(key) else { return delivered };
-        let lane = if entry.members() <= SMALL_ROOM { Lane::Urgent } else { Lane::Bulk };
+        let queued_in = if entry.members() <= SMALL_ROOM { FlushQueue::Urgent } else { FlushQueue::Bulk };
         let limits = &self.node.outbox_limits;
         let mut wake = false;
-        let queue = if lane == Lane::Urgent { &mut state.urgent } else { &mut state.bulk };
+        let queue = if queued_in == FlushQueue::Urgent { &mut state.urgent } else { &mut state.bulk };
         let mut push = |index: u32, shape: FrameShape, frames: Frames| {
             let Some(conn) = state.sessions.at(index) else { return };
             let (bytes, count) = (frames.bytes.len(), frames.count);
@@ -108,8 +112,8 @@ impl Shard {
                 return;
             }
             state.outbox_bytes += bytes;
-            if !conn.blocked && conn.lane != Lane::Urgent && conn.lane != lane {
-                conn.lane = lane;
+            if !conn.blocked && conn.queued_in != FlushQueue::Urgent && conn.queued_in != queued_in {
+                conn.queued_in = queued_in;
                 wake |= queue.is_empty();
                 queue.push_back(index);
             }
@@ -119,9 +123,9 @@ impl Shard {
                 push(*index, shape, frames[shape as usize].clone());
             }
         }
-        for Special { session, shape, without, .. } in entry.special.iter().filter(|special| !special.has_own_ids) {
+        for CustomMember { session, shape, excluded, .. } in entry.custom.iter().filter(|custom| !custom.has_own_ids) {
             let bytes = &frames[*shape as usize].bytes;
-            pick(bytes, marks, *shape, without, |run| push(*session, *shape, run));
+            pick(bytes, marks, *shape, excluded, |run| push(*session, *shape, run));
         }
         if wake {
             self.inbox.wake();
@@ -132,14 +136,14 @@ impl Shard {
     /// For event streams of several rooms: each event's id says where its own client is in all of them.
     fn hand_out_with_ids(&self, state: &mut State, key: u32, events: &Bytes, marks: &[Mark]) {
         let Some(entry) = state.rooms.get(key) else { return };
-        let own = |special: &&Special| special.has_own_ids;
+        let own = |custom: &&CustomMember| custom.has_own_ids;
         let members: Vec<(u32, SmallVec<[SessionId; 2]>)> =
-            entry.special.iter().filter(own).map(|special| (special.session, special.without.clone())).collect();
-        for (index, without) in members {
+            entry.custom.iter().filter(own).map(|custom| (custom.session, custom.excluded.clone())).collect();
+        for (index, excluded) in members {
             let (mut bytes, mut count, mut start) = (BytesMut::new(), 0, 0);
             for mark in marks {
                 let end = mark.ends[FrameShape::Event as usize];
-                if !mark.is_excluded(&without) {
+                if !mark.is_excluded(&excluded) {
                     bytes.extend_from_slice(&events[start..mark.id_at]);
                     end_event(&mut bytes, Some(&state.cursors(index, Some((key, mark.at)))));
                     count += 1;
@@ -171,9 +175,9 @@ impl Shard {
     /// Somebody came or went: for those members who wished to know.
     fn announce(&self, state: &mut State, key: u32, event: &PresenceEvent) {
         let Some(entry) = state.rooms.get(key) else { return };
-        let wishing = entry.special.iter().filter(|s| s.presence_after.is_some_and(|after| event.version > after));
+        let wishing = entry.custom.iter().filter(|s| s.presence_after.is_some_and(|after| event.version > after));
         let wishing: Vec<(u32, FrameShape)> = wishing.map(|s| (s.session, s.shape)).collect();
-        if wishing.is_empty() && entry.coming.is_empty() {
+        if wishing.is_empty() && entry.pending_presence.is_empty() {
             return;
         }
         let member = MemberView { who: &event.who, sessions: None, info: event.info.as_deref() };
@@ -188,8 +192,8 @@ impl Shard {
             Frames { bytes: bytes.freeze(), count: 1 }
         });
         let Some(entry) = state.rooms.get_mut(key) else { return };
-        for coming in entry.coming.iter_mut().filter(|coming| coming.events.len() < COMING_MAX) {
-            coming.events.push((event.version, frames[coming.shape as usize].clone()));
+        for pending in entry.pending_presence.iter_mut().filter(|pending| pending.events.len() < PENDING_PRESENCE_MAX) {
+            pending.events.push((event.version, frames[pending.shape as usize].clone()));
         }
         for (index, shape) in wishing {
             self.queue(state, index, frames[shape as usize].clone());
@@ -240,7 +244,7 @@ fn put(
     if entry.batch.is_none() {
         dirty.push(key);
     }
-    let is_marked = !entry.special.is_empty();
+    let is_marked = !entry.custom.is_empty();
     let batch = entry.batch(before);
     let mut id_at = 0;
     for shape in FrameShape::ALL.into_iter().filter(|shape| batch.wanted[*shape as usize]) {
@@ -264,11 +268,11 @@ fn put(
 }
 
 /// Cuts a batch into the runs of frames that a member wants; one run, without copying, if it wants them all.
-fn pick(bytes: &Bytes, marks: &[Mark], shape: FrameShape, without: &[SessionId], mut take: impl FnMut(Frames)) {
+fn pick(bytes: &Bytes, marks: &[Mark], shape: FrameShape, excluded: &[SessionId], mut take: impl FnMut(Frames)) {
     let (mut start, mut end, mut count) = (0, 0, 0);
     for mark in marks {
         let here = mark.ends[shape as usize];
-        if !mark.is_excluded(without) {
+        if !mark.is_excluded(excluded) {
             (end, count) = (here, count + 1);
             continue;
         }
@@ -293,9 +297,9 @@ mod tests {
         let authors = [Some(other), Some(mine), None, Some(other)];
         let mark = |(author, end)| Mark { ends: [end, 0, 0], id_at: 0, author, at: None };
         let marks: Vec<Mark> = authors.into_iter().zip([2, 4, 6, 8]).map(mark).collect();
-        let runs = |without: &[SessionId]| {
+        let runs = |excluded: &[SessionId]| {
             let mut runs = vec![];
-            pick(&bytes, &marks, FrameShape::WebSocket, without, |f| runs.push((f.bytes, f.count)));
+            pick(&bytes, &marks, FrameShape::WebSocket, excluded, |f| runs.push((f.bytes, f.count)));
             runs
         };
         assert_eq!(runs(&[]), [(bytes.clone(), 4)]);

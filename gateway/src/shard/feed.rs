@@ -3,7 +3,7 @@
 
 use fanfare_broker::{Cursor, Epoch, Offset, Page, Position, Publication, Verdict};
 
-/// Live messages held while history is read: beyond this the rest is read from history too.
+/// Keepalive messages held while history is read: beyond this the rest is read from history too.
 const HELD_MAX: usize = 1024;
 /// Their payload bytes.
 const HELD_BYTES_MAX: usize = 1 << 20;
@@ -16,12 +16,12 @@ pub(crate) enum Feed {
     /// A room without history: everything is passed on.
     Unnumbered,
     /// In sequence.
-    Live(Position),
+    Keepalive(Position),
     /// A hole is being read from history; what comes meanwhile is held.
     CatchingUp { at: Position, held: Held },
 }
 
-/// Live messages that wait for a hole to be filled.
+/// Keepalive messages that wait for a hole to be filled.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     publications: Vec<Publication>,
@@ -58,7 +58,7 @@ impl Feed {
     pub(crate) fn position(&self) -> Option<Position> {
         match self {
             Self::Subscribing { .. } | Self::Unnumbered => None,
-            Self::Live(at) | Self::CatchingUp { at, .. } => Some(*at),
+            Self::Keepalive(at) | Self::CatchingUp { at, .. } => Some(*at),
         }
     }
 
@@ -74,7 +74,7 @@ impl Feed {
             return Step::Nothing;
         };
         let at = Position::at(head);
-        *self = Self::Live(at);
+        *self = Self::Keepalive(at);
         // Something after the head came before the confirmation was seen here, and was only noted.
         match seen {
             Some(seen) if !at.covers(seen) => self.catch_up(at),
@@ -93,7 +93,7 @@ impl Feed {
                 Step::Nothing
             }
             Self::Unnumbered => Step::Deliver(publication),
-            Self::Live(at) => match at.of_message(cursor) {
+            Self::Keepalive(at) => match at.of_message(cursor) {
                 Verdict::InSequence => {
                     at.move_to(cursor);
                     Step::Deliver(publication)
@@ -116,7 +116,7 @@ impl Feed {
     /// The room's head after a reconnect, or as a history page told it.
     pub(crate) fn on_head(&mut self, head: Cursor) -> Step {
         match self {
-            Self::Live(at) => match at.of_head(head) {
+            Self::Keepalive(at) => match at.of_head(head) {
                 Verdict::Hole { .. } => {
                     let at = *at;
                     self.catch_up(at)
@@ -134,7 +134,7 @@ impl Feed {
     /// Messages of this room may have been dropped.
     pub(crate) fn on_behind(&mut self) -> Step {
         match self {
-            Self::Live(at) => {
+            Self::Keepalive(at) => {
                 let at = *at;
                 self.catch_up(at)
             }
@@ -177,7 +177,7 @@ impl Feed {
         }
         let again = hole.or(later.overflowed.then(|| at.cursor()));
         if again.is_none() {
-            *self = Self::Live(*at);
+            *self = Self::Keepalive(*at);
         }
         Filled { gap, deliver, again }
     }

@@ -60,7 +60,7 @@ struct Model {
 }
 
 impl Model {
-    fn obey(&mut self, step: Step) {
+    fn apply(&mut self, step: Step) {
         match step {
             Step::Deliver(p) => self.deliver(&p),
             Step::Nothing => {}
@@ -93,25 +93,25 @@ proptest! {
     fn members_see_everything_once_in_order_or_are_told(events in happenings(), start in 0u64..3, limit in 1u64..5) {
         let mut model = Model { head: start, reached: start, ..Model::default() };
         let mut feed = Feed::new();
-        model.obey(feed.on_subscribed(Some(cursor(start))));
+        model.apply(feed.on_subscribed(Some(cursor(start))));
         for event in events {
             match event {
                 Happening::Publish => {
                     model.head += 1;
                     let step = feed.on_message(message(model.head));
-                    model.obey(step);
+                    model.apply(step);
                 }
                 Happening::PublishLost => model.head += 1,
                 Happening::Trim => model.oldest = model.head.saturating_sub(2).max(model.oldest),
-                Happening::Head => { let step = feed.on_head(cursor(model.head)); model.obey(step); }
-                Happening::Behind => { let step = feed.on_behind(); model.obey(step); }
+                Happening::Head => { let step = feed.on_head(cursor(model.head)); model.apply(step); }
+                Happening::Behind => { let step = feed.on_behind(); model.apply(step); }
                 Happening::PageRead => model.read(&mut feed, limit),
             }
         }
         let step = feed.on_head(cursor(model.head));
-        model.obey(step);
+        model.apply(step);
         for _ in 0..1000 { model.read(&mut feed, limit); }
-        prop_assert!(matches!(feed, Feed::Live(_)), "{feed:?}");
+        prop_assert!(matches!(feed, Feed::Keepalive(_)), "{feed:?}");
         prop_assert_eq!(model.reached, model.head);
     }
 }
@@ -123,7 +123,7 @@ fn a_message_that_comes_before_the_confirmation_is_read_from_history() {
     let Step::CatchUp(since) = feed.on_subscribed(Some(cursor(5))) else { panic!("{feed:?}") };
     let filled = feed.on_page(page(since, 0, 6, 10));
     assert_eq!(filled.deliver.len(), 1);
-    assert!(matches!(feed, Feed::Live(at) if at.cursor() == cursor(6)));
+    assert!(matches!(feed, Feed::Keepalive(at) if at.cursor() == cursor(6)));
 }
 
 #[test]

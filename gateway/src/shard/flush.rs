@@ -3,7 +3,7 @@
 
 use super::{
     Shard, State,
-    conn::{Lane, Phase, SessionRef},
+    conn::{FlushQueue, Phase, SessionRef},
 };
 use crate::session::SLICES_MAX;
 use std::{
@@ -49,7 +49,7 @@ impl Shard {
     /// Writes one session's outbox; returns the bytes that the kernel took.
     pub(super) fn flush(&self, state: &mut State, index: u32) -> usize {
         let Some(conn) = state.sessions.at(index) else { return 0 };
-        conn.lane = Lane::None;
+        conn.queued_in = FlushQueue::None;
         let before = conn.outbox.bytes();
         let wrote = loop {
             if conn.outbox.is_empty() {
@@ -101,7 +101,7 @@ impl Shard {
         let Some(conn) = state.sessions.get(who) else { return };
         conn.blocked = false;
         match writable {
-            Ok(()) => self.mark_dirty(state, who.index, Lane::Urgent),
+            Ok(()) => self.mark_dirty(state, who.index, FlushQueue::Urgent),
             Err(_) => shut(conn, std::net::Shutdown::Both),
         }
     }
@@ -116,7 +116,7 @@ fn next(state: &mut State, bulks_turn: bool) -> Option<u32> {
         return Some(index);
     }
     while let Some(index) = state.bulk.pop_front() {
-        if state.sessions.at(index).is_some_and(|conn| conn.lane == Lane::Bulk) {
+        if state.sessions.at(index).is_some_and(|conn| conn.queued_in == FlushQueue::Bulk) {
             return Some(index);
         }
     }

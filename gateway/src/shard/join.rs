@@ -1,19 +1,23 @@
-//! Coming into rooms. A join becomes a member only when it has had everything up to where the room's feed stands, in one
+//! PendingPresence into rooms. A join becomes a member only when it has had everything up to where the room's feed stands, in one
 //! step that nothing can come between: that is what makes history and live deliveries meet without a hole or a repeat.
 
 use super::{
     Shard, State,
-    commands::Asker,
+    commands::ReplyTo,
     conn::SessionRef,
     feed::Step,
     retry::Retry,
-    rooms::{Coming, RoomKey, Special, without},
+    rooms::{CustomMember, PendingPresence, RoomKey, excluded},
 };
 use crate::{
-    command::{HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
-    error::{ErrorCode, Refusal},
-    event::{Event, Missed},
-    protocol::{FrameShape, end_event, native, put_frame},
+    protocol::{
+        FrameShape,
+        command::{HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
+        end_event,
+        error::{ErrorCode, Refusal},
+        event::{Event, Missed},
+        native, put_frame,
+    },
     session::{Frames, Stage},
 };
 use bytes::BytesMut;
@@ -34,7 +38,7 @@ const ANSWERED_MEMBERS_MAX: usize = 1_000;
 /// A join under way.
 #[derive(Debug)]
 pub(super) struct Join {
-    asker: Asker,
+    asker: ReplyTo,
     room: RoomKey,
     /// The session's number for it; an older one is not wanted any more.
     number: u32,
@@ -68,7 +72,7 @@ enum Wait {
 
 impl Shard {
     /// Begins a join that the session permits.
-    pub(super) fn join(self: &Rc<Self>, state: &mut State, asker: Asker, room: &Room, options: JoinOptions) {
+    pub(super) fn join(self: &Rc<Self>, state: &mut State, asker: ReplyTo, room: &Room, options: JoinOptions) {
         let entered = self.enter(state, asker.who, room, options.presence);
         let (key, number, from) = match entered {
             Ok(entered) => entered,
@@ -131,10 +135,10 @@ impl Shard {
                 drop(self.node.broker.update_presence(room, enter));
             }
         }
-        entry.coming.retain(|coming| coming.session != who.index);
+        entry.pending_presence.retain(|pending| pending.session != who.index);
         let generation = entry.generation;
         if wish == PresenceWish::Members {
-            entry.coming.push(Coming { session: who.index, shape, events: Vec::new() });
+            entry.pending_presence.push(PendingPresence { session: who.index, shape, events: Vec::new() });
         }
         if from.is_some() {
             // No member until it has come in again: what it has had so far is noted, for those who ask meanwhile.
@@ -173,7 +177,7 @@ impl Shard {
         let step = entry.feed.on_subscribed(head);
         let waiting = std::mem::take(&mut entry.waiting);
         entry.wake_parked();
-        self.obey(state, key.0, step);
+        self.apply(state, key.0, step);
         for join in waiting {
             self.admit(state, join);
         }
@@ -288,7 +292,7 @@ impl Shard {
         let at = entry.feed.position();
         let name = entry.name.clone();
         let conn = state.sessions.open(join.asker.who)?;
-        let without = without(conn.session.id, &join.options);
+        let excluded = excluded(conn.session.id, &join.options);
         while !progress.pending.is_empty() {
             let conn = state.sessions.open(join.asker.who)?;
             if conn.outbox.is_half_full(&self.node.outbox_limits) {
@@ -304,7 +308,7 @@ impl Shard {
                 break;
             }
             progress.reached = Some(cursor);
-            if !publication.author.is_some_and(|author| without.contains(&author)) {
+            if !publication.author.is_some_and(|author| excluded.contains(&author)) {
                 self.send_message(state, join, &name, &publication);
             }
         }
@@ -325,7 +329,7 @@ impl Shard {
         state.outbox_bytes += bytes.len();
         conn.outbox.push_unbounded(Frames { bytes: bytes.freeze(), count: 1 }, self.now_ms());
         self.node.metrics.delivered[conn.shape as usize].inc();
-        self.mark_dirty(state, who.index, super::conn::Lane::Urgent);
+        self.mark_dirty(state, who.index, super::conn::FlushQueue::Urgent);
     }
 
     /// Takes a page of history: `joined` goes out with the first, a later one may tell a gap.
@@ -344,7 +348,7 @@ impl Shard {
             .position()
             .is_some_and(|at| at.cursor().epoch != page.head.epoch || (late && !at.covers(page.head)));
         let step = if behind { entry.feed.on_head(page.head) } else { Step::Nothing };
-        self.obey(state, join.room.0, step);
+        self.apply(state, join.room.0, step);
         match progress.reached {
             None if join.options.since.is_none() && page.gap.is_some() && join.from.is_some() => {
                 self.open_join(state, join, progress, (join.from, None));
@@ -407,15 +411,15 @@ impl Shard {
         }
         let version = progress.presence.as_ref().map_or(0, |p| p.version);
         let Some(entry) = state.rooms.same(join.room) else { return };
-        entry.add_member(Special {
+        entry.add_member(CustomMember {
             session: join.asker.who.index,
             shape: conn.shape,
             has_own_ids: !conn.shares_frames(&entry.name),
             presence_after: (join.options.presence == PresenceWish::Members).then_some(version),
-            without: without(conn.session.id, &join.options),
+            excluded: excluded(conn.session.id, &join.options),
         });
-        let came = entry.coming.iter().position(|coming| coming.session == join.asker.who.index);
-        let Some(came) = came.map(|place| entry.coming.swap_remove(place)) else { return };
+        let came = entry.pending_presence.iter().position(|pending| pending.session == join.asker.who.index);
+        let Some(came) = came.map(|place| entry.pending_presence.swap_remove(place)) else { return };
         for (_, frames) in came.events.into_iter().filter(|(at, _)| *at > version) {
             self.queue(state, join.asker.who.index, frames);
         }
@@ -425,7 +429,7 @@ impl Shard {
     /// fault and counts as no error.
     fn answer_superseded(&self, state: &mut State, join: &Join) {
         let Some(name) = state.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
-        let Asker { who, id, post } = join.asker;
+        let ReplyTo { who, id, post } = join.asker;
         if (id.is_none() && post.is_none()) || state.sessions.open(who).is_none() {
             return;
         }

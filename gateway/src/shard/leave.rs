@@ -57,7 +57,7 @@ impl Shard {
         if stage == Stage::Member {
             entry.remove_member(who.index, shape);
         }
-        entry.coming.retain(|coming| coming.session != who.index);
+        entry.pending_presence.retain(|pending| pending.session != who.index);
         self.node.metrics.members.dec();
         drop(
             self.node

@@ -14,7 +14,7 @@
 //! | `fanout`, `flush` | the hot path: encode once, queue, write |
 //! | `timers`, `wheel` | pings, deadlines, lingering rooms |
 //! | `retry` | waits when the broker fails |
-//! | `conn`, `control`, `leave_taking` | the table of sessions; kicks; drain |
+//! | `conn`, `control`, `drain` | the table of sessions; kicks; drain |
 //! | `bench` | for the benchmark of the fan-out |
 
 mod bench;
@@ -22,13 +22,12 @@ mod catch_up;
 mod commands;
 mod conn;
 mod control;
+mod drain;
 mod fanout;
 mod feed;
 mod flush;
-mod inbox;
 mod join;
 mod leave;
-mod leave_taking;
 mod polls;
 mod posts;
 mod retry;
@@ -38,27 +37,30 @@ mod timers;
 mod wheel;
 
 pub(crate) use bench::Crowd;
-pub(crate) use commands::split_since;
 pub(crate) use conn::SessionRef;
-pub(crate) use control::ControlMessage;
-pub(crate) use inbox::Inbox;
 pub(crate) use polls::{Look, Watch};
-pub(crate) use posts::commands;
 pub(crate) use streams::Opening;
 
 use crate::{
-    auth::Seat,
-    close::CloseReason,
-    event::{Event, WelcomeLimits},
-    live::Live,
-    node::{Node, unix_ms},
-    protocol::{FrameShape, control_frame, native, put_frame},
-    session::{Frames, Outbox, PostAddress, Secret, Session},
+    node::{
+        Node,
+        inbox::{Inbox, Item},
+    },
+    policy::peer::ConnectionPermit,
+    protocol::{
+        FrameShape,
+        address::{PostAddress, Secret},
+        close::CloseReason,
+        control_frame,
+        event::{Event, WelcomeLimits},
+        native, put_frame,
+    },
+    session::{Frames, Outbox, Session, keepalive::Keepalive},
+    time::unix_ms,
 };
 use bytes::{Bytes, BytesMut};
-use conn::{Conn, Lane, Phase, Sessions, Stream, Timer};
+use conn::{Conn, FlushQueue, Phase, Sessions, Stream, Timer};
 use fanfare_broker::{Delivery, RoomEvent, SessionId, SubscriberId};
-use inbox::Item;
 use posts::Posts;
 use rooms::Rooms;
 use std::{
@@ -215,7 +217,7 @@ impl Shard {
     // --- a session's life ---
 
     /// Takes a socket whose handshake is over, but for the answer, and greets the client.
-    pub(crate) fn open(&self, socket: Rc<TcpStream>, seat: Option<Seat>, opening: Opening) -> SessionRef {
+    pub(crate) fn open(&self, socket: Rc<TcpStream>, seat: Option<ConnectionPermit>, opening: Opening) -> SessionRef {
         let now_ms = self.now_ms();
         let Opening { shape, head, rooms } = opening;
         let secret = Secret::random();
@@ -227,12 +229,12 @@ impl Shard {
         let state = &mut *self.state.borrow_mut();
         let who = state.sessions.insert(|generation| Conn {
             generation,
-            lane: Lane::None,
+            queued_in: FlushQueue::None,
             phase: Phase::Open,
             blocked: false,
             stale_filed: false,
             shape,
-            live: Live::new(now_ms),
+            live: Keepalive::new(now_ms),
             socket,
             outbox: Outbox::default(),
             session,
@@ -244,10 +246,10 @@ impl Shard {
         self.node.metrics.sessions[shape as usize].inc();
         self.node.metrics.sessions_opened[shape as usize].inc();
         let ping_ms = self.ping_ms(who.index, shape);
-        self.start_wheel_entry(state, Timer::Live(who), ping_ms);
+        self.start_wheel_entry(state, Timer::Keepalive(who), ping_ms);
         self.queue(state, who.index, Frames { bytes: head, count: 1 });
         let post = (shape != FrameShape::WebSocket).then(|| {
-            let address = PostAddress { node: self.node.id, shard: self.me.0, place: who.to_u64(), secret };
+            let address = PostAddress { node: self.node.id, shard: self.me.0, slot: who.to_u64(), secret };
             format!("/v1/sessions/{address}")
         });
         let welcome = Event::Welcome {
@@ -280,14 +282,14 @@ impl Shard {
         conn.outbox.push_unbounded(Frames { bytes, count: 1 }, self.now_ms());
         state.outbox_bytes = state.outbox_bytes + conn.outbox.bytes() - before;
         self.leave_all(state, who);
-        self.forsake_posts(state, who);
+        self.cancel_posts(state, who);
         self.node.metrics.sessions[shape as usize].dec();
         self.node.metrics.session_closed(reason);
         if reason == CloseReason::TooSlow {
             self.node.metrics.slow_consumers.inc();
         }
         self.start_wheel_entry(state, Timer::Closed(who), CLOSING_MS);
-        self.mark_dirty(state, who.index, Lane::Urgent);
+        self.mark_dirty(state, who.index, FlushQueue::Urgent);
     }
 
     /// The reader's last word: the socket gives no more bytes. The one place where a session is removed.
@@ -365,17 +367,17 @@ impl Shard {
             }
         }
         state.outbox_bytes += bytes;
-        self.mark_dirty(state, index, Lane::Urgent);
+        self.mark_dirty(state, index, FlushQueue::Urgent);
     }
 
     /// Puts a session into a flush queue, unless it is in one or its socket is full.
-    fn mark_dirty(&self, state: &mut State, index: u32, lane: Lane) {
+    fn mark_dirty(&self, state: &mut State, index: u32, queue: FlushQueue) {
         let Some(conn) = state.sessions.at(index) else { return };
-        if conn.blocked || conn.lane == Lane::Urgent || conn.lane == lane {
+        if conn.blocked || conn.queued_in == FlushQueue::Urgent || conn.queued_in == queue {
             return;
         }
-        conn.lane = lane;
-        let queue = if lane == Lane::Urgent { &mut state.urgent } else { &mut state.bulk };
+        conn.queued_in = queue;
+        let queue = if queue == FlushQueue::Urgent { &mut state.urgent } else { &mut state.bulk };
         if queue.is_empty() {
             self.inbox.wake();
         }

@@ -3,7 +3,7 @@
 //! looks. Called by `transport::poll`.
 
 use super::{Shard, feed::Step, leave::Linger, rooms::RoomKey};
-use crate::{class::Class, node::unix_ms};
+use crate::{policy::class::Class, time::unix_ms};
 use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Position, Publication, Room};
 use std::{rc::Rc, time::Duration};
 use tokio::sync::Notify;
@@ -100,7 +100,7 @@ impl Watch {
             // Whoever comes back from elsewhere may know of an epoch that this shard has not heard of yet.
             let is_behind = entry.feed.position().is_some_and(|at| at.cursor().epoch != page.head.epoch);
             let step = if is_behind { entry.feed.on_head(page.head) } else { Step::Nothing };
-            self.shard.obey(state, self.key.0, step);
+            self.shard.apply(state, self.key.0, step);
         }
         Ok(page)
     }

@@ -4,15 +4,16 @@
 
 use super::{
     Shard, State,
-    commands::Asker,
+    commands::ReplyTo,
     conn::{SessionRef, Timer},
-    control::{Command, ControlMessage, Return},
 };
-use crate::{
+use crate::protocol::{
+    address::PostAddress,
+    control::{CommandReply, ControlMessage, PostedCommands, ReplyAddress},
     error::{ErrorCode, Refusal},
     event::Event,
-    protocol::native,
-    session::PostAddress,
+    native,
+    post::commands,
 };
 use bytes::Bytes;
 use fanfare_broker::{BrokerError, NodeId, NodeTarget};
@@ -27,8 +28,6 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Commands in one post.
-pub(crate) const COMMANDS_MAX: usize = 100;
 /// Posts that may be under way on one shard, and posts whose answers one shard may wait for.
 const POSTS_MAX: usize = 4096;
 /// The bodies of the latter: those for this node's sessions, and those for others'. Redis closes a node's connection when
@@ -48,7 +47,7 @@ const LATE_MS: u32 = 6_000;
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Numbers the answers that posts wait for, on one shard; a post's have consecutive ones.
-pub(super) type AnswerNo = NonZeroU32;
+pub(super) type ReplyNumber = NonZeroU32;
 
 /// A shard's share of posts.
 #[derive(Default)]
@@ -57,7 +56,7 @@ pub(super) struct Posts {
     under_way: BTreeMap<u32, Post>,
     numbers: u32,
     /// Posts that this shard has taken for others.
-    awaited: HashMap<u64, oneshot::Sender<Answer>>,
+    awaited: HashMap<u64, oneshot::Sender<CommandReply>>,
     awaited_bytes: [usize; 2],
     tickets: u64,
 }
@@ -80,7 +79,7 @@ impl Drop for Awaited<'_> {
 
 struct Post {
     who: SessionRef,
-    back: Return,
+    back: ReplyAddress,
     is_array: bool,
     answers: Vec<Option<Vec<u8>>>,
     missing: usize,
@@ -99,27 +98,6 @@ struct Heading<'a> {
     id: Option<u64>,
     #[serde(borrow)]
     room: Option<Cow<'a, str>>,
-}
-
-/// What became of a post: the JSON text of the answer, or why there is none.
-pub(crate) type Answer = Result<Bytes, ErrorCode>;
-
-/// A post's commands, as JSON texts; whether they stood in an array.
-///
-/// # Errors
-/// What is wrong with the body as a whole.
-pub(crate) fn commands(body: &str) -> Result<(Vec<&RawValue>, bool), Refusal> {
-    let is_array = body.trim_start().starts_with('[');
-    let commands: Result<Vec<&RawValue>, _> =
-        if is_array { serde_json::from_str(body) } else { serde_json::from_str(body).map(|one| vec![one]) };
-    let commands = commands.map_err(|why| Refusal::bad_request(format!("the body is not JSON: {why}")))?;
-    if !is_array && !body.trim_start().starts_with('{') {
-        return Err(Refusal::bad_request("the body is neither a command nor an array of commands"));
-    }
-    if !(1..=COMMANDS_MAX).contains(&commands.len()) {
-        return Err(Refusal::bad_request(format!("a post has 1 to {COMMANDS_MAX} commands")));
-    }
-    Ok((commands, is_array))
 }
 
 impl Shard {
@@ -154,9 +132,9 @@ impl Shard {
     /// One attempt; `None` if nobody hears as the session's node.
     async fn try_post(&self, address: PostAddress, body: Bytes) -> Result<Option<Result<Bytes, Refusal>>, Refusal> {
         let is_elsewhere = usize::from(address.node != self.node.id);
-        let (awaited, answered) = self.await_answer((is_elsewhere, body.len()))?;
-        let back = Return { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
-        let command = ControlMessage::Command(Command { address, back, body });
+        let (awaited, answered) = self.await_reply((is_elsewhere, body.len()))?;
+        let back = ReplyAddress { node: self.node.id, shard: self.me.0, ticket: awaited.ticket };
+        let command = ControlMessage::Command(PostedCommands { address, back, body });
         if !self.send_control(address.node, address.shard, &command).await? {
             return Ok(None);
         }
@@ -169,7 +147,7 @@ impl Shard {
         }))
     }
 
-    fn await_answer(&self, bytes: (usize, usize)) -> Result<(Awaited<'_>, oneshot::Receiver<Answer>), Refusal> {
+    fn await_reply(&self, bytes: (usize, usize)) -> Result<(Awaited<'_>, oneshot::Receiver<CommandReply>), Refusal> {
         let posts = &mut self.state.borrow_mut().posts;
         if posts.awaited.len() >= POSTS_MAX || posts.awaited_bytes[bytes.0] + bytes.1 > BYTES_MAX[bytes.0] {
             return Err(BrokerError::Overloaded.into());
@@ -190,7 +168,7 @@ impl Shard {
     }
 
     /// The answer to a post that this shard has taken.
-    pub(super) fn on_answer(&self, state: &mut State, ticket: u64, answer: Answer) {
+    pub(super) fn on_reply(&self, state: &mut State, ticket: u64, answer: CommandReply) {
         if let Some(waiting) = state.posts.awaited.remove(&ticket) {
             let _ = waiting.send(answer); // whoever posted may be gone
         }
@@ -199,19 +177,19 @@ impl Shard {
     // --- the shard that has the session ---
 
     /// Does what was posted for a session of this shard.
-    pub(super) fn on_command(self: &Rc<Self>, state: &mut State, command: Command) {
-        let Command { address, back, body } = command;
-        let who = SessionRef::from_u64(address.place);
+    pub(super) fn on_command(self: &Rc<Self>, state: &mut State, command: PostedCommands) {
+        let PostedCommands { address, back, body } = command;
+        let who = SessionRef::from_u64(address.slot);
         let secret = state.sessions.open(who).and_then(|conn| conn.stream.as_ref()).map(|stream| stream.secret);
         if !secret.is_some_and(|secret| secret.is(&address.secret)) {
-            return self.send_answer(back, Err(ErrorCode::SessionGone));
+            return self.send_reply(back, Err(ErrorCode::SessionGone));
         }
         // It was read where it was posted; another version may have seen it otherwise.
         let Some((commands, is_array)) = std::str::from_utf8(&body).ok().and_then(|body| commands(body).ok()) else {
-            return self.send_answer(back, Err(ErrorCode::Internal));
+            return self.send_reply(back, Err(ErrorCode::Internal));
         };
         if state.posts.under_way.len() >= POSTS_MAX {
-            return self.send_answer(back, Err(ErrorCode::BackplaneOverloaded));
+            return self.send_reply(back, Err(ErrorCode::BackplaneOverloaded));
         }
         let missing = commands.len();
         let first = state.posts.number(missing as u32);
@@ -229,7 +207,7 @@ impl Shard {
             let place = post.begun;
             let Some(text) = post.commands.get(place).cloned() else { return };
             post.begun += 1;
-            let asker = Asker { post: AnswerNo::new(first + place as u32), ..Asker::unnumbered(post.who) };
+            let asker = ReplyTo { post: ReplyNumber::new(first + place as u32), ..ReplyTo::unnumbered(post.who) };
             let joins = self.command(state, asker, text.get());
             match state.posts.under_way.get_mut(&first) {
                 Some(post) if joins && post.answers[place].is_none() => {
@@ -242,7 +220,7 @@ impl Shard {
     }
 
     /// The answer to one posted command; the last one sends them all.
-    pub(super) fn answer_post(&self, state: &mut State, asker: Asker, mut text: Vec<u8>) {
+    pub(super) fn reply_to_post(&self, state: &mut State, asker: ReplyTo, mut text: Vec<u8>) {
         let Some(number) = asker.post else { return };
         let Some((first, post)) = state.posts.under_way.range_mut(..=number.get()).next_back() else { return };
         let (first, place) = (*first, (number.get() - first) as usize);
@@ -271,7 +249,7 @@ impl Shard {
         let Some(post) = state.posts.under_way.remove(&first) else { return };
         let answers: Vec<Vec<u8>> = post.answers.into_iter().flatten().collect();
         let text = if post.is_array { [b"[", &answers.join(&b","[..])[..], b"]"].concat() } else { answers.concat() };
-        self.send_answer(post.back, Ok(text.into()));
+        self.send_reply(post.back, Ok(text.into()));
     }
 
     /// Commands that wait for something are answered as late; what they ask for may still come true.
@@ -280,7 +258,7 @@ impl Shard {
     }
 
     /// A session ends: what was posted for it and is not done will not be.
-    pub(super) fn forsake_posts(&self, state: &mut State, who: SessionRef) {
+    pub(super) fn cancel_posts(&self, state: &mut State, who: SessionRef) {
         let of_session = state.posts.under_way.iter().filter(|(_, post)| post.who == who).map(|(first, _)| *first);
         for first in of_session.collect::<Vec<_>>() {
             self.fill_post(state, first, &Refusal::session_gone());
@@ -296,8 +274,8 @@ impl Shard {
         self.finish_post(state, first);
     }
 
-    pub(super) fn send_answer(&self, back: Return, answer: Answer) {
-        let message = ControlMessage::Answer { shard: back.shard, ticket: back.ticket, answer };
+    pub(super) fn send_reply(&self, back: ReplyAddress, answer: CommandReply) {
+        let message = ControlMessage::Reply { shard: back.shard, ticket: back.ticket, reply: answer };
         if back.node == self.node.id {
             self.node.send_to_shard(back.shard, message.encode());
         } else {
@@ -319,16 +297,6 @@ impl Posts {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_post_is_one_command_or_an_array_of_some() {
-        assert_eq!(commands(r#" {"type":"ping"} "#).map(|(c, array)| (c.len(), array)).unwrap(), (1, false));
-        assert_eq!(commands(r#"[{"a":1},{"b":2}]"#).map(|(c, array)| (c.len(), array)).unwrap(), (2, true));
-        let many = format!("[{}1]", "1,".repeat(COMMANDS_MAX));
-        for wrong in ["", "[]", "{", "{}{}", "7", "null", "\"a\"", &many] {
-            assert!(commands(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn numbers_of_answers_begin_again_before_they_run_out() {

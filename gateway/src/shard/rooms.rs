@@ -3,9 +3,11 @@
 
 use super::feed::Feed;
 use crate::{
-    class::Class,
-    command::{EchoWish, JoinOptions},
-    protocol::FrameShape,
+    policy::class::Class,
+    protocol::{
+        FrameShape,
+        command::{EchoWish, JoinOptions},
+    },
     session::Frames,
 };
 use bytes::BytesMut;
@@ -38,7 +40,7 @@ pub(super) struct RoomEntry {
     /// bytes per member.
     pub(super) plain: [Vec<u32>; FrameShape::COUNT],
     /// Members that see who comes and goes, that want some messages kept away, or whose events have ids of their own.
-    pub(super) special: Vec<Special>,
+    pub(super) custom: Vec<CustomMember>,
     /// Sessions that are in the room or coming in, and polls that look at it.
     pub(super) occupants: u32,
     /// Until when it is followed at least; means something only while nobody is in it.
@@ -50,7 +52,7 @@ pub(super) struct RoomEntry {
     /// Polls that wait for its next message. Most rooms have none.
     pub(super) parked: Option<Box<Slab<Rc<Notify>>>>,
     /// Sessions that have asked who is here and are not members yet.
-    pub(super) coming: Vec<Coming>,
+    pub(super) pending_presence: Vec<PendingPresence>,
     /// Joins that wait for the subscription.
     pub(super) waiting: Vec<super::join::Join>,
     ring: VecDeque<Publication>,
@@ -59,7 +61,7 @@ pub(super) struct RoomEntry {
 
 /// A member that does not simply get everything.
 #[derive(Debug)]
-pub(super) struct Special {
+pub(super) struct CustomMember {
     pub(super) session: u32,
     pub(super) shape: FrameShape,
     /// Its events' ids speak of other rooms too: its frames are made for it alone.
@@ -67,21 +69,21 @@ pub(super) struct Special {
     /// Presence events after this version; `None`: none.
     pub(super) presence_after: Option<u64>,
     /// Whose messages stay away.
-    pub(super) without: SmallVec<[SessionId; 2]>,
+    pub(super) excluded: SmallVec<[SessionId; 2]>,
 }
 
 /// A session that is coming in and wishes to see who comes and goes: what happens between its listing and its becoming
 /// a member waits here.
 #[derive(Debug)]
-pub(super) struct Coming {
+pub(super) struct PendingPresence {
     pub(super) session: u32,
     pub(super) shape: FrameShape,
-    /// Presence events by version, at most [`COMING_MAX`].
+    /// Presence events by version, at most [`PENDING_PRESENCE_MAX`].
     pub(super) events: Vec<(u64, Frames)>,
 }
 
 /// Presence events that wait for one session; a listing is never older than the few seconds in which so many come.
-pub(super) const COMING_MAX: usize = 4096;
+pub(super) const PENDING_PRESENCE_MAX: usize = 4096;
 
 /// What a room's members get at the end of the tick: their frames, back to back, encoded once for each shape that they
 /// have.
@@ -111,12 +113,12 @@ pub(super) struct Mark {
 }
 
 /// Whose messages a join wants kept away.
-pub(super) fn without(own: SessionId, options: &JoinOptions) -> SmallVec<[SessionId; 2]> {
-    let mut without = SmallVec::from_slice(&options.exclude);
+pub(super) fn excluded(own: SessionId, options: &JoinOptions) -> SmallVec<[SessionId; 2]> {
+    let mut excluded = SmallVec::from_slice(&options.exclude);
     if options.echo == EchoWish::No {
-        without.push(own);
+        excluded.push(own);
     }
-    without
+    excluded
 }
 
 impl Mark {
@@ -130,7 +132,7 @@ impl Batch {
     /// Empty, for those who are members of `entry` now.
     fn new(entry: &RoomEntry, from: Option<Cursor>) -> Self {
         let wanted = |shape: FrameShape| {
-            !entry.plain[shape as usize].is_empty() || entry.special.iter().any(|special| special.shape == shape)
+            !entry.plain[shape as usize].is_empty() || entry.custom.iter().any(|custom| custom.shape == shape)
         };
         let bytes = [BytesMut::new(), BytesMut::new(), BytesMut::new()];
         Self { from, wanted: FrameShape::ALL.map(wanted), bytes, count: 0, marks: Vec::new() }
@@ -139,14 +141,14 @@ impl Batch {
 
 impl RoomEntry {
     pub(super) fn members(&self) -> usize {
-        self.plain.iter().map(Vec::len).sum::<usize>() + self.special.len()
+        self.plain.iter().map(Vec::len).sum::<usize>() + self.custom.len()
     }
 
-    pub(super) fn add_member(&mut self, member: Special) {
-        if member.presence_after.is_none() && member.without.is_empty() && !member.has_own_ids {
+    pub(super) fn add_member(&mut self, member: CustomMember) {
+        if member.presence_after.is_none() && member.excluded.is_empty() && !member.has_own_ids {
             self.plain[member.shape as usize].push(member.session);
         } else {
-            self.special.push(member);
+            self.custom.push(member);
         }
     }
 
@@ -156,7 +158,7 @@ impl RoomEntry {
         if let Some(place) = plain.iter().position(|s| *s == session) {
             plain.swap_remove(place);
         } else {
-            self.special.retain(|s| s.session != session);
+            self.custom.retain(|s| s.session != session);
         }
     }
 
@@ -232,13 +234,13 @@ impl Rooms {
             generation: self.generations,
             feed: Feed::new(),
             plain: Default::default(),
-            special: Vec::new(),
+            custom: Vec::new(),
             occupants: 0,
             wanted_until_ms: now_ms,
             is_lingering: false,
             made_ms: now_ms,
             parked: None,
-            coming: Vec::new(),
+            pending_presence: Vec::new(),
             waiting: Vec::new(),
             ring: VecDeque::new(),
             batch: None,

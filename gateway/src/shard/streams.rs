@@ -6,10 +6,8 @@ use super::{
     conn::{SessionRef, UrlRoom},
 };
 use crate::{
-    close::CloseReason,
-    event::Event,
-    node::by_chance,
-    protocol::{FrameShape, end_event, native},
+    protocol::{FrameShape, close::CloseReason, end_event, event::Event, native},
+    random::random_below,
     session::{Frames, Stage},
 };
 use bytes::{Bytes, BytesMut};
@@ -53,12 +51,12 @@ pub(super) type At = (u32, Option<Cursor>);
 
 /// How long a stream lives.
 pub(super) fn age_ms() -> u32 {
-    AGE_MS + by_chance(AGE_SPREAD_MS) as u32
+    AGE_MS + random_below(AGE_SPREAD_MS) as u32
 }
 
 /// The last words on a stream.
 pub(super) fn close(shape: FrameShape, reason: CloseReason) -> Bytes {
-    let after_ms = by_chance(AFTER_MS_MAX);
+    let after_ms = random_below(AFTER_MS_MAX);
     let reconnect = reason.reconnect();
     let close = Event::Close { code: reason.code(), reconnect, after_ms: reconnect.then_some(after_ms) };
     let mut bytes = BytesMut::new();
@@ -133,6 +131,6 @@ impl Shard {
         }
         self.queue(state, who.index, Frames { bytes: bytes.freeze(), count: 1 });
         let ping_ms = self.ping_ms(who.index, shape);
-        self.start_wheel_entry(state, super::conn::Timer::Live(who), ping_ms.min(left_ms));
+        self.start_wheel_entry(state, super::conn::Timer::Keepalive(who), ping_ms.min(left_ms));
     }
 }

@@ -9,10 +9,11 @@ use super::{
     wheel::TICK_MS,
 };
 use crate::{
-    close::CloseReason,
-    live::{Due, PONG_MS},
-    protocol::{FrameShape, control_frame},
-    session::Frames,
+    protocol::{FrameShape, close::CloseReason, control_frame},
+    session::{
+        Frames,
+        keepalive::{Due, PONG_MS},
+    },
 };
 use std::{collections::VecDeque, net::Shutdown, rc::Rc, time::Duration};
 
@@ -74,7 +75,7 @@ impl Shard {
     fn on_timer(&self, state: &mut State, timer: Timer) {
         let now_ms = self.now_ms();
         match timer {
-            Timer::Live(who) => {
+            Timer::Keepalive(who) => {
                 let Some(conn) = state.sessions.open(who) else { return };
                 if conn.stream.is_some() {
                     return self.beat(state, who);

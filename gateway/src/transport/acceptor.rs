@@ -16,7 +16,7 @@ use tokio::{
     sync::mpsc::{self, error::TrySendError},
 };
 
-use crate::{metrics::Metrics, session::TokenBucket};
+use crate::{node::metrics::Metrics, session::TokenBucket};
 
 /// Sockets that may wait for a shard to take them over.
 pub(crate) const WAITING_MAX: usize = 1024;
@@ -34,13 +34,13 @@ const UNACKED: Duration = Duration::from_secs(30);
 pub(crate) type Arrival = (std::net::TcpStream, IpAddr);
 
 /// One shard, as the acceptor sees it.
-pub(crate) struct ShardDoor {
+pub(crate) struct ShardHandle {
     pub(crate) arrivals: mpsc::Sender<Arrival>,
     pub(crate) load: Arc<AtomicUsize>,
 }
 
 /// Accepts for ever, `per_second` connections on average and twice as many in a burst; 0: no limit.
-pub(crate) async fn accept(listener: TcpListener, doors: Vec<ShardDoor>, metrics: Arc<Metrics>, per_second: u32) {
+pub(crate) async fn accept(listener: TcpListener, doors: Vec<ShardHandle>, metrics: Arc<Metrics>, per_second: u32) {
     let mut handed = 0;
     let started = Instant::now();
     let mut bucket = TokenBucket::full(per_second, 0);
@@ -107,7 +107,7 @@ fn prepare(socket: TcpStream) -> io::Result<std::net::TcpStream> {
 
 /// Gives the socket to the least loaded shard that has room. `turn` parts shards of equal load, as they are in a storm,
 /// before their counts have caught up.
-fn hand_over(arrival: Arrival, doors: &[ShardDoor], turn: usize) -> HandOver {
+fn hand_over(arrival: Arrival, doors: &[ShardHandle], turn: usize) -> HandOver {
     let mut order: Vec<usize> = (0..doors.len()).map(|i| (i + turn) % doors.len()).collect();
     order.sort_by_key(|i| {
         let waiting = WAITING_MAX - doors[*i].arrivals.capacity();
@@ -128,10 +128,10 @@ fn hand_over(arrival: Arrival, doors: &[ShardDoor], turn: usize) -> HandOver {
 mod tests {
     use super::*;
 
-    fn doors(count: usize, room: usize) -> (Vec<ShardDoor>, Vec<mpsc::Receiver<Arrival>>) {
+    fn doors(count: usize, room: usize) -> (Vec<ShardHandle>, Vec<mpsc::Receiver<Arrival>>) {
         let door = |_| {
             let (arrivals, arriving) = mpsc::channel(room);
-            (ShardDoor { arrivals, load: Arc::default() }, arriving)
+            (ShardHandle { arrivals, load: Arc::default() }, arriving)
         };
         (0..count).map(door).unzip()
     }

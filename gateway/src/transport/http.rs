@@ -3,16 +3,20 @@
 //! request is read, nothing of its answer is written, and the socket is taken back.
 
 use super::{
-    door::{Carrier, Door},
-    head::head,
     poll::{self, Poll},
-    post, stream, ws,
+    post,
+    request::{Transport, TransportRequest},
+    stream, ws,
 };
 use crate::{
-    auth::Seat,
-    error::{ErrorCode, Refusal},
+    http::{
+        finish::Finish,
+        head::head,
+        problem::{self, problem},
+    },
     node::Node,
-    problem::{self, problem},
+    policy::peer::ConnectionPermit,
+    protocol::error::{ErrorCode, Refusal},
     shard::{CountedRequest, Opening, Shard},
 };
 use axum::{Router, body::Body};
@@ -34,6 +38,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll as Progress},
     time::Duration,
 };
@@ -60,12 +65,12 @@ enum Answer {
 
 /// Where a socket goes that leaves hyper.
 enum Leaving {
-    WebSocket { response: Response<Body>, door: Door, seat: Option<Seat> },
+    WebSocket { response: Response<Body>, asked: TransportRequest, seat: Option<ConnectionPermit> },
     Stream(stream::Ready),
     Poll(Box<poll::Parked>),
 }
 
-/// The door through which a socket leaves hyper.
+/// The asked through which a socket leaves hyper.
 #[derive(Default)]
 struct Exit {
     leaving: RefCell<Option<Leaving>>,
@@ -87,7 +92,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, router: Router, socket: TcpStream, p
             }
         }
     });
-    let socket = Watched { socket: TokioIo::new(socket), exit: Rc::clone(&exit) };
+    let socket = TrackedIo { socket: TokioIo::new(socket), exit: Rc::clone(&exit) };
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
@@ -110,8 +115,8 @@ pub(crate) async fn serve(shard: Rc<Shard>, router: Router, socket: TcpStream, p
     let parts = connection.into_parts();
     let socket = parts.io.socket.into_inner();
     match leaving {
-        Leaving::WebSocket { response, door, seat } => {
-            open(shard, socket, Opening::websocket(head(&response).freeze()), (door, seat), parts.read_buf);
+        Leaving::WebSocket { response, asked, seat } => {
+            open(shard, socket, Opening::websocket(head(&response).freeze()), (asked, seat), parts.read_buf);
         }
         Leaving::Stream(ready) => ready.open(shard, socket),
         Leaving::Poll(parked) => {
@@ -143,19 +148,19 @@ impl Exit {
 }
 
 /// A socket that remembers whether it took everything.
-struct Watched {
+struct TrackedIo {
     socket: TokioIo<TcpStream>,
     exit: Rc<Exit>,
 }
 
-impl Watched {
+impl TrackedIo {
     fn note<T>(&self, written: Progress<io::Result<T>>) -> Progress<io::Result<T>> {
         self.exit.is_blocked.set(written.is_pending());
         written
     }
 }
 
-impl rt::Read for Watched {
+impl rt::Read for TrackedIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -165,7 +170,7 @@ impl rt::Read for Watched {
     }
 }
 
-impl rt::Write for Watched {
+impl rt::Write for TrackedIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Progress<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
         self.note(written)
@@ -214,7 +219,7 @@ async fn answer(
     // A proxy may append a line of its own: all of them count, in order.
     let forwarded = request.headers().get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
     let client = node.peers.client(peer, Some(&forwarded.collect::<Vec<_>>().join(",")));
-    let finish = Finish { origin, shard: Rc::clone(shard) };
+    let finish = Finish { origin, node: Arc::clone(&shard.node) };
     if request.method() == Method::OPTIONS && finish.origin.is_some() {
         return Answer::Http(finish.response(problem::preflight()));
     }
@@ -228,25 +233,6 @@ async fn answer(
             };
             Answer::Http(finish.response(response))
         }
-    }
-}
-
-/// What all responses to a request get.
-#[derive(Clone)]
-pub(super) struct Finish {
-    origin: Option<HeaderValue>,
-    shard: Rc<Shard>,
-}
-
-impl Finish {
-    pub(super) fn response<T>(&self, mut response: Response<T>) -> Response<T> {
-        if let Some(origin) = &self.origin {
-            problem::allow_origin(response.headers_mut(), origin.clone());
-        }
-        if self.shard.node.drain.is_draining() {
-            response.headers_mut().entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
-        }
-        response
     }
 }
 
@@ -282,7 +268,7 @@ async fn route(
             Err(why) => http(problem(&why)),
         };
     }
-    let door = match Door::of(request.uri()) {
+    let asked = match TransportRequest::of(request.uri()) {
         None => return Routed::Api(request),
         Some(_) if request.method() != Method::GET => return http(problem::method_not_allowed("GET")),
         Some(Err(why)) => return http(problem(&why)),
@@ -290,32 +276,32 @@ async fn route(
         Some(Ok(_)) if !request.body().is_end_stream() => {
             return http(problem(&Refusal::bad_request("this request takes no body")));
         }
-        Some(Ok(door)) => door,
+        Some(Ok(asked)) => asked,
     };
     let headers = request.headers();
-    match door.carrier {
-        Carrier::WebSocket if request.version() != Version::HTTP_11 => {
+    match asked.carrier {
+        Transport::WebSocket if request.version() != Version::HTTP_11 => {
             http(problem(&Refusal::bad_request("WebSocket needs HTTP/1.1")))
         }
-        Carrier::WebSocket => match accept(&shard.node, client, headers) {
+        Transport::WebSocket => match accept(&shard.node, client, headers) {
             Ok((response, seat)) => {
                 let response = finish.response(response);
-                Routed::Answer(Answer::Leave(Leaving::WebSocket { response, door, seat }))
+                Routed::Answer(Answer::Leave(Leaving::WebSocket { response, asked, seat }))
             }
             Err(why) => http(problem(&why)),
         },
-        Carrier::Events | Carrier::Lines => {
-            match stream::prepare(&shard.node, client, &door, headers.get(LAST_EVENT_ID)) {
+        Transport::Events | Transport::Lines => {
+            match stream::prepare(&shard.node, client, &asked, headers.get(LAST_EVENT_ID)) {
                 Ok(mut ready) => {
                     ready.response = finish.response(ready.response);
                     Routed::Answer(Answer::Leave(Leaving::Stream(ready)))
                 }
-                Err(why) => http(stream::refuse(&door, headers, &why)),
+                Err(why) => http(stream::refuse(&asked, headers, &why)),
             }
         }
-        Carrier::Poll => {
+        Transport::Poll => {
             let unchanged = headers.get(header::IF_NONE_MATCH).cloned();
-            match Poll::of_url(shard, &door, unchanged) {
+            match Poll::of_url(shard, &asked, unchanged) {
                 Ok(poll) => Routed::Answer(look(poll, client, keeps_alive(&request), (finish, counted)).await),
                 Err(why) => http(problem(&why)),
             }
@@ -344,7 +330,11 @@ fn has(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
 }
 
 /// The handshake of RFC 6455 section 4.2, and whether there is room for one more session.
-fn accept(node: &Node, client: IpAddr, headers: &HeaderMap) -> Result<(Response<Body>, Option<Seat>), Refusal> {
+fn accept(
+    node: &Node,
+    client: IpAddr,
+    headers: &HeaderMap,
+) -> Result<(Response<Body>, Option<ConnectionPermit>), Refusal> {
     if node.drain.is_draining() {
         return Err(Refusal::draining());
     }
@@ -372,10 +362,16 @@ fn accept(node: &Node, client: IpAddr, headers: &HeaderMap) -> Result<(Response<
 }
 
 /// Makes a WebSocket's session of a socket. The session's own task is a fresh, small one.
-fn open(shard: Rc<Shard>, socket: TcpStream, opening: Opening, (door, seat): (Door, Option<Seat>), early: Bytes) {
+fn open(
+    shard: Rc<Shard>,
+    socket: TcpStream,
+    opening: Opening,
+    (asked, seat): (TransportRequest, Option<ConnectionPermit>),
+    early: Bytes,
+) {
     let socket = Rc::new(socket);
     let who = shard.open(Rc::clone(&socket), seat, opening);
-    match door.joins() {
+    match asked.joins() {
         Ok(joins) => joins.into_iter().for_each(|(room, options)| shard.join_by_url(who, room, options)),
         Err(refusal) => shard.refuse_url(who, refusal),
     }

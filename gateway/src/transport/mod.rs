@@ -13,14 +13,12 @@
 //! it hyper's buffers. So does a poll's while it waits.
 
 mod acceptor;
-mod door;
-mod head;
 mod http;
 mod poll;
-mod poll_answer;
 mod post;
+mod request;
 mod stream;
 mod ws;
 
-pub(crate) use acceptor::{Arrival, ShardDoor, WAITING_MAX, accept};
+pub(crate) use acceptor::{Arrival, ShardHandle, WAITING_MAX, accept};
 pub(crate) use http::serve;

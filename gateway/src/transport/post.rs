@@ -2,10 +2,13 @@
 //! session's shard does them (`shard::posts`). Here is HTTP only.
 
 use crate::{
-    error::{ErrorCode, Refusal},
-    problem::json,
-    session::PostAddress,
-    shard::{Shard, commands},
+    http::problem::json,
+    protocol::{
+        address::PostAddress,
+        error::{ErrorCode, Refusal},
+        post::commands,
+    },
+    shard::Shard,
 };
 use axum::body::Body;
 use bytes::Bytes;

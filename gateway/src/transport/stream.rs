@@ -1,18 +1,21 @@
 //! Server-sent events and HTTP streaming: one long answer each. Here is what opens it, refused or not, and the reader that
 //! notices the client's end; what goes out is the session's, as on every transport.
 
-use super::{
-    door::{Carrier, Door},
-    head::head,
-};
+use super::request::{Transport, TransportRequest};
 use crate::{
-    auth::{Act, Seat, permit},
-    class::Class,
-    command::JoinOptions,
-    error::{ErrorCode, Refusal},
-    node::{Node, by_chance},
-    problem::problem,
-    protocol::FrameShape,
+    http::{head::head, problem::problem},
+    node::Node,
+    policy::{
+        class::Class,
+        peer::ConnectionPermit,
+        rights::{Act, permit},
+    },
+    protocol::{
+        FrameShape,
+        command::JoinOptions,
+        error::{ErrorCode, Refusal},
+    },
+    random::random_below,
     shard::{Opening, SessionRef, Shard},
 };
 use axum::body::Body;
@@ -37,7 +40,7 @@ const REFUSE_BY_STATUS: HeaderName = HeaderName::from_static("x-fanfare-refuse")
 pub(super) struct Ready {
     shape: FrameShape,
     rooms: Vec<(Room, Class, JoinOptions)>,
-    seat: Option<Seat>,
+    seat: Option<ConnectionPermit>,
     /// The response, without the headers that all responses get.
     pub(super) response: Response<()>,
 }
@@ -49,36 +52,36 @@ pub(super) struct Ready {
 pub(super) fn prepare(
     node: &Node,
     client: IpAddr,
-    door: &Door,
+    asked: &TransportRequest,
     last_event_id: Option<&HeaderValue>,
 ) -> Result<Ready, Refusal> {
     if node.drain.is_draining() {
         return Err(Refusal::draining());
     }
-    let rooms = door.checked_rooms(node, Act::Join)?;
-    if let Some((room, _)) = rooms.iter().find(|(_, class)| door.presence && !class.presence) {
+    let rooms = asked.checked_rooms(node, Act::Join)?;
+    if let Some((room, _)) = rooms.iter().find(|(_, class)| asked.presence && !class.presence) {
         let refusal = Refusal::presence_off();
         return Err(Refusal { message: format!("{room}: {}", refusal.message).into(), ..refusal });
     }
     let since = match last_event_id.filter(|id| !id.is_empty()) {
         Some(id) => by_event_id(id.as_bytes(), rooms.len()),
-        None => door.joins()?.into_iter().map(|(_, join)| join.map(|join| join.since)).collect::<Result<_, _>>()?,
+        None => asked.joins()?.into_iter().map(|(_, join)| join.map(|join| join.since)).collect::<Result<_, _>>()?,
     };
-    let shape = shape(door);
+    let shape = shape(asked);
     // Whoever has no stream yet is better off asking again than waiting for a backplane; a line stream's client waits.
     if shape == FrameShape::Event && !rooms.iter().all(|(room, _)| node.broker.is_up(room)) {
         return Err(BrokerError::Unavailable.into());
     }
     let seat = node.seat(client)?;
-    let join = |((room, class), since)| (room, class, JoinOptions { since, ..door.options() });
+    let join = |((room, class), since)| (room, class, JoinOptions { since, ..asked.options() });
     Ok(Ready { shape, rooms: rooms.into_iter().zip(since).map(join).collect(), seat, response: response(shape) })
 }
 
-fn shape(door: &Door) -> FrameShape {
-    if door.carrier == Carrier::Events { FrameShape::Event } else { FrameShape::Line }
+fn shape(asked: &TransportRequest) -> FrameShape {
+    if asked.carrier == Transport::Events { FrameShape::Event } else { FrameShape::Line }
 }
 
-impl Door {
+impl TransportRequest {
     /// The rooms of the URL, all of which must be right: there is no frame yet that could refuse one of them.
     ///
     /// # Errors
@@ -134,8 +137,8 @@ fn response(shape: FrameShape) -> Response<()> {
 /// Any status but 200 ends a browser's `EventSource` for good (WHATWG HTML, section 9.2.3): where a retry could help, the
 /// answer is a stream that says when. A proxy that makes such a stream itself asks for the status, so that it can try
 /// another node first.
-pub(super) fn refuse(door: &Door, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
-    let shape = shape(door);
+pub(super) fn refuse(asked: &TransportRequest, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+    let shape = shape(asked);
     if shape != FrameShape::Event || !refusal.code.retryable() || headers.contains_key(REFUSE_BY_STATUS) {
         return problem(refusal);
     }
@@ -144,7 +147,7 @@ pub(super) fn refuse(door: &Door, headers: &HeaderMap, refusal: &Refusal) -> Res
 }
 
 fn between((least, spread): (u64, u64)) -> u64 {
-    least + by_chance(spread)
+    least + random_below(spread)
 }
 
 impl Ready {
@@ -194,17 +197,17 @@ mod tests {
 
     #[test]
     fn an_event_stream_is_refused_for_good_only_where_a_retry_cannot_help() {
-        let door = |carrier| Door::new(carrier, vec![]);
+        let asked = |carrier| TransportRequest::new(carrier, vec![]);
         let mut headers = HeaderMap::new();
-        let later = refuse(&door(Carrier::Events), &headers, &Refusal::draining());
+        let later = refuse(&asked(Transport::Events), &headers, &Refusal::draining());
         assert_eq!(
             (later.status().as_u16(), later.headers()["content-type"].as_bytes()),
             (200, &b"text/event-stream"[..])
         );
-        assert_eq!(refuse(&door(Carrier::Lines), &headers, &Refusal::draining()).status(), 503);
-        assert_eq!(refuse(&door(Carrier::Events), &headers, &Refusal::bad_request("no")).status(), 400);
+        assert_eq!(refuse(&asked(Transport::Lines), &headers, &Refusal::draining()).status(), 503);
+        assert_eq!(refuse(&asked(Transport::Events), &headers, &Refusal::bad_request("no")).status(), 400);
         headers.insert(REFUSE_BY_STATUS, HeaderValue::from_static("status"));
-        assert_eq!(refuse(&door(Carrier::Events), &headers, &Refusal::draining()).status(), 503);
+        assert_eq!(refuse(&asked(Transport::Events), &headers, &Refusal::draining()).status(), 503);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! clients otherwise never passes through here.
 
 use crate::{
-    close::CloseReason,
-    limits::ENVELOPE_BYTES,
+    policy::limits::ENVELOPE_BYTES,
+    protocol::close::CloseReason,
     shard::{SessionRef, Shard},
 };
 use bytes::{Bytes, BytesMut};

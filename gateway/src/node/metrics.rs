@@ -1,7 +1,7 @@
 //! Every metric, registered once. Handles are resolved here and counted on; nothing looks a label up per message. No
 //! room and no user is ever a label.
 
-use crate::{close::CloseReason, protocol::FrameShape};
+use crate::protocol::{FrameShape, close::CloseReason};
 use prometheus::{
     Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,

@@ -1,6 +1,7 @@
-//! What a client is told, whatever protocol it speaks; messages aside, which are encoded once for many (`protocol`).
+//! What the gateway sends to one client, independent of the transport. Messages are not events: they are encoded once for
+//! all members of a room (`native::MessageText`).
 
-use crate::{
+use crate::protocol::{
     command::RequestId,
     error::{ErrorCode, Refusal},
 };
@@ -8,7 +9,7 @@ use fanfare_broker::{Cursor, Gap, Member, Room, SessionId, Who};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use std::borrow::Cow;
 
-/// A frame to one client. Field names and order are the native protocol's; absent means `None`.
+/// One frame to one client, with the field names and the order of the native protocol. A `None` field is left out.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Event<'a> {
@@ -17,7 +18,7 @@ pub(crate) enum Event<'a> {
         session: SessionId,
         node: &'a str,
         route: &'a str,
-        /// Where a session that cannot send posts its commands; the address is a secret.
+        /// The path to which a client without a sending connection posts its commands. It contains a secret.
         #[serde(skip_serializing_if = "Option::is_none")]
         post: Option<&'a str>,
         ping_ms: u64,
@@ -86,11 +87,11 @@ pub(crate) enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: RequestId,
     },
-    /// The heartbeat of a line stream, with what the client has had of all its rooms.
+    /// The heartbeat of a line stream, with the cursors of all rooms of the client.
     Ping {
         cursor: &'a str,
     },
-    /// The last word on a stream, which has no close frame.
+    /// Ends a stream, which has no close frame.
     Close {
         code: u16,
         reconnect: bool,
@@ -111,7 +112,7 @@ pub(crate) enum Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// A request is refused.
+    /// The reply to a refused request.
     pub(crate) fn refusal(id: RequestId, room: Option<Cow<'a, str>>, refusal: &Refusal) -> Self {
         Self::Error {
             id,
@@ -123,7 +124,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// Its `type`, which is also the name of a server-sent event.
+    /// The value of `type`, which is also the name of the server-sent event.
     pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Welcome { .. } => "welcome",
@@ -143,14 +144,14 @@ impl<'a> Event<'a> {
     }
 }
 
-/// The limits that a client needs to know to stay within them.
+/// The limits that a client has to know.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct WelcomeLimits {
     pub(crate) message_bytes: usize,
     pub(crate) rooms: usize,
 }
 
-/// How many messages a gap swallowed; `null` when nobody can know.
+/// How many messages are missing; `null` when the number cannot be known.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Missed {
     missed: Option<u64>,

@@ -5,24 +5,20 @@
 //! A poll that waits holds its socket, a small task and a place in its rooms; its connection has left hyper, and goes back
 //! there when it has been answered.
 
+mod answer;
+
 use super::{
-    door::Door,
-    head::head,
-    http::Finish,
-    poll_answer::{Found, not_modified},
     post,
+    request::{Transport, TransportRequest, split_since},
 };
 use crate::{
-    auth::{Act, Seat},
-    class::Class,
-    command::HISTORY_LIMIT_MAX,
-    error::Refusal,
-    node::by_chance,
-    problem::problem,
-    protocol::native,
-    session::PollSession,
-    shard::{CountedRequest, Look, Shard, Watch, split_since},
+    http::{finish::Finish, head::head, problem::problem},
+    policy::{class::Class, peer::ConnectionPermit, rights::Act},
+    protocol::{address::PollSession, command::HISTORY_LIMIT_MAX, error::Refusal, native},
+    random::random_below,
+    shard::{CountedRequest, Look, Shard, Watch},
 };
+use answer::{PollResult, not_modified};
 use axum::body::Body;
 use bytes::Bytes;
 use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Room};
@@ -103,10 +99,14 @@ impl Poll {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn of_url(shard: &Rc<Shard>, door: &Door, unchanged: Option<HeaderValue>) -> Result<Self, Refusal> {
-        let since = split_since(door.since.as_deref(), door.rooms.len())?;
+    pub(super) fn of_url(
+        shard: &Rc<Shard>,
+        asked: &TransportRequest,
+        unchanged: Option<HeaderValue>,
+    ) -> Result<Self, Refusal> {
+        let since = split_since(asked.since.as_deref(), asked.rooms.len())?;
         let since = since.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Self::new(shard, door, since, unchanged)
+        Self::new(shard, asked, since, unchanged)
     }
 
     /// The poll that a body asks for.
@@ -119,24 +119,24 @@ impl Poll {
             serde_json::from_slice(&body).map_err(|why| Refusal::bad_request(format!("not a poll: {why}")))?;
         let since = body.rooms.values().map(|since| native::cursor(since.as_deref().map(Cow::Borrowed)));
         let since = since.collect::<Result<Vec<_>, _>>()?;
-        let door = Door {
+        let asked = TransportRequest {
             wait: body.wait.map(Duration::from_secs),
             limit: body.limit,
             last: body.last.unwrap_or(0).min(HISTORY_LIMIT_MAX),
             session: body.session,
-            ..Door::new(super::door::Carrier::Poll, body.rooms.into_keys().collect())
+            ..TransportRequest::new(Transport::Poll, body.rooms.into_keys().collect())
         };
-        Ok(Self { by_name: true, ..Self::new(shard, &door, since, None)? })
+        Ok(Self { by_name: true, ..Self::new(shard, &asked, since, None)? })
     }
 
     fn new(
         shard: &Rc<Shard>,
-        door: &Door,
+        asked: &TransportRequest,
         since: Vec<Option<Cursor>>,
         unchanged: Option<HeaderValue>,
     ) -> Result<Self, Refusal> {
         let node = &shard.node;
-        let rooms: Vec<(Room, Class)> = door.checked_rooms(node, Act::Join)?;
+        let rooms: Vec<(Room, Class)> = asked.checked_rooms(node, Act::Join)?;
         if rooms.iter().any(|(_, class)| class.history.is_none()) {
             return Err(Refusal::history_off());
         }
@@ -144,7 +144,7 @@ impl Poll {
         if node.drain.is_draining() && since.iter().all(Option::is_none) {
             return Err(Refusal::draining());
         }
-        let given = door.session.as_deref().map(|session| {
+        let given = asked.session.as_deref().map(|session| {
             session.parse().map_err(|()| Refusal::bad_request("session is no value that a poll was answered with"))
         });
         let given = given.transpose()?;
@@ -158,11 +158,11 @@ impl Poll {
             shard: Rc::clone(shard),
             session: given.unwrap_or_else(PollSession::random),
             is_present: given.is_some(),
-            wait: door.wait.unwrap_or(WAIT).min(WAIT_MAX),
-            limit: door.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX),
-            last: door.last,
+            wait: asked.wait.unwrap_or(WAIT).min(WAIT_MAX),
+            limit: asked.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX),
+            last: asked.last,
             by_name: false,
-            unchanged: unchanged.filter(|_| door.wait.is_some_and(|wait| wait.is_zero())),
+            unchanged: unchanged.filter(|_| asked.wait.is_some_and(|wait| wait.is_zero())),
             wake,
         })
     }
@@ -189,19 +189,19 @@ impl Poll {
     }
 
     fn is_admitted(&self) -> Result<(), Refusal> {
-        let session = self.session.id().into();
-        self.rooms.iter().try_for_each(|room| self.shard.node.admits_poller(&room.name, session))
+        let session = self.session.id();
+        self.rooms.iter().try_for_each(|room| self.shard.node.leases.admit(&room.name, session))
     }
 
     fn lease(&self, lasts: Duration) -> Result<(), Refusal> {
         if !self.is_present {
             return Ok(());
         }
-        let session = self.session.id().into();
-        self.rooms.iter().try_for_each(|room| self.shard.node.lease(&room.name, session, lasts))
+        let session = self.session.id();
+        self.rooms.iter().try_for_each(|room| self.shard.node.leases.renew(&room.name, session, lasts))
     }
 
-    fn answer(&self, found: &Found) -> Response<Body> {
+    fn answer(&self, found: &PollResult) -> Response<Body> {
         let metrics = &self.shard.node.metrics;
         metrics.delivered_poll.inc_by(found.count as u64);
         if self.wait.is_zero() {
@@ -220,8 +220,8 @@ impl Poll {
     // --- looking ---
 
     /// What there is after the poll's cursors.
-    async fn collect(&mut self) -> Result<Found, Refusal> {
-        let mut found = Found::for_rooms(self.rooms.iter().map(|room| &room.name));
+    async fn collect(&mut self) -> Result<PollResult, Refusal> {
+        let mut found = PollResult::for_rooms(self.rooms.iter().map(|room| &room.name));
         let deadline = Instant::now() + FOLLOW_TIME;
         // All of them first: a message that wakes this wait is seen by the looks that follow.
         for place in 0..self.rooms.len() {
@@ -234,7 +234,7 @@ impl Poll {
         Ok(found)
     }
 
-    async fn collect_room(&mut self, place: usize, found: &mut Found) -> Result<(), Refusal> {
+    async fn collect_room(&mut self, place: usize, found: &mut PollResult) -> Result<(), Refusal> {
         let limit = self.limit.saturating_sub(found.count);
         let last = self.last;
         let room = &mut self.rooms[place];
@@ -299,7 +299,7 @@ impl Poll {
         let idle_ms = self.rooms.iter().map(|room| room.watch.idle_ms()).min().unwrap_or(0);
         let pace = if draining { NEXT_MS_MIN } else { (idle_ms / 2).clamp(NEXT_MS_MIN, NEXT_MS_MAX) };
         // A fifth more or less by chance: clients of one moment do not stay together.
-        pace * 4 / 5 + by_chance(pace * 2 / 5)
+        pace * 4 / 5 + random_below(pace * 2 / 5)
     }
 }
 
@@ -355,7 +355,7 @@ pub(super) struct Parked {
     finish: Finish,
     _counted: CountedRequest,
     /// Its place among its address's connections.
-    _seat: Option<Seat>,
+    _seat: Option<ConnectionPermit>,
 }
 
 impl Parked {
@@ -441,7 +441,7 @@ impl Parked {
 
 /// The backplane went while a poll waited. By chance between 1 and 5 s: all polls of all nodes hear it in one moment.
 fn unavailable() -> Refusal {
-    Refusal::from(BrokerError::Unavailable).retry_after(1000 + by_chance(4000))
+    Refusal::from(BrokerError::Unavailable).retry_after(1000 + random_below(4000))
 }
 
 /// Waits until the client has gone. One that sends its next request already is there.

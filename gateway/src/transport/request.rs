@@ -1,18 +1,18 @@
 //! Which transport a request asks for, and for which rooms: read from method, path and query. Pure.
 
-use crate::{
+use crate::protocol::{
     command::{EXCLUDE_MAX, EchoWish, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
     error::{ErrorCode, Refusal},
-    shard::split_since,
+    native,
 };
-use fanfare_broker::SessionId;
+use fanfare_broker::{Cursor, SessionId};
 use hyper::Uri;
 use smallvec::SmallVec;
 use std::{borrow::Cow, time::Duration};
 
 /// What carries a room's messages to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Carrier {
+pub(super) enum Transport {
     WebSocket,
     /// Server-sent events.
     Events,
@@ -23,8 +23,8 @@ pub(super) enum Carrier {
 
 /// A request for a transport, and the rooms its URL names.
 #[derive(Debug)]
-pub(super) struct Door {
-    pub(super) carrier: Carrier,
+pub(super) struct TransportRequest {
+    pub(super) carrier: Transport,
     pub(super) rooms: Vec<String>,
     /// The cursors of all rooms, as they came.
     pub(super) since: Option<String>,
@@ -42,18 +42,18 @@ pub(super) struct Door {
 /// A room of the URL and how to join it, or what is wrong with that one.
 pub(super) type UrlJoin<'a> = (&'a str, Result<JoinOptions, Refusal>);
 
-impl Door {
+impl TransportRequest {
     /// `None` if the path is no transport's.
     pub(super) fn of(uri: &Uri) -> Option<Result<Self, Refusal>> {
         let (carrier, list) = match uri.path() {
-            "/ws" => (Carrier::WebSocket, ""),
+            "/ws" => (Transport::WebSocket, ""),
             path => {
                 let (list, carrier) = path.strip_prefix("/v1/rooms/")?.split_once('/')?;
                 let carrier = match carrier {
-                    "ws" => Carrier::WebSocket,
-                    "sse" => Carrier::Events,
-                    "stream" => Carrier::Lines,
-                    "poll" => Carrier::Poll,
+                    "ws" => Transport::WebSocket,
+                    "sse" => Transport::Events,
+                    "stream" => Transport::Lines,
+                    "poll" => Transport::Poll,
                     _ => return None,
                 };
                 (carrier, list)
@@ -70,7 +70,7 @@ impl Door {
     }
 
     /// One without a query.
-    pub(super) fn new(carrier: Carrier, rooms: Vec<String>) -> Self {
+    pub(super) fn new(carrier: Transport, rooms: Vec<String>) -> Self {
         let (since, wait, limit, session) = (None, None, None, None);
         let exclude = SmallVec::new();
         Self { carrier, rooms, since, presence: false, echo: true, exclude, last: 0, wait, limit, session }
@@ -118,6 +118,23 @@ impl Door {
     }
 }
 
+/// The `since` of a URL with several rooms: one part a room, in their order.
+///
+/// # Errors
+/// A refusal when the number of parts is wrong. A malformed part is its room's own fault.
+pub(super) fn split_since(since: Option<&str>, rooms: usize) -> Result<Vec<Result<Option<Cursor>, Refusal>>, Refusal> {
+    let Some(since) = since else { return Ok((0..rooms).map(|_| Ok(None)).collect()) };
+    let parts: Vec<&str> = since.split('~').collect();
+    if parts.len() != rooms {
+        return Err(Refusal::bad_request("since has one part per room, joined by ~"));
+    }
+    let part = |text: &str| match text {
+        "" | "-" => Ok(None),
+        text => native::cursor(Some(Cow::Borrowed(text))),
+    };
+    Ok(parts.into_iter().map(part).collect())
+}
+
 fn sessions(value: &str) -> Result<SmallVec<[SessionId; 1]>, Refusal> {
     let wrong = || Refusal::bad_request(format!("exclude is a list of up to {EXCLUDE_MAX} session ids"));
     let ids = value.split(',').map(|id| id.parse().map_err(|_| wrong()));
@@ -160,8 +177,8 @@ pub(crate) fn decode(text: &str) -> Result<Cow<'_, str>, Refusal> {
 mod tests {
     use super::*;
 
-    fn door(uri: &str) -> Option<Result<Door, Refusal>> {
-        Door::of(&uri.parse().unwrap())
+    fn door(uri: &str) -> Option<Result<TransportRequest, Refusal>> {
+        TransportRequest::of(&uri.parse().unwrap())
     }
 
     #[test]
@@ -172,7 +189,7 @@ mod tests {
         assert_eq!(door("/v1/rooms//ws?room=a").unwrap().unwrap().rooms, ["a"]);
         let carriers =
             ["ws", "sse", "stream", "poll"].map(|end| door(&format!("/v1/rooms/a/{end}")).unwrap().unwrap().carrier);
-        assert_eq!(carriers, [Carrier::WebSocket, Carrier::Events, Carrier::Lines, Carrier::Poll]);
+        assert_eq!(carriers, [Transport::WebSocket, Transport::Events, Transport::Lines, Transport::Poll]);
         for other in ["/", "/v1/rooms/a", "/v1/rooms/a/history", "/v1/rooms/a/b/ws", "/wss"] {
             assert!(door(other).is_none(), "{other}");
         }

@@ -1,56 +1,56 @@
-//! What a client asks for, whatever protocol it speaks. Made by `protocol`, judged by `session`, done by `shard`.
-//! Borrows from the bytes it came in: nothing is copied until it is known to be wanted.
+//! What clients ask for, independent of the protocol and transport. `native` decodes commands, `session` checks rights and
+//! limits, `shard` executes them. A command borrows from the bytes it was read from: nothing is copied before it is allowed.
 
 use fanfare_broker::{Cursor, SessionId};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 
-/// A client's own number for a request, echoed in the answer; at most 2^53.
+/// The client's own number for a command, repeated in the reply; at most [`REQUEST_ID_MAX`].
 pub(crate) type RequestId = Option<u64>;
 
-/// A request and its number.
+/// One command and its number.
 #[derive(Debug)]
 pub(crate) struct Command<'a> {
     pub(crate) id: RequestId,
-    pub(crate) ask: Ask<'a>,
+    pub(crate) request: Request<'a>,
 }
 
-/// What is asked.
+/// What a command asks for.
 #[derive(Debug)]
-pub(crate) enum Ask<'a> {
+pub(crate) enum Request<'a> {
     Join { room: Cow<'a, str>, options: JoinOptions },
     Leave { room: Cow<'a, str> },
-    Publish(PublishAsk<'a>),
+    Publish(PublishRequest<'a>),
     Presence { room: Cow<'a, str> },
     History { room: Cow<'a, str>, since: Option<Cursor>, limit: usize },
     Auth,
     Ping,
 }
 
-/// A message to publish, as it came.
+/// A message to publish, before any check.
 #[derive(Debug)]
-pub(crate) struct PublishAsk<'a> {
+pub(crate) struct PublishRequest<'a> {
     pub(crate) room: Cow<'a, str>,
-    /// JSON text, valid, with whatever white space the publisher wrote.
+    /// Valid JSON text, with the white space that the publisher wrote.
     pub(crate) data: &'a str,
     pub(crate) event: Option<Cow<'a, str>>,
     pub(crate) key: Option<Cow<'a, str>>,
 }
 
-/// How a member wants to come in.
+/// The options of a join.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct JoinOptions {
-    /// Resume after this place.
+    /// Resume after this cursor.
     pub(crate) since: Option<Cursor>,
-    /// Without `since`: begin with the last so many messages.
+    /// Without `since`: how many of the latest messages to send first.
     pub(crate) last: usize,
     pub(crate) presence: PresenceWish,
     pub(crate) echo: EchoWish,
-    /// Sessions whose messages stay away.
+    /// Sessions whose messages are not delivered to this member.
     pub(crate) exclude: SmallVec<[SessionId; 1]>,
 }
 
-/// Whether a member wants to see who comes and goes.
+/// Whether the member gets the list of members and their joins and leaves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum PresenceWish {
     #[default]
@@ -58,7 +58,7 @@ pub(crate) enum PresenceWish {
     Members,
 }
 
-/// Whether a member wants its own messages back.
+/// Whether the member gets its own messages too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum EchoWish {
     #[default]
@@ -66,13 +66,13 @@ pub(crate) enum EchoWish {
     No,
 }
 
-/// Own earlier sessions that a join may exclude.
+/// The most sessions that a join may exclude: its own earlier ones.
 pub(crate) const EXCLUDE_MAX: usize = 8;
 /// The longest event name, in bytes.
 pub(crate) const EVENT_BYTES_MAX: usize = 64;
-/// Messages in one history answer: at most, and without being asked.
+/// The most messages in one history reply.
 pub(crate) const HISTORY_LIMIT_MAX: usize = 300;
-/// See [`HISTORY_LIMIT_MAX`].
+/// Messages in a history reply if the request has no `limit`.
 pub(crate) const HISTORY_LIMIT: usize = 100;
-/// The largest request number, 2^53: the largest integer that every JSON reader keeps exactly.
+/// The largest request id, 2^53: every JSON reader keeps integers up to here exactly (RFC 8259 section 6).
 pub(crate) const REQUEST_ID_MAX: u64 = 1 << 53;

@@ -1,6 +1,6 @@
 //! HTTP answers that are the same wherever they are given, in `api` and in `transport`: problem documents (RFC 9457), and what cross-origin pages need to be told.
 
-use crate::error::{ErrorCode, Refusal};
+use crate::protocol::error::{ErrorCode, Refusal};
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, Response, StatusCode, header},

@@ -6,7 +6,7 @@ use hyper::Response;
 use std::time::SystemTime;
 
 /// Status line, headers, `Date`, and the empty line.
-pub(super) fn head<T>(response: &Response<T>) -> BytesMut {
+pub(crate) fn head<T>(response: &Response<T>) -> BytesMut {
     let mut out = BytesMut::with_capacity(512);
     let status = response.status();
     let reason = status.canonical_reason().unwrap_or_default();

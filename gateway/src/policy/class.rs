@@ -1,32 +1,32 @@
-//! Room classes: which history and presence a room has, by its name. The configuration builds [`Classes`]; sessions and
-//! the HTTP interface ask it per join and publish. It knows names only, never rooms that exist.
+//! Room classes: the name of a room decides its history and presence. The configuration builds [`Classes`]; joins and
+//! publishes look names up. Classes know names only, not which rooms exist.
 
 use fanfare_broker::Retention;
 use std::{sync::Arc, time::Duration};
 
-/// What a room is like.
+/// The properties of a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Class {
-    /// How much of its past is kept; `None`: nothing, its messages have no cursor and are sent at most once.
+    /// How much history is kept; `None`: none, so messages have no cursor and are delivered at most once.
     pub history: Option<Retention>,
     /// Whether members can see each other.
     pub presence: bool,
 }
 
 impl Class {
-    /// What holds where no rule says otherwise: 100 messages for 5 minutes, presence on.
+    /// The class of rooms that no rule matches: 100 messages for 5 minutes, presence on.
     pub(crate) const BUILT_IN: Self =
         Self { history: Some(Retention { messages: 100, ttl: Duration::from_secs(300) }), presence: true };
 }
 
-/// The class of every room name: the first rule that matches gives it. Cheap to clone.
+/// The rules that give each room name its class: the first one that matches wins. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Classes {
     rules: Arc<[(Glob, Class)]>,
 }
 
 impl Classes {
-    /// Rules in the order in which they are tried.
+    /// Takes rules in the order in which they are tried.
     pub(crate) fn new(rules: Vec<(Glob, Class)>) -> Self {
         Self { rules: rules.into() }
     }
@@ -43,10 +43,10 @@ impl Default for Classes {
     }
 }
 
-/// A pattern of names: `*` matches any run of characters, also none; everything else matches itself.
+/// A pattern of names: `*` matches any number of characters, every other character matches itself.
 ///
-/// Matching takes time linear in name and pattern, whatever their content: the text between two wildcards is searched
-/// for once, leftmost, and never tried again (with `*` as the only wildcard leftmost is always as good as any other).
+/// Matching takes time linear in name and pattern: the text between two wildcards is searched for once, leftmost. With `*` as
+/// the only wildcard the leftmost match is as good as any other, so there is no backtracking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Glob {
     pattern: Box<str>,
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_wins_and_the_rest_is_built_in() {
+    fn the_first_matching_rule_wins_and_other_rooms_have_the_built_in_class() {
         let off = Class { history: None, presence: false };
         let short = Class { history: Some(Retention { messages: 1, ttl: Duration::from_secs(1) }), presence: true };
         let classes = Classes::new(vec![(Glob::new("chat:typing:*"), off), (Glob::new("chat:*"), short)]);

@@ -1,7 +1,7 @@
 //! What other threads, and the embedded broker, have for a shard: one bounded queue that is taken whole. Pushed to by
 //! the broker (`Subscriber`); drained by the shard's loop. The lock is held for a push or a swap, never longer.
 
-use crate::metrics::Metrics;
+use crate::node::metrics::Metrics;
 use bytes::Bytes;
 use fanfare_broker::{Delivery, PublishResult, Room, RoomEvent, Subscriber, Ticket};
 use std::{

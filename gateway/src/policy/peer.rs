@@ -18,7 +18,7 @@ pub(crate) struct PeerPolicy {
 
 /// A connection's place among those of its address; dropping it frees the place.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct ConnectionPermit {
     address: IpAddr,
     seats: Arc<Mutex<HashMap<IpAddr, u32>>>,
 }
@@ -41,7 +41,7 @@ impl PeerPolicy {
     }
 
     /// A place for one more connection; `Ok(None)` where there is no limit, `Err` at the limit.
-    pub(crate) fn seat(&self, address: IpAddr) -> Result<Option<Seat>, ()> {
+    pub(crate) fn seat(&self, address: IpAddr) -> Result<Option<ConnectionPermit>, ()> {
         if self.per_ip == 0 {
             return Ok(None);
         }
@@ -51,11 +51,11 @@ impl PeerPolicy {
             return Err(());
         }
         *taken += 1;
-        Ok(Some(Seat { address, seats: Arc::clone(&self.seats) }))
+        Ok(Some(ConnectionPermit { address, seats: Arc::clone(&self.seats) }))
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(taken) = seats.get_mut(&self.address) {

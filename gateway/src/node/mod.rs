@@ -1,20 +1,27 @@
 //! What all shards of a process share: settings, the broker, the metrics. Read-only after the start, but for the
 //! two switches that `drain.rs` owns.
 
+pub(crate) mod drain;
+pub(crate) mod inbox;
+pub(crate) mod leases;
+pub(crate) mod metrics;
+
 use crate::{
-    api::Buffer,
-    auth::{OriginPolicy, PeerPolicy, Seat},
-    class::Classes,
-    drain::Drain,
-    error::{ErrorCode, Refusal},
-    leases::Leases,
-    limits::Limits,
-    metrics::Metrics,
+    policy::{
+        class::Classes,
+        limits::Limits,
+        origin::OriginPolicy,
+        peer::{ConnectionPermit, PeerPolicy},
+    },
+    protocol::error::{ErrorCode, Refusal},
     session::OutboxLimits,
-    shard::Inbox,
 };
 use bytes::Bytes;
+use drain::Drain;
 use fanfare_broker::{Broker, NodeId, Subscriber as _};
+use inbox::Inbox;
+use leases::Leases;
+use metrics::Metrics;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// See the module's head.
@@ -33,8 +40,6 @@ pub(crate) struct Node {
     pub(crate) shard_outbox_bytes: usize,
     pub(crate) origins: OriginPolicy,
     pub(crate) peers: PeerPolicy,
-    /// HTTP publishes that wait for the backplane.
-    pub(crate) buffer: Buffer,
     /// Who is present by polling.
     pub(crate) leases: Leases,
     pub(crate) metrics: Arc<Metrics>,
@@ -50,7 +55,7 @@ impl Node {
     ///
     /// # Errors
     /// It has as many as it may.
-    pub(crate) fn seat(&self, client: IpAddr) -> Result<Option<Seat>, Refusal> {
+    pub(crate) fn seat(&self, client: IpAddr) -> Result<Option<ConnectionPermit>, Refusal> {
         self.peers.seat(client).map_err(|()| {
             self.metrics.rate_limited_connections.inc();
             Refusal::new(ErrorCode::RateLimited, "too many connections from this address").retry_after(10_000)
@@ -61,15 +66,4 @@ impl Node {
     pub(crate) fn send_to_shard(&self, shard: u16, message: Bytes) -> bool {
         self.inboxes.get(usize::from(shard)).map(|inbox| inbox.on_control(message)).is_some()
     }
-}
-
-/// A number below `most`, by chance: what would come in one moment is spread by it.
-pub(crate) fn by_chance(most: u64) -> u64 {
-    getrandom::u64().unwrap_or_default() % most
-}
-
-/// Milliseconds since 1970, for time stamps that leave the process; never for timers.
-pub(crate) fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

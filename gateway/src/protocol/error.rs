@@ -1,10 +1,10 @@
-//! The one table of error codes: what a client or a back end may be told, with what HTTP status, and whether to retry.
-//! Made where a request is refused, encoded by `protocol` (frames) and `api` (problem documents).
+//! The table of error codes: the word on the wire, the HTTP status, and whether a retry can succeed. A [`Refusal`] is made
+//! where a request is refused; `native` encodes it as a frame, `http::problem` as a problem document.
 
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 
-/// A refusal's code; the wire's word for each is [`ErrorCode::as_str`].
+/// The code of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ErrorCode {
     BadRequest,
@@ -28,7 +28,7 @@ pub(crate) enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The table: word, HTTP status, whether the same request may succeed later.
+    /// A row of the table: word on the wire, HTTP status, whether the same request may succeed later.
     const fn row(self) -> (&'static str, u16, bool) {
         match self {
             Self::BadRequest => ("bad_request", 400, false),
@@ -57,12 +57,12 @@ impl ErrorCode {
         self.row().0
     }
 
-    /// The status of a plain HTTP answer.
+    /// The status of an HTTP response.
     pub(crate) const fn status(self) -> u16 {
         self.row().1
     }
 
-    /// Whether the client did something wrong, as opposed to the gateway or what it stands on.
+    /// Whether the client caused the error, rather than the gateway or the backplane.
     pub(crate) const fn is_clients(self) -> bool {
         self.status() < 500
     }
@@ -79,7 +79,7 @@ impl Serialize for ErrorCode {
     }
 }
 
-/// A request refused: the code, and a sentence for the developer who reads it.
+/// Why a request is refused: a code for programs and a sentence for developers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) code: ErrorCode,
@@ -107,12 +107,12 @@ impl Refusal {
         Self::new(ErrorCode::PresenceOff, "members of this room do not see each other")
     }
 
-    /// This node is on its way out.
+    /// This node drains.
     pub(crate) fn draining() -> Self {
         Self::new(ErrorCode::Draining, "this node takes no new sessions").retry_after(1000)
     }
 
-    /// The session that a request is for is no more, or never was.
+    /// The session that a request names has ended, or never existed.
     pub(crate) fn session_gone() -> Self {
         Self::new(ErrorCode::SessionGone, "there is no such session; open another one")
     }

@@ -19,7 +19,7 @@ struct Asset {
 
 macro_rules! assets {
     ($($path:literal: $file:literal),* $(,)?) => {
-        &[$(Asset { path: $path, bytes: include_bytes!(concat!("../assets/", $file)) }),*]
+        &[$(Asset { path: $path, bytes: include_bytes!(concat!("../../assets/", $file)) }),*]
     };
 }
 

@@ -1,7 +1,7 @@
 //! The node's way out: running, then draining, then drained. SIGTERM or `POST /drain` begins it; everybody who must
 //! behave differently asks here. It never turns back.
 
-use crate::metrics::Metrics;
+use crate::node::metrics::Metrics;
 use std::sync::Arc;
 use tokio::sync::watch;
 

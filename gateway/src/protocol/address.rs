@@ -1,6 +1,5 @@
-//! The secret names of sessions. A session's public id ([`SessionId`]) stands in `from`, and knowing it lets nobody act as
-//! the session. What does is a secret: in the address that takes a session's posted commands, or in the value that a polling
-//! client repeats.
+//! Secrets that let a client act as its session: in the address to which it posts its commands, and in the value that a
+//! polling client repeats. The id of a session ([`SessionId`]) is public and grants nothing.
 
 use base64::{Engine as _, display::Base64Display, engine::general_purpose::URL_SAFE_NO_PAD};
 use fanfare_broker::{NodeId, SessionId};
@@ -8,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use std::{fmt, str::FromStr};
 use subtle::ConstantTimeEq as _;
 
-/// Bytes from their base64url (RFC 4648 section 5, no padding); an error for other text or another length.
+/// Decodes base64url without padding (RFC 4648 section 5); an error for other text or another length.
 fn from_text<const BYTES: usize>(text: &str) -> Result<[u8; BYTES], ()> {
     URL_SAFE_NO_PAD.decode(text).map_err(drop)?.try_into().map_err(drop)
 }
@@ -17,7 +16,7 @@ fn to_text(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     fmt::Display::fmt(&Base64Display::new(bytes, &URL_SAFE_NO_PAD), f)
 }
 
-/// 144 random bits that permit to act as a session. `Debug` does not show them.
+/// 144 random bits that prove that a client is the session. `Debug` does not show them.
 #[derive(Clone, Copy)]
 pub(crate) struct Secret([u8; 18]);
 
@@ -28,7 +27,7 @@ impl Secret {
         Self(bytes)
     }
 
-    /// Takes the same time wherever they differ.
+    /// Compares in constant time.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -40,13 +39,13 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a session that cannot send takes its commands: which node's, which shard's, which entry; and its secret. One
-/// path segment of 48 characters. `place` is the shard's own and means nothing elsewhere.
+/// The address to which a client without a sending connection posts its commands: node, shard, slot of the session in the
+/// shard, and the secret. As text one path segment of 48 characters. Only the shard can read `slot`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PostAddress {
     pub(crate) node: NodeId,
     pub(crate) shard: u16,
-    pub(crate) place: u64,
+    pub(crate) slot: u64,
     pub(crate) secret: Secret,
 }
 
@@ -58,20 +57,20 @@ impl PostAddress {
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&self.node.0.to_be_bytes());
         bytes[8..10].copy_from_slice(&self.shard.to_be_bytes());
-        bytes[10..18].copy_from_slice(&self.place.to_be_bytes());
+        bytes[10..18].copy_from_slice(&self.slot.to_be_bytes());
         bytes[18..].copy_from_slice(&self.secret.0);
         bytes
     }
 
-    /// Takes what [`PostAddress::bytes`] gave; `None` for another length.
+    /// Reads what [`PostAddress::bytes`] wrote; `None` for another length.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let (node, rest) = bytes.split_first_chunk()?;
         let (shard, rest) = rest.split_first_chunk()?;
-        let (place, secret) = rest.split_first_chunk()?;
+        let (slot, secret) = rest.split_first_chunk()?;
         Some(Self {
             node: NodeId(u64::from_be_bytes(*node)),
             shard: u16::from_be_bytes(*shard),
-            place: u64::from_be_bytes(*place),
+            slot: u64::from_be_bytes(*slot),
             secret: Secret(secret.try_into().ok()?),
         })
     }
@@ -91,7 +90,7 @@ impl FromStr for PostAddress {
     }
 }
 
-/// What a polling client repeats so that its polls are one session's.
+/// The value that a polling client repeats, so that its polls belong to one session.
 #[derive(Clone, Copy)]
 pub(crate) struct PollSession(Secret);
 
@@ -100,7 +99,7 @@ impl PollSession {
         Self(Secret::random())
     }
 
-    /// The session's public name. Any node finds the same one; the secret cannot be found from it.
+    /// The public id of the session: a hash, so that every node finds the same id and nobody finds the secret from it.
     pub(crate) fn id(&self) -> SessionId {
         let digest = Sha256::digest(self.0.0);
         let mut id = [0; 12];
@@ -129,11 +128,11 @@ mod tests {
 
     #[test]
     fn an_address_and_back() {
-        let address = PostAddress { node: NodeId(7), shard: 3, place: 1 << 40 | 5, secret: Secret::random() };
+        let address = PostAddress { node: NodeId(7), shard: 3, slot: 1 << 40 | 5, secret: Secret::random() };
         let text = address.to_string();
         assert_eq!(text.len(), 48);
         let back: PostAddress = text.parse().unwrap();
-        assert_eq!((back.node, back.shard, back.place), (NodeId(7), 3, 1 << 40 | 5));
+        assert_eq!((back.node, back.shard, back.slot), (NodeId(7), 3, 1 << 40 | 5));
         assert!(back.secret.is(&address.secret) && !back.secret.is(&Secret::random()));
         for wrong in [&text[1..], "", &text.replace(|_: char| true, "*")] {
             assert!(wrong.parse::<PostAddress>().is_err());
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_polling_session_has_one_public_name_which_is_not_its_secret() {
+    fn the_public_id_of_a_polling_session_does_not_show_its_secret() {
         let session = PollSession::random();
         let again: PollSession = session.to_string().parse().unwrap();
         assert_eq!(again.id(), session.id());

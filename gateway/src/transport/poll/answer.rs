@@ -1,8 +1,8 @@
 //! What a poll is told: messages as members get them, byte for byte, the cursors after them, what is missing, and when to
 //! ask again. Pure but for the names it asks of the poll.
 
-use super::poll::Poll;
-use crate::{problem::json, protocol::native};
+use super::Poll;
+use crate::{http::problem::json, protocol::native};
 use axum::body::Body;
 use fanfare_broker::{Cursor, Gap, Page, Room};
 use hyper::{
@@ -20,7 +20,7 @@ const ROOM_BYTES: usize = 128;
 
 /// What there is for a poll.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct PollResult {
     /// Bytes that messages may have.
     bytes_max: usize,
     /// Message objects, separated by commas.
@@ -35,7 +35,7 @@ pub(super) struct Found {
     pub(super) next_ms: u64,
 }
 
-impl Found {
+impl PollResult {
     /// Nothing yet, for these rooms.
     pub(super) fn for_rooms<'a>(rooms: impl Iterator<Item = &'a Room>) -> Self {
         // A name may stand with its cursor and with its gap.
@@ -143,7 +143,7 @@ impl Found {
 }
 
 /// 304: the client has it all.
-pub(super) fn not_modified(found: &Found) -> Response<Body> {
+pub(super) fn not_modified(found: &PollResult) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     found.tag(&mut response);
@@ -175,16 +175,16 @@ mod tests {
     #[test]
     fn an_answer_ends_at_its_limits_and_says_that_there_is_more() {
         let room = Room::parse("a").unwrap();
-        let mut found = Found::for_rooms(std::iter::once(&room));
+        let mut found = PollResult::for_rooms(std::iter::once(&room));
         found.take(&room, &page(1..=10, 1), 4);
         assert_eq!((found.count, found.ends[0], found.more), (4, cursor(4), true));
-        let mut found = Found::for_rooms(std::iter::once(&room));
+        let mut found = PollResult::for_rooms(std::iter::once(&room));
         found.take(&room, &page(1..=10, 100_000), 10);
         assert_eq!((found.count, found.ends[0], found.more), (2, cursor(2), true));
-        let mut found = Found::for_rooms(std::iter::once(&room));
+        let mut found = PollResult::for_rooms(std::iter::once(&room));
         found.take(&room, &page(1..=2, 300_000), 10);
         assert_eq!((found.count, found.ends[0], found.more), (1, cursor(1), true));
-        let mut found = Found::for_rooms(std::iter::once(&room));
+        let mut found = PollResult::for_rooms(std::iter::once(&room));
         found.take(&room, &page(1..=3, 1), 10);
         assert_eq!((found.count, found.ends[0], found.more), (3, cursor(3), false));
         assert!(serde_json::from_slice::<Vec<serde_json::Value>>(&[b"[", &found.messages[..], b"]"].concat()).is_ok());
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_state_is_unmodified_if_one_of_the_tags_names_it() {
-        let found = Found { ends: vec![cursor(4), cursor(7)], ..Found::default() };
+        let found = PollResult { ends: vec![cursor(4), cursor(7)], ..PollResult::default() };
         for tags in ["\"Xk2p9QaB.4~Xk2p9QaB.7\"", "\"x\", W/\"Xk2p9QaB.4~Xk2p9QaB.7\""] {
             assert!(found.is_unmodified(tags.as_bytes()), "{tags}");
         }

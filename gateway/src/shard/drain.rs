@@ -2,7 +2,10 @@
 //! evenly over the window, so that the other nodes see a stream of reconnects and not a storm.
 
 use super::{Shard, State, conn::SessionRef};
-use crate::{close::CloseReason, event::Event, node::by_chance};
+use crate::{
+    protocol::{close::CloseReason, event::Event},
+    random::random_below,
+};
 use std::{rc::Rc, time::Duration};
 
 /// What of the window is left for the broker's farewell.
@@ -19,7 +22,7 @@ const AFTER_MS_MAX: u64 = 200;
 impl Shard {
     /// Closes all sessions, spread over most of `window` or faster if there are few; returns when the last one is gone
     /// and the last request answered, or at the window's end.
-    pub(crate) async fn take_leave(self: Rc<Self>, window: Duration) {
+    pub(crate) async fn drain(self: Rc<Self>, window: Duration) {
         let end = tokio::time::Instant::now() + window.mul_f64(1.0 - FAREWELL);
         let window = window.mul_f64(1.0 - RESERVE);
         let total = self.state.borrow().sessions.all_open().count();
@@ -56,7 +59,7 @@ impl Shard {
     }
 
     fn dismiss(&self, state: &mut State, who: SessionRef) {
-        let after_ms = by_chance(AFTER_MS_MAX);
+        let after_ms = random_below(AFTER_MS_MAX);
         self.send(state, who.index, &Event::Reconnect { after_ms, reason: "draining" });
         self.end(state, who, CloseReason::Draining, None);
     }

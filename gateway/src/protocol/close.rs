@@ -1,30 +1,30 @@
-//! The one table of reasons for which a session ends: the close code on the wire, its text, and the metric's label.
-//! Nothing else in the tree invents a close code.
+//! The table of reasons for which a session ends: the close code on the wire, its text, and the label in metrics. No other
+//! file makes close codes.
 
 /// Why a session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum CloseReason {
-    /// The client went, with a close frame or without.
+    /// The client closed the connection, or the connection broke.
     Gone,
-    /// A frame more than 4 KiB over the message limit.
+    /// A frame was more than 4 KiB larger than the message limit.
     FrameTooLarge,
     /// The node drains; the client resumes elsewhere.
     Draining,
-    /// Not our protocol: bad JSON, JSON that is not an object, a binary frame.
+    /// The client does not speak the native protocol: bad JSON, JSON that is not an object, a binary frame.
     NotOurProtocol,
     /// A WebSocket fault (RFC 6455 section 7.4.1, code 1002).
     WebSocketFault,
     /// Text that is not UTF-8 (RFC 6455 section 8.1, code 1007).
     NotUtf8,
-    /// Kicked.
+    /// An operator disconnected the user.
     Kicked,
     /// Too many errors in a short time.
     TooManyErrors,
-    /// No sign of life after a ping.
+    /// The client did not answer a ping.
     Silent,
     /// The outbox overflowed.
     TooSlow,
-    /// A stream has lived for as long as one may: its client opens the next one.
+    /// A stream reached its maximum age; its client opens the next one.
     Aged,
 }
 
@@ -44,7 +44,7 @@ impl CloseReason {
         Self::Aged,
     ];
 
-    /// Code, text of the close frame, label. 1009 and 4400–4499 say "do not reconnect"; clients read the ranges.
+    /// A row of the table: code, text of the close frame, label. 1009 and 4400–4499 mean "do not reconnect".
     const fn row(self) -> (u16, &'static str, &'static str) {
         match self {
             Self::Gone => (1000, "", "gone"),
@@ -65,7 +65,7 @@ impl CloseReason {
         self.row().0
     }
 
-    /// Whether the client may come back as it is.
+    /// Whether the client may reconnect without a change.
     pub(crate) const fn reconnect(self) -> bool {
         !matches!(self.code(), 1009 | 4400..=4499)
     }
@@ -84,11 +84,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_its_own_label_and_place() {
+    fn every_reason_has_its_own_label_and_index() {
         let labels: std::collections::HashSet<_> = CloseReason::ALL.iter().map(|r| r.label()).collect();
         assert_eq!(labels.len(), CloseReason::ALL.len());
-        for (place, reason) in CloseReason::ALL.into_iter().enumerate() {
-            assert_eq!(reason as usize, place, "{reason:?}");
+        for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index, "{reason:?}");
         }
     }
 }

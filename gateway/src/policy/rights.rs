@@ -1,31 +1,25 @@
-//! Who a client is and what it may do. This version is open: everybody is anonymous and may do everything; the
-//! checks stand where rights will be asked, so that a way to have rights changes this module and no other.
+//! Who a client is and what it may do. This version is open: every client is anonymous and may do everything. The checks
+//! are called wherever rights will be needed, so that adding rights changes this file only.
 
-mod origin;
-mod peer;
-
-pub(crate) use origin::{Origin, OriginPolicy};
-pub(crate) use peer::{Network, PeerPolicy, Seat};
-
-use crate::error::Refusal;
+use crate::protocol::error::Refusal;
 use fanfare_broker::{Room, User};
 
-/// A client that has said who it is.
+/// The identity of an authenticated client.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     pub(crate) user: Option<User>,
 }
 
-/// What can be permitted in a room.
+/// What a right permits in a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
     Join,
     Publish,
     History,
     Presence,
-    /// Occupancy and lists of rooms.
+    /// Read how many members a room has, and list rooms.
     Read,
-    /// Kicking and disconnecting.
+    /// Kick members and disconnect users.
     Administer,
 }
 
