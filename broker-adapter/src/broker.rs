@@ -115,6 +115,22 @@ pub enum Reply {
     Waiter(oneshot::Sender<PublishResult>),
 }
 
+impl Reply {
+    /// Delivers the result of a publish into `room`.
+    pub(crate) fn report(self, subscribers: &[Arc<dyn Subscriber>], room: Room, result: PublishResult) {
+        match self {
+            Self::Nobody => {}
+            Self::OnFailure(..) if result.is_ok() => {}
+            Self::Ticket(who, ticket) | Self::OnFailure(who, ticket) => {
+                if let Some(subscriber) = subscribers.get(usize::from(who.0)) {
+                    subscriber.on_published(ticket, room, result);
+                }
+            }
+            Self::Waiter(waiter) => drop(waiter.send(result)), // the waiter may be gone
+        }
+    }
+}
+
 /// A subscriber's own mark for one publish in flight. The broker returns it with the result and never reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(pub [u64; 3]);

@@ -8,8 +8,8 @@ mod room;
 
 use crate::{
     Broker, BrokerError, BrokerFuture, Cursor, Delivery, HistoryQuery, MessageId, NodeId, NodeTarget, Page, Presence,
-    PresenceDetail, PresenceUpdate, Publication, Publish, PublishResult, Published, Reply, Retention, Room, RoomEvent,
-    RoomList, RoomQuery, Status, Subscriber, SubscriberId,
+    PresenceDetail, PresenceUpdate, Publication, Publish, Published, Reply, Retention, Room, RoomEvent, RoomList,
+    RoomQuery, Status, Subscriber, SubscriberId,
 };
 use bytes::Bytes;
 use room::RoomState;
@@ -147,25 +147,13 @@ impl MemoryBroker {
             Published { cursor, duplicate: false }
         })
     }
-
-    fn report(&self, reply: Reply, room: Room, result: PublishResult) {
-        match reply {
-            Reply::Nobody | Reply::OnFailure(..) => {}
-            Reply::Ticket(who, ticket) => {
-                if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
-                    subscriber.on_published(ticket, room, result);
-                }
-            }
-            Reply::Waiter(waiter) => drop(waiter.send(result)),
-        }
-    }
 }
 
 impl Broker for MemoryBroker {
     fn publish(&self, publish: Publish, reply: Reply) {
         let room = publish.room.clone();
         let published = self.publish_now(publish);
-        self.report(reply, room, Ok(published));
+        reply.report(&self.subscribers, room, Ok(published));
     }
 
     fn subscribe(

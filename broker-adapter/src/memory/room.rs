@@ -76,7 +76,7 @@ impl RoomState {
         !self.sessions.is_empty()
     }
 
-    /// Whether nobody could notice that the room's state is dropped.
+    /// Whether the state can be dropped without any client noticing.
     pub(super) fn can_be_forgotten(&self, now: Instant) -> bool {
         self.followers.is_empty()
             && self.sessions.is_empty()

@@ -6,7 +6,7 @@
 pub(crate) struct Fence(String);
 
 impl Fence {
-    /// Takes 16 of the 40 hexadecimal digits: enough to tell memories apart, and every room's meta holds a copy.
+    /// Takes 16 of the 40 hexadecimal digits: enough to distinguish memories, and every room's meta holds a copy.
     pub(crate) fn new(run_id: &str) -> Self {
         Self(run_id.chars().take(16).collect())
     }

@@ -61,7 +61,7 @@ pub(crate) async fn keep(
 ) {
     let status = Arc::clone(&endpoint.status);
     let supervisor = Supervisor::new(Instant::now());
-    // The first failure is not logged here: whoever waits for the first attempt gets it.
+    // The first failure is not logged: `first` gets it.
     let mut task = ConnectionTask { endpoint, supervisor, shown: State::Down, first: Some(first), is_logged: true };
     let keeping = async {
         loop {

@@ -82,13 +82,13 @@ pub(crate) struct Supervisor {
     /// Down: the next attempt. Connecting: the end of the attempt. Else: the next probe.
     due: Instant,
     /// When the unanswered probe was sent.
-    asked: Option<Instant>,
+    probed: Option<Instant>,
     drop_first: bool,
 }
 
 impl Supervisor {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { state: State::Down, failures: 0, due: now, asked: None, drop_first: false }
+        Self { state: State::Down, failures: 0, due: now, probed: None, drop_first: false }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -100,7 +100,7 @@ impl Supervisor {
         match (self.state, input) {
             (State::Connecting, Input::Connected) => {
                 self.state = State::Syncing;
-                self.asked = None;
+                self.probed = None;
                 self.due = now + PROBE_EVERY;
             }
             (State::Syncing, Input::Synced) => self.state = State::Up,
@@ -128,7 +128,7 @@ impl Supervisor {
         if std::mem::take(&mut self.drop_first) {
             return Step::Drop;
         }
-        match (self.state, self.asked) {
+        match (self.state, self.probed) {
             (State::Down, _) if now >= self.due => {
                 self.state = State::Connecting;
                 self.due = now + CONNECT_MAX;
@@ -137,23 +137,23 @@ impl Supervisor {
             (State::Connecting, _) if now >= self.due => self.end(now, jitter),
             (State::Down | State::Connecting, _) => Step::Wait(self.due),
             (_, None) if now >= self.due => {
-                self.asked = Some(now);
+                self.probed = Some(now);
                 Step::Probe
             }
             (_, None) => Step::Wait(self.due),
-            (_, Some(asked)) if now >= asked + DEAD_AFTER => self.end(now, jitter),
-            (State::Up, Some(asked)) if now < asked + SUSPECT_AFTER => Step::Wait(asked + SUSPECT_AFTER),
-            (state, Some(asked)) => {
+            (_, Some(probed)) if now >= probed + DEAD_AFTER => self.end(now, jitter),
+            (State::Up, Some(probed)) if now < probed + SUSPECT_AFTER => Step::Wait(probed + SUSPECT_AFTER),
+            (state, Some(probed)) => {
                 if state == State::Up {
                     self.state = State::Suspect;
                 }
-                Step::Wait(asked + DEAD_AFTER)
+                Step::Wait(probed + DEAD_AFTER)
             }
         }
     }
 
     fn answered(&mut self, now: Instant) {
-        self.asked = None;
+        self.probed = None;
         self.due = now + PROBE_EVERY;
         if self.state != State::Syncing {
             self.state = State::Up;
@@ -174,7 +174,7 @@ impl Supervisor {
         let longest = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
         self.state = State::Down;
         self.failures = self.failures.saturating_add(1);
-        self.asked = None;
+        self.probed = None;
         self.due = now + RETRY_MIN + (longest - RETRY_MIN).mul_f64(jitter.clamp(0.0, 1.0));
         self.drop_first = true;
     }
@@ -252,7 +252,7 @@ mod tests {
         #[test]
         fn steps_fit_the_connection_after_any_sequence_of_inputs(events in proptest::collection::vec(stimulus(), 0..200), jitter in 0.0f64..=1.0) {
             let start = Instant::now();
-            let (mut now, mut heard) = (start, start);
+            let (mut now, mut last_reply) = (start, start);
             let mut supervisor = Supervisor::new(now);
             let (mut connection, mut ended): (bool, Option<Instant>) = (false, None);
             for event in events {
@@ -268,7 +268,7 @@ mod tests {
                                     if let Some(ended) = ended {
                                         prop_assert!(now >= ended + RETRY_MIN && now <= ended + RETRY_MAX);
                                     }
-                                    heard = now;
+                                    last_reply = now;
                                 }
                                 Step::Probe => prop_assert!(connection),
                                 Step::Drop => {
@@ -283,7 +283,7 @@ mod tests {
                                 }
                             }
                             if connection {
-                                prop_assert!(now <= heard + PROBE_EVERY + DEAD_AFTER, "silent for too long");
+                                prop_assert!(now <= last_reply + PROBE_EVERY + DEAD_AFTER, "silent for too long");
                             }
                         }
                         now = target;
@@ -292,8 +292,8 @@ mod tests {
                         let before = supervisor.state();
                         supervisor.on(input, now, jitter);
                         match (before, input) {
-                            (State::Connecting, Input::Connected) => { connection = true; heard = now; }
-                            (State::Syncing | State::Up | State::Suspect, Input::Answered) => heard = now,
+                            (State::Connecting, Input::Connected) => { connection = true; last_reply = now; }
+                            (State::Syncing | State::Up | State::Suspect, Input::Answered) => last_reply = now,
                             _ => {}
                         }
                         if before != State::Down && supervisor.state() == State::Down {

@@ -398,7 +398,7 @@ impl PendingReply {
         Some(replace(self, cancelled))
     }
 
-    /// Whether nobody waits for it any more.
+    /// Whether the caller has stopped waiting.
     fn is_cancelled(&self) -> bool {
         match self {
             Self::Head(_, _, reply) | Self::Confirm(_, reply) => reply.is_closed(),

@@ -1,4 +1,4 @@
-//! A real Redis server for one test: a free port of the loopback, a directory of its own, killed with the test.
+//! `Server`: a real Redis server for one test, on a free port of the loopback and in its own directory. Ends with the test.
 
 use crate::redis::Config;
 use redis::{FromRedisValue, RedisResult, Value};
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// See the module's head.
+/// A Redis server that ends with the test.
 pub(super) struct Server {
     pub(super) port: u16,
     pub(super) dir: PathBuf,
@@ -50,7 +50,7 @@ impl Server {
         Self::start_with(|_| Vec::new()).await
     }
 
-    /// With more options, which may name files that they put into the server's directory.
+    /// Starts a server with more options. `more` may write files into the server's directory, and name them.
     pub(super) async fn start_with(more: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let port = free_port();
         let dir = std::env::temp_dir().join(format!("fanfare-redis-{}-{port}", std::process::id()));
@@ -61,7 +61,7 @@ impl Server {
         server
     }
 
-    /// Begins a server that remembers what the last one saved, if it saved anything.
+    /// Starts the server again; it loads what the last one has saved.
     pub(super) async fn run(&mut self) {
         let process = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"])
@@ -89,12 +89,12 @@ impl Server {
         redis::Client::open(self.url()).unwrap()
     }
 
-    /// Runs a command, words separated by spaces.
+    /// Runs a command whose words are separated by spaces.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &str) -> T {
         self.try_ask(command).await.unwrap()
     }
 
-    /// As [`Server::ask`], of a server that may be about to change its part: its connections are cut then.
+    /// As [`Server::ask`], but may fail: a server that becomes a master or a replica cuts its connections.
     pub(super) async fn try_ask<T: FromRedisValue>(&self, command: &str) -> RedisResult<T> {
         let mut conn = self.client().get_multiplexed_async_connection().await?;
         let mut words = command.split(' ');
@@ -103,7 +103,7 @@ impl Server {
         cmd.query_async(&mut conn).await
     }
 
-    /// Runs a Lua script that writes behind everybody's back.
+    /// Runs a Lua script of a test.
     pub(super) async fn eval(&self, script: &str, keys: &[String]) {
         let mut conn = self.client().get_multiplexed_async_connection().await.unwrap();
         let mut cmd = redis::cmd("EVAL");
@@ -111,7 +111,8 @@ impl Server {
         let _: Value = cmd.query_async(&mut conn).await.unwrap();
     }
 
-    pub(super) async fn tell(&self, command: &str) {
+    /// Runs a command and drops its reply.
+    pub(super) async fn command(&self, command: &str) {
         let _: Value = self.ask(command).await;
     }
 
@@ -122,7 +123,7 @@ impl Server {
         }
     }
 
-    /// Stops the process without closing anything.
+    /// Stops the process; its connections stay open.
     pub(super) fn stall(&self) {
         self.signal("-STOP");
     }

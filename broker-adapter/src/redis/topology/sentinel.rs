@@ -98,7 +98,7 @@ impl Sentinels {
     }
 
     async fn ask(&self, host: &ConnectionInfo) -> Result<KnownMaster, String> {
-        // MASTER tells the epoch. It names the old master for as long as replicas are made to follow the new one, so
+        // MASTER has the epoch. It names the old master for as long as replicas are made to follow the new one, so
         // the address is that of GET-MASTER-ADDR-BY-NAME.
         let mut question = redis::pipe();
         question.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master_name);

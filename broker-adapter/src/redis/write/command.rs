@@ -106,16 +106,7 @@ impl PendingPublish {
         let Some((reply, room)) = self.reply.take() else { return };
         self.in_flight.publishes.fetch_sub(1, Ordering::Relaxed);
         self.in_flight.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        match reply {
-            Reply::Nobody => {}
-            Reply::OnFailure(..) if result.is_ok() => {}
-            Reply::Ticket(who, ticket) | Reply::OnFailure(who, ticket) => {
-                if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
-                    subscriber.on_published(ticket, room, result);
-                }
-            }
-            Reply::Waiter(waiter) => drop(waiter.send(result)), // the waiter may be gone
-        }
+        reply.report(&self.subscribers, room, result);
     }
 }
 
