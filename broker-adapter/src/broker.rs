@@ -1,5 +1,5 @@
-//! The trait `Broker` and its types. What the calls promise together is in the crate's head (`lib.rs`); here stands what
-//! each call takes and returns.
+//! The trait `Broker` and its types. What the calls promise together is in the crate's head (`lib.rs`); this file
+//! says what each call takes and returns.
 
 use crate::{Cursor, Room, SessionId};
 use bytes::Bytes;
@@ -157,8 +157,8 @@ pub enum RoomEvent {
     Message(Publication),
     /// A user joined or left.
     Presence(PresenceEvent),
-    /// The room's head, which differs from the last cursor that was delivered, so messages were lost on the way. Heads are
-    /// compared after a reconnect, and in quiet rooms from time to time.
+    /// The room's head, which differs from the last cursor that was delivered, so messages were lost on the way. Heads
+    /// are compared after a reconnect, and in quiet rooms from time to time.
     Head(Cursor),
 }
 
@@ -174,8 +174,8 @@ pub struct Delivery {
 /// A consumer of events in this process: a shard of the gateway. Its methods are called from any thread. They must not
 /// block and must not call the broker.
 pub trait Subscriber: Send + Sync + 'static {
-    /// Takes an event of a room that this subscriber follows. A subscriber that is full remembers the room and catches up
-    /// from history later, so an event in a room with history is never lost unnoticed.
+    /// Takes an event of a room that this subscriber follows. A subscriber that is full remembers the room and catches
+    /// up from history later, so an event in a room with history is never lost unnoticed.
     fn deliver(&self, delivery: Delivery);
     /// Takes the result of a publish into `room` that asked for it by ticket. Every result is taken, also by a full
     /// subscriber: publishes in flight are bounded.
@@ -430,9 +430,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Publishes. Never blocks; the result goes to `reply` within about a second.
     fn publish(&self, publish: Publish, reply: Reply);
 
-    /// Begins to deliver the room's events to `who`. Returns the room's head once deliveries are certain (`None` in a room
-    /// without history). Waits for as long as the backplane cannot be reached. Takes effect whether or not the future is
-    /// awaited. If `unsubscribe` undoes the call, its result says nothing about a later call.
+    /// Begins to deliver the room's events to `who`. Returns the room's head once deliveries are certain (`None` in a
+    /// room without history). Waits for as long as the backplane cannot be reached. Takes effect whether or not the
+    /// future is awaited. If `unsubscribe` undoes the call, its result says nothing about a later call.
     fn subscribe(
         &self,
         who: SubscriberId,
@@ -446,9 +446,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Reads a part of a room's history.
     fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> BrokerFuture<'_, Page>;
 
-    /// Records that a session enters or leaves a room. Takes effect whether or not the future is awaited. An error means
-    /// that the change is not written yet: it is written once the backplane can be reached again, unless a later change
-    /// of the session replaces it.
+    /// Records that a session enters or leaves a room. Takes effect whether or not the future is awaited. An error
+    /// means that the change is not written yet: it is written once the backplane can be reached again, unless a later
+    /// change of the session replaces it.
     fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()>;
 
     /// Reads who is in a room, in the whole cluster.
@@ -457,8 +457,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Lists the rooms that have members, in the whole cluster.
     fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList>;
 
-    /// Sends a control message to nodes, where each subscriber gets it by [`Subscriber::on_control`]. It can be lost. Returns
-    /// `false` if no node is subscribed under that id, so the node has ended.
+    /// Sends a control message to nodes, where each subscriber gets it by [`Subscriber::on_control`]. It can be lost.
+    /// Returns `false` if no node is subscribed under that id, so the node has ended.
     fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool>;
 
     /// Whether publishes into a room can be expected to succeed. Asks nothing of the backplane.

@@ -1,6 +1,6 @@
-//! The promises of the crate's head as test cases, which every broker passes. A broker's own tests make a fixture of three
-//! or more [`Node`]s and pass it to [`contract_tests!`](crate::contract_tests). Cases wait for conditions with a deadline,
-//! and use nothing but the public interface of a broker.
+//! The promises of the crate's head as test cases, which every broker passes. A broker's own tests make a fixture of
+//! three or more [`Node`]s and pass it to [`contract_tests!`](crate::contract_tests). Cases wait for conditions with a
+//! deadline, and use nothing but the public interface of a broker.
 
 mod history;
 mod messages;
@@ -102,8 +102,8 @@ pub fn texts(publications: &[Publication]) -> Vec<String> {
 }
 
 /// Makes one test of each case. `$fixture` is an async function that returns the nodes, and what must be kept alive for
-/// them; the attribute is put on each test. `@one_by_one` runs all cases in one test instead, each with new nodes made by
-/// `$nodes`: for backplanes that take long to start.
+/// them; the attribute is put on each test. `@one_by_one` runs all cases in one test instead, each with new nodes made
+/// by `$nodes`: for backplanes that take long to start.
 #[macro_export]
 macro_rules! contract_tests {
     (#[$test:meta] $fixture:path) => {
@@ -122,13 +122,15 @@ macro_rules! contract_tests {
             a_subscriber_has_everything_after_its_head, a_publish_right_after_the_join_is_heard,
             unsubscribing_ends_deliveries, subscribing_again_begins_deliveries_again,
             joining_and_leaving_quickly_never_loses_a_subscription,
-            the_last_messages_are_read, messages_since_a_cursor_are_read, pages_follow_one_another, trimmed_messages_are_counted_in_the_gap,
+            the_last_messages_are_read, messages_since_a_cursor_are_read, pages_follow_one_another,
+            trimmed_messages_are_counted_in_the_gap,
             a_cursor_of_another_epoch_is_a_gap, a_cursor_beyond_the_head_is_a_gap, an_empty_room_has_a_stable_head,
             at_least_the_configured_number_of_messages_is_kept, each_message_is_kept_for_its_ttl,
             counts_and_members_are_listed, one_event_per_user, anonymous_sessions_are_users_of_their_own,
             entering_again_replaces_the_info, versions_merge_with_the_listing, unannounced_members_count,
             leaving_twice_changes_nothing, rooms_with_members_are_listed,
-            control_messages_reach_all_nodes_or_one, every_publish_reports_its_result_as_asked, a_success_is_never_reported_as_a_failure,
+            control_messages_reach_all_nodes_or_one, every_publish_reports_its_result_as_asked,
+            a_success_is_never_reported_as_a_failure,
         );
     };
     (@each (#[$test:meta] $fixture:path): $($case:ident,)*) => {

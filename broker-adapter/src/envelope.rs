@@ -1,5 +1,5 @@
-//! The bytes that nodes send to each other: one fixed header, then the payload as it came. Written once, and read without
-//! a copy.
+//! The bytes that nodes send to each other: one fixed header, then the payload as it came. Written once, and read
+//! without a copy.
 //!
 //! ```text
 //!  0  version   u8   1; envelopes of other versions are counted and dropped
@@ -13,8 +13,8 @@
 //! 43  author    12   │ the offset
 //! 55  payload        ┘
 //! ```
-//! Kind 5 has several messages of one room: for each its length (u32) and its tail. The offset is that of the first one.
-//! Integers are big-endian. A presence payload is `user bytes u16, user, info`; user bytes 0xFFFF: anonymous.
+//! Kind 5 has several messages of one room: for each its length (u32) and its tail. The offset is that of the first
+//! one. Integers are big-endian. A presence payload is `user bytes u16, user, info`; user bytes 0xFFFF: anonymous.
 
 use crate::{
     Cursor, Epoch, MessageId, NodeId, Offset, PresenceEvent, PresenceKind, Publication, RoomEvent, SessionId, User, Who,

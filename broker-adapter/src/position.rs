@@ -1,5 +1,5 @@
-//! `Position`: the last message that one consumer of one room has had, and what the next message means to it. Pure: no I/O,
-//! no clock.
+//! `Position`: the last message that one consumer of one room has had, and what the next message means to it. Pure: no
+//! I/O, no clock.
 
 use crate::{Cursor, Offset};
 

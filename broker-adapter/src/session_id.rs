@@ -1,11 +1,11 @@
-//! `SessionId`: the public id of a session, as members see it and as nodes send it to each other. The gateway makes it when
-//! a session opens; the broker stores and compares it.
+//! `SessionId`: the public id of a session, as members see it and as nodes send it to each other. The gateway makes it
+//! when a session opens; the broker stores and compares it.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use std::{fmt, str::FromStr};
 
-/// The id of a session, unique in the cluster: 96 random bits, written as 16 characters of base64url (RFC 4648 section 5,
-/// without padding). It is public: a client that knows it cannot act as the session.
+/// The id of a session, unique in the cluster: 96 random bits, written as 16 characters of base64url (RFC 4648 section
+/// 5, without padding). It is public: a client that knows it cannot act as the session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionId(pub [u8; Self::BYTES]);
 

@@ -107,8 +107,8 @@ impl MemoryBroker {
         result
     }
 
-    /// The epoch of a room in an era. A room without messages may be dropped and made again: it gets the same epoch, so its
-    /// cursors stay valid.
+    /// The epoch of a room in an era. A room without messages may be dropped and made again: it gets the same epoch, so
+    /// its cursors stay valid.
     fn epoch_bits(&self, room: &Room, era: u64) -> u64 {
         self.hasher.hash_one((room, era, self.node.0))
     }

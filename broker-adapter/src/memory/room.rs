@@ -1,5 +1,6 @@
-//! `RoomState`: one room of the embedded broker, with its recent messages, followers and members. Has no clock; callers pass
-//! the time. A room with one member and no messages has three small allocations; everything else is allocated on use.
+//! `RoomState`: one room of the embedded broker, with its recent messages, followers and members. Has no clock; callers
+//! pass the time. A room with one member and no messages has three small allocations; everything else is allocated on
+//! use.
 
 use crate::{
     Cursor, Epoch, Gap, HistoryQuery, IdempotencyKey, Member, Offset, Page, Presence, PresenceDetail, PresenceEvent,

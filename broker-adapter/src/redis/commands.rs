@@ -15,8 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long a room's meta is kept after its last message or join, at least. Until then cursors of the room are valid.
 const META_TTL: Duration = Duration::from_secs(24 * 3600);
-/// A room's presence versions begin with the current time in milliseconds times this number. So they go on growing after
-/// Redis has lost the last one, as long as a room has at most a million changes in a second.
+/// A room's presence versions begin with the current time in milliseconds times this number. So they go on growing
+/// after Redis has lost the last one, as long as a room has at most a million changes in a second.
 const VERSIONS_PER_MS: u64 = 1000;
 
 /// Builds the commands of one node.

@@ -1,4 +1,5 @@
-//! Where Redis is and how the broker uses it. Parsed before anything connects; `Debug` and errors never show a password.
+//! Where Redis is and how the broker uses it. Parsed before anything connects; `Debug` and errors never show a
+//! password.
 
 use crate::redis::{
     address::{Address, AddressKind},

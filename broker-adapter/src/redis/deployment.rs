@@ -1,5 +1,5 @@
-//! `Deployment`: one address and everything that this node keeps with it, whatever the address names: a server, a master and
-//! its sentinels, or a cluster. The rooms of one address share heartbeats and sweeps, and nothing with other addresses.
+//! `Deployment`: one address and everything that this node keeps with it, whatever the address names: a server, a
+//! master and its sentinels, or a cluster. Each address has its own heartbeats and sweeps.
 
 use crate::{
     BrokerError, PresenceUpdate, Room,
@@ -86,8 +86,8 @@ async fn routes_of_one(context: &NodeContext, target: &Target, of: &str) -> Resu
     Ok(Arc::new(Routes::of_one(master)))
 }
 
-/// Keeps the routes of a cluster true until `stop` is true: looks in intervals, and at once when a reply has shown that a
-/// room is not where the routes say.
+/// Keeps the routes of a cluster up to date until `stop` is true: looks in intervals, and at once when a reply has
+/// shown that a room is not where the routes say.
 async fn follow(
     mut topology: ClusterTopology,
     context: NodeContext,

@@ -4,7 +4,8 @@
 use crate::BrokerError;
 use redis::{ErrorKind, RedisError, ServerError, ServerErrorKind};
 
-/// Why a [`Config`](crate::redis::Config) cannot be used. The text never repeats the address, which may hold a password.
+/// Why a [`Config`](crate::redis::Config) cannot be used. The text never repeats the address, which may hold a
+/// password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The address has none of the forms that [`Config::parse`](crate::redis::Config::parse) takes.
@@ -16,7 +17,7 @@ pub enum ConfigError {
     /// A sentinel address does not end with the name of the master that the sentinels are asked for.
     #[error("a sentinel address ends with the master's name: redis+sentinel://host:26379/master-name")]
     MasterName,
-    /// A cluster stands beside other addresses, or its address names a database.
+    /// A cluster is combined with other addresses, or its address names a database.
     #[error(
         "a cluster cannot be combined with other addresses and has no databases: \
          redis+cluster://host:port,host:port"

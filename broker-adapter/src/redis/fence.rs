@@ -1,5 +1,5 @@
-//! `Fence`: names the Redis memory that gave out a room's offsets. Stored with each room and compared before an offset is
-//! used, so that offsets of a lost memory are never continued.
+//! `Fence`: names the Redis memory that gave out a room's offsets. Stored with each room and compared before an offset
+//! is used, so that offsets of a lost memory are never continued.
 
 /// The first characters of a server's `run_id`, which every restart and failover changes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,5 +1,5 @@
-//! `Master`: one master and everything that this node keeps with it: the connection for what it writes, those for what it
-//! receives, and the pool for what it reads. Where the master is, `topology/` says; which rooms it has, `routes.rs` says.
+//! `Master`: one master and everything that this node keeps with it: the connection for what it writes, those for what
+//! it receives, and the pool for what it reads. `topology/` finds the master; `routes.rs` decides which rooms it has.
 
 use crate::{
     BrokerError, Gap, HistoryQuery, Page, Retention, Room, Subscriber,
@@ -157,7 +157,7 @@ impl Master {
         self.partitions().first().copied()
     }
 
-    /// Gives it these partitions, in which it receives control messages from now on.
+    /// Sets the partitions of the master, in which this node receives control messages from now on.
     pub(crate) fn set_partitions(&self, partitions: &[Partition]) {
         let was = replace(&mut *self.partitions(), partitions.to_vec());
         if partitions.iter().any(|partition| !was.contains(partition)) {
@@ -194,8 +194,8 @@ impl Master {
         if let Some(page) = self.reads.history(room, fence, query).await? {
             return Ok(page);
         }
-        // Redis does not know the room under this fence. Reading its head begins a new epoch, in which nothing of what was
-        // before is known.
+        // Redis does not know the room under this fence. Reading its head begins a new epoch, in which nothing of what
+        // was before is known.
         let head = self.connection(Partition::of(room)).head(room, retention);
         let head = timeout(HEAD_MAX, head).await.map_err(|_| BrokerError::Unavailable)?;
         let head = head.unwrap_or(Err(BrokerError::Unavailable))?.ok_or(BrokerError::HistoryOff)?;

@@ -1,13 +1,13 @@
-//! The Redis broker: many nodes, one order per room, everything shared in one Redis or a few.
+//! The Redis broker: many nodes share one Redis, or several, and every room has one order.
 //!
 //! From the outside inwards; a file uses only what stands below it:
 //!
-//! - `config.rs` is how the broker uses Redis.
+//! - `config.rs` has the settings.
 //! - `deployment.rs` is everything that belongs to one address: a server, sentinels or a cluster.
 //! - `presence/` keeps the presence of this node's sessions in Redis, and removes the members of dead nodes.
 //! - `routes.rs` knows which master has which rooms; `master.rs` is what is kept with one master.
 //! - `write/`, `subscribe/`, `read/` are one master's connections: for what this node writes, receives, and reads.
-//! - `connection/` judges one connection and keeps it open.
+//! - `connection/` keeps one connection open, and decides when to give it up.
 //! - `topology/` asks sentinels and clusters where the masters are.
 //! - `commands.rs`, `scripts/` build the commands; the scripts run in Redis.
 //! - `address.rs`, `keys.rs`, `fence.rs`, `errors.rs` are names and values: servers, keys, memories, errors.
@@ -65,8 +65,8 @@ pub struct RedisBroker {
 }
 
 impl RedisBroker {
-    /// Connects once; [`SubscriberId`] is the index into `subscribers`. If Redis is away, the call fails, and a caller who
-    /// wants to wait for Redis calls again.
+    /// Connects once; [`SubscriberId`] is the index into `subscribers`. If Redis is away, the call fails, and a caller
+    /// who wants to wait for Redis calls again.
     ///
     /// # Errors
     /// [`ConnectError`] of the first connection that could not be made.
@@ -168,7 +168,7 @@ impl Broker for RedisBroker {
         Box::pin(self.list(query))
     }
 
-    /// Goes over the first master that is up: every node is subscribed at all of them.
+    /// Sends over the first master that is up, because every node is subscribed at all of them.
     fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool> {
         let masters: Vec<_> = self.masters().collect();
         let master = masters.iter().find(|master| master.publisher.status.is_up()).unwrap_or(&masters[0]);

@@ -1,7 +1,7 @@
 //! `Routes`: which master of one address has which partition. With one server, or with sentinels, one master has all
-//! partitions forever. In a cluster the routes follow the slots: when another server takes over for a master that is gone,
-//! the same `Master` moves there; when a slot moves, its rooms are handed to the new master with their followers. Asks no
-//! server anything.
+//! partitions forever. In a cluster the routes follow the slots: when another server takes over for a master that is
+//! gone, the same `Master` moves there; when a slot moves, its rooms are handed to the new master with their followers.
+//! Asks no server anything.
 
 use crate::{
     Room,
@@ -87,7 +87,7 @@ impl Routes {
         table.entries.iter().enumerate().map(of).collect()
     }
 
-    /// Makes the routes what the cluster says. Returns the masters that are new.
+    /// Makes the routes follow the assignments of a cluster. Returns the masters that are new.
     pub(crate) fn update(&self, context: &NodeContext, assignments: Vec<Assignment>) -> Vec<NewMaster> {
         // Locked to the end: a room is followed either before it moves or at its new master.
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
@@ -120,7 +120,7 @@ impl Routes {
         // 3. Rooms whose master is another one now go there, with their followers.
         table.hand_over(&next);
         *table = next;
-        // 4. Masters that are left have no rooms any more.
+        // 4. The masters that remain have no rooms any more.
         for entry in old.into_iter().flatten() {
             tracing::info!(master = %entry.master.name, "the master has no rooms any more");
             entry.master.close();

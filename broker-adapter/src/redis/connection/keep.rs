@@ -1,5 +1,5 @@
 //! The task that keeps one connection open: connects, probes, drops and connects again, as `supervisor.rs` says. A
-//! [`Driver`] uses the connection; this file does not know for what.
+//! [`Driver`] uses the connection, to write or to subscribe.
 
 use crate::redis::{
     connection::{
@@ -42,7 +42,7 @@ pub(crate) trait Driver: Send {
     }
 }
 
-/// What a connection is kept with.
+/// A connection to be kept: its status, where it leads, and the scripts that it needs.
 pub(crate) struct Endpoint {
     pub(crate) status: Arc<ConnectionStatus>,
     pub(crate) target: Target,
@@ -77,7 +77,7 @@ pub(crate) async fn keep(
     status.set_state(State::Down);
 }
 
-/// The state of the task.
+/// The task that keeps one connection.
 struct ConnectionTask {
     endpoint: Endpoint,
     supervisor: Supervisor,
@@ -134,7 +134,8 @@ impl ConnectionTask {
             tokio::select! {
                 result = opening => (false, result),
                 address = target.moved() => {
-                    (true, Err(ConnectError::Refused { address, why: "it became the master during the attempt".into() }))
+                    let why = "it became the master during the attempt".to_owned();
+                    (true, Err(ConnectError::Refused { address, why }))
                 }
             }
         };
@@ -191,8 +192,8 @@ impl ConnectionTask {
                     Input::Moved
                 }
                 () = &mut work => Input::Lost,
-                // The deadline of this step. If a probe is under way, its reply may stand behind a flood of messages, or
-                // may have arrived while this process had no processor: neither is a silent connection.
+                // The deadline of this step. If a probe is under way, its reply may stand behind a flood of messages,
+                // or may have arrived while this process had no processor: neither is a silent connection.
                 () = sleep_until(until.into()) => match &mut probe {
                     None => continue,
                     Some(_) if signals.take_received() => Input::Answered,

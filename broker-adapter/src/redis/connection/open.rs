@@ -1,5 +1,5 @@
-//! Opens a connection: finds the master, connects, loads the scripts, and makes sure that the server is a master. Also asks
-//! an open connection whether it is still alive.
+//! Opens a connection: finds the master, connects, loads the scripts, and makes sure that the server is a master. Also
+//! asks an open connection whether it is still alive.
 
 use crate::redis::{
     address::client,
@@ -31,7 +31,8 @@ pub(crate) struct OpenConnection {
     probe: &'static str,
 }
 
-/// Asks for the current master and connects to it. `on_push` takes what Redis sends unasked, in the connection's own task.
+/// Asks for the current master and connects to it. `on_push` takes what Redis sends unasked, in the connection's own
+/// task.
 pub(crate) async fn open(
     target: Target,
     scripts: &Scripts,
@@ -69,7 +70,8 @@ pub(crate) async fn open(
         return Err(ConnectError::Replica { address: name });
     }
     let probe = if matches!(role, Value::ServerError(_)) { "PING" } else { "ROLE" };
-    // Without a run id (a proxy hides it, or the user has no right to INFO) a restart shows only by the keys that it lost.
+    // Without a run id (a proxy hides it, or the user has no right to INFO) a restart shows only by the keys that it
+    // lost.
     let info: String = redis::from_redis_value(info).unwrap_or_default();
     let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or("-");
     Ok(OpenConnection { conn, server: Server { address, fence: Fence::new(run_id.trim()) }, probe })

@@ -18,6 +18,7 @@ pub(crate) struct ConnectionStatus {
     /// What the log calls it.
     pub(crate) name: String,
     up: AtomicBool,
+    /// Counts the connections that were made.
     connected: AtomicU64,
     last: watch::Sender<Option<Server>>,
     /// Counts how often the connection came up.

@@ -22,8 +22,8 @@ pub(crate) const GRACE: Duration = Duration::from_millis(100);
 pub(crate) const CONNECT_MAX: Duration = Duration::from_millis(1500);
 /// The shortest time between the end of a connection and the next attempt.
 pub(crate) const RETRY_MIN: Duration = Duration::from_millis(50);
-/// The longest time between them. Members learn within 2 s after Redis is back what they have missed; the rest of the 2 s
-/// is for subscribing and for comparing heads.
+/// The longest time between them. Members learn within 2 s after Redis is back what they have missed; the rest of the 2
+/// s is for subscribing and for comparing heads.
 pub(crate) const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Where a connection is in its life.
@@ -168,8 +168,8 @@ impl Supervisor {
         Step::Drop
     }
 
-    /// Goes down. The next attempt comes after a random time, whose upper end doubles with each failure up to RETRY_MAX, so
-    /// that nodes which lost their connections together do not return together.
+    /// Goes down. The next attempt comes after a random time, whose upper end doubles with each failure up to
+    /// RETRY_MAX, so that nodes which lost their connections together do not return together.
     fn fall(&mut self, now: Instant, jitter: f64) {
         let longest = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
         self.state = State::Down;

@@ -1,5 +1,5 @@
-//! `Heartbeat`: keeps presence in Redis true. Reports every second that this node is alive, writes what was not written so
-//! far, writes everything again when Redis has forgotten it, and removes the members of nodes that died.
+//! `Heartbeat`: keeps presence in Redis correct. Reports every second that this node is alive, writes what was not
+//! written so far, writes everything again when Redis has forgotten it, and removes the members of nodes that died.
 
 use crate::{
     BrokerError, NodeId, Room,
@@ -28,7 +28,7 @@ const BATCH: usize = 256;
 /// How long closing waits until the last changes are written.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// Keeps the presence of one address true.
+/// Keeps the presence of one address correct.
 pub(crate) struct Heartbeat {
     pub(crate) config: Config,
     pub(crate) builder: CommandBuilder,
@@ -196,8 +196,8 @@ impl Heartbeat {
         Ok(())
     }
 
-    /// Has all sessions of this node leave, and ends its heartbeats. Members whose leave cannot be written are removed by
-    /// another node.
+    /// Has all sessions of this node leave, and ends its heartbeats. Members whose leave cannot be written are removed
+    /// by another node.
     pub(crate) async fn close(&self) {
         self.roster.leave_all();
         let closing = async {

@@ -1,5 +1,5 @@
-//! `Roster`: the sessions of this node and their rooms. What could not be written to Redis is written later, and what Redis
-//! has forgotten is written again.
+//! `Roster`: the sessions of this node and their rooms. What could not be written to Redis is written later, and what
+//! Redis has forgotten is written again.
 //!
 //! A change is recorded first and sent second, under one lock, so that Redis gets the changes in the order in which the
 //! roster took them. Nothing here waits.
@@ -21,8 +21,9 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Rounds of the heartbeat after which a deferred leave is sent. By then the other nodes are connected again too (they try
-/// at least every second) and have written their members, so no user is announced as gone who is still at another node.
+/// Rounds of the heartbeat after which a deferred leave is sent. By then the other nodes are connected again too (they
+/// try at least every second) and have written their members, so no user is announced as gone who is still at another
+/// node.
 const LEAVE_ROUNDS: u32 = 5;
 
 /// Whether a change is written. An error means: not yet.
@@ -52,8 +53,8 @@ pub(crate) struct Roster {
 
 #[derive(Debug)]
 struct State {
-    /// The owner of this node's entries in Redis: a new one each time that they have to be written again, so that a node
-    /// which removes the entries of the old owner leaves the new ones alone.
+    /// The owner of this node's entries in Redis: a new one each time that they have to be written again, so that a
+    /// node which removes the entries of the old owner leaves the new ones alone.
     owner: NodeId,
     entries: HashMap<Membership, Entry>,
     /// Changes that Redis does not have, and that are not on their way either.
@@ -88,7 +89,7 @@ struct Entry {
     /// Members get no event when it is written again.
     is_silent: bool,
     /// It left while Redis was away, and Redis has forgotten that it was present. It is written as present once more,
-    /// silently, so that its leave is a change that members get an event of.
+    /// silently, so that its leave is a change that can be announced.
     is_returning: bool,
 }
 

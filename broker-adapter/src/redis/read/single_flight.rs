@@ -1,6 +1,6 @@
-//! `SingleFlight`: what many callers want to read at the same time is read once. A caller never shares a read that began
-//! before it asked: it may know of a message which that read does not contain. So the first of many callers makes the
-//! first read, and all the others share a second one. Holds one entry per read under way.
+//! `SingleFlight`: what many callers want to read at the same time is read once. A caller never shares a read that
+//! began before it asked: it may know of a message which that read does not contain. So the first of many callers makes
+//! the first read, and all the others share a second one. Holds one entry per read under way.
 
 use futures_util::{
     FutureExt,

@@ -1,5 +1,5 @@
--- Records a heartbeat, and gives the caller the dead owners whose members it is to remove. All times are Redis's own, so
--- the nodes' clocks need not agree.
+-- Records a heartbeat, and gives the caller the dead owners whose members it is to remove. All times are Redis's own,
+-- so the nodes' clocks need not agree.
 -- KEYS: nodes (sorted set: owner -> last heartbeat; x<owner>: being swept; s<owner>: swept)
 -- ARGV: owner, dead after ms, "new" for an owner's first heartbeat or "known", owners that the caller has swept...
 -- Returns "alive", "unknown" or "swept", as the owner was known, then the owners to sweep.
@@ -33,8 +33,8 @@ else
   reply[1] = swept and 'swept' or 'unknown'
 end
 
--- Claim dead owners for the caller. A claim is an entry with a time too: if the caller dies, the claim expires and another
--- node claims the owner. Expired "s" entries are only removed.
+-- Claim dead owners for the caller. A claim is an entry with a time too: if the caller dies, the claim expires and
+-- another node claims the owner. Expired "s" entries are only removed.
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', now - dead_after, 'LIMIT', 0, 16)) do
   redis.call('ZREM', nodes, member)
   local kind = string.sub(member, 1, 1)

@@ -1,5 +1,5 @@
-//! The Lua scripts that run in Redis. Each declares all its keys, and they share one slot. Redis forgets scripts when it
-//! restarts or is ordered to: a caller that gets NOSCRIPT loads all of them and sends its command again.
+//! The Lua scripts that run in Redis. Each declares all its keys, and they share one slot. Redis forgets scripts when
+//! it restarts or is ordered to: a caller that gets NOSCRIPT loads all of them and sends its command again.
 
 use redis::{Cmd, RedisResult, Script, ServerErrorKind, Value, aio::MultiplexedConnection};
 use std::sync::LazyLock;

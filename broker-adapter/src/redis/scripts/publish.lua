@@ -3,8 +3,8 @@
 -- KEYS: meta, stream [, idempotency: then there is one message]
 -- ARGV: channel, envelope head, fence, epoch for a new beginning, messages to keep, their ttl ms, meta ttl ms,
 --       idempotency ttl ms, envelope tails...
--- Returns "+" for new messages or "=" for a repeated one, then the epoch and the offset of the first message; the others
--- have the offsets after it.
+-- Returns "+" for new messages or "=" for a repeated one, then the epoch and the offset of the first message; the
+-- others have the offsets after it.
 local meta, stream, key = KEYS[1], KEYS[2], KEYS[3]
 
 -- A key that has been used before: return the cursor of its first publish.
@@ -13,8 +13,8 @@ if key then
   if first then return '=' .. first end
 end
 
--- Another fence: this Redis has lost the memory that gave out the last offsets (restart, failover). Begin a new epoch, so
--- that no offset is used twice.
+-- Another fence: this Redis has lost the memory that gave out the last offsets (restart, failover). Begin a new epoch,
+-- so that no offset is used twice.
 local m = redis.call('HMGET', meta, 'g', 'e')
 local epoch = m[2]
 if m[1] ~= ARGV[3] or not epoch then

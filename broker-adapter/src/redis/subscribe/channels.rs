@@ -1,5 +1,5 @@
-//! Subscribes and unsubscribes channels: all with one command, or in a cluster with one command each. The channels of one
-//! SSUBSCRIBE must share a slot, and the client library does not know how many confirmations one brings.
+//! Subscribes and unsubscribes channels: all with one command, or in a cluster with one command each. The channels of
+//! one SSUBSCRIBE must share a slot, and the client library does not know how many confirmations one brings.
 
 use redis::{ErrorKind, Pipeline, PushKind, RedisResult, Value, aio::MultiplexedConnection};
 
@@ -27,8 +27,8 @@ pub(crate) async fn unsubscribe(
     conn.unsubscribe(channels).await
 }
 
-/// Fails unless each reply is the confirmation of its own channel. When a slot moves, the server sends unsubscriptions of
-/// its own, and the client library takes one for the reply to whatever command is waiting.
+/// Fails unless each reply is the confirmation of its own channel. When a slot moves, the server sends unsubscriptions
+/// of its own, and the client library takes one for the reply to whatever command is waiting.
 async fn one_by_one(
     conn: &mut MultiplexedConnection,
     command: &str,

@@ -1,5 +1,5 @@
-//! `PubSubConnection`: one subscriber connection as the rest of the broker sees it. Calls only change what the connection is
-//! interested in; `driver.rs` sends the commands. Never publishes.
+//! `PubSubConnection`: one subscriber connection as the rest of the broker sees it. Calls only change what the
+//! connection is interested in; `driver.rs` sends the commands. Never publishes.
 
 use crate::{
     NodeId, Retention, Room, SubscriberId,

@@ -1,5 +1,5 @@
-//! `Deliveries`: reads what Redis pushes over one subscriber connection and hands it to the subscribers of the room, in the
-//! connection's own task and without blocking.
+//! `Deliveries`: reads what Redis pushes over one subscriber connection and hands it to the subscribers of the room, in
+//! the connection's own task and without blocking.
 
 use crate::{
     BrokerError, Cursor, RoomEvent, Subscriber,

@@ -1,5 +1,5 @@
-//! `SubscriberDriver`: uses one subscriber connection. Sends what the interest has queued in batches, and compares heads at
-//! the interest's pace.
+//! `SubscriberDriver`: uses one subscriber connection. Sends what the interest has queued in batches, and compares
+//! heads at the interest's pace.
 
 use crate::{
     BrokerError, Cursor, Room,
@@ -35,7 +35,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 /// Batches in flight. With 512 rooms in each, 100,000 rooms are subscribed again in about half a second.
 const BATCHES: usize = 8;
-/// A batch that takes longer ends the connection. Whether Redis is alive at all, the probe decides earlier.
+/// A batch that takes longer ends the connection. The probe decides earlier whether Redis is alive at all.
 const REPLY_MAX: Duration = Duration::from_secs(5);
 
 /// Sends the commands of one [`PubSubConnection`].
@@ -44,7 +44,7 @@ pub(crate) struct SubscriberDriver {
     builder: CommandBuilder,
     /// Numbers the attempts to connect, so that pushes of an earlier connection are not delivered.
     number: u64,
-    /// In a cluster: how many channels this connection has asked to leave and was not confirmed.
+    /// Counts unsubscribed channels whose confirmation is still to come, in a cluster.
     leaving: Arc<AtomicI64>,
 }
 

@@ -1,8 +1,9 @@
-//! `Interest`: which rooms one subscriber connection follows, and what is to be sent over it next. Pure: no I/O, no clock.
+//! `Interest`: which rooms one subscriber connection follows, and what is to be sent over it next. Pure: no I/O, no
+//! clock.
 //!
-//! Subscribing a room, unsubscribing it and reading its head are items of one queue. The driver takes them in batches and
-//! sends each batch in order over one connection, and Redis replies in order. So a reply with a room's head proves that the
-//! SUBSCRIBE before it is in force; and however fast a room comes and goes, the last item is the last command.
+//! Subscribing a room, unsubscribing it and reading its head are items of one queue. The driver takes them in batches
+//! and sends each batch in order over one connection, and Redis replies in order. So a reply with a room's head proves
+//! that the SUBSCRIBE before it is in force; and however fast a room comes and goes, the last item is the last command.
 
 use crate::{BrokerError, Cursor, Delivery, Retention, Room, RoomEvent, Subscriber, SubscriberId};
 use std::{
@@ -13,7 +14,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Items in one batch, so rooms in one SUBSCRIBE: a larger one would keep Redis from other clients for milliseconds.
+/// Items in one batch, so rooms in one SUBSCRIBE: a larger one would block Redis for milliseconds.
 pub(crate) const BATCH: usize = 512;
 
 /// The interval in which [`Interest::step`] is called.
@@ -159,7 +160,8 @@ impl Interest {
     }
 
     fn enqueue(&mut self, pending: PendingReply) {
-        // While there is no connection, clients join and give up again and again. Their cancelled joins must not pile up.
+        // While there is no connection, clients join and give up again and again. Their cancelled joins must not pile
+        // up.
         if self.queue.len() >= QUEUE_MIN && self.queue.len() >= 4 * self.rooms.len() {
             self.queue.retain(|item| !matches!(item, Item::Reply(pending) if pending.is_cancelled()));
         }
@@ -178,7 +180,8 @@ impl Interest {
     /// A new connection begins, on which nothing is subscribed so far.
     pub(crate) fn begin(&mut self, connection: u64) {
         self.connection = connection;
-        // Joins that were queued or in flight are sent again. Everything else that waited belongs to the old connection.
+        // Joins that were queued or in flight are sent again. Everything else that waited belongs to the old
+        // connection.
         let in_flight = take(&mut self.in_flight).into_iter().flatten();
         let queued = take(&mut self.queue).into_iter().filter_map(|item| match item {
             Item::Reply(pending) => Some(pending),
@@ -221,7 +224,7 @@ impl Interest {
             self.sweep.extend(self.rooms.keys().cloned());
             (self.sweep_per_step, self.steps_left) = (self.sweep.len().div_ceil(pace.steps), pace.steps);
         }
-        // The sweep gets what is left of the credit. Busy rooms are skipped, and have to be busy again for the next sweep.
+        // The sweep gets what is left of the credit. Rooms with messages since the last sweep are skipped this time.
         let swept = self.sweep_per_step.min(self.credit).min(self.sweep.len());
         self.credit -= swept;
         for room in self.sweep.drain(..swept) {
@@ -384,7 +387,7 @@ impl Entry {
 }
 
 impl PendingReply {
-    /// Takes a join into one of these rooms out, and leaves a cancelled one in its stead.
+    /// Takes a join into one of these rooms out, and leaves a cancelled one in its position.
     fn take_join(&mut self, these: impl Fn(&Room) -> bool) -> Option<Self> {
         let (Self::Head(room, ..) | Self::Confirm(room, _)) = &*self else { return None };
         if !these(room) {

@@ -1,5 +1,5 @@
-//! A model test of `Interest`: rooms come and go, connections break, Redis replies in its own time. And tests of how heads
-//! are compared, after a reconnect and by the sweep.
+//! A model test of `Interest`: rooms come and go, connections break, Redis replies in its own time. And tests of how
+//! heads are compared, after a reconnect and by the sweep.
 
 use super::*;
 use crate::{Epoch, Offset, contract::Recorder};

@@ -1,5 +1,5 @@
-//! Everything that this node receives from one master, over a few subscriber connections. A room belongs to one of them, by
-//! its partition.
+//! Everything that this node receives from one master, over a few subscriber connections. A room belongs to one of
+//! them, by its partition.
 //!
 //! - `interest.rs`: which rooms a connection follows, and what is to be sent over it next; without I/O.
 //! - `deliveries.rs`: takes what Redis pushes and hands it to the subscribers.

@@ -1,4 +1,5 @@
-//! Redis restarts, loses connections, forgets scripts and keys, stalls: every loss is reported, and no caller waits long.
+//! Redis restarts, loses connections, forgets scripts and keys, stalls: every loss is reported, and no caller waits
+//! long.
 
 use super::{Gateway, connect, server::Server, until};
 use crate::{
@@ -29,8 +30,8 @@ async fn caught_up(node: &Node, room: &Room, since: Cursor) -> (Vec<String>, Opt
     }
 }
 
-/// Waits for the results of all publishes by ticket, and returns the numbers of the acknowledged ones. A busy machine may
-/// refuse some.
+/// Waits for the results of all publishes by ticket, and returns the numbers of the acknowledged ones. A busy machine
+/// may refuse some.
 async fn acknowledged(node: &Node, count: usize) -> Vec<u64> {
     let all = |seen: &crate::contract::Seen| Some(seen.results.clone()).filter(|results| results.len() == count);
     let results = node.seen.wait_for("every result", all).await;

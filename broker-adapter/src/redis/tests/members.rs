@@ -164,7 +164,8 @@ async fn a_live_node_whose_members_were_removed_writes_them_again() {
     };
     until("an empty room", WAIT_MAX, || async { users(&b, &room).await.is_empty() }).await;
     let kinds = b.node.seen.wait_for("the last leave", gone).await;
-    // If `a` writes its member again before `b` sweeps the room, the member never left. Else it left and joined once more.
+    // If `a` writes its member again before `b` sweeps the room, the member never left. Else it left and joined once
+    // more.
     assert!([2, 4].contains(&kinds.len()), "{kinds:?}");
     assert!(kinds.chunks(2).all(|pair| pair == [PresenceKind::Joined, PresenceKind::Left]), "{kinds:?}");
 }

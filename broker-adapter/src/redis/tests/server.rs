@@ -1,4 +1,5 @@
-//! `Server`: a real Redis server for one test, on a free port of the loopback and in its own directory. Ends with the test.
+//! `Server`: a real Redis server for one test, on a free port of the loopback and in its own directory. Ends with the
+//! test.
 
 use crate::redis::Config;
 use redis::{FromRedisValue, RedisResult, Value};
@@ -22,14 +23,14 @@ pub(super) struct Server {
     more: Vec<String>,
 }
 
-/// The first port, and how many there are. Outgoing connections have the ports from 32768 upward, the whole-process tests
-/// those from 20000 on. A block is more than one run of these tests asks for.
+/// The first port, and how many there are. Outgoing connections have the ports from 32768 upward, the whole-process
+/// tests those from 20000 on. A block is more than one run of these tests asks for.
 const FIRST: u16 = 10_000;
 const BLOCK: u16 = 1_000;
 const BLOCKS: u16 = 10;
 
-/// A free port of the loopback. No other process takes it while its server is restarted: each test process has a block of
-/// its own, whose lock file is locked until the process ends.
+/// A free port of the loopback. No other process takes it while its server is restarted: each test process has a block
+/// of its own, whose lock file is locked until the process ends.
 pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     static OWN: OnceLock<(u16, File)> = OnceLock::new();

@@ -1,5 +1,5 @@
-//! Losses without any sign: messages whose push is lost while every connection stays up, and keys that Redis evicts one by
-//! one. The sweep of quiet rooms finds them.
+//! Losses without any sign: messages whose push is lost while every connection stays up, and keys that Redis evicts one
+//! by one. The sweep of quiet rooms finds them.
 
 use super::{Config, Gateway, server::Server};
 use crate::{

@@ -1,4 +1,4 @@
-//! `ClusterTopology`: asks a cluster which master has which slots. Looks once per call; `deployment.rs` decides when.
+//! `ClusterTopology`: asks a cluster which master has which slots, once per call. `deployment.rs` calls in intervals.
 
 use crate::redis::{
     address::{is_same_server, with_host},
@@ -20,7 +20,7 @@ pub(crate) struct Assignment {
 
 /// Knows the masters of one cluster.
 pub(crate) struct ClusterTopology {
-    /// The members that the address names. They are asked too, in case that all known masters are gone.
+    /// The members that the address names. They are asked too, in case all known masters are gone.
     seeds: Vec<ConnectionInfo>,
     masters: Vec<ConnectionInfo>,
     client: QueryClient,

@@ -1,5 +1,5 @@
-//! Where the masters are: one server that never moves, as sentinels say, or as a cluster says. Connects to sentinels and to
-//! cluster members for short questions only.
+//! Finds the masters: a single server, the master that sentinels name, or the masters of a cluster. Connects to
+//! sentinels and to cluster members, for short questions only.
 
 pub(crate) mod cluster;
 pub(crate) mod events;

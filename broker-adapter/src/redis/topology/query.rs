@@ -1,4 +1,5 @@
-//! `QueryClient`: short questions to sentinels and cluster members, over a connection that is kept for the next question.
+//! `QueryClient`: short questions to sentinels and cluster members, over a connection that is kept for the next
+//! question.
 
 use crate::redis::address::client;
 use redis::{

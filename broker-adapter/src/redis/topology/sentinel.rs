@@ -1,5 +1,5 @@
-//! `Sentinels`: asks sentinels for the current master of a name. After a failover the sentinels learn of the new master one
-//! after the other, so replies are compared by the epoch in which the master was elected.
+//! `Sentinels`: asks sentinels for the current master of a name. After a failover the sentinels learn of the new master
+//! one after the other, so replies are compared by the epoch in which the master was elected.
 
 use crate::redis::{
     address::{is_same_server, with_host},
@@ -43,7 +43,7 @@ impl Sentinels {
         &self.master_name
     }
 
-    /// The master as the first sentinel says that replies, unless another one has said something newer before.
+    /// The master according to the first sentinel that replies, unless a reply with a higher epoch is known.
     pub(crate) async fn master(&self) -> Result<ConnectionInfo, String> {
         self.ask_all(1).await
     }

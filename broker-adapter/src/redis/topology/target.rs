@@ -1,12 +1,12 @@
-//! `Target`: where one master is now. The connections to that master ask before each attempt, and learn from it when the
-//! master is at another server.
+//! `Target`: where one master is now. The connections to that master ask before each attempt, and learn from it when
+//! the master is at another server.
 
 use crate::redis::topology::sentinel::Sentinels;
 use redis::ConnectionInfo;
 use std::{future::pending, sync::Arc};
 use tokio::sync::watch;
 
-/// Where one master is: at the server that a channel names, or where sentinels say.
+/// Knows where one master is, from a channel or from sentinels.
 #[derive(Clone)]
 pub(crate) struct Target {
     server: watch::Receiver<ConnectionInfo>,
@@ -14,12 +14,12 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The server in the channel. Once the sender is gone, the target never changes again.
+    /// The master is at the server that the channel has. Once the sender is gone, it never moves again.
     pub(crate) fn new(server: watch::Receiver<ConnectionInfo>) -> Self {
         Self { server, sentinels: None }
     }
 
-    /// The master that the sentinels name. A task asks them in intervals until `stop` is true.
+    /// The master is where the sentinels say. A task asks them in intervals until `stop` is true.
     pub(crate) async fn watched_by(sentinels: Sentinels, stop: watch::Receiver<bool>) -> Result<Self, String> {
         let sentinels = Arc::new(sentinels);
         let (sender, server) = watch::channel(sentinels.master().await?);

@@ -1,5 +1,5 @@
-//! Packs the commands of one pipeline into calls. Publishes into one room that wait together become one call, so that Redis
-//! runs one script and each node reads one push for all of them. Sends nothing and waits for nothing.
+//! Packs the commands of one pipeline into calls. Publishes into one room that wait together become one call, so that
+//! Redis runs one script and each node reads one push for all of them. Sends nothing and waits for nothing.
 
 use crate::{
     BrokerError, Offset, Publish, Published, Retention, Room,
@@ -58,8 +58,8 @@ pub(crate) fn calls(commands: Vec<QueuedCommand>) -> Vec<Call> {
     calls
 }
 
-/// Adds a message to its room's open call, or to a new one. A message with an idempotency key gets a call of its own, and
-/// closes the room's open call, so that later messages come after it.
+/// Adds a message to its room's open call, or to a new one. A message with an idempotency key gets a call of its own,
+/// and closes the room's open call, so that later messages come after it.
 fn add(calls: &mut Vec<Call>, open: &mut OpenCalls, message: NumberedPublish, pending: PendingPublish) {
     let room = &message.publish.room;
     if message.publish.key.is_some() {

@@ -1,5 +1,5 @@
-//! What waits in the publisher's queue: a command, and what is done with Redis's reply to it. Every command gets its result
-//! exactly once; one that is dropped on its way gets [`BrokerError::Unavailable`].
+//! What waits in the publisher's queue: a command, and what is done with Redis's reply to it. Every command gets its
+//! result exactly once; one that is dropped on its way gets [`BrokerError::Unavailable`].
 
 use crate::{
     BrokerError, PublishResult, Reply, Room, Subscriber,
@@ -43,7 +43,7 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
-    /// Gives the command its error.
+    /// Completes the command with the error.
     pub(crate) fn complete(self) {
         match self.command {
             Command::Publish { pending, .. } => pending.complete(Err(self.why)),

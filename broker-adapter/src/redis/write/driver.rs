@@ -35,7 +35,8 @@ use tokio::{sync::mpsc, time::timeout};
 const BATCH: usize = 256;
 /// Pipelines in flight: enough that Redis never waits for the next one.
 const BATCHES: usize = 4;
-/// A reply that takes longer counts as missing: with the wait in the queue, publishers get their result within a second.
+/// A reply that takes longer counts as missing: with the wait in the queue, publishers get their result within a
+/// second.
 const REPLY_MAX: Duration = Duration::from_millis(750);
 
 /// Sends the commands of one publisher.
@@ -88,7 +89,7 @@ impl PublisherDriver {
         let mut next = Vec::with_capacity(BATCH);
         signals.synced();
         loop {
-            // They go again in their order, and before anything new, so that each room keeps its order.
+            // They are sent again in their order, before anything new, so that each room keeps its order.
             if !again.is_empty() && running.is_empty() {
                 if self.builder.scripts.load(&mut connection.conn).await.is_err() {
                     signals.lost();
@@ -137,8 +138,8 @@ impl PublisherDriver {
     }
 }
 
-/// Packs commands into calls, and refuses those that have waited for too long. If nothing is in flight (`busy` is false),
-/// they did not wait for Redis but for this process, and the wait is over.
+/// Packs commands into calls, and refuses those that have waited for too long. If nothing is in flight (`busy` is
+/// false), they did not wait for Redis but for this process, and the wait is over.
 fn calls_in_time(mut commands: Vec<QueuedCommand>, busy: bool) -> Vec<Call> {
     let now = Instant::now();
     for late in commands.extract_if(.., |queued| busy && now.duration_since(queued.since) >= REPLY_MAX) {

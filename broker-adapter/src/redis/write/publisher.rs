@@ -1,5 +1,5 @@
-//! `Publisher`: takes commands for one master and queues them in the order in which they were asked for. Never waits: if the
-//! queue is full or the connection is not up, the command is refused at once.
+//! `Publisher`: takes commands for one master and queues them in the order in which they were asked for. Never waits:
+//! if the queue is full or the connection is not up, the command is refused at once.
 
 use crate::{
     BrokerError, Publish, Reply, Subscriber,
