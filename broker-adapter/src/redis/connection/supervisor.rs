@@ -1,103 +1,106 @@
-//! How one connection is judged: a state machine without I/O. Inputs and the time go in, the next step comes out; the
-//! task in `link.rs` does what it says.
+//! `Supervisor`: judges one connection, as a state machine without I/O. Inputs and the time go in, the next step comes
+//! out; the task in `keep.rs` does the step.
 //!
 //! ```text
 //! down -> connecting -> syncing -> up <-> suspect
 //!   ^---------- lost, refused, or a probe unanswered for DEAD_AFTER -----------|
 //! ```
 //! A closed connection is down at once. A stalled one is down at most PROBE_EVERY + DEAD_AFTER = 2.5 s after it
-//! stalled: a probe is due within 1 s, and it has 1.5 s to be answered.
+//! stalled: a probe is due within 1 s, and its reply may take 1.5 s.
 
 use std::time::{Duration, Instant};
 
-/// From an answered probe to the next one.
-pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// A probe that waits longer makes the connection suspect.
-pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(1);
-/// A probe that waits longer ends the connection.
-pub(super) const DEAD_AFTER: Duration = Duration::from_millis(1500);
+/// From the reply to a probe until the next probe.
+pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// A probe without a reply for this long makes the connection suspect.
+pub(crate) const SUSPECT_AFTER: Duration = Duration::from_secs(1);
+/// A probe without a reply for this long ends the connection.
+pub(crate) const DEAD_AFTER: Duration = Duration::from_millis(1500);
+/// After a deadline, time for a reply that has arrived but was not read yet, because this process had no processor.
+pub(crate) const GRACE: Duration = Duration::from_millis(100);
 /// How long connecting and its handshake may take.
-pub(super) const CONNECT_MAX: Duration = Duration::from_millis(1500);
-/// Between the end of a connection and the next attempt, at least.
-pub(super) const RETRY_MIN: Duration = Duration::from_millis(50);
-/// And at most: members are told within 2 s after Redis is back, and of those some are for subscribing and comparing.
-pub(super) const RETRY_MAX: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_MAX: Duration = Duration::from_millis(1500);
+/// The shortest time between the end of a connection and the next attempt.
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(50);
+/// The longest time between them. Members learn within 2 s after Redis is back what they have missed; the rest of the 2
+/// s is for subscribing and for comparing heads.
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Where a connection is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// No connection; the next attempt has its time.
+pub(crate) enum State {
+    /// There is no connection. The next attempt begins when its time has come.
     Down,
     /// An attempt is under way.
     Connecting,
-    /// Connected; what it is for is being put in force again.
+    /// Connected. The driver restores what the connection is for.
     Syncing,
     /// In use.
     Up,
-    /// Connected, but it answers late: nothing new is sent.
+    /// Connected, but Redis replies late: nothing new is sent.
     Suspect,
 }
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Input {
+pub(crate) enum Input {
     /// The attempt succeeded.
     Connected,
     /// The attempt failed.
     Refused,
-    /// Everything is in force again.
+    /// The driver has restored everything.
     Synced,
-    /// The probe was answered.
+    /// The probe's reply came.
     Answered,
-    /// A command was not answered in its time.
+    /// A command's reply did not come in time.
     Late,
-    /// The connection ended, or is of no use any more.
+    /// The connection ended, or cannot be used any more.
     Lost,
-    /// It leads to one who is no longer the master, or would: another one is known.
+    /// Another server is the master now: the connection, or the next attempt, would lead to the wrong one.
     Moved,
 }
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Connect.
     Connect,
-    /// Ask whether it lives.
+    /// Ask the server whether it is alive.
     Probe,
     /// Drop the connection.
     Drop,
-    /// Nothing before this time, unless something happens.
+    /// Do nothing until this time, unless an input comes.
     Wait(Instant),
 }
 
-/// See the module's head.
+/// Decides when to connect, to probe and to drop one connection.
 #[derive(Debug)]
-pub(super) struct Supervisor {
+pub(crate) struct Supervisor {
     state: State,
-    /// Ends of connections and failed attempts since the last time that it was well.
+    /// Ended connections and failed attempts since the last reply to a probe.
     failures: u32,
     /// Down: the next attempt. Connecting: the end of the attempt. Else: the next probe.
     due: Instant,
     /// When the unanswered probe was sent.
-    asked: Option<Instant>,
+    probed: Option<Instant>,
     drop_first: bool,
 }
 
 impl Supervisor {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { state: State::Down, failures: 0, due: now, asked: None, drop_first: false }
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { state: State::Down, failures: 0, due: now, probed: None, drop_first: false }
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.state
     }
 
-    /// Takes note of what happened. `jitter` is 0 to 1, fresh for each call.
-    pub(super) fn on(&mut self, input: Input, now: Instant, jitter: f64) {
+    /// Takes what happened. `jitter` is a fresh random number from 0 to 1 for each call.
+    pub(crate) fn on(&mut self, input: Input, now: Instant, jitter: f64) {
         match (self.state, input) {
             (State::Connecting, Input::Connected) => {
                 self.state = State::Syncing;
-                self.asked = None;
+                self.probed = None;
                 self.due = now + PROBE_EVERY;
             }
             (State::Syncing, Input::Synced) => self.state = State::Up,
@@ -120,12 +123,12 @@ impl Supervisor {
         }
     }
 
-    /// Says what to do now. Call again after doing it, and after every input.
-    pub(super) fn step(&mut self, now: Instant, jitter: f64) -> Step {
+    /// Returns what to do now. Called again after that is done, and after every input.
+    pub(crate) fn step(&mut self, now: Instant, jitter: f64) -> Step {
         if std::mem::take(&mut self.drop_first) {
             return Step::Drop;
         }
-        match (self.state, self.asked) {
+        match (self.state, self.probed) {
             (State::Down, _) if now >= self.due => {
                 self.state = State::Connecting;
                 self.due = now + CONNECT_MAX;
@@ -134,23 +137,23 @@ impl Supervisor {
             (State::Connecting, _) if now >= self.due => self.end(now, jitter),
             (State::Down | State::Connecting, _) => Step::Wait(self.due),
             (_, None) if now >= self.due => {
-                self.asked = Some(now);
+                self.probed = Some(now);
                 Step::Probe
             }
             (_, None) => Step::Wait(self.due),
-            (_, Some(asked)) if now >= asked + DEAD_AFTER => self.end(now, jitter),
-            (State::Up, Some(asked)) if now < asked + SUSPECT_AFTER => Step::Wait(asked + SUSPECT_AFTER),
-            (state, Some(asked)) => {
+            (_, Some(probed)) if now >= probed + DEAD_AFTER => self.end(now, jitter),
+            (State::Up, Some(probed)) if now < probed + SUSPECT_AFTER => Step::Wait(probed + SUSPECT_AFTER),
+            (state, Some(probed)) => {
                 if state == State::Up {
                     self.state = State::Suspect;
                 }
-                Step::Wait(asked + DEAD_AFTER)
+                Step::Wait(probed + DEAD_AFTER)
             }
         }
     }
 
     fn answered(&mut self, now: Instant) {
-        self.asked = None;
+        self.probed = None;
         self.due = now + PROBE_EVERY;
         if self.state != State::Syncing {
             self.state = State::Up;
@@ -158,18 +161,21 @@ impl Supervisor {
         }
     }
 
+    /// A deadline has passed: the connection is dropped by this very step.
     fn end(&mut self, now: Instant, jitter: f64) -> Step {
         self.fall(now, jitter);
         self.drop_first = false;
         Step::Drop
     }
 
+    /// Goes down. The next attempt comes after a random time, whose upper end doubles with each failure up to
+    /// RETRY_MAX, so that nodes which lost their connections together do not return together.
     fn fall(&mut self, now: Instant, jitter: f64) {
-        let most = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
+        let longest = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
         self.state = State::Down;
         self.failures = self.failures.saturating_add(1);
-        self.asked = None;
-        self.due = now + RETRY_MIN + (most - RETRY_MIN).mul_f64(jitter.clamp(0.0, 1.0));
+        self.probed = None;
+        self.due = now + RETRY_MIN + (longest - RETRY_MIN).mul_f64(jitter.clamp(0.0, 1.0));
         self.drop_first = true;
     }
 }
@@ -199,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_is_suspect_and_a_missing_one_the_end() {
+    fn a_late_reply_makes_a_connection_suspect_and_a_missing_one_ends_it() {
         let now = Instant::now();
         let mut supervisor = up(now);
         let probed = now + PROBE_EVERY;
@@ -225,33 +231,33 @@ mod tests {
     }
 
     #[derive(Debug, Clone, Copy)]
-    enum World {
+    enum Stimulus {
         Pass(u64),
         Happens(Input),
     }
 
-    fn world() -> impl Strategy<Value = World> {
+    fn stimulus() -> impl Strategy<Value = Stimulus> {
         let inputs =
             [Input::Connected, Input::Refused, Input::Synced, Input::Answered, Input::Late, Input::Lost, Input::Moved];
         prop_oneof![
-            (0u64..3000).prop_map(World::Pass),
-            proptest::sample::select(inputs.to_vec()).prop_map(World::Happens)
+            (0u64..3000).prop_map(Stimulus::Pass),
+            proptest::sample::select(inputs.to_vec()).prop_map(Stimulus::Happens)
         ]
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
-        /// Whatever happens in whatever order: steps fit the connection that there is, a silent connection is down
-        /// in time, attempts are neither too close nor too far apart, and it never waits for the past.
+        /// Whatever happens in whatever order: steps fit the state of the connection, a silent connection is down in
+        /// time, attempts are neither too close nor too far apart, and no step waits for a time that has passed.
         #[test]
-        fn whatever_happens(events in proptest::collection::vec(world(), 0..200), jitter in 0.0f64..=1.0) {
+        fn steps_fit_the_connection_after_any_sequence_of_inputs(events in proptest::collection::vec(stimulus(), 0..200), jitter in 0.0f64..=1.0) {
             let start = Instant::now();
-            let (mut now, mut heard) = (start, start);
+            let (mut now, mut last_reply) = (start, start);
             let mut supervisor = Supervisor::new(now);
             let (mut connection, mut ended): (bool, Option<Instant>) = (false, None);
             for event in events {
                 match event {
-                    World::Pass(ms) => {
+                    Stimulus::Pass(ms) => {
                         // Time passes no further than the step allows, as in the task.
                         let target = now + Duration::from_millis(ms);
                         loop {
@@ -262,7 +268,7 @@ mod tests {
                                     if let Some(ended) = ended {
                                         prop_assert!(now >= ended + RETRY_MIN && now <= ended + RETRY_MAX);
                                     }
-                                    heard = now;
+                                    last_reply = now;
                                 }
                                 Step::Probe => prop_assert!(connection),
                                 Step::Drop => {
@@ -271,23 +277,23 @@ mod tests {
                                     prop_assert_eq!(supervisor.state(), State::Down);
                                 }
                                 Step::Wait(until) => {
-                                    prop_assert!(until > now, "never for the past");
+                                    prop_assert!(until > now, "waits for a time that has passed");
                                     if until > target { break; }
                                     now = until;
                                 }
                             }
                             if connection {
-                                prop_assert!(now <= heard + PROBE_EVERY + DEAD_AFTER, "silent for too long");
+                                prop_assert!(now <= last_reply + PROBE_EVERY + DEAD_AFTER, "silent for too long");
                             }
                         }
                         now = target;
                     }
-                    World::Happens(input) => {
+                    Stimulus::Happens(input) => {
                         let before = supervisor.state();
                         supervisor.on(input, now, jitter);
                         match (before, input) {
-                            (State::Connecting, Input::Connected) => { connection = true; heard = now; }
-                            (State::Syncing | State::Up | State::Suspect, Input::Answered) => heard = now,
+                            (State::Connecting, Input::Connected) => { connection = true; last_reply = now; }
+                            (State::Syncing | State::Up | State::Suspect, Input::Answered) => last_reply = now,
                             _ => {}
                         }
                         if before != State::Down && supervisor.state() == State::Down {
