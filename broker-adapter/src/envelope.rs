@@ -247,7 +247,7 @@ mod tests {
     fn an_anonymous_arrival_is_named_by_its_session() {
         let mut out = BytesMut::from(&header(Kind::Joined, 1)[..]);
         let session = SessionId(*b"abcdefghijkl");
-        put_tail(&mut out, ID, 0, session, &presence_payload(&Who::Session(session), None));
+        put_tail(&mut out, ID, 0, Some(session), &presence_payload(&Who::Session(session), None));
         let Ok(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
         assert_eq!((e.who, e.info), (Who::Session(session), None));
     }

@@ -1,5 +1,5 @@
-//! The assembly, and the only file that knows every module: everything is built and bound before anything runs; then the
-//! shards serve until the drain is over.
+//! Assembles the gateway; called by `main`. The only file that knows every module. Everything is built and bound before
+//! anything runs; then the shards serve until the drain is over.
 
 use crate::{
     admin::{self, Admin},
@@ -9,31 +9,43 @@ use crate::{
     policy::{origin::OriginPolicy, peer::PeerPolicy},
     session::OutboxLimits,
     shard::Shard,
-    transport::{self, Arrival, ShardHandle, WAITING_MAX},
+    transport::{self, Arrival, HttpServer, ShardHandle, WAITING_MAX},
 };
 use axum::Router;
 use fanfare_broker::{Broker, MemoryBroker, Subscriber, SubscriberId, redis::RedisBroker};
 use md5::{Digest as _, Md5};
 use std::{
+    convert::Infallible,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     runtime::LocalOptions,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    time::{Instant, interval, sleep_until, timeout, timeout_at},
 };
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
-/// Between two attempts to reach Redis at the start.
+/// Between two attempts to reach Redis at the start, and between two log lines about it.
 const REDIS_RETRY: Duration = Duration::from_millis(250);
-/// How long the broker may take to say farewell.
-const FAREWELL: Duration = Duration::from_secs(2);
+const REDIS_LOG: Duration = Duration::from_secs(5);
+/// How long the broker may take to write the leaves of this node's sessions and to disconnect.
+const BROKER_CLOSE: Duration = Duration::from_secs(2);
+/// How long a draining node goes on listening at least, if it has a front: nginx looks the nodes' addresses up every 2 s,
+/// Prometheus scrapes every 2 s, and a second is to spare.
+const FRONT_NOTICES: Duration = Duration::from_secs(3);
+/// Parts of the drain window after which a node with a front stops listening, and ends even if connections are left. The
+/// closing of sessions (`shard::drain`) is over before the first, and the broker's close comes after the second.
+const LISTENS: f64 = 0.85;
+const CONNECTIONS_END: f64 = 0.95;
+/// How often a draining shard looks whether its last connection has ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Why the process cannot start; each is one line for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -51,12 +63,13 @@ pub(crate) enum StartError {
 /// Runs the gateway until it has drained.
 ///
 /// # Errors
-/// [`StartError`]; nothing has been served then.
+/// The gateway cannot start; it has served nothing.
 pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     let public = bind(config.listen)?;
     let admin = bind(config.admin)?;
     let addresses = (public.local_addr()?, admin.local_addr()?);
-    tracing::info!(listen = %addresses.0, admin = %addresses.1, node = %config.node, shards = config.shards, "fanfare");
+    let demo = config.demo.then(|| demo_url(addresses.0));
+    tracing::info!(listen = %addresses.0, admin = %addresses.1, node = %config.node, shards = config.shards, demo, "fanfare");
     let metrics = Metrics::new(&config.node);
     let drain = Arc::new(Drain::new(Arc::clone(&metrics)));
     let inboxes: Vec<Arc<Inbox>> = (0..config.shards).map(|_| Arc::new(Inbox::new(Arc::clone(&metrics)))).collect();
@@ -69,7 +82,9 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     };
     admin::spawn(seen, admin)?;
     let node = Arc::new(node(&config, broker, addresses.0, (metrics, drain), inboxes.clone()));
-    let (doors, threads) = spawn_shards(&node, inboxes, config.demo)?;
+    let (emptied, all_emptied) = mpsc::channel(1);
+    let (shards, threads) = spawn_shards(&node, inboxes, config.demo, &emptied)?;
+    drop(emptied);
     if let Some(path) = &config.ready_file {
         let body = format!("{{\"listen\":\"{}\",\"admin\":\"{}\"}}\n", addresses.0, addresses.1);
         std::fs::write(path, body).map_err(|why| StartError::ReadyFile { path: path.display().to_string(), why })?;
@@ -77,15 +92,23 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     let listener = tokio::net::TcpListener::from_std(public)?;
     let leasing = Arc::clone(&node);
     tokio::spawn(async move { leasing.leases.expire().await });
-    let acceptor =
-        tokio::spawn(transport::accept(listener, doors, Arc::clone(&node.metrics), node.limits.accepts_per_second));
+    let (metrics, per_second) = (Arc::clone(&node.metrics), node.limits.accepts_per_second);
+    let end = end_of_listening(Arc::clone(&node), all_emptied);
+    tokio::spawn(transport::accept(listener, shards, metrics, per_second, end));
     node.drain.start();
     until_drained(&node, threads).await?;
-    acceptor.abort();
     Ok(())
 }
 
-/// Waits for a signal or `POST /drain`, then for the shards' sessions to leave. A second signal ends it at once.
+/// Where a browser on this machine finds the demo pages.
+fn demo_url(listen: SocketAddr) -> String {
+    match listen.ip().is_unspecified() {
+        true => format!("http://localhost:{}/demo/", listen.port()),
+        false => format!("http://{listen}/demo/"),
+    }
+}
+
+/// Waits for a signal or `POST /drain`, then until the shards have ended. A second signal ends the wait at once.
 async fn until_drained(node: &Node, threads: Vec<JoinHandle<()>>) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut signalled = async || {
@@ -94,18 +117,35 @@ async fn until_drained(node: &Node, threads: Vec<JoinHandle<()>>) -> io::Result<
     tokio::select! { () = signalled() => {} () = node.drain.begun() => {} }
     node.drain.begin();
     tracing::info!("draining");
-    let left = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
+    let ended = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
     tokio::select! {
         () = signalled() => tracing::warn!("a second signal: not waiting for clients"),
-        _ = left => {}
+        _ = ended => {}
     }
-    // Leaves are written, and this node is taken off the others' list, before the process ends.
-    if tokio::time::timeout(FAREWELL, node.broker.close()).await.is_err() {
-        tracing::warn!("the backplane did not take our farewell");
+    // The broker writes the leaves and takes this node off the others' list, so that they need not find out by time-out.
+    if timeout(BROKER_CLOSE, node.broker.close()).await.is_err() {
+        tracing::warn!("the backplane did not confirm that this node has left");
     }
     node.drain.finish();
     tracing::info!("drained");
     Ok(())
+}
+
+/// Returns when a draining node is to stop listening: all shards have closed their sessions (each of them then drops its
+/// sender of `emptied`), and the front has had time to notice. Until then API requests are served as usual.
+///
+/// After that new connections are refused, which is safe: a proxy sends the request to another node, since none of it was
+/// sent here. A request that was sent must not be lost that way, so connections that exist are served to their end.
+async fn end_of_listening(node: Arc<Node>, mut emptied: mpsc::Receiver<Infallible>) {
+    node.drain.begun().await;
+    let began = Instant::now();
+    // Without a front nobody would notice: Ctrl-C on a developer's terminal is not to take 3 s.
+    let noticed = if node.drain.has_front() { began + FRONT_NOTICES } else { began };
+    let listened = async {
+        let _: Option<Infallible> = emptied.recv().await;
+        sleep_until(noticed).await;
+    };
+    let _ = timeout_at(began + node.drain_window.mul_f64(LISTENS), listened).await;
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
@@ -139,11 +179,17 @@ async fn connect(config: &Config, subscribers: Vec<Arc<dyn Subscriber>>) -> Resu
         settings.trust(&authorities).map_err(|why| failed(format!("{}: {why}", file.display())))?;
     }
     let deadline = Instant::now() + config.redis_wait;
+    let mut next_line = Instant::now();
     loop {
         match RedisBroker::connect(settings.clone(), subscribers.clone()).await {
             Ok(broker) => return Ok(broker),
             Err(why) if Instant::now() >= deadline => return Err(failed(why.to_string())),
-            Err(why) => tracing::warn!(%why, "waiting for Redis"),
+            Err(why) if Instant::now() >= next_line => {
+                let seconds_left = (deadline - Instant::now()).as_secs();
+                tracing::warn!(%why, %url, seconds_left, "waiting for Redis");
+                next_line = Instant::now() + REDIS_LOG;
+            }
+            Err(_) => {}
         }
         tokio::time::sleep(REDIS_RETRY).await;
     }
@@ -181,14 +227,14 @@ pub(crate) fn node(
     }
 }
 
-/// What nginx's `sticky` computes for a server: the lower-case hex MD5 of its address and port.
+/// The route that nginx's `sticky` computes for a server: the lower-case hex MD5 of its address and port.
 fn route(address: SocketAddr) -> String {
     let digest = Md5::digest(address.to_string());
     digest.iter().fold(String::with_capacity(32), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// The address under which others reach a listener: its own, or the host's if it listens on all of them. Connecting a
-/// UDP socket sends nothing; it asks the kernel which address it would send from (192.0.2.0/24 is for examples).
+/// The address under which others reach a listener: its own, or the host's if it listens on all addresses. Connecting a
+/// UDP socket sends nothing: the kernel only chooses the address to send from (192.0.2.0/24 is reserved for examples).
 fn reachable(listen: SocketAddr) -> SocketAddr {
     if !listen.ip().is_unspecified() {
         return listen;
@@ -207,12 +253,14 @@ fn spawn_shards(
     node: &Arc<Node>,
     inboxes: Vec<Arc<Inbox>>,
     with_demo: bool,
+    emptied: &mpsc::Sender<Infallible>,
 ) -> io::Result<(Vec<ShardHandle>, Vec<JoinHandle<()>>)> {
     let router = api::router(Arc::clone(node), with_demo);
     let spawn = |(i, inbox): (usize, Arc<Inbox>)| {
         let load = Arc::new(AtomicUsize::new(0));
         let (arrivals, arriving) = mpsc::channel(WAITING_MAX);
         let (shard_node, shard_load, router) = (Arc::clone(node), Arc::clone(&load), router.clone());
+        let emptied = emptied.clone();
         let thread = std::thread::Builder::new().name(format!("shard-{i}")).spawn(move || {
             // A local runtime: its tasks stay on this thread, so that a shard's state needs no lock.
             let runtime =
@@ -220,7 +268,7 @@ fn spawn_shards(
             match runtime {
                 Ok(runtime) => runtime.block_on(async {
                     let shard = Shard::new(shard_node, SubscriberId(i as u16), inbox, shard_load);
-                    run_shard(shard, router, arriving).await;
+                    run_shard(shard, router, arriving, emptied).await;
                 }),
                 Err(why) => tracing::error!(%why, "a shard has no runtime"),
             }
@@ -231,34 +279,49 @@ fn spawn_shards(
     Ok(shards?.into_iter().unzip())
 }
 
-/// One shard's thread: takes arrivals and serves them; when the node drains, takes leave of its sessions.
-async fn run_shard(shard: Rc<Shard>, router: Router, mut arriving: mpsc::Receiver<Arrival>) {
+/// One shard's thread: serves the sockets that arrive. When the node drains it closes its sessions, drops `emptied`, and
+/// goes on with requests until the node no longer listens and the last connection has ended.
+async fn run_shard(
+    shard: Rc<Shard>,
+    router: Router,
+    mut arriving: mpsc::Receiver<Arrival>,
+    emptied: mpsc::Sender<Infallible>,
+) {
     let engine = tokio::task::spawn_local(Rc::clone(&shard).run());
     let timers = tokio::task::spawn_local(Rc::clone(&shard).run_timers());
     tokio::task::spawn_local(Rc::clone(&shard).watch_surroundings());
+    let server = HttpServer::new(Rc::clone(&shard), router);
+    // Ends when the acceptor ends, which drops its side of the channel.
     let serve_arrivals = async {
         while let Some((socket, peer)) = arriving.recv().await {
             match tokio::net::TcpStream::from_std(socket) {
-                Ok(socket) => {
-                    let connection = transport::serve(Rc::clone(&shard), router.clone(), socket, peer);
-                    tokio::task::spawn_local(connection);
-                }
+                Ok(socket) => drop(tokio::task::spawn_local(Rc::clone(&server).serve(socket, peer))),
                 Err(why) => tracing::warn!(%why, "a socket could not be taken over"),
             }
         }
     };
-    let leave = async {
+    let close_sessions = async {
         shard.node.drain.begun().await;
+        let end = Instant::now() + shard.node.drain_window.mul_f64(CONNECTIONS_END);
         Rc::clone(&shard).drain(shard.node.drain_window).await;
+        drop(emptied);
+        end
+    };
+    let drained = async {
+        let ((), end) = tokio::join!(serve_arrivals, close_sessions);
+        // While the node drains, connections end with their next response, or after some seconds without a request.
+        let mut looks = interval(LOOK);
+        while shard.node.drain.has_front() && !server.is_idle() && Instant::now() < end {
+            looks.tick().await;
+        }
     };
     tokio::select! {
-        () = serve_arrivals => {}
-        () = leave => {}
-        // Neither ends by itself. A shard without them would accept and never deliver: better a node that is gone.
+        () = drained => {}
+        // These tasks end only by a panic. Without them the shard would accept and deliver nothing, so the node ends.
         _ = engine => std::process::exit(EX_SOFTWARE),
         _ = timers => std::process::exit(EX_SOFTWARE),
     }
 }
 
-/// `EX_SOFTWARE` of sysexits.h: a fault of this program, which its panic message has told.
+/// `EX_SOFTWARE` of sysexits.h: a fault of this program. The panic has printed its message.
 const EX_SOFTWARE: i32 = 70;

@@ -1,5 +1,5 @@
-//! The gateway as a library of one function: [`main`] is the process. It reads what is asked, builds, runs, drains, and ends
-//! with an exit code that says how it went. The binary adds the allocator and nothing else; `bench` is for `benches/`.
+//! The gateway as a library of one function: [`main`] is the whole process, from its arguments to its exit code. The binary
+//! only adds the allocator. `bench` is for `benches/`.
 
 mod admin;
 mod api;
@@ -7,7 +7,6 @@ mod app;
 #[doc(hidden)]
 pub mod bench;
 mod cli;
-mod client;
 mod config;
 mod http;
 mod node;
@@ -23,11 +22,11 @@ use cli::Invocation;
 use config::{Config, LogFormat};
 use std::process::ExitCode;
 
-/// `EX_UNAVAILABLE` of sysexits.h: a port is taken, Redis is not there.
+/// `EX_UNAVAILABLE` of sysexits.h: a port is in use, or Redis cannot be reached.
 const UNAVAILABLE: u8 = 69;
 
-/// The process, from its arguments to its exit code: 0, 1 and 65 of the client commands, 69 for what is not available, 78
-/// for a wrong flag or configuration.
+/// Runs the process. Exit codes: 0; 1 and 65 of the client commands; 69 when a port or Redis is not available; 78 for a
+/// wrong flag or configuration.
 #[must_use]
 pub fn main() -> ExitCode {
     let invocation = match cli::invocation() {
@@ -37,7 +36,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(why) => {
-            eprintln!("fanfare: no runtime: {why}");
+            eprintln!("fanfare: the operating system refuses a runtime: {why}");
             return ExitCode::from(UNAVAILABLE);
         }
     };
@@ -52,11 +51,8 @@ pub fn main() -> ExitCode {
                 }
             }
         }
-        Invocation::Sub(subscribe) => runtime.block_on(client::subscribe(subscribe)),
-        Invocation::Pub(publish) => runtime.block_on(client::publish(publish)),
-        Invocation::Bench(order) => runtime.block_on(client::bench(*order)),
         Invocation::Check(file) => cli::check(&file),
-        Invocation::Health(health) => runtime.block_on(client::health(health)),
+        Invocation::Client(command) => runtime.block_on(command.run()),
     }
 }
 

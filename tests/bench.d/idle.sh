@@ -6,10 +6,7 @@ readonly idle_clients=${CLIENTS:-10000} idle_target=3
 # p14: memory per idle event stream, stream of lines and parked long poll, each in a room of its own, beside a WebSocket
 p14() {
     local carrier name kib websocket
-    if [ -z "${CHAOS:-}" ]; then
-        cargo build --release --locked --quiet -p fanfare-tests --bin chaos
-        CHAOS=target/release/chaos
-    fi
+    [ -n "${CHAOS:-}" ] || CHAOS=$(built chaos --release --quiet)
     # A node of its own for each: memory that one kind has left behind is not the next one's.
     while read -r carrier name; do
         start_node "$carrier" 0

@@ -10,10 +10,7 @@ prepare() {
     for tool in redis-server jq curl taskset; do
         command -v "$tool" > /dev/null || { echo "tests/bench: $tool is missing" >&2; exit 2; }
     done
-    if [ -z "${FANFARE:-}" ]; then
-        cargo build --release --locked --quiet -p fanfare
-        FANFARE=target/release/fanfare
-    fi
+    [ -n "${FANFARE:-}" ] || FANFARE=$(built fanfare --release --quiet)
     FANFARE=$(realpath "$FANFARE")
     # One connection is one file in the gateway and one in the tool.
     ulimit -n "$(ulimit -Hn)"

@@ -1,10 +1,15 @@
-//! The one integration binary: whole gateways, a real Redis, a real nginx. `tests/run` builds what it needs and runs
-//! it; each module holds the sentences about one part of what the outside sees.
+//! The whole-process tests: real gateways, a real Redis, a real nginx, all in one test binary. `tests/run` builds what they
+//! need and runs them. Each module tests one part of what clients and operators see.
+
+// Its macro is for the modules below it.
+#[macro_use]
+mod fixtures;
 
 mod backplane;
 mod cluster;
 mod continuity;
 mod deploy;
+mod documents;
 mod faults;
 mod http_api;
 mod load_tool;
@@ -12,7 +17,6 @@ mod process;
 mod protocol;
 mod regressions;
 mod sentences;
-mod stage;
 mod sub;
 mod through_nginx;
 mod through_nginx_h2;

@@ -12,8 +12,8 @@ use fanfare_tests::wait::{eventually, eventually_within, patience, patient};
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::{Value, json};
 
+use crate::fixtures::one_node;
 use crate::sentences::KEEP_ALL;
-use crate::stage::one_node;
 
 /// Every line that is not a message is on standard error; both stand in one log.
 struct Sub {

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::stage::split;
+use crate::fixtures::split;
 
 /// How many requests a test sends, so that nginx begins with each of its nodes several times.
 const REQUESTS: usize = 12;

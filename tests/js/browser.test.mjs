@@ -1,4 +1,4 @@
-// The client in a real browser, in pages and workers, and the streams as standard EventSources read them.
+// The client in a real browser, in pages and in workers; and the gateway's streams, read by standard EventSources.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -7,9 +7,9 @@ import { browser, serve } from "./harness/browser.mjs";
 import { upTo } from "./harness/client.mjs";
 import { gateway } from "./harness/gateway.mjs";
 import { proxy } from "./harness/proxy.mjs";
-import { until } from "./harness/wait.mjs";
+import { patient, until } from "./harness/wait.mjs";
 
-test("in Chromium: pages, workers and EventSource", { timeout: 60_000 }, async (t) => {
+test("in Chromium: the client in pages and workers, and EventSource", { timeout: patient(60_000) }, async (t) => {
   const node = await gateway(t), front = await proxy(t, node);
   serve(front);
   const context = await browser(t), page = await context.newPage(), problems = [];
@@ -55,7 +55,11 @@ test("in Chromium: pages, workers and EventSource", { timeout: 60_000 }, async (
     assert.equal(await page.evaluate(() => f.transport), "poll");
     Object.assign(front, { upgrades: "pass", streams: "pass" });
     let n = 0;
-    await until(async () => (await node.publish("climb", ++n)) && (await page.evaluate(() => (f.tick(), f.transport))) === "ws", "it climbs");
+    await until(async () => {
+      await node.publish("climb", ++n);
+      await until(() => page.evaluate((n) => heard.length > n - 50, n), "the page keeps up: the room keeps 100 messages");
+      return page.evaluate(() => (f.tick(), f.transport === "ws"));
+    }, "it climbs");
     await node.publish("climb", ++n);
     await until(() => page.evaluate((n) => heard.length >= n, n), "all has come");
     assert.deepEqual(await page.evaluate(() => heard), upTo(n));

@@ -1,11 +1,11 @@
-// The parser of text/event-stream against the vectors of web-platform-tests, eventsource/format-*. Each stream is also cut
-// into pieces at every place: that must change nothing.
+// The parser of text/event-stream against the vectors of web-platform-tests, eventsource/format-*. Each stream is also parsed
+// in pieces, cut after every byte: the events must be the same.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { eventStream } from "../../gateway/assets/client/client.js";
 
-/** The events of a stream that comes in the given pieces of bytes, decoded as the client does. */
+/** The events of a stream that arrives in these pieces of bytes, decoded as the client decodes them. */
 async function parse(pieces) {
   const events = [], retries = [];
   const take = eventStream((data, type, lastEventId) => events.push({ type, data, lastEventId }), (ms) => retries.push(ms));

@@ -1,4 +1,4 @@
-// What the types of the client allow and refuse; compiled by package.test.mjs, never run.
+// What the types of the client allow and what they refuse. package.test.mjs compiles this file; it is never run.
 
 import { connect, eventStream, type Client, type FanfareError, type Message, type Room } from "../../gateway/assets/client/client.js";
 
@@ -18,9 +18,16 @@ f.on("opened", () => {});
 f.session = "x";
 
 type Chat = { name: string; text: string };
-const room: Room<Chat> = f.join("chat:1", { history: 50, presence: true, echo: false, since: "Xk2p9QaB.4" });
+const room = f.join<Chat>("chat:1", { history: 50, presence: true, echo: false, since: "Xk2p9QaB.4" });
 room.on("message", ({ data, cursor, from, ts }: Message<Chat>) => [data.text, cursor?.length, from?.user, ts.toFixed()]);
-room.on("gap", ({ missed, from, to }) => [missed, from, to]);
+room.on("message", ({ data }) => data.text.length);
+// @ts-expect-error a Chat has no age
+room.on("message", ({ data }) => data.age);
+const same: Room<Chat> = room, untyped: Room = f.join("chat:2");
+untyped.on("message", ({ data }) => data.whatever);
+// @ts-expect-error a Room<Chat> is not a Room<number>
+const other: Room<number> = f.join<Chat>("chat:1");
+room.on("gap", ({ missed, from, to }) => [missed?.toFixed(), from, to]);
 room.on("members", (members) => members.map(({ user, sessions, info }) => [user, sessions, info]));
 room.on("member_left", ({ member }) => member.user);
 room.on("left", ({ reason }) => reason === "kicked");

@@ -1,9 +1,10 @@
-//! Gateways as processes: one with the embedded broker, or several over one Redis. Called by every test that needs
-//! a server; it never reuses a process of another test.
+//! Gateways as processes: one with the embedded broker, or several that share a Redis. Called by every test that needs
+//! a server. Each cluster has its own processes.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -14,27 +15,48 @@ use crate::redis::Redis;
 use crate::scratch::Scratch;
 use crate::wait::eventually;
 
-/// The gateway under test: `FANFARE_BIN`, or the `fanfare` that cargo built beside this program.
+/// The gateway under test: `FANFARE_BIN`, or the `fanfare` that cargo has built with the profile of this program.
 ///
 /// # Panics
-/// When there is none.
+/// When it has not been built.
 #[must_use]
 pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("FANFARE_BIN") {
-        return path.into();
-    }
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    std::env::var_os("FANFARE_BIN").map_or_else(|| BUILT.get_or_init(built).clone(), PathBuf::from)
+}
+
+/// A test stands in `<build directory>/<profile>/deps`, a program in `<target directory>/<profile>`. The two directories
+/// are one, unless `CARGO_BUILD_BUILD_DIR` or a configuration parts them: then cargo knows the second one.
+fn built() -> PathBuf {
     let this = std::env::current_exe().expect("a program knows its own path");
-    // A test stands in target/<profile>/deps, a binary in target/<profile>.
     let mut directory = this.parent().expect("a program stands in a directory");
     if directory.ends_with("deps") {
-        directory = directory.parent().expect("deps stands in target/<profile>");
+        directory = directory.parent().expect("deps stands in <profile>");
     }
-    let path = directory.join("fanfare");
-    assert!(path.exists(), "no {}: build it first, or set FANFARE_BIN", path.display());
+    let beside = directory.join("fanfare");
+    if beside.exists() {
+        return beside;
+    }
+    let profile = directory.file_name().expect("a profile's directory has its name");
+    let path = target_directory().join(profile).join("fanfare");
+    assert!(path.exists(), "no {}: build it first (cargo build -p fanfare), or set FANFARE_BIN", path.display());
     path
 }
 
-/// What is to be started.
+fn target_directory() -> PathBuf {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut asks = Command::new(cargo);
+    asks.args(["metadata", "--format-version", "1", "--no-deps", "--offline"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let said = asks.output().expect("cargo can be run");
+    let metadata = serde_json::from_slice::<Metadata>(&said.stdout);
+    metadata.unwrap_or_else(|why| panic!("{why}: {}", String::from_utf8_lossy(&said.stderr))).target_directory
+}
+
+/// The settings of a cluster that is about to be started.
 #[derive(Debug)]
 pub struct Plan {
     nodes: usize,
@@ -44,20 +66,21 @@ pub struct Plan {
     drain_s: u32,
 }
 
-/// What connects the nodes of a plan.
+/// How the nodes of a plan are connected.
 #[derive(Debug)]
 enum Backplane {
+    /// One node with the embedded broker.
     Embedded,
-    /// A Redis of the cluster's own.
-    Own,
-    /// Addresses of the caller's, dealt in turn to the nodes.
-    Elsewhere(Vec<String>),
+    /// A Redis that is started with the cluster.
+    OwnRedis,
+    /// Redis addresses given by the caller; the nodes use them in turn.
+    Addresses(Vec<String>),
 }
 
-/// The running nodes, and what they stand on. Dropping it ends all of them.
+/// The running nodes and the Redis that the cluster started for them. Dropping it ends all processes.
 #[derive(Debug)]
 pub struct Cluster {
-    /// In the order in which they were started: `a`, `b`, …
+    /// The nodes in the order in which they were started: `a`, `b`, …
     pub nodes: Vec<Node>,
     redis: Option<Redis>,
     scratch: Scratch,
@@ -66,16 +89,16 @@ pub struct Cluster {
 /// One gateway process.
 #[derive(Debug)]
 pub struct Node {
-    /// `a`, `b`, …: what `welcome` says.
+    /// `a`, `b`, …; `welcome` contains it as `node`.
     pub name: String,
     /// The public listener.
     pub listen: SocketAddr,
-    /// The operators' listener.
+    /// The listener for operators.
     pub admin: SocketAddr,
     process: Process,
 }
 
-/// What stands in the ready file.
+/// The content of the ready file.
 #[derive(Deserialize)]
 struct Ready {
     listen: SocketAddr,
@@ -89,16 +112,17 @@ impl Cluster {
         Plan::new(1, Backplane::Embedded)
     }
 
-    /// `nodes` nodes over one Redis.
+    /// `nodes` nodes that share a Redis.
     #[must_use]
     pub fn over_redis(nodes: usize) -> Plan {
-        Plan::new(nodes, Backplane::Own)
+        Plan::new(nodes, Backplane::OwnRedis)
     }
 
-    /// `nodes` nodes whose `--redis` are these addresses in turn: fault proxies, Sentinels, a Redis of the caller's.
+    /// `nodes` nodes that get these addresses in turn as `--redis`: fault proxies, Sentinels, or a Redis that the caller
+    /// started.
     #[must_use]
     pub fn over_addresses(nodes: usize, addresses: Vec<String>) -> Plan {
-        Plan::new(nodes, Backplane::Elsewhere(addresses))
+        Plan::new(nodes, Backplane::Addresses(addresses))
     }
 
     /// The public address of a node; indices wrap around.
@@ -107,12 +131,12 @@ impl Cluster {
         self.nodes[index % self.nodes.len()].listen
     }
 
-    /// The Redis below.
+    /// The Redis that was started with the cluster.
     ///
     /// # Panics
-    /// When the cluster has the embedded broker.
+    /// If the cluster was started without one.
     pub fn redis(&mut self) -> &mut Redis {
-        self.redis.as_mut().expect("this cluster has a Redis")
+        self.redis.as_mut().expect("this cluster has a Redis of its own")
     }
 
     /// The directory of its files.
@@ -127,21 +151,21 @@ impl Plan {
         Self { nodes, backplane, config: None, flags: Vec::new(), drain_s: 2 }
     }
 
-    /// The TOML file every node gets.
+    /// The content of the configuration file of every node (TOML).
     #[must_use]
     pub fn config(mut self, toml: &str) -> Self {
         self.config = Some(toml.to_owned());
         self
     }
 
-    /// More flags for every node.
+    /// Additional flags for every node.
     #[must_use]
     pub fn flags(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
     }
 
-    /// The window over which SIGTERM spreads its closes; 2 s unless told.
+    /// The time over which a node spreads its closes after SIGTERM; 2 s by default.
     #[must_use]
     pub fn drain(mut self, seconds: u32) -> Self {
         self.drain_s = seconds;
@@ -151,17 +175,17 @@ impl Plan {
     /// Starts everything and returns once all nodes serve.
     ///
     /// # Panics
-    /// When something does not come up in time.
+    /// If something does not come up in time.
     pub async fn start(self) -> Cluster {
         let scratch = Scratch::new();
         let (redis, addresses) = match self.backplane {
             Backplane::Embedded => (None, Vec::new()),
-            Backplane::Own => {
+            Backplane::OwnRedis => {
                 let redis = Redis::start(scratch.path()).await;
                 let addresses = vec![redis.url()];
                 (Some(redis), addresses)
             }
-            Backplane::Elsewhere(addresses) => (None, addresses),
+            Backplane::Addresses(addresses) => (None, addresses),
         };
         let config = self.config.as_ref().map(|toml| scratch.file("fanfare.toml", toml));
         let mut nodes = Vec::new();
@@ -184,8 +208,8 @@ impl Plan {
     }
 }
 
-/// `fanfare serve` on free ports of the loopback, with a ready file in `scratch`. The ports are chosen here, so that a
-/// restart comes back under the same address.
+/// `fanfare serve` on free loopback ports, with a ready file in `scratch`. The ports are chosen here so that a node has
+/// the same addresses after a restart.
 #[must_use]
 pub fn serve(scratch: &Scratch, name: &str) -> Launch {
     Launch::new(name, binary())
@@ -202,28 +226,28 @@ fn node_name(index: usize) -> String {
 }
 
 impl Node {
-    /// Waits until the process says that it serves.
+    /// Waits until the process has written its ready file.
     ///
     /// # Panics
-    /// When it ends, or does not serve in time.
+    /// If it ends, or does not serve in time.
     pub async fn ready(name: String, mut process: Process, scratch: &Scratch) -> Self {
         let file = scratch.path().join(format!("{name}.ready"));
-        let Ready { listen, admin } = serves(&name, &mut process, &file).await;
+        let Ready { listen, admin } = wait_until_ready(&name, &mut process, &file).await;
         Self { name, listen, admin, process }
     }
 
-    /// Starts it again after its end, with the same flags on the same ports, and waits until it serves.
+    /// Starts it again after it has ended, with the same flags and ports, and waits until it serves.
     ///
     /// # Panics
-    /// When it does not serve in time.
+    /// If it does not serve in time.
     pub async fn restart(&mut self) {
         let file = self.process.file(&format!("{}.ready", self.name));
         let _ = std::fs::remove_file(&file);
         self.process.start_again();
-        serves(&self.name, &mut self.process, &file).await;
+        wait_until_ready(&self.name, &mut self.process, &file).await;
     }
 
-    /// What it has logged so far.
+    /// Its log so far.
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log()
@@ -235,46 +259,46 @@ impl Node {
         self.process.id()
     }
 
-    /// Whether it has not ended.
+    /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.process.is_running()
     }
 
-    /// kill -9.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// STOP: it hangs, with its connections open. CONT: it goes on.
+    /// Sends a signal: `STOP` makes it hang with its connections open, `CONT` lets it continue.
     pub fn signal(&self, signal: &str) {
         self.process.signal(signal);
     }
 
-    /// Its resident memory; nothing when it has ended.
+    /// Its resident memory; `None` once it has ended.
     #[must_use]
     pub fn resident_bytes(&self) -> Option<u64> {
         self.process.resident_bytes()
     }
 
-    /// SIGTERM: the drain begins.
+    /// Begins its drain with SIGTERM.
     pub fn terminate(&self) {
         self.process.signal("TERM");
     }
 
-    /// Its exit status, within `limit`.
+    /// Waits until it has ended and returns its exit status; panics after `limit`.
     pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
         self.process.exit(limit).await
     }
 }
 
 /// Waits until a starting process has written its ready file.
-async fn serves(name: &str, process: &mut Process, file: &Path) -> Ready {
+async fn wait_until_ready(name: &str, process: &mut Process, file: &Path) -> Ready {
     let mut ready = None;
     eventually(&format!("node {name} serves"), async || {
-        assert!(process.is_running(), "node {name} ended while starting: {}", process.log());
+        assert!(process.is_running(), "node {name} ended during its start: {}", process.log());
         ready = std::fs::read_to_string(file).ok().and_then(|text| serde_json::from_str::<Ready>(&text).ok());
         ready.is_some()
     })
     .await;
-    ready.expect("the condition was that there is one")
+    ready.expect("the condition was that the file is there")
 }

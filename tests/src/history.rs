@@ -1,94 +1,96 @@
-//! The history checker: what every member saw, against what was acknowledged to publishers. Called at the end of every
-//! test under load; it is pure, and it never forgives: what it cannot explain by a gap that was told is silently lost.
+//! The history checker: it compares what every member saw with what was acknowledged to publishers. Called at the end of
+//! every test under load; pure. A missing message counts as silently lost unless the member was told of a gap that covers
+//! it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// A place in a room.
+/// A cursor of one room, in its two parts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Position {
-    /// Which life of the room.
+pub struct Cursor {
+    /// The room's epoch.
     pub epoch: String,
-    /// The count within it, from 1; 0 is before the first.
+    /// The number of the message in the epoch, from 1; 0 is before the first message.
     pub offset: u64,
 }
 
 /// One acknowledged publication.
 #[derive(Clone, Debug)]
 pub struct Published {
-    /// Where.
+    /// Its room.
     pub room: String,
-    /// The publisher's own number, unique in the run and carried in `data`.
+    /// The number that the publisher gave it, unique in the run and contained in `data`.
     pub id: u64,
     /// The cursor of the acknowledgement.
-    pub at: Position,
+    pub at: Cursor,
 }
 
-/// What a member saw in one room.
+/// One thing that a member saw in a room.
 #[derive(Clone, Debug)]
 pub enum Seen {
-    /// A `joined`: delivery goes on after `at`; `gap` when it said that something is missing.
+    /// A `joined`.
     Joined {
-        /// The place from which it goes on.
-        at: Position,
-        /// Whether a gap was told.
+        /// The cursor after which messages follow.
+        at: Cursor,
+        /// Whether it reported a gap.
         gap: bool,
     },
     /// A `message`.
     Message {
         /// Its cursor.
-        at: Position,
-        /// The publisher's number in it.
+        at: Cursor,
+        /// The number in its `data`.
         id: u64,
     },
-    /// A `gap`: what lies before `to` and was not seen is gone.
+    /// A `gap`: messages up to `to` that the member has not seen are gone.
     Gap {
-        /// Delivery goes on after it.
-        to: Position,
+        /// The cursor after which messages follow.
+        to: Cursor,
     },
 }
 
-/// A member's log: its rooms, each with what it saw in order. It stayed, or came back, until the end of the run.
+/// What a member saw, over all its connections up to the end of the run.
 #[derive(Clone, Debug, Default)]
 pub struct MemberLog {
-    /// For messages about faults.
+    /// The member's name in findings.
     pub name: String,
-    /// Room by room.
+    /// What it saw in each of its rooms, in order.
     pub rooms: BTreeMap<String, Vec<Seen>>,
 }
 
-/// What the checker found; its `Display` is the one line a run prints.
+/// The result of a check; its `Display` is the line that a run prints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// How many logs were read.
+    /// How many logs were checked.
     pub members: usize,
-    /// In how many rooms something was published.
+    /// How many rooms had a publication.
     pub rooms: usize,
-    /// Acknowledged publications.
+    /// How many publications were acknowledged.
     pub published: usize,
-    /// Messages in the logs.
+    /// How many messages the logs contain.
     pub delivered: usize,
-    /// Gaps that members were told.
+    /// How many gaps members were told of.
     pub gaps: usize,
-    /// Acknowledged, due to a member, and not in its log.
+    /// Publications that were acknowledged, due to a member, and absent from its log.
     pub lost: usize,
-    /// Of these, those that no gap explains.
+    /// Those of `lost` that no gap covers.
     pub silently_lost: usize,
-    /// Messages that a member saw a second time.
+    /// Messages that a member saw a second time in one epoch.
     pub repeated: usize,
-    /// Publications that a member saw in two epochs: their publisher had no answer and tried again, and the Redis that
-    /// knew the key of the first try was gone. The member was told a gap between the two.
+    /// Publications that a member saw in two epochs, with a gap between them. This happens when a publisher retries
+    /// because it had no reply, and the Redis that knew the idempotency key of the first attempt is gone.
     pub republished: usize,
-    /// Messages below the member's position, in a new epoch without a gap, or under a cursor that others saw differently.
+    /// Messages at or below the member's cursor, messages of a new epoch without a gap before them, and messages with a
+    /// cursor under which others saw another publication.
     pub out_of_order: usize,
-    /// The first few faults in words.
-    pub faults: Vec<String>,
+    /// The first few violations in words.
+    pub findings: Vec<String>,
 }
 
-/// How many faults are described; the counts are complete.
-const FAULTS_MAX: usize = 12;
+/// How many violations are described; all are counted.
+const FINDINGS_MAX: usize = 12;
 
-impl Position {
+impl Cursor {
     /// Reads `epoch.offset`.
     #[must_use]
     pub fn parse(cursor: &str) -> Option<Self> {
@@ -97,14 +99,14 @@ impl Position {
     }
 }
 
-impl fmt::Display for Position {
+impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.epoch, self.offset)
     }
 }
 
 impl Verdict {
-    /// Adds what another check found.
+    /// Adds the result of another check.
     pub fn add(&mut self, other: Self) {
         self.members += other.members;
         self.rooms += other.rooms;
@@ -116,24 +118,24 @@ impl Verdict {
         self.repeated += other.repeated;
         self.republished += other.republished;
         self.out_of_order += other.out_of_order;
-        self.faults.extend(other.faults);
+        self.findings.extend(other.findings);
     }
 
-    /// Whether nothing was lost, told or not, repeated or out of order.
+    /// Whether no message was lost, repeated or out of order.
     #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.lost == 0 && self.is_honest()
+    pub fn has_no_loss(&self) -> bool {
+        self.lost == 0 && self.reports_every_loss()
     }
 
-    /// Whether everything that is missing was told, and nothing was repeated or out of order.
+    /// Whether gaps cover every lost message, and no message was repeated or out of order.
     #[must_use]
-    pub fn is_honest(&self) -> bool {
+    pub fn reports_every_loss(&self) -> bool {
         self.silently_lost == 0 && self.repeated == 0 && self.out_of_order == 0
     }
 
-    fn fault(&mut self, fault: impl FnOnce() -> String) {
-        if self.faults.len() < FAULTS_MAX {
-            self.faults.push(fault());
+    fn describe(&mut self, finding: impl FnOnce() -> String) {
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(finding());
         }
     }
 }
@@ -157,8 +159,8 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Checks the logs of `members` against the acknowledged publications, which stand in the order of their
-/// acknowledgement as far as epochs go: an epoch is younger than another if it was first acknowledged later.
+/// Checks the logs of `members` against the acknowledged publications. The order of the publications tells the order of
+/// the epochs: an epoch is younger than another if it was first acknowledged later.
 #[must_use]
 pub fn check(published: &[Published], members: &[MemberLog]) -> Verdict {
     let mut by_room: BTreeMap<&str, Vec<&Published>> = BTreeMap::new();
@@ -167,60 +169,66 @@ pub fn check(published: &[Published], members: &[MemberLog]) -> Verdict {
     }
     let mut verdict =
         Verdict { members: members.len(), rooms: by_room.len(), published: published.len(), ..Verdict::default() };
-    // Whose number stands at a place: all members and the acknowledgement must agree.
-    let mut order: HashMap<(&str, &Position), u64> = HashMap::new();
+    // The publication under each cursor, about which all members and the acknowledgement must agree.
+    let mut order: HashMap<(&str, &Cursor), u64> = HashMap::new();
     for publication in published {
-        let place = (publication.room.as_str(), &publication.at);
-        if order.insert(place, publication.id).is_some_and(|other| other != publication.id) {
+        let cursor = (publication.room.as_str(), &publication.at);
+        if order.insert(cursor, publication.id).is_some_and(|other| other != publication.id) {
             verdict.out_of_order += 1;
-            verdict.fault(|| format!("{} {}: acknowledged to two publications", publication.room, publication.at));
+            verdict.describe(|| {
+                format!("{} {}: two publications were acknowledged with this cursor", publication.room, publication.at)
+            });
         }
     }
     for member in members {
         for (room, seen) in &member.rooms {
-            let mut walk = Walk::default();
+            let mut check = RoomCheck::default();
             for event in seen {
                 if let Seen::Message { at, id } = event
                     && *order.entry((room, at)).or_insert(*id) != *id
                 {
                     verdict.out_of_order += 1;
-                    verdict.fault(|| format!("{} {room} {at}: another publication than elsewhere", member.name));
+                    verdict.describe(|| {
+                        format!("{} {room} {at}: others saw another publication under this cursor", member.name)
+                    });
                 }
-                walk.step(event, &mut verdict, || format!("{} {room}", member.name));
+                check.step(event, &mut verdict, || format!("{} {room}", member.name));
             }
             let due = by_room.get(room.as_str()).map_or(&[][..], Vec::as_slice);
-            walk.missing(due, &mut verdict, || format!("{} {room}", member.name));
+            check.count_lost(due, &mut verdict, || format!("{} {room}", member.name));
         }
     }
     verdict
 }
 
-/// One member's way through one room.
+/// The check of what one member saw in one room.
 #[derive(Default)]
-struct Walk {
-    start: Option<Position>,
-    at: Option<Position>,
-    /// The publications it has seen, each with its last epoch.
+struct RoomCheck {
+    /// The cursor of the first `joined`.
+    start: Option<Cursor>,
+    /// The cursor after the last thing that was seen.
+    at: Option<Cursor>,
+    /// The publications that were seen, each with its last epoch.
     ids: HashMap<u64, String>,
-    /// What was told to be missing: after the first place, up to the second.
-    told: Vec<(Position, Position)>,
+    /// The gaps: each begins after its first cursor and ends with its second.
+    gaps: Vec<(Cursor, Cursor)>,
 }
 
-impl Walk {
-    fn step(&mut self, event: &Seen, verdict: &mut Verdict, who: impl Fn() -> String) {
+impl RoomCheck {
+    fn step(&mut self, event: &Seen, verdict: &mut Verdict, name: impl Fn() -> String) {
         match event {
             Seen::Joined { at, gap } => {
                 if self.at.is_none() {
                     self.start = Some(at.clone());
                 } else if *gap {
                     verdict.gaps += 1;
-                    self.skip_to(at);
+                    self.add_gap(at);
                 }
                 self.at = Some(at.clone());
             }
             Seen::Gap { to } => {
                 verdict.gaps += 1;
-                self.skip_to(to);
+                self.add_gap(to);
                 self.at = Some(to.clone());
             }
             Seen::Message { at, id } => {
@@ -229,10 +237,10 @@ impl Walk {
                 let before = self.ids.insert(*id, at.epoch.clone());
                 if before.as_ref().is_some_and(|epoch| *epoch == at.epoch) {
                     verdict.repeated += 1;
-                    verdict.fault(|| format!("{}: {id} again, at {at}", who()));
+                    verdict.describe(|| format!("{}: publication {id} a second time, at {at}", name()));
                 } else if !in_order {
                     verdict.out_of_order += 1;
-                    verdict.fault(|| format!("{}: {at} after {:?}", who(), self.at));
+                    verdict.describe(|| format!("{}: {at} after {:?}", name(), self.at));
                 }
                 verdict.republished += usize::from(before.is_some_and(|epoch| epoch != at.epoch));
                 self.at = Some(at.clone());
@@ -240,20 +248,19 @@ impl Walk {
         }
     }
 
-    /// A told gap: from where the member stands to `to`.
-    fn skip_to(&mut self, to: &Position) {
+    /// Adds a gap from the member's cursor to `to`.
+    fn add_gap(&mut self, to: &Cursor) {
         let Some(now) = &self.at else { return };
-        match self.told.last_mut() {
-            // One gap right after the other is one gap.
+        match self.gaps.last_mut() {
+            // Two gaps without a message between them are one.
             Some((_, end)) if end == now => end.clone_from(to),
-            _ => self.told.push((now.clone(), to.clone())),
+            _ => self.gaps.push((now.clone(), to.clone())),
         }
     }
 
-    /// Whether a gap that was told covers this place: who is away for long may be told of one from an epoch to the next
-    /// but one.
-    fn is_told(&self, at: &Position, age: impl Fn(&str) -> Option<usize>) -> bool {
-        self.told.iter().any(|(from, to)| {
+    /// Whether a gap covers this cursor. The gap of a member that was away for long may span several epochs.
+    fn is_in_gap(&self, at: &Cursor, age: impl Fn(&str) -> Option<usize>) -> bool {
+        self.gaps.iter().any(|(from, to)| {
             let (after, before) = (from.offset < at.offset, at.offset <= to.offset);
             match (from.epoch == at.epoch, to.epoch == at.epoch) {
                 (true, true) => after && before,
@@ -261,7 +268,7 @@ impl Walk {
                 (false, true) => before,
                 (false, false) => match (age(&from.epoch), age(&at.epoch), age(&to.epoch)) {
                     (Some(from), Some(at), Some(to)) => from < at && at < to,
-                    // It joined before anything was acknowledged: every known epoch is younger.
+                    // The member joined before anything was acknowledged: every known epoch is younger.
                     (None, Some(at), Some(to)) => {
                         self.start.as_ref().is_some_and(|start| start.epoch == from.epoch) && at < to
                     }
@@ -271,8 +278,8 @@ impl Walk {
         })
     }
 
-    /// Counts what was due to this member and is not in its log.
-    fn missing(&self, due: &[&Published], verdict: &mut Verdict, who: impl Fn() -> String) {
+    /// Counts the publications that were due to this member and are not in its log.
+    fn count_lost(&self, due: &[&Published], verdict: &mut Verdict, name: impl Fn() -> String) {
         let Some(start) = &self.start else { return };
         let mut epochs: Vec<&str> = Vec::new();
         for publication in due {
@@ -283,15 +290,16 @@ impl Walk {
         let age = |epoch: &str| epochs.iter().position(|known| *known == epoch);
         let first = age(&start.epoch);
         for publication in due {
-            let Position { epoch, offset } = &publication.at;
+            let Cursor { epoch, offset } = &publication.at;
             let before = if *epoch == start.epoch { *offset <= start.offset } else { age(epoch) < first };
             if before || self.ids.contains_key(&publication.id) {
                 continue;
             }
             verdict.lost += 1;
-            if !self.is_told(&publication.at, age) {
+            if !self.is_in_gap(&publication.at, age) {
                 verdict.silently_lost += 1;
-                verdict.fault(|| format!("{}: {} ({}) never came", who(), publication.id, publication.at));
+                verdict
+                    .describe(|| format!("{}: publication {} ({}) never came", name(), publication.id, publication.at));
             }
         }
     }

@@ -1,7 +1,8 @@
-//! A small HTTP client: one request per connection, the answer with its body. Called by the tests of the HTTP API and
-//! of the admin listener; it never follows redirects and never retries.
+//! A small HTTP client: one request for each connection, and the reply with its whole body. Called by the tests of the
+//! HTTP API and of the admin listener. It follows no redirects and does not retry.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -13,7 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::wait::within;
 
-/// A request being put together.
+/// A request that is being built.
 #[derive(Debug)]
 pub struct Call {
     address: SocketAddr,
@@ -22,18 +23,27 @@ pub struct Call {
     what: String,
 }
 
-/// An answer.
+/// A reply to a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The status code.
     pub status: u16,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body as text.
+    /// The body as text; empty if only the head was read.
     pub text: String,
 }
 
-/// A request of any method.
+/// Why a connection for messages was not opened.
+#[derive(Debug)]
+pub enum Refused {
+    /// The server answered with another status than expected.
+    Reply(Box<Reply>),
+    /// There was no HTTP reply.
+    Network(String),
+}
+
+/// A request with any method.
 #[must_use]
 pub fn call(method: &str, address: SocketAddr, path: &str) -> Call {
     let builder = Request::builder().method(method).uri(path).header(HOST, address.to_string());
@@ -46,7 +56,7 @@ pub fn get(address: SocketAddr, path: &str) -> Call {
     call("GET", address, path)
 }
 
-/// A POST of JSON.
+/// A POST with a JSON body.
 #[must_use]
 pub fn post(address: SocketAddr, path: &str, json: &Value) -> Call {
     call("POST", address, path).header("content-type", "application/json").body(json.to_string())
@@ -59,38 +69,38 @@ pub fn delete(address: SocketAddr, path: &str) -> Call {
 }
 
 impl Call {
-    /// One more header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.builder = self.builder.header(name, value);
         self
     }
 
-    /// The body.
+    /// Sets the body.
     #[must_use]
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self
     }
 
-    /// Sends it.
+    /// Sends it and returns the reply.
     ///
     /// # Panics
-    /// When no answer comes in time.
+    /// If no reply comes in time.
     pub async fn send(self) -> Reply {
         let what = self.what.clone();
         within(&what, self.try_send()).await.unwrap_or_else(|error| panic!("{what}: {error}"))
     }
 
-    /// Sends it.
+    /// Sends it and returns the reply.
     ///
     /// # Errors
-    /// When there is no HTTP answer.
+    /// If the connection breaks before the end of the reply.
     pub async fn try_send(self) -> Result<Reply, Box<dyn std::error::Error + Send + Sync>> {
         let request = self.builder.body(Full::new(self.body))?;
         let stream = TcpStream::connect(self.address).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Ends with the answer: `sender` is the only handle on the connection.
+        // The connection ends with the reply, because `sender` is its only handle.
         let driver = tokio::spawn(connection);
         let response = sender.send_request(request).await?;
         let (head, body) = response.into_parts();
@@ -106,36 +116,66 @@ impl Reply {
     /// The body as JSON.
     ///
     /// # Panics
-    /// When it is none.
+    /// If it is not JSON.
     #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// A header's value, or nothing.
+    /// The value of a header; empty if it is absent.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The JSON of an answer that must have this status.
+    /// The time in `Retry-After`.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.header("retry-after").parse().ok().map(Duration::from_secs)
+    }
+
+    /// The body as JSON, of a reply that must have this status.
     ///
     /// # Panics
-    /// When it has another.
+    /// If the status differs.
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         self.json()
     }
 
-    /// The `code` of a problem that must have this status.
+    /// The `code` of a problem document that must have this status.
     ///
     /// # Panics
-    /// When it has another, or is no `application/problem+json`.
+    /// If the status differs, or the body is not `application/problem+json`.
     pub fn problem(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{}", self.text);
         assert_eq!(self.header("content-type"), "application/problem+json", "{}", self.text);
         let json = self.json();
         assert!(json["detail"].is_string() && json["retryable"].is_boolean(), "{json}");
         json["code"].as_str().expect("a problem has a code").to_owned()
+    }
+}
+
+impl Refused {
+    pub(crate) fn network(error: impl std::fmt::Display) -> Self {
+        Self::Network(error.to_string())
+    }
+
+    /// The status of the reply.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Reply(reply) => Some(reply.status),
+            Self::Network(_) => None,
+        }
+    }
+
+    /// The time after which the server wants the client to try again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Reply(reply) => reply.retry_after(),
+            Self::Network(_) => None,
+        }
     }
 }

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use crate::cluster::Cluster;
 use crate::dns::Dns;
-use crate::front::Front;
 use crate::http;
 use crate::ports::free_port;
 use crate::process::{Launch, Process};
 use crate::scratch::Scratch;
+use crate::target::Target;
 use crate::wait::eventually;
 
 /// An nginx and the configuration for it.
@@ -175,8 +175,8 @@ impl Nginx {
 
     /// This as the place where clients connect.
     #[must_use]
-    pub fn front(&self) -> Front {
-        Front::balancer(self.version.name(), self.address)
+    pub fn target(&self) -> Target {
+        Target::balancer(self.version.name(), self.address)
     }
 
     /// Where clients connect with TLS.

@@ -1,5 +1,5 @@
 //! Child processes that end with the test that started them. Called by `cluster`, `redis`, `nginx` and the tests of
-//! the program itself; it never signals a process it did not start.
+//! the program itself. It signals only processes that it started.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 
 use crate::wait::{eventually_within, patience};
 
-/// How much of a log a failed test shows, in bytes from its end.
+/// How much of the end of a log a failed test prints, in bytes.
 const LOG_TAIL: usize = 4_000;
 
-/// What is to be started, kept so that it can be started again.
+/// A program with its arguments and environment, which can be started more than once.
 #[derive(Clone, Debug)]
 pub struct Launch {
     name: String,
     program: PathBuf,
     args: Vec<OsString>,
     env: Vec<(String, String)>,
-    /// What the kernel sends when the test process dies, and what a drop sends first: KILL, or TERM for a server
-    /// that has children of its own to take along.
+    /// The signal that the kernel sends when the test process dies, and that a drop sends first: KILL, or TERM for a
+    /// server that must end its own children.
     end: &'static str,
 }
 
 impl Launch {
-    /// `program`, called `name` in messages and in its log's file name.
+    /// `program`; messages and the log file use `name` for it.
     #[must_use]
     pub fn new(name: &str, program: impl Into<PathBuf>) -> Self {
         Self { name: name.to_owned(), program: program.into(), args: Vec::new(), env: Vec::new(), end: "KILL" }
@@ -52,18 +52,18 @@ impl Launch {
         self
     }
 
-    /// Ends it with SIGTERM first, for servers with children of their own.
+    /// Ends it with SIGTERM first; for servers that must end children of their own.
     #[must_use]
     pub fn ends_by_term(mut self) -> Self {
         self.end = "TERM";
         self
     }
 
-    /// A command with the right environment: nothing that the gateway would read from the developer's own.
+    /// The command, without the `FANFARE_` variables of the developer's own environment.
     fn command(&self) -> Command {
         let setpriv = Path::new("/usr/bin/setpriv");
         let mut command = if setpriv.exists() {
-            // The parent may be killed with no chance to clean up; then the kernel ends the child.
+            // If the test process is killed it cannot clean up, so the kernel ends the child.
             let mut command = Command::new(setpriv);
             command.arg("--pdeathsig").arg(self.end).arg("--").arg(&self.program);
             command
@@ -80,10 +80,10 @@ impl Launch {
         command
     }
 
-    /// Starts it with its output in `directory/<name>.log`; a second start appends.
+    /// Starts it with its output in `directory/<name>.log`; a second start appends to that file.
     ///
     /// # Panics
-    /// When the program or its log cannot be opened.
+    /// If the program or its log cannot be opened.
     #[must_use]
     pub fn start(&self, directory: &Path) -> Process {
         let log = directory.join(format!("{}.log", self.name));
@@ -94,10 +94,10 @@ impl Launch {
         Process { launch: self.clone(), child, directory: directory.to_owned(), log }
     }
 
-    /// Runs it to its end and gives back what it said.
+    /// Runs it to its end and returns its output.
     ///
     /// # Panics
-    /// When it does not end within the patience of the tests.
+    /// If it does not end within [`patience`].
     pub async fn run(&self) -> Output {
         let limit = patience();
         let mut command = tokio::process::Command::from(self.command());
@@ -114,10 +114,10 @@ impl Launch {
     }
 }
 
-/// What a program that ran to its end said.
+/// The result of a program that has run to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// The exit status, absent when a signal ended it.
+    /// The exit status; `None` if a signal ended it.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -125,7 +125,7 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// A running child. Dropping it ends it; while a test panics, its log's end is printed.
+/// A running child process. Dropping it ends the process and, while a test panics, prints the end of its log.
 #[derive(Debug)]
 pub struct Process {
     launch: Launch,
@@ -135,7 +135,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// What it has written so far, both streams.
+    /// Its standard output and standard error so far.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
@@ -147,15 +147,15 @@ impl Process {
         self.child.id()
     }
 
-    /// Whether it has not ended yet.
+    /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Starts it again as it was started, once it has ended; its log goes on.
+    /// Starts it again in the same way after it has ended, and appends to its log.
     ///
     /// # Panics
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn start_again(&mut self) {
         *self = self.launch.start(&self.directory);
     }
@@ -166,18 +166,16 @@ impl Process {
         self.directory.join(name)
     }
 
-    /// Its resident memory; nothing when it has ended.
+    /// Its resident memory; `None` once it has ended.
     #[must_use]
     pub fn resident_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
+        resident_bytes(self.child.id())
     }
 
-    /// Sends a signal by its name without `SIG`.
+    /// Sends a signal, given by its name without `SIG`.
     ///
     /// # Panics
-    /// When `kill` cannot be run.
+    /// If `kill` cannot be run.
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
         assert!(status.expect("kill runs").success(), "{}: no such process", self.launch.name);
@@ -189,10 +187,10 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// Its exit status, once it has ended by itself.
+    /// Waits until it has ended by itself and returns its exit status.
     ///
     /// # Panics
-    /// When it still runs after `limit`.
+    /// If it still runs after `limit`.
     pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
         let name = self.launch.name.clone();
         let mut status = None;
@@ -201,8 +199,16 @@ impl Process {
             status.is_some()
         })
         .await;
-        status.expect("the condition was that there is one")
+        status.expect("the condition was that it has ended")
     }
+}
+
+/// The resident memory of a process; `None` if it has ended.
+#[must_use]
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
 }
 
 impl Drop for Process {
@@ -223,7 +229,7 @@ impl Drop for Process {
             while !log.is_char_boundary(from) {
                 from += 1;
             }
-            eprintln!("--- the log of {} ends ---\n{}", self.launch.name, &log[from..]);
+            eprintln!("--- the end of the log of {} ---\n{}", self.launch.name, &log[from..]);
         }
     }
 }

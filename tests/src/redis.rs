@@ -1,5 +1,5 @@
 //! A real `redis-server` without persistence on a port of its own. Called by `cluster` and the tests that break the
-//! backplane; it never uses a Redis it did not start.
+//! backplane. It starts its own server and never touches another one.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,33 +12,33 @@ use crate::process::{Launch, Process};
 use crate::resp;
 use crate::wait::{eventually, within};
 
-/// One Redis; ends with this.
+/// One running Redis; dropping it ends the process.
 #[derive(Debug)]
 pub struct Redis {
     address: SocketAddr,
     process: Process,
 }
 
-/// What a Redis had in it at some time, for a later start.
+/// A copy of a Redis's data, from which it can be started later.
 #[derive(Clone, Debug)]
 pub struct Snapshot(Vec<u8>);
 
-/// Where Redis writes its snapshot and reads it at the start.
+/// The file to which Redis saves its data and from which it loads them at the start.
 const SNAPSHOT: &str = "dump.rdb";
 
 impl Redis {
     /// Starts one and waits until it answers.
     ///
     /// # Panics
-    /// When it does not answer in time.
+    /// If it does not answer in time.
     pub async fn start(directory: &Path) -> Self {
         Self::start_as("redis", directory, &[]).await
     }
 
-    /// Starts one with more arguments; `directory` is its own, and `name` that of its log there.
+    /// Starts one with additional arguments. It keeps its files in `directory`, with a log called `name`.
     ///
     /// # Panics
-    /// When it does not answer in time.
+    /// If it does not answer in time.
     pub async fn start_as(name: &str, directory: &Path, args: &[&str]) -> Self {
         let port = free_port();
         let launch = Launch::new(name, "redis-server")
@@ -48,17 +48,17 @@ impl Redis {
             .args(args);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let redis = Self { address, process: launch.start(directory) };
-        redis.answers().await;
+        redis.wait_until_it_answers().await;
         redis
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What gateways are told.
+    /// The value of a gateway's `--redis`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
@@ -69,57 +69,57 @@ impl Redis {
         self.process.kill();
     }
 
-    /// Starts it again on the same port, with nothing in it.
+    /// Starts it again on the same port without data.
     pub async fn start_empty(&mut self) {
         let _ = std::fs::remove_file(self.process.file(SNAPSHOT));
         self.process.start_again();
-        self.answers().await;
+        self.wait_until_it_answers().await;
     }
 
-    /// Starts it again on the same port, with what it had at the time of the snapshot.
+    /// Starts it again on the same port with the data of the snapshot.
     ///
     /// # Panics
-    /// When the snapshot cannot be written.
+    /// If the snapshot cannot be written.
     pub async fn start_from(&mut self, snapshot: &Snapshot) {
         std::fs::write(self.process.file(SNAPSHOT), &snapshot.0).expect("the snapshot's file can be written");
         self.process.start_again();
-        self.answers().await;
+        self.wait_until_it_answers().await;
     }
 
-    /// What it has in it now.
+    /// A copy of its data now.
     ///
     /// # Panics
-    /// When Redis cannot save it.
+    /// If Redis cannot save them.
     pub async fn snapshot(&self) -> Snapshot {
         assert_eq!(self.command("SAVE").await, "+OK");
         Snapshot(std::fs::read(self.process.file(SNAPSHOT)).expect("SAVE has written a file"))
     }
 
-    /// Its resident memory; nothing when it has ended.
+    /// Its resident memory; `None` once it has ended.
     #[must_use]
     pub fn resident_bytes(&self) -> Option<u64> {
         self.process.resident_bytes()
     }
 
-    /// Stops it from answering without closing a connection, or lets it go on.
+    /// Sends a signal: `STOP` makes it hang with its connections open, `CONT` lets it continue.
     pub fn signal(&self, signal: &str) {
         self.process.signal(signal);
     }
 
-    /// The first line of the answer to an inline command.
+    /// The first line of the reply to an inline command.
     ///
     /// # Panics
-    /// When Redis is not there.
+    /// If Redis does not reply.
     pub async fn command(&self, command: &str) -> String {
         within(command, self.try_command(command)).await.unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
-    /// All values in the answer to an inline command, one after the other; none when Redis is not there.
+    /// All values of the reply to an inline command; none if Redis does not reply.
     pub async fn values(&self, command: &str) -> Vec<String> {
         within(command, resp::ask(self.address, command)).await.unwrap_or_default()
     }
 
-    async fn answers(&self) {
+    async fn wait_until_it_answers(&self) {
         eventually("redis answers", async || {
             self.try_command("PING").await.is_ok_and(|answer| answer.starts_with("+PONG"))
         })

@@ -1,5 +1,5 @@
-//! Asks a Redis or a Sentinel one inline command and reads the whole answer. Called by `redis` and `sentinel`; it knows
-//! RESP2 only and keeps no connection.
+//! Sends one inline command to a Redis or a Sentinel and reads the whole reply. Called by `redis` and `sentinel`. It
+//! understands RESP2 only and opens a connection for each command.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// All values in the answer in their order, lists flattened; nils are left out.
+/// All values of the reply in order, with nested lists flattened; nils are left out.
 pub(crate) async fn ask(address: SocketAddr, command: &str) -> io::Result<Vec<String>> {
     let mut stream = BufReader::new(TcpStream::connect(address).await?);
     stream.get_mut().write_all(format!("{command}\r\n").as_bytes()).await?;

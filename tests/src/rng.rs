@@ -1,10 +1,10 @@
 //! A small generator of random numbers with a seed, so that a run can be repeated: SplitMix64 (Steele, Lea, Flood: "Fast
-//! splittable pseudorandom number generators", OOPSLA 2014). Called by the fault runs and the members' backoff; never
-//! where secrets are made.
+//! splittable pseudorandom number generators", OOPSLA 2014). Called by the fault runs and for the
+//! members' backoff; unfit for secrets.
 
 use std::time::Duration;
 
-/// The state is the seed plus how often it was asked.
+/// A generator; two with the same seed return the same numbers.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
@@ -25,7 +25,7 @@ impl Rng {
 
     /// A number below `end`; 0 for an empty range.
     pub fn below(&mut self, end: u64) -> u64 {
-        // The bias of a remainder is below end / 2^64: none that a test could see.
+        // The bias of the remainder is below end / 2^64, too small to matter in a test.
         self.bits().checked_rem(end).unwrap_or_default()
     }
 
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_kept() {
+    fn numbers_and_times_stay_within_their_ranges() {
         let mut rng = Rng::new(7);
         assert_eq!(rng.below(0), 0);
         for _ in 0..1_000 {

@@ -1,5 +1,5 @@
-//! A directory of its own for each cluster, removed with it. Called by `cluster` and the tests that write
-//! configuration files; it never lies outside the system's temporary directory.
+//! A temporary directory for each cluster, removed together with it. Called by `cluster` and the tests that write
+//! configuration files. It always lies in the system's temporary directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes a new one.
+    /// Makes a new, empty one.
     ///
     /// # Panics
-    /// When the directory cannot be made.
+    /// If the directory cannot be made.
     #[must_use]
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -22,16 +22,16 @@ impl Scratch {
         Self(path)
     }
 
-    /// Where it is.
+    /// The directory's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Writes a file into it and tells where it stands.
+    /// Writes a file into the directory and returns its path.
     ///
     /// # Panics
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     #[must_use]
     pub fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.0.join(name);

@@ -1,5 +1,5 @@
-//! A master, a replica and three Sentinels, for failovers. Called by the failover run; it decides nothing about when a
-//! failover is due, the Sentinels do.
+//! A master, a replica and three Sentinels, for failovers. Called by the failover run. The Sentinels alone decide when
+//! a failover happens.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,22 @@ use crate::redis::Redis;
 use crate::resp;
 use crate::wait::eventually;
 
-/// What the Sentinels call the master.
+/// The name under which the Sentinels know the master.
 const MASTER: &str = "fanfare";
-/// The user as which the replica follows the master: taken away, the replica lags while everything else goes on.
+/// The user as which the replica connects to the master. Disabling it makes the replica lag and affects nothing else.
 const FOLLOWER: &str = "follower";
-/// After so long without an answer a Sentinel holds the master for dead.
+/// The time without an answer after which a Sentinel takes the master for dead.
 const DOWN_AFTER_MS: u32 = 1_000;
-/// How long a failover may take: 1 s until the master is down, then votes, then up to 5 s for another try.
+/// The longest a failover may take: 1 s until the master counts as down, then the votes, then up to 5 s for a second
+/// attempt, with room to spare on a slow machine.
 pub(crate) const SWITCH_MAX: Duration = Duration::from_secs(30);
 
-/// The whole set; ends with this.
+/// The whole set of servers; dropping it ends them.
 #[derive(Debug)]
 pub struct Sentinels {
-    /// The master of the beginning.
+    /// The server that is the master at first.
     pub master: Redis,
-    /// The replica of the beginning.
+    /// The server that is the replica at first.
     pub replica: Redis,
     sentinels: Vec<(SocketAddr, Process)>,
 }
@@ -34,27 +35,28 @@ impl Sentinels {
     /// Starts everything and returns once the Sentinels know the replica and each other.
     ///
     /// # Panics
-    /// When that takes too long.
+    /// If that takes too long.
     pub async fn start(directory: &Path) -> Self {
-        let own = |name: &str| -> PathBuf {
+        let subdirectory = |name: &str| -> PathBuf {
             let path = directory.join(name);
             std::fs::create_dir_all(&path).expect("a directory can be made");
             path
         };
         let acl = format!("{FOLLOWER} on >{FOLLOWER} +psync +replconf +ping");
         let acl: Vec<&str> = ["--user"].into_iter().chain(acl.split(' ')).collect();
-        let master = Redis::start_as("master", &own("master"), &acl).await;
+        let master = Redis::start_as("master", &subdirectory("master"), &acl).await;
         let port = master.address().port().to_string();
-        let mut follows = acl.clone();
-        follows.extend(["--replicaof", "127.0.0.1", &port, "--masteruser", FOLLOWER, "--masterauth", FOLLOWER]);
-        let replica = Redis::start_as("replica", &own("replica"), &follows).await;
+        let mut replica_args = acl.clone();
+        replica_args.extend(["--replicaof", "127.0.0.1", &port, "--masteruser", FOLLOWER, "--masterauth", FOLLOWER]);
+        let replica = Redis::start_as("replica", &subdirectory("replica"), &replica_args).await;
         eventually("the replica follows", async || {
             replica.values("INFO replication").await.concat().contains("master_link_status:up")
         })
         .await;
-        let sentinels = (0..3).map(|number| sentinel(&own(&format!("sentinel{number}")), master.address())).collect();
+        let sentinels =
+            (0..3).map(|number| sentinel(&subdirectory(&format!("sentinel{number}")), master.address())).collect();
         let set = Self { master, replica, sentinels };
-        eventually("the Sentinels know everybody", async || {
+        eventually("the Sentinels know the replica and each other", async || {
             for (address, _) in &set.sentinels {
                 let about = resp::ask(*address, &format!("SENTINEL MASTER {MASTER}")).await.unwrap_or_default();
                 let field = |name: &str| about.iter().skip_while(|value| *value != name).nth(1).cloned();
@@ -68,23 +70,23 @@ impl Sentinels {
         set
     }
 
-    /// What gateways are told.
+    /// The value of a gateway's `--redis`.
     #[must_use]
     pub fn url(&self) -> String {
         let addresses: Vec<String> = self.sentinels.iter().map(|(address, _)| address.to_string()).collect();
         format!("redis+sentinel://{}/{MASTER}", addresses.join(","))
     }
 
-    /// Cuts the replica off from the master, and keeps it off: it lags from here on, and nobody else notices.
+    /// Disconnects the replica from the master for good: from now on it misses every write. Other clients notice nothing.
     ///
     /// # Panics
-    /// When the master does not obey.
+    /// If the master refuses the commands.
     pub async fn hold_replica_back(&self) {
         assert_eq!(self.master.command(&format!("ACL SETUSER {FOLLOWER} off")).await, "+OK");
         assert_ne!(self.master.command("CLIENT KILL TYPE replica").await, ":0", "there was a replica");
     }
 
-    /// Whether a Sentinel names the replica of the beginning as the master, as they do from `+switch-master` on.
+    /// Whether a Sentinel reports the first replica as the master, as Sentinels do after `+switch-master`.
     pub async fn has_switched(&self) -> bool {
         for (address, _) in &self.sentinels {
             let named = resp::ask(*address, &format!("SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER}")).await;
@@ -96,7 +98,7 @@ impl Sentinels {
     }
 }
 
-/// Starts one; a Sentinel writes into its own configuration file.
+/// Starts one. Its configuration file lies in its own directory, because a Sentinel rewrites that file.
 fn sentinel(directory: &Path, master: SocketAddr) -> (SocketAddr, Process) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let text = format!(
@@ -119,7 +121,7 @@ mod tests {
     use crate::wait::{eventually, eventually_within, patient};
 
     #[tokio::test]
-    async fn the_replica_becomes_the_master_without_what_it_was_kept_from() {
+    async fn the_replica_becomes_the_master_and_lacks_what_was_written_after_the_cut() {
         let scratch = Scratch::new();
         let mut set = Sentinels::start(scratch.path()).await;
         set.master.command("SET known 1").await;
@@ -129,7 +131,7 @@ mod tests {
         assert!(!set.has_switched().await);
         set.master.kill();
         eventually_within(patient(SWITCH_MAX), "a failover", async || set.has_switched().await).await;
-        eventually("it takes writes", async || set.replica.command("SET new 1").await == "+OK").await;
-        assert_eq!(set.replica.values("MGET known lost new").await, ["1", "1"], "a nil is no value");
+        eventually("the new master takes writes", async || set.replica.command("SET new 1").await == "+OK").await;
+        assert_eq!(set.replica.values("MGET known lost new").await, ["1", "1"], "only `known` and `new` have a value");
     }
 }

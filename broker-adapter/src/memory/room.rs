@@ -255,7 +255,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MessageId, NodeId, SessionId};
+    use crate::{MessageId, NodeId};
 
     const KEEP: Retention = Retention { messages: 3, ttl: Duration::from_secs(60) };
 

@@ -17,7 +17,7 @@ use std::{
     future::{Future, pending},
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -60,8 +60,8 @@ pub(super) struct Link {
     pub(super) name: String,
     up: AtomicBool,
     connected: AtomicU64,
-    /// Whom the last connection led to, and whose memory that is.
-    last: Mutex<Option<(ConnectionInfo, Fence)>>,
+    /// The server that the last connection led to, and the fence of that server's memory.
+    last: watch::Sender<Option<(ConnectionInfo, Fence)>>,
     /// Counts how often it came up.
     ups: watch::Sender<u64>,
     bell: Arc<Bell>,
@@ -88,8 +88,8 @@ impl Bell {
 
 impl Link {
     pub(super) fn new(name: String, bell: Arc<Bell>) -> Self {
-        let (ups, _) = watch::channel(0);
-        let (up, connected, last) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(None));
+        let (ups, last) = (watch::Sender::new(0), watch::Sender::new(None));
+        let (up, connected) = (AtomicBool::new(false), AtomicU64::new(0));
         Self { name, up, connected, last, ups, bell }
     }
 
@@ -104,12 +104,17 @@ impl Link {
 
     /// Of the last connection.
     pub(super) fn fence(&self) -> Option<Fence> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, fence)| fence.clone())
+        self.last.borrow().as_ref().map(|(_, fence)| fence.clone())
+    }
+
+    /// Changes with each connection that is made.
+    pub(super) fn connections(&self) -> watch::Receiver<Option<(ConnectionInfo, Fence)>> {
+        self.last.subscribe()
     }
 
     /// The server of the last connection.
     pub(super) fn server(&self) -> Option<ConnectionInfo> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(server, _)| server.clone())
+        self.last.borrow().as_ref().map(|(server, _)| server.clone())
     }
 
     pub(super) async fn wait_until_up(&self) {
@@ -119,7 +124,14 @@ impl Link {
 
     fn connected(&self, on: &Connected) {
         self.connected.fetch_add(1, Ordering::Relaxed);
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((on.server.clone(), on.fence.clone()));
+        self.last.send_replace(Some((on.server.clone(), on.fence.clone())));
+    }
+
+    /// As if a connection had been made to a server with this run id.
+    #[cfg(test)]
+    pub(super) fn leads_to(&self, run_id: &str) {
+        let server = redis::IntoConnectionInfo::into_connection_info("redis://127.0.0.1/").unwrap();
+        self.last.send_replace(Some((server, Fence::new(run_id))));
     }
 
     fn enter(&self, state: State) {

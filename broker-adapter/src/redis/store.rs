@@ -10,6 +10,7 @@ use super::{
     publisher::Publisher,
     reads::Reads,
     script::{Fence, Maker, Scripts},
+    supervisor::{CONNECT_MAX, RETRY_MAX},
     target::Target,
 };
 use crate::{BrokerError, Cursor, Gap, HistoryQuery, NodeId, Offset, Page, Retention, Room, Subscriber};
@@ -24,6 +25,8 @@ use tokio::{
 
 /// How long a read may wait for the head of a room that Redis has forgotten.
 const HEAD_MAX: Duration = Duration::from_secs(2);
+/// How long a read may wait until a failover's last connection leads to the new master: one retry and its handshake.
+const SWITCH_MAX: Duration = RETRY_MAX.saturating_add(CONNECT_MAX);
 
 /// What all stores of a node have in common.
 #[derive(Clone)]
@@ -150,38 +153,45 @@ impl Store {
         }
     }
 
+    /// A page of a room's history, of the memory that the room's deliveries come from.
     pub(super) async fn page(
         &self,
         room: &Room,
         retention: Retention,
         query: HistoryQuery,
     ) -> Result<Page, BrokerError> {
-        let fence = self.agreed(room).ok_or(BrokerError::Unavailable)?;
-        if let Some(page) = self.reads.history(room, &fence, query).await? {
-            return self.vouch(room, &fence, page);
+        let lane = &self.lane(Partition::of(room)).link;
+        // The second turn is for a failover that came during the first.
+        for _ in 0..2 {
+            let fence = common_fence(lane, &self.publisher.link).await.ok_or(BrokerError::Unavailable)?;
+            let page = self.page_under(&fence, room, retention, query).await?;
+            if [lane, &self.publisher.link].iter().all(|link| link.fence().as_ref() == Some(&fence)) {
+                return Ok(page);
+            }
+        }
+        Err(BrokerError::Unavailable)
+    }
+
+    async fn page_under(
+        &self,
+        fence: &Fence,
+        room: &Room,
+        retention: Retention,
+        query: HistoryQuery,
+    ) -> Result<Page, BrokerError> {
+        if let Some(page) = self.reads.history(room, fence, query).await? {
+            return Ok(page);
         }
         // No such room under this fence: it begins now, and nothing of what was before is known.
         let lane = self.lane(Partition::of(room));
         let head = timeout(HEAD_MAX, lane.head(room, retention)).await.map_err(|_| BrokerError::Unavailable)?;
         let head: Cursor = head.unwrap_or(Err(BrokerError::Unavailable))?.ok_or(BrokerError::HistoryOff)?;
-        if let Some(page) = self.reads.history(room, &fence, query).await? {
-            return self.vouch(room, &fence, page);
+        if let Some(page) = self.reads.history(room, fence, query).await? {
+            return Ok(page);
         }
         let gap = query.since.map(|_| Gap { missed: None });
         let from = Cursor::new(head.epoch, Offset(head.offset.0));
-        self.vouch(room, &fence, Page { publications: Vec::new(), from, head, gap })
-    }
-
-    /// Of which memory the room's deliveries are, if what is read here is of the same. During a failover they can differ
-    /// for a moment: a page of the old master would hide what the new one has told.
-    fn agreed(&self, room: &Room) -> Option<Fence> {
-        let heard = self.lane(Partition::of(room)).link.fence();
-        self.publisher.link.fence().filter(|fence| heard.as_ref() == Some(fence))
-    }
-
-    /// The page, if nothing has moved meanwhile.
-    fn vouch(&self, room: &Room, fence: &Fence, page: Page) -> Result<Page, BrokerError> {
-        if self.agreed(room).as_ref() == Some(fence) { Ok(page) } else { Err(BrokerError::Unavailable) }
+        Ok(Page { publications: Vec::new(), from, head, gap })
     }
 
     /// Closes the connections; nobody is answered any more.
@@ -193,5 +203,58 @@ impl Store {
 
     pub(super) fn in_flight(&self) -> u64 {
         self.publisher.in_flight()
+    }
+}
+
+/// The fence of the memory that both connections lead to. During a failover one of them follows the new master before
+/// the other. A page of the old master would then hide what the new one has delivered, so a reader waits until both
+/// have followed.
+async fn common_fence(one: &Link, other: &Link) -> Option<Fence> {
+    let (mut of_one, mut of_other) = (one.connections(), other.connections());
+    let agreement = async {
+        loop {
+            if let (Some(fence), Some(same)) = (one.fence(), other.fence())
+                && fence == same
+            {
+                return fence;
+            }
+            // Both senders live as long as the links.
+            let _ = tokio::select! {
+                changed = of_one.changed() => changed,
+                changed = of_other.changed() => changed,
+            };
+        }
+    };
+    timeout(SWITCH_MAX, agreement).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use std::pin::pin;
+
+    fn links() -> [Link; 2] {
+        ["lane", "commands"].map(|name| {
+            let link = Link::new(name.to_owned(), Arc::default());
+            link.leads_to("old");
+            link
+        })
+    }
+
+    #[tokio::test]
+    async fn a_read_waits_until_both_connections_follow_the_new_master() {
+        let [lane, commands] = links();
+        assert_eq!(common_fence(&lane, &commands).await, Some(Fence::new("old")));
+        for (first, second) in [(&lane, &commands), (&commands, &lane)] {
+            first.leads_to("new");
+            let mut waiting = pin!(common_fence(&lane, &commands));
+            assert_eq!(waiting.as_mut().now_or_never(), None, "the two lead to different memories");
+            second.leads_to("new");
+            assert_eq!(waiting.await, Some(Fence::new("new")));
+            for link in [&lane, &commands] {
+                link.leads_to("old");
+            }
+        }
     }
 }

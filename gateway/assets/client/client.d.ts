@@ -1,4 +1,4 @@
-// The types of client.js, and the reference of what it does. The wire is described in docs/protocol.md.
+// The types of client.js, and the reference of what it does. The protocol is described in docs/protocol.md.
 
 /** How messages travel: WebSocket, server-sent events over `fetch`, long polling. */
 export type Transport = "ws" | "sse" | "poll";
@@ -7,145 +7,159 @@ export type Transport = "ws" | "sse" | "poll";
 export type Json = null | boolean | number | string | Json[] | { [name: string]: Json };
 
 /**
- * Opens a client. It connects at once, comes back by itself whenever the connection is lost, and goes on until
- * {@link Client.close} or until the gateway forbids it (a `close` event with `reconnect: false`).
+ * Opens a client. It connects at once, reconnects by itself whenever the connection is lost, and goes on until
+ * {@link Client.close} or until the gateway refuses it for good (a `close` event with `reconnect: false`).
  *
- * @param url The gateway: `http(s)://` or `ws(s)://`, with a path if it stands below one. Default: the page's own origin;
- * without a page the origin that this module was loaded from.
- * @throws An error with the code `no_transport` if none of the wanted transports exists here.
+ * @param url The gateway: `http(s)://` or `ws(s)://`, with the path if the gateway is served below one. Default: the page's
+ * own origin; without a page the origin that this module was loaded from.
+ * @throws An error with the code `no_transport` if this environment has none of the wanted transports.
  */
 export function connect(url?: string | URL, options?: ConnectOptions): Client;
 
 export interface ConnectOptions {
   /**
-   * The token, or a function that gives one. The function is asked when the first connection opens, again when four
-   * fifths of the token's time (`exp`) are over, and once when the gateway says that the token is not good (4401, HTTP 401).
-   * A new token goes to the gateway without a reconnect. A function that fails is an `error` event and is asked again.
+   * The token, or a function that returns one. The function is called when the first connection opens, again when four
+   * fifths of the token's time are over (if it is a JWT with an `exp`), and once when the gateway refuses the token (4401,
+   * HTTP 401). A new token is sent to the gateway without a reconnect. When the function fails the client emits an `error`
+   * event and calls it again. This version of the gateway does not check tokens.
    */
   token?: string | (() => string | Promise<string>);
-  /** What may be used, the best first. Default: `["ws", "sse", "poll"]`. */
+  /** The transports that may be used, the best first. Default: `["ws", "sse", "poll"]`. */
   transports?: Transport[];
-  /** The WebSocket class. Default: the global one, which Node has from version 22; with `null` there is none. */
+  /** The WebSocket class. Default: the global one, which Node has from version 22; `null`: do not use WebSocket. */
   WebSocket?: WebSocketClass | null;
-  /** How long a transport may take to be welcomed before the next one is tried, in milliseconds. Default: 8000. */
+  /** How long a transport may take until its `welcome`, in milliseconds; then the next one is tried. Default: 8000. */
   open_ms?: number;
   /** How long it takes on average until a better transport is tried in the background, in milliseconds. Default: 60000. */
   climb_ms?: number;
 }
 
-/** What is needed of a WebSocket class; the browser's, Node's and that of the `ws` package have it. */
+/** A WebSocket class: the browser's, Node's, or the one of the `ws` package. */
 export type WebSocketClass = new (url: string, protocols?: string[]) => any;
 
-/** One session with a gateway, over whichever transport works, and its rooms. */
+/** A session with a gateway, over the best transport that works, and its rooms. */
 export interface Client {
-  /** The open session's public id, as it stands in {@link Message.from}; there is none while not connected or polling. */
+  /** The public id of the session, as in {@link Message.from}; `undefined` while not connected, and while polling. */
   readonly session?: string;
-  /** The name of the node that has the session. */
+  /** The name of the node that holds the session. */
   readonly node?: string;
   /** The transport in use; `undefined` while not connected. */
   readonly transport?: Transport;
 
   /**
-   * Joins a room, now or as soon as there is a connection, and again after every reconnect: each time from the last message
-   * that came. Joining a room that is joined already gives the same object, with the options changed.
+   * Joins a room, now or as soon as there is a connection, and again after every reconnect: each time after the last message
+   * that arrived. Joining a room that is already joined returns the same object, with the options changed.
+   *
+   * @typeParam T The type of the messages' `data`. The client does not check it.
    */
-  join(room: string, options?: JoinOptions): Room;
+  join<T = any>(room: string, options?: JoinOptions): Room<T>;
 
-  /** Ends it for good: requests without an answer are rejected with `closed`. */
+  /** Closes the client for good. Requests without an answer are rejected with `closed`. */
   close(): void;
 
-  /** Calls `listener` for each event of a type, in a microtask; gives a function that ends that. */
+  /** Calls `listener` for each event of a type, in a microtask. Returns a function that removes the listener. */
   on<T extends keyof ClientEvents>(type: T, listener: (event: ClientEvents[T]) => void): () => void;
 }
 
 export interface ClientEvents {
-  /** Connected, for the first time or again, or over a better transport. */
+  /** The client is connected: for the first time, again, or over a better transport. */
   open: { session?: string; transport: Transport };
-  /** Not connected. With `reconnect` the next attempt comes after `after_ms`. */
+  /** The connection is lost. With `reconnect` the next attempt follows after `after_ms`. */
   close: { code?: number; reason?: string; reconnect: boolean; after_ms?: number };
-  /** It is another transport than before. */
+  /** The transport in use has changed to this one. */
   transport: Transport;
-  /** A refusal that belongs to no room, or a token that could not be had. Nothing has to be done about it here. */
+  /** A refusal that concerns no single room, or a failed token function. The client tries again by itself where that helps. */
   error: FanfareError | Error;
 }
 
 export interface JoinOptions {
-  /** Begin with the last so many messages (at most 300). For the first join only: later ones go on where the room was. */
+  /** Begin with this many of the last messages, at most 300. For the first join only: later joins resume. */
   history?: number;
-  /** Begin after this cursor, which an earlier message had. */
+  /** Begin after this cursor of an earlier message. */
   since?: string;
-  /** Keep {@link Room.members} and tell who comes and goes. */
+  /** Keep {@link Room.members} up to date, and emit an event when a user comes or goes. */
   presence?: boolean;
-  /** Whether own messages come back. Default: true. */
+  /** Whether messages that this client publishes come back to it. Default: true. */
   echo?: boolean;
 }
 
-/** A room. Its messages come in the room's order, each once; where some are lost for good, `gap` says so. */
+/** A room. Its messages come in the room's order, each once. A `gap` event stands for messages that cannot be had any more. */
 export interface Room<T = any> {
   readonly name: string;
-  /** Where it stands: the cursor of the last message. None before it is joined, or if the room keeps no history. */
+  /** The cursor of the last message. `undefined` before the room is joined, and in rooms without history. */
   readonly cursor?: string;
-  /** Who is here, if it was joined with `presence`. */
+  /** Who is in the room, if it was joined with `presence`. */
   readonly members: readonly Member[];
 
   /**
-   * Publishes to it, joined or not. Resolves when the message has its place in the room. Until then it is sent again after
-   * every reconnect, with the same key: it is published once.
+   * Publishes a message to the room, which does not have to be joined. Resolves when the gateway has acknowledged it. Until
+   * then it is sent again after every reconnect, with the same key, so that it is published once.
    *
    * Rejects with a {@link FanfareError}: `queue_full` (500 requests wait for an answer), `message_too_large`, `closed`,
-   * `unacknowledged` (it was sent and for almost 5 minutes no answer came: it may or may not have been published), or the
-   * gateway's refusal. What the gateway refuses for now (`rate_limited`, `backplane_unavailable`) is sent again.
+   * `unacknowledged` (it was sent, and no answer came for almost 5 minutes: it may or may not be published), or the
+   * gateway's refusal. A message that the gateway refuses for now (`rate_limited`, `backplane_unavailable`) is sent again.
    *
    * @param data Any JSON value; `undefined` is published as `null`.
    */
   publish(data?: T, options?: PublishOptions): Promise<{ room: string; cursor?: string }>;
 
-  /** Asks who is here. */
+  /** Asks who is in the room. */
   presence(): Promise<{ room: string; count: number; members: Member[] }>;
 
-  /** Reads back: what comes after `since`, or without it the last `limit` (default 100, at most 300). */
-  history(range?: { since?: string; limit?: number }): Promise<{ room: string; messages: Message<T>[]; cursor: string; gap?: { missed: number | null } }>;
+  /** Reads the room's history: the messages after `since`, without it the last ones; `limit` of them (default 100, at most 300). */
+  history(range?: { since?: string; limit?: number }): Promise<History<T>>;
 
-  /** Leaves it; the object can still publish and ask. Another `join` makes a new one. */
+  /** Leaves the room. This object can still publish and ask; another `join` makes a new one. */
   leave(): void;
 
-  /** Calls `listener` for each event of a type, in a microtask; gives a function that ends that. */
+  /** Calls `listener` for each event of a type, in a microtask. Returns a function that removes the listener. */
   on<E extends keyof RoomEvents<T>>(type: E, listener: (event: RoomEvents<T>[E]) => void): () => void;
 }
 
 export interface PublishOptions {
-  /** The publisher's name for it, 1 to 64 bytes. */
+  /** A name for this kind of message, 1 to 64 bytes. */
   event?: string;
-  /** The idempotency key, 1 to 64 bytes, for this room and 5 minutes. Default: one that nobody else has. */
+  /** The idempotency key, 1 to 64 bytes: within 5 minutes a room takes one message with this key. Default: a unique one. */
   key?: string;
+}
+
+/** A page of a room's history, in the room's order. The next page begins after `cursor`. */
+export interface History<T = any> {
+  room: string;
+  messages: Message<T>[];
+  cursor: string;
+  gap?: { missed: number | null };
 }
 
 export interface RoomEvents<T = any> {
   message: Message<T>;
-  /** Joined, for the first time or again: what follows comes after `cursor`. */
+  /** The room is joined, for the first time or again: the messages that follow come after `cursor`. */
   joined: { type: "joined"; room: string; cursor?: string; resumed?: boolean; gap?: { missed: number | null }; members?: Member[] };
-  /** Messages are lost for this member: `missed` of them, if anybody knows. It goes on after `to`. */
-  gap: { type: "gap"; room: string; missed?: number | null; from?: string; to?: string };
-  /** {@link Room.members} has changed. While polling it is looked at every 10 seconds at most. */
+  /**
+   * Between `from` and `to` the room's messages cannot be had any more; it goes on after `to`. `missed` says how many they are.
+   * It is `null` if nobody knows, as after a restart of Redis, which begins a new epoch: perhaps there were none.
+   */
+  gap: { type: "gap"; room: string; missed: number | null; from?: string; to?: string };
+  /** {@link Room.members}, after each change. While polling the client asks for it every 10 seconds at most. */
   members: Member[];
-  /** The first session of a user has come, or the last one has gone. Not told while polling. */
+  /** The first session of a user has joined, or the last one has left. Not while polling. */
   member_joined: { type: "member_joined"; room: string; member: Member };
   member_left: { type: "member_left"; room: string; member: Member };
-  /** The gateway has ended the membership: it is not joined again by itself. */
+  /** The gateway has ended the membership. The client does not join the room again by itself. */
   left: { type: "left"; room: string; reason?: "kicked" | "expired" | string };
-  /** The room could not be joined. It is tried again if the error is `retryable`. */
+  /** The room could not be joined. The client tries again if the error is `retryable`. */
   error: FanfareError;
 }
 
-/** A message, as it is on every transport. */
+/** A message; the same over every transport. */
 export interface Message<T = any> {
   type: "message";
   room: string;
-  /** Its place; absent in rooms without history. */
+  /** The message's position in the room's order; absent in rooms without history. */
   cursor?: string;
   data: T;
   event?: string;
-  /** Who published; absent for back ends. */
+  /** The session that published; absent for messages of back ends. */
   from?: { session?: string; user?: string };
   /** Milliseconds since 1970, by the clock of the node that published. */
   ts: number;
@@ -157,7 +171,7 @@ export interface Member {
   info?: Json;
 }
 
-/** A refusal, by the gateway or by the client itself. Programs use `code`; `message` is for developers. */
+/** A refusal, by the gateway or by the client itself. Programs look at `code`; `message` is for developers. */
 export interface FanfareError extends Error {
   code: string;
   retryable?: boolean;
@@ -166,8 +180,8 @@ export interface FanfareError extends Error {
 }
 
 /**
- * A parser of `text/event-stream` (WHATWG HTML, section 9.2.6), for who reads one without an `EventSource`. The function
- * that it gives takes decoded text, however that is cut into pieces.
+ * A parser of `text/event-stream` (WHATWG HTML, section 9.2.6), for programs that read one without an `EventSource`. Returns a
+ * function that takes the decoded text, in pieces of any size.
  */
 export function eventStream(
   onEvent: (data: string, type: string, lastEventId: string) => void,

@@ -1,14 +1,28 @@
-// Fanfare's client; README.md tells how it works.
+/*! The client of the Fanfare gateway; its README.md describes it. Apache-2.0 */
 
-const WINDOW = 8; // requests under way: 20 errors end a session
+// A gateway serves this file without its comments. Room, Client, Link and the three transports follow each other; the steps of
+// joining, resuming, falling and climbing are explained where they are taken.
+
+const WINDOW = 8; // requests under way at a time: 20 errors within 10 s end a session
 
 export const connect = (...options) => new Client(...options);
 
 const failure = (frame) => Object.assign(new Error(frame.message ?? frame.code), frame);
+// A cursor is an epoch, a dot, and the offset of a message in that epoch.
 const split = (cursor = "") => cursor.split(".");
 const before = (cursor) => cursor?.replace(/\d+$/, (offset) => offset - 1);
 const delay = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
 const defined = (fields) => JSON.parse(JSON.stringify(fields));
+
+// When a token expires, in ms; NaN for one that has no `exp` or is not a JWT.
+function expiry(token) {
+  const [, claims] = token.split(".");
+  try {
+    return JSON.parse(atob(claims.replace(/-/g, "+").replace(/_/g, "/"))).exp * 1000;
+  } catch {
+    return NaN;
+  }
+}
 
 class Emitter {
   listeners = {};
@@ -18,11 +32,13 @@ class Emitter {
     return () => this.listeners[type].delete(listener);
   }
 
+  // In a microtask: a listener that throws does not stop the client.
   emit(type, value) {
     this.listeners[type]?.forEach((listener) => queueMicrotask(() => listener(value)));
   }
 }
 
+// What the application holds: the options, cursor, members and listeners of a room. It outlives every connection.
 class Room extends Emitter {
   members = [];
   options = {};
@@ -39,24 +55,29 @@ class Room extends Emitter {
 
   leave() {
     const { client, name: room } = this;
-    if (client.rooms.delete(room)) client.tell({ type: "leave", room });
+    if (client.rooms.delete(room)) client.send({ type: "leave", room });
   }
 
+  // Takes a frame of this room and moves the cursor, which is where the next join resumes.
   frame(frame) {
-    const { type, cursor, gap, member } = frame, { client, options, name: room, cursor: from } = this;
-    let { members } = frame;
+    const { type, cursor, member } = frame, { client, options, name: room, cursor: from } = this, [epoch, offset] = split(from);
+    let { members, gap } = frame;
     if (type === "message") {
-      const [epoch, offset] = split(cursor), [at, last] = split(from);
-      if (epoch === at && +offset <= +last) return;
+      const [at, number] = split(cursor);
+      // A connection that ended and the one that replaces it may both bring a message. Only the first counts.
+      if (epoch === at && +number <= +offset) return;
       this.cursor = cursor;
       if (options.echo === false && (client.own.delete(cursor) || client.sessions.includes(frame.from?.session))) return;
     } else if (type === "joined") {
-      delete options.history;
-      if (!frame.resumed) this.cursor = cursor; // else it may be further on
+      delete options.history; // it is for the first join only
+      // After a resume the cursor stays: messages of the connection before may have moved it further.
+      if (!frame.resumed) this.cursor = cursor;
     } else if (type === "gap") {
-      this.cursor = frame.to;
+      // Within an epoch the offsets tell how many messages are missing; between two epochs nobody knows.
+      const [at, number] = split(this.cursor = frame.to), [since, last] = split(frame.from);
+      frame = { missed: at === since ? number - last : null, ...frame };
     } else if (type === "left") {
-      if (!frame.reason) return;
+      if (!frame.reason) return; // the answer to a leave; the room may be joined again by now
       client.rooms.delete(room);
     } else if (member) {
       members = this.members.filter(({ user }) => user !== member.user);
@@ -68,20 +89,21 @@ class Room extends Emitter {
   }
 }
 
+// The rooms that are wanted, the requests without an answer, and which transport is used when.
 class Client extends Emitter {
   rooms = new Map();
-  queue = new Map(); // requests without an answer
+  queue = new Map(); // requests without an answer, by id
   ids = 0;
-  keys = crypto.getRandomValues(new Uint32Array(4)).join("");
-  sessions = [];
-  own = new Set();
+  keys = crypto.getRandomValues(new Uint32Array(4)).join(""); // what idempotency keys begin with
+  sessions = []; // this session and earlier ones
+  own = new Set(); // cursors of own messages that are to be left out when they arrive
   limits = { message_bytes: 65_536 };
-  level = 0;
-  tries = 0;
-  failed = 0;
-  hold = 0;
-  calm = 0;
-  pace = 0; // ms between publishes
+  level = 0; // the transport in use or tried next, as an index of `transports`
+  tries = 0; // attempts in a row that failed over this transport
+  failed = 0; // attempts in a row that failed over any transport; doubles the wait
+  holdUntil = 0; // no request before this time
+  slowUntil = 0; // until then requests go one by one
+  pace = 0; // ms between two of those
 
   constructor(url = globalThis.location?.origin ?? new URL(import.meta.url).origin, options) {
     super();
@@ -102,26 +124,30 @@ class Client extends Emitter {
     this.rooms.set(name, room);
     Object.assign(room.options, options);
     room.cursor ??= room.options.since;
-    this.tell(this.entry(room));
+    this.send(this.joining(room));
     return room;
   }
+
+  // --- requests ---
 
   request(fields) {
     const id = ++this.ids, text = JSON.stringify({ ...fields, id });
     return new Promise((resolve, reject) => {
       const large = new Blob([text]).size > this.limits.message_bytes + 4096 && "message_too_large";
-      const code = this.over ? "closed" : this.queue.size >= 500 ? "queue_full" : large;
+      const code = this.closed ? "closed" : this.queue.size >= 500 ? "queue_full" : large;
       if (code) return reject(failure({ code }));
       this.queue.set(id, { command: JSON.parse(text), resolve, reject });
       this.flush();
     });
   }
 
+  // Sends the first requests of the queue that this connection has not yet sent: after a reconnect all of them again, in
+  // order. The gateway recognises a publish by its key and publishes it once.
   flush() {
-    const { link, hold } = this, now = Date.now();
-    let left = now < this.calm ? 1 : WINDOW;
+    const { link, holdUntil } = this, now = Date.now();
+    let left = now < this.slowUntil ? 1 : WINDOW;
     if (!this.transport) return;
-    if (now < hold) return setTimeout(() => this.flush(), hold - now);
+    if (now < holdUntil) return setTimeout(() => this.flush(), holdUntil - now);
     for (const entry of this.queue.values()) {
       if (!left--) return;
       if (entry.link === link) continue;
@@ -129,60 +155,70 @@ class Client extends Emitter {
       entry.sent ??= now;
       // The gateway forgets keys after 5 minutes.
       if (entry.command.key && now - entry.sent > 280_000) this.answer(entry, { type: "error", code: "unacknowledged" });
-      else this.tell(entry.command);
+      else this.send(entry.command);
     }
   }
 
   answer(entry, frame) {
     const { type, code, cursor } = frame, { id, key, room: name } = entry.command, room = this.rooms.get(name), now = Date.now(), ms = delay(frame);
     if (frame.retryable && key) {
+      // Refused for now: it stays in the queue. Too fast: one by one, and slower each time that is still too fast.
       entry.link = null;
-      if (code === "rate_limited" && now >= this.hold) {
-        this.pace = Math.max(now < this.calm ? this.pace * 2 : this.pace, ms);
-        this.calm = now + 10_000;
+      if (code === "rate_limited" && now >= this.holdUntil) {
+        this.pace = Math.max(now < this.slowUntil ? this.pace * 2 : this.pace, ms);
+        this.slowUntil = now + 10_000;
       }
-      this.hold = now + ms;
+      this.holdUntil = now + ms;
     } else {
       this.queue.delete(id);
-      if (now < this.calm) this.hold = now + this.pace;
+      if (now < this.slowUntil) this.holdUntil = now + this.pace;
       if (type === "error") entry.reject(failure(frame));
       else entry.resolve(frame);
       if (key && cursor && room?.options.echo === false) {
-        if (before(cursor) === room.cursor) room.cursor = cursor; // it does not come
-        if (type === "publish") this.own.add(cursor);
+        // The next message of the room is an own one that does not come back: the cursor moves past it.
+        if (before(cursor) === room.cursor) room.cursor = cursor;
+        if (type === "publish") this.own.add(cursor); // over HTTP, where a message does not show its session
       }
     }
     this.flush();
   }
 
-  tell(command) {
+  send(command) {
     if (this.transport) this.link.send(command);
   }
+
+  // --- frames ---
 
   frame(frame) {
     const { type, id } = frame, entry = this.queue.get(id), room = this.rooms.get(frame.room);
     if (entry) this.answer(entry, frame);
-    else if (type === "error") this.refused([...this.rooms.values()].find(({ ask }) => ask === id), frame);
+    else if (type === "error") this.refused([...this.rooms.values()].find(({ joinId }) => joinId === id), frame);
     else if (room) room.frame(frame);
-    else if (type === "joined") this.tell({ type: "leave", room: frame.room });
+    else if (type === "joined") this.send({ type: "leave", room: frame.room }); // it was left before this came
   }
 
+  // A join that was refused for now is sent again, unless a later one has taken its turn; otherwise the room is given up.
   refused(room, frame) {
-    if (frame.retryable) setTimeout(() => room?.ask === frame.id && this.tell(this.entry(room)), delay(frame));
+    if (frame.retryable) setTimeout(() => room?.joinId === frame.id && this.send(this.joining(room)), delay(frame));
     else if (room) this.rooms.delete(room.name);
     (room ?? this).emit("error", failure({ ...frame, room: room?.name }));
   }
 
-  entry(room) {
+  // Resumes at the room's cursor. Messages of earlier sessions of this client are own ones too.
+  joining(room) {
     const { name, cursor, options } = room, exclude = options.echo === false ? this.sessions.slice(1, 9) : undefined;
-    return { ...options, type: "join", id: (room.ask = ++this.ids), room: name, since: cursor, exclude };
+    return { ...options, type: "join", id: (room.joinId = ++this.ids), room: name, since: cursor, exclude };
   }
+
+  // --- connections ---
 
   connect() {
     clearTimeout(this.retry);
     this.link = new Link(this, this.level);
   }
 
+  // A transport is welcome. A better one that was tried beside the one in use replaces it here: the old one is dropped, and
+  // every room goes on from its cursor.
   opened(link, { session, node, post, route = this.route, limits = this.limits }) {
     const { level, name: transport } = link;
     clearTimeout(this.retry);
@@ -194,25 +230,29 @@ class Client extends Emitter {
     Object.assign(this, { link, transport, level, worked: level, session, node, post, route, limits, next: null, tries: 0, renewed: false });
     if (session) this.sessions = [session, ...this.sessions].slice(0, 32);
     this.emit("open", { session, transport });
-    for (const room of this.rooms.values()) if (!link.carries?.(room)) this.tell(this.entry(room));
+    for (const room of this.rooms.values()) if (!link.carries?.(room)) this.send(this.joining(room));
     this.flush();
   }
 
+  // An attempt or a connection has ended: decides whether, when and over which transport to try again.
   ended(link, { code, reason, after = 0, final, fault }) {
     const now = Date.now();
-    if (link !== this.link) return (this.next = null);
+    if (link !== this.link) return (this.next = null); // the better one does not open: the one in use stays
     this.link = this.session = this.transport = undefined;
     if (link.open && now - link.born > 10_000) this.failed = 0;
     if (/401$/.test(code) && this.token?.call && !this.renewed) {
+      // Once, with a new token: the old one may have expired on its way.
       this.renewed = true;
       this.bearer = null;
     } else if (final || /^(1009|44..|401)$/.test(code)) {
       return this.close({ code, reason });
     } else if (fault && ++this.tries >= (this.worked === link.level ? 3 : 1)) {
+      // It falls to the next transport, and from the last one to the first. One that has worked gets three tries: the
+      // gateway is more likely to be away than the network to block it since.
       this.tries = 0;
       this.level = (this.level + 1) % this.transports.length;
     }
-    // Full jitter on top of what the server asks.
+    // At least what the server asks, and on top of it full jitter, so that the clients of a node do not come back at once.
     after = Math.min(300_000, after);
     this.rest = now + after;
     after += Math.random() * Math.min(10_000, 200 * 2 ** this.failed++);
@@ -221,8 +261,8 @@ class Client extends Emitter {
   }
 
   close(why = { code: 1000 }) {
-    if (this.over) return;
-    this.over = true;
+    if (this.closed) return;
+    this.closed = true;
     clearInterval(this.ticker);
     clearTimeout(this.retry);
     this.abort.abort();
@@ -233,7 +273,10 @@ class Client extends Emitter {
     this.emit("close", { ...why, reconnect: false });
   }
 
-  // Pages sleep: only time stamps count.
+  // --- time ---
+
+  // Every 5 s, late in pages that sleep: time stamps count, not ticks. Below the best transport it climbs: it tries a better
+  // one, any of them, with a chance that makes one try in `climb_ms` on average.
   tick() {
     if (Date.now() > this.renewAt) this.renew().catch(() => {});
     if (!this.transport) return;
@@ -241,23 +284,27 @@ class Client extends Emitter {
     if (this.level && !this.next && Math.random() * this.climb_ms < 5000) this.next = new Link(this, ++this.ids % this.level);
   }
 
+  // Is a connection that was silent for `ms` still alive? A WebSocket has 4 s to answer a ping; a stream or a poll cannot be
+  // asked and is opened anew. Without a connection the wait for the next try ends, but not before the server allows it.
   wake(ms) {
     const { link } = this, now = Date.now();
     if (!link && now >= this.rest) this.connect();
     else if (this.transport && now - link.seen >= ms) {
       if (link.name !== "ws") return link.end({ reason: "silent", after: 0 });
-      this.tell({ type: "ping" });
+      this.send({ type: "ping" });
       setTimeout(() => link.seen < now && link.end({ reason: "silent" }), 4000);
     }
   }
+
+  // --- tokens ---
 
   auth() { return this.token?.call ? (this.bearer ??= this.fresh()) : this.token; }
 
   async fresh() {
     try {
-      const token = await this.token(), [, claims = "e30"] = token.split(".");
-      const { exp } = JSON.parse(atob(claims.replace(/-/g, "+").replace(/_/g, "/"))), now = Date.now();
-      this.renewAt = now + Math.max(10_000, (exp * 1000 - now) * 0.8);
+      const token = await this.token(), now = Date.now();
+      // NaN, if it does not expire, is never reached.
+      this.renewAt = now + Math.max(10_000, (expiry(token) - now) * 0.8);
       return token;
     } catch (error) {
       this.bearer = null;
@@ -268,13 +315,14 @@ class Client extends Emitter {
 
   async renew() {
     this.renewAt += 30_000;
-    this.tell({ type: "auth", token: await (this.bearer = this.fresh()) });
+    this.send({ type: "auth", token: await (this.bearer = this.fresh()) });
   }
 }
 
+// One attempt of one transport, from its opening to its end. It is dead once it has ended or been dropped.
 class Link {
   born = Date.now();
-  seen = this.born;
+  seen = this.born; // the last sign of life
 
   constructor(client, level) {
     Object.assign(this, { client, level, name: client.transports[level] });
@@ -284,7 +332,7 @@ class Link {
   async begin() {
     const token = await this.client.auth();
     if (this.dead) return;
-    // Some proxies let nothing through.
+    // Some proxies open a connection and let nothing through.
     this.deadline = setTimeout(() => this.end({ reason: "no welcome" }), this.client.open_ms);
     Object.assign(this, { ws, sse, poll }[this.name](this, token));
   }
@@ -307,7 +355,8 @@ class Link {
 
   url(path, query) { return this.client.base + path + "?" + new URLSearchParams(defined({ n: this.client.route, ...query })); }
 
-  // `refused` takes what is the request's own fault.
+  // A request of this link. Gives the body of the answer. A refusal of what was asked goes to `refused`; everything else that
+  // is not 200 ends the link.
   async fetch(path, query, refused, signal, body, key) {
     const late = setTimeout(() => this.end({ reason: "silent" }), 30_000);
     try {
@@ -327,6 +376,7 @@ class Link {
 
   lost = ({ message: reason }) => this.end({ reason });
 
+  // An end before the welcome speaks against the transport, unless the server said when to come back.
   end({ after = this.after, fault = !this.open && after === undefined, ...why }) {
     if (this.dead) return;
     this.drop();
@@ -341,6 +391,9 @@ class Link {
   }
 }
 
+// The transports. Each opens a link and gives it `send(command)`. What arrives goes to `link.frame()`, as the frames that a
+// WebSocket has; `carries(room)` tells which rooms are joined by opening alone.
+
 function ws(link, token) {
   const socket = new link.client.WebSocket(link.url("ws").replace("http", "ws"), token ? ["fanfare.v1", `token.${token}`] : []);
   socket.onmessage = ({ data }) => link.text(data).catch(link.lost);
@@ -353,6 +406,7 @@ function ws(link, token) {
 export function eventStream(onEvent, onRetry) {
   let rest = "", cr, data = [], type, id = "";
   return (text) => {
+    // A line ends with CR, LF or both; the piece before may have ended between the two.
     const lines = (rest + (cr ? text.replace(/^\n/, "") : text)).split(/\r\n?|\n/);
     cr = text.endsWith("\r");
     rest = lines.pop();
@@ -370,15 +424,15 @@ export function eventStream(onEvent, onRetry) {
   };
 }
 
+// One room is in the URL; the others join by POSTs to the session, as over WebSocket. Without a room there is no stream.
 function sse(link) {
-  // One room is in the URL; the others join as on WebSocket.
   const { client } = link, room = [...client.rooms.values()].find(({ name }) => !name.includes(","));
   if (!room) return poll(link);
   const { signal } = (link.abort = new AbortController()), waiting = [];
   let busy;
 
   async function read() {
-    const { since, history: last, presence, echo } = client.entry(room);
+    const { since, history: last, presence, echo } = client.joining(room);
     const refused = (frame) => link.end({ after: client.refused(room, frame) ?? 0 });
     const body = await link.fetch(`v1/rooms/${encodeURIComponent(room.name)}/sse`, { since, last, presence, echo }, refused, signal);
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -390,9 +444,11 @@ function sse(link) {
   async function send(command) {
     waiting.push(command);
     while (waiting[0] && !busy && !link.dead) {
-      busy = waiting.splice(0, 1 + 2 ** 19 / client.limits.message_bytes); // POSTs overtake each other
+      // One POST at a time, since POSTs overtake each other. It takes all that waits, up to half a megabyte.
+      busy = waiting.splice(0, 1 + 2 ** 19 / client.limits.message_bytes);
       const refused = (frame) => busy.forEach(({ id }) => link.frame({ ...frame, id }));
       const frames = await link.fetch(client.post.slice(1), {}, refused, signal, JSON.stringify(busy));
+      // `joined` and `left` come by the stream too, in order with the messages.
       for (const frame of frames ?? []) if (!/joined|left/.test(frame.type)) link.frame(frame);
       busy = null;
     }
@@ -402,29 +458,31 @@ function sse(link) {
   return { send, carries: (other) => other === room };
 }
 
+// Asks for all rooms at once, and carries their frames out of the answers. Requests are requests of plain HTTP.
 function poll(link) {
-  const { client } = link, known = new Set(), unkept = new Set();
+  const { client } = link, known = new Set(), unpollable = new Set(); // rooms that have been polled; rooms without history
   let session, posting = Promise.resolve();
 
-  // A lost answer comes again: the cursor acknowledges.
+  // Polls until rooms come or go, which starts another turn. An answer that is lost comes again: the cursors of the next
+  // poll acknowledge what has arrived.
   async function turn() {
     link.abort?.abort();
     const { signal } = (link.abort = new AbortController());
     while (!signal.aborted) {
-      const all = [...client.rooms.values()].filter((room) => !unkept.has(room)), fresh = all.find((room) => !known.has(room));
-      // A new room comes alone: its refusal is its own.
+      const all = [...client.rooms.values()].filter((room) => !unpollable.has(room)), fresh = all.find((room) => !known.has(room));
+      // A new room is asked for alone and without waiting: a refusal is for this room, and its cursor is known at once.
       const group = fresh ? [fresh] : all, rooms = {};
       for (const { name, cursor = null } of group) rooms[name] = cursor;
       const refused = (frame) => {
         if (!fresh) return link.lost(frame);
-        if (frame.code === "history_off") frame.retryable = !!unkept.add(fresh);
+        if (frame.code === "history_off") frame.retryable = !!unpollable.add(fresh);
         client.refused(fresh, frame);
       };
       const body = JSON.stringify({ rooms, wait: fresh ? 0 : 25, last: fresh?.options.history, session });
       const answer = await (all[0] && link.fetch("v1/poll", {}, refused, signal, body));
       if (all[0] && !answer) continue;
       if (!link.open) link.frame({ type: "welcome", ping_ms: 25_000 });
-      if (group.some(({ options }) => options.echo === false)) await posting; // to know own messages
+      if (group.some(({ options }) => options.echo === false)) await posting; // whose answers tell own messages
       if (!answer || signal.aborted) return;
       link.seen = Date.now();
       ({ session } = answer);
@@ -433,12 +491,14 @@ function poll(link) {
     }
   }
 
+  // Makes of an answer the frames that a WebSocket would have brought: `joined`, if it is the first or there is a gap, then
+  // the messages.
   function deliver(room, answer) {
-    const { name, cursor: from } = room, own = answer.messages.filter((message) => message.room === name), gap = answer.gap?.[name], resumed = from && !gap;
-    const cursor = resumed ? from : before(own[0]?.cursor) ?? answer.cursors[name];
+    const { name, cursor: from } = room, messages = answer.messages.filter((message) => message.room === name);
+    const gap = answer.gap?.[name], resumed = from && !gap, cursor = resumed ? from : before(messages[0]?.cursor) ?? answer.cursors[name];
     if (gap || !known.has(room)) link.frame({ type: "joined", room: name, cursor, resumed, gap });
     known.add(room);
-    own.forEach(link.frame, link);
+    messages.forEach(link.frame, link);
     room.cursor = answer.cursors[name];
     if (room.options.presence && !(Date.now() < room.asked)) {
       room.asked = Date.now() + 10_000;

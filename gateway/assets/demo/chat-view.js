@@ -1,12 +1,23 @@
-// Draws the chat: messages, gaps, people, who types, who has seen. Called by chat.js; knows nothing of the gateway.
+// Draws the chat: messages, gaps, people, typing indicators, read receipts. Called by chat.js; never talks to the gateway.
+//
+// Names and messages may be in any script: each gets its own direction, and a name within an English sentence is isolated.
 
 import { $, el } from "./demo.js";
 
-const SHOWN_MAX = 500; // messages on the page; older ones go
+const SHOWN_MAX = 500; // messages on the page; older ones are removed
+export const LENGTH_MAX = 4000; // characters of a message
 const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
 const list = new Intl.ListFormat("en", { type: "conjunction" });
 
-/** A colour for a name, the same in every window. It only decorates: the name stands beside it. */
+/** A character that can be seen: not a space, a control character, or one of those that are drawn as nothing. */
+const VISIBLE = /(?!\p{Default_Ignorable_Code_Point}|\u2800)[\p{L}\p{N}\p{P}\p{S}]/u;
+
+export const isVisible = (text) => VISIBLE.test(text);
+
+/** "Ann, Bob and נועה", as nodes of an element. */
+const listed = (names) => list.formatToParts(names).map(({ type, value }) => (type === "element" ? el("bdi", {}, value) : value));
+
+/** A colour for a name, the same in every window. It is decoration: the name is written beside it. */
 function hue(name) {
   let sum = 0;
   for (const letter of name) sum = (sum * 31 + letter.codePointAt(0)) % 65_521;
@@ -17,7 +28,7 @@ function tint(element, name) {
   return element;
 }
 
-// Whoever reads further up is not torn away by what arrives.
+// A new message scrolls the list only if its end is in sight: people who read further up stay where they are.
 const nearEnd = () => $("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 80;
 export function toEnd() {
   $("scroll").scrollTop = $("scroll").scrollHeight;
@@ -34,22 +45,22 @@ function add(item, always) {
 
 function bubble({ name, text, at, own }) {
   const item = el("li", { className: own ? "message own" : "message" },
-    el("header", {}, el("b", {}, own ? "You" : name), el("time", { dateTime: new Date(at).toISOString() }, clock.format(at))),
-    el("div", { className: "said" }, text));
+    el("header", {}, el("b", { dir: "auto" }, own ? "You" : name), el("time", { dateTime: new Date(at).toISOString() }, clock.format(at))),
+    el("div", { className: "said", dir: "auto" }, text));
   return tint(item, name);
 }
 
-let before = {}; // the last message shown: the next one of the same author within two minutes needs no head
+let before = {}; // the last message shown; the next one of the same author within two minutes gets no header
 export function message(said) {
   const item = bubble(said);
   if (before.author === said.author && said.at - before.at < 120_000) item.classList.add("more");
   before = said;
-  const pending = $("messages").querySelector(".pending"); // what is not yet sent stays below
+  const pending = $("messages").querySelector(".pending"); // messages that are not yet sent stay below
   add(item, said.own);
   if (pending) $("messages").append(...$("messages").querySelectorAll(".pending"));
 }
 
-/** A message of one's own that the gateway has not yet confirmed. */
+/** An own message that the gateway has not yet acknowledged. */
 export function pending(said) {
   const item = bubble({ ...said, own: true });
   const state = el("footer", { role: "status" }, "sending…");
@@ -70,10 +81,11 @@ export function pending(said) {
   };
 }
 
+/** `missed` messages cannot be had any more; without a number nobody knows whether any are missing. */
 export function gap(missed) {
   before = {};
-  const what = missed ? `${missed} ${missed === 1 ? "message is" : "messages are"} missing here` : "Messages are missing here";
-  add(el("li", { className: "gap" }, what));
+  const what = missed ? `${missed} ${missed === 1 ? "message is" : "messages are"} missing here` : "Messages may be missing here";
+  add(el("li", { className: missed ? "gap" : "gap unsure" }, what));
 }
 
 export function settled() {
@@ -85,19 +97,28 @@ export function settled() {
 export function people(people) {
   $("count").textContent = people.length ? `(${people.length})` : "";
   $("people").replaceChildren(...people.map(({ name, you }) => el("li", {},
-    tint(el("span", { className: "face", "aria-hidden": "true" }, [...name][0]?.toUpperCase() ?? "?"), name),
-    el("span", {}, name, you ? " (you)" : ""))));
+    tint(el("span", { className: "face", "aria-hidden": "true" }, VISIBLE.exec(name)?.[0].toUpperCase() ?? "?"), name),
+    el("span", {}, el("bdi", {}, name), you ? " (you)" : ""))));
 }
 
 export function typing(names) {
-  const text = names.length === 0 ? "" : names.length > 3 ? "Several people are typing" : `${list.format(names)} ${names.length === 1 ? "is" : "are"} typing`;
-  if ($("typing").textContent !== text) $("typing").textContent = text;
+  const text = names.length > 3 ? ["Several people are typing"] : [...listed(names), names.length === 1 ? " is typing" : " are typing"];
+  const shown = el("span", {}, ...(names.length ? text : []));
+  if ($("typing").textContent !== shown.textContent) $("typing").replaceChildren(...shown.childNodes);
 }
 
 export function seen(names) {
   const follow = nearEnd();
-  $("seen").textContent = names.length ? `Seen by ${names.length > 4 ? `${names.length} people` : list.format(names)}` : "";
+  $("seen").replaceChildren(...(names.length ? ["Seen by ", ...(names.length > 4 ? [`${names.length} people`] : listed(names))] : []));
   if (follow) toEnd();
+}
+
+/** Tells when a message nears the limit, and when it is longer than that: then it cannot be sent. */
+export function length(characters) {
+  const over = characters - LENGTH_MAX;
+  $("length").classList.toggle("over", over > 0);
+  $("length").textContent = over > 0 ? `Too long by ${over.toLocaleString("en")} ${over === 1 ? "character" : "characters"}: a message has at most ${LENGTH_MAX.toLocaleString("en")}`
+    : over > -200 ? `${-over} more characters` : "";
 }
 
 export function state(kind, text) {

@@ -1,5 +1,5 @@
-// The chat page: what is said goes through the room, who types and who has seen what through a second one beside it, so
-// that the room's history holds nothing but messages. How it looks is in chat-view.js.
+// The chat page. Messages go through one room; typing indicators, read receipts and names go through a second one beside it, so
+// that the first room's history holds messages only. chat-view.js draws the page.
 
 import { connect } from "/client.js";
 import { $, keep, recall, remember, token } from "./demo.js";
@@ -8,21 +8,21 @@ import * as view from "./chat-view.js";
 const params = new URLSearchParams(location.search);
 const roomName = params.get("room") || "chat:lobby";
 const transport = params.get("transport");
-const TYPING_MS = 4000; // how long a "typing" holds; it is said again every TYPING_MS / 2
-const CROWD = 40; // in larger rooms nobody answers a newcomer's hello
+const TYPING_MS = 4000; // how long a "typing" is shown; while somebody types it is sent every TYPING_MS / 2
+const CROWD = 40; // in larger rooms pages do not answer a newcomer's hello
 const KNOWN_MAX = 500; // people that the page remembers
 
-/** What others send is anything at all. */
-const called = (name) => (typeof name === "string" && name.trim().slice(0, 40)) || "somebody";
+/** A name as the page shows it. Other programs may publish in this room too, with anything as a name. */
+const called = (name) => (typeof name === "string" && view.isVisible(name) && name.trim().slice(0, 40)) || "somebody";
 
 const me = { tab: recall("sessionStorage", "tab") ?? token(), name: recall("sessionStorage", "name") ?? "", read: null };
 remember("sessionStorage", "tab", me.tab);
 
-const tabs = new Map(); // tab -> what its last signal said: {name, read, session, typing (until when), heard (when)}
-const names = new Map(); // session -> name; in open mode members are nothing but session ids
+const tabs = new Map(); // tab -> its last signal: {name, read, session, typing (until when), heard (when)}
+const names = new Map(); // session -> name; presence lists session ids only
 const unsent = new Map(); // nonce -> the pending message
 let last = null; // the last message
-let skew = 0; // the gateway's clock to this one
+let skew = 0; // the gateway's clock minus this computer's
 let f, room, signals;
 
 function start() {
@@ -37,7 +37,7 @@ function start() {
   room.on("gap", ({ missed }) => view.gap(missed));
   room.on("joined", () => {
     connection();
-    setTimeout(view.settled, 500); // the history comes right after it
+    setTimeout(view.settled, 500); // the history follows at once
   });
   room.on("members", people);
   room.on("error", ({ message, retryable }) => view.state(retryable ? "" : "closed", message));
@@ -58,15 +58,15 @@ function connection() {
 function send(text, nonce = token()) {
   const item = view.pending({ name: me.name, text, at: Date.now() });
   unsent.set(nonce, item);
-  setTimeout(item.late, 2000); // the library keeps it and sends it when there is a connection again
-  // The same key again: a message whose answer was lost is not said twice.
+  setTimeout(item.late, 2000); // the client keeps the message and sends it when there is a connection again
+  // With the same key as before: a message whose acknowledgement was lost is not published twice.
   room.publish({ name: me.name, text, tab: me.tab, session: f.session, nonce }, { key: nonce }).catch((error) => {
     if (unsent.has(nonce)) item.failed(error.message, () => send(text, nonce));
   });
 }
 
 function onMessage({ cursor, data, from, ts }) {
-  if (typeof data?.text !== "string") return; // somebody publishes something else in this room
+  if (typeof data?.text !== "string") return; // another program publishes something else in this room
   const { text, tab, nonce } = data;
   const name = called(data.name);
   unsent.get(nonce)?.gone();
@@ -80,10 +80,10 @@ function onMessage({ cursor, data, from, ts }) {
   read();
 }
 
-// Signals: hello, typing, read. Each says all there is to know of its sender.
+// Signals: hello, typing, read. Each carries the sender's whole state, so that a lost one is made up for by the next.
 
 function signal(event, more = {}) {
-  signals.publish({ ...me, session: f.session, ...more }, { event }).catch(() => {}); // the next one says it again
+  signals.publish({ ...me, session: f.session, ...more }, { event }).catch(() => {}); // the next signal carries the same
 }
 
 function onSignal({ event, data, from, ts }) {
@@ -94,7 +94,7 @@ function onSignal({ event, data, from, ts }) {
   }
   const name = called(data.name);
   learn(from?.session ?? data.session, name);
-  // The room may keep a history: what is old by the gateway's clock is no news.
+  // The room may keep a history: a typing signal that is old by the gateway's clock has ended.
   const typing = event === "typing" ? ts - skew + TYPING_MS : tabs.get(data.tab)?.typing ?? 0;
   keep(tabs, data.tab, { name, read: data.read, session: data.session, typing, heard: ts }, KNOWN_MAX);
   people();
@@ -135,7 +135,7 @@ function show() {
 }
 
 function people() {
-  // Who polls does not know its own session: members without a name must be those who named none, the last heard first.
+  // A page that polls does not know its own session id. Members without a name are taken for those pages, the last heard first.
   const others = [...tabs.values()].filter(({ session }) => !session).sort((a, b) => b.heard - a.heard).map(({ name }) => ({ name }));
   const unnamed = f.session ? others : [{ name: me.name, you: true }, ...others];
   const all = room.members.map(({ user }) => {
@@ -149,18 +149,23 @@ function people() {
 
 $("composer").onsubmit = (event) => {
   event.preventDefault();
+  $("text").focus();
   const text = $("text").value.trim();
+  if (text.length > view.LENGTH_MAX) return; // the page says so
   if (text) send(text);
   $("text").value = "";
+  view.length(0);
   typed = 0;
-  $("text").focus();
 };
 $("text").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   $("composer").requestSubmit();
 };
-$("text").oninput = typing;
+$("text").oninput = () => {
+  view.length($("text").value.trim().length);
+  typing();
+};
 $("down").onclick = view.toEnd;
 $("scroll").onscroll = () => { if ($("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 80) $("down").hidden = true; };
 document.addEventListener("visibilitychange", read);
@@ -187,7 +192,7 @@ $("rename").onclick = ask;
 $("who").oncancel = (event) => { if (me.name) $("name").value = me.name; else event.preventDefault(); };
 $("who").onclose = () => {
   const name = $("name").value.trim();
-  if (!name) return me.name ? undefined : ask();
+  if (!view.isVisible(name)) return me.name ? undefined : ask();
   me.name = name;
   remember("sessionStorage", "name", name);
   remember("localStorage", "name", name);
@@ -196,5 +201,7 @@ $("who").onclose = () => {
   if (room) people();
   $("text").focus();
 };
-if (me.name) start();
-else ask();
+if (me.name) {
+  start();
+  $("text").focus();
+} else ask();

@@ -1,4 +1,4 @@
-// What the demo pages share. No page of its own, no state.
+// What the demo pages share: elements, random tokens, the clipboard, the browser's stores. It holds no state.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -24,7 +24,7 @@ export function svg(name, attributes = {}, ...children) {
 /** Eight random letters and digits. (crypto.randomUUID is there only over https and on localhost.) */
 export const token = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => (byte % 36).toString(36)).join("");
 
-/** Puts text on the clipboard; where the page may not (plain http on another host), offers it in a prompt. */
+/** Puts text on the clipboard, or into a prompt where the page may not write there (http on another host than localhost). */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -35,11 +35,11 @@ export async function copy(text) {
   }
 }
 
-/** Stores that a browser may refuse to have (private windows, blocked cookies). */
-export const remember = (store, key, value) => { try { window[store].setItem(key, value); } catch { /* then it is asked again */ } };
+/** Browsers may refuse access to their stores (private windows, blocked cookies): then the page asks again each time. */
+export const remember = (store, key, value) => { try { window[store].setItem(key, value); } catch { /* refused */ } };
 export const recall = (store, key) => { try { return window[store].getItem(key); } catch { return null; } };
 
-/** Sets a key as the newest of a map that holds at most so many: the oldest goes. */
+/** Sets a key as the newest one of a map; removes the oldest one if the map then has more than `most`. */
 export function keep(map, key, value, most) {
   map.delete(key);
   map.set(key, value);

@@ -1,3 +1,3 @@
-// The landing page: names the gateway that served it in the line to copy.
+// The landing page: puts the address of the gateway that served it into the command to copy.
 
 document.getElementById("here").textContent = location.origin;

@@ -1,5 +1,5 @@
-// The ticker page: a room for each symbol, all over one stream of server-sent events; and a stand-in for the back end
-// that would publish the prices.
+// The ticker page: a room for each symbol, all of them over one stream of server-sent events. It can also publish the prices,
+// which is the back end's part in a real application.
 
 import { connect } from "/client.js";
 import { $, el, svg } from "./demo.js";
@@ -10,7 +10,7 @@ const SYMBOLS = [
   ["ECHO", "Echo Valley Audio", 97.3], ["FJRD", "Fjord Tidal Power", 141.05], ["GLIM", "Glimmer Optics", 12.48], ["HARE", "Hare Express", 68.9],
 ];
 const KEPT = 60;
-const EVERY_MS = 160; // one symbol each time: about six publishes a second, far below the default limit of 50
+const EVERY_MS = 160; // from one price to the next: about six publishes a second, far below the default limit of 50
 
 const time = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const money = (value) => value.toFixed(2);
@@ -78,11 +78,16 @@ for (const stock of stocks) {
       stock.prices = [...stock.prices, data.price].slice(-KEPT);
       count += 1;
       $("count").textContent = count.toLocaleString("en");
+      $("quiet").hidden = true;
       show(stock, ts);
     });
     room.on("error", ({ message, retryable }) => state(retryable ? "" : "closed", message));
   });
 }
+
+// The history follows `joined` at once: half a second later it is known whether there are prices.
+const joined = Promise.all(stocks.map((stock) => stock.joined));
+joined.then(() => setTimeout(() => { $("quiet").hidden = count > 0; }, 500));
 
 function state(kind, text) {
   $("state").dataset.state = kind;
@@ -100,29 +105,35 @@ const publish = (room, data) => fetch(`/v1/rooms/${encodeURIComponent(room)}`, {
   body: JSON.stringify(data),
 });
 
-/** A random step, drawn back a little to yesterday's close, so that no price runs away. */
+/** A random step with a slight pull towards yesterday's close, so that prices stay near it. */
 function next({ prices, close }) {
   const price = prices.at(-1) ?? close * (0.99 + 0.02 * Math.random());
   const step = (Math.random() + Math.random() + Math.random() - 1.5) * 0.004 * close;
   return Number(Math.max(0.01, price + step + (close - price) * 0.01).toFixed(2));
 }
 
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+
 let stop; // ends the publishing of this page
+/** Publishes until `signal` says stop. Returns the gateway's reason if it refuses for good. */
 async function run(signal) {
   let turn = 0;
   while (!signal.aborted) {
     const stock = stocks[turn % stocks.length];
     turn += 1 + Math.floor(Math.random() * 2);
     const answer = await publish(stock.room, { price: next(stock) }).catch(() => null);
-    if (!answer?.ok) {
-      const why = answer ? (await answer.json().catch(() => ({}))).detail ?? answer.status : "no connection";
-      $("said").textContent = `Refused: ${why}`;
-      if (answer && answer.status < 500 && answer.status !== 429) return; // that will not mend itself
-      await new Promise((later) => setTimeout(later, 2000));
-    } else {
+    if (answer?.ok) {
       $("said").textContent = "This window publishes.";
+    } else if (!answer) {
+      $("said").textContent = "No connection to the gateway. Trying again…";
+      await sleep(2000);
+    } else {
+      const { detail = answer.status } = await answer.json().catch(() => ({}));
+      if (answer.status < 500 && answer.status !== 429) return `Refused: ${detail}`;
+      $("said").textContent = `Not published: ${detail}. Trying again…`;
+      await sleep(2000);
     }
-    await new Promise((later) => setTimeout(later, EVERY_MS));
+    await sleep(EVERY_MS);
   }
 }
 
@@ -130,20 +141,19 @@ async function start() {
   stop = new AbortController();
   button(true);
   const { signal } = stop;
-  $("said").textContent = "Waiting for the prices of before…";
-  await Promise.all(stocks.map(({ joined }) => joined));
+  $("said").textContent = "Waiting for the last prices…";
+  await joined;
   // One window of a browser at a time: a second one waits until the first stops. (Locks exist over https and on localhost.)
   $("said").textContent = "Another window publishes; this one takes over when it stops.";
   const work = () => run(signal);
-  await (navigator.locks ? navigator.locks.request("fanfare-ticker", { signal }, work) : work()).catch(() => {});
-  if (stop?.signal === signal) halt();
+  const why = await (navigator.locks ? navigator.locks.request("fanfare-ticker", { signal }, work) : work()).catch(() => {});
+  if (stop?.signal === signal) halt(why);
 }
-function halt() {
-  const refused = $("said").textContent.startsWith("Refused");
+function halt(why = "") {
   stop.abort();
   stop = undefined;
   button(false);
-  if (!refused) $("said").textContent = "";
+  $("said").textContent = why;
 }
 function button(on) {
   $("publish").textContent = on ? "Stop publishing" : "Publish prices";
@@ -151,4 +161,8 @@ function button(on) {
   $("publish").classList.toggle("main", !on);
 }
 $("publish").onclick = () => (stop ? halt() : start());
+$("begin").onclick = () => {
+  $("publish").focus(); // this button is about to go
+  if (!stop) start();
+};
 $("curl").textContent = `curl --json '{"price": ${money(SYMBOLS[0][2] * 1.01)}}' \\\n  ${location.origin}/v1/rooms/ticker:ACME`;

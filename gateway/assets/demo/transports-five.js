@@ -1,5 +1,5 @@
-// The five ways to follow a room, each on the browser's own API and on nothing else. transports.js calls each of them
-// again when it ends, until `signal` says stop. `meter` counts, and keeps the cursor from which the next try goes on.
+// The five transports, each with the browser's own API and nothing else. transports.js calls each of them again when it ends,
+// until `signal` says stop. `meter` counts, and keeps the cursor after which the next attempt goes on.
 
 const ws = location.origin.replace("http", "ws");
 
@@ -21,17 +21,20 @@ export const webSocket = (room, meter, signal) => new Promise((ended) => {
 export const serverSentEvents = (room, meter, signal) => new Promise((ended) => {
   const path = `/v1/rooms/${room}/sse?since=${meter.cursor}`;
   const source = new EventSource(path);
-  meter.request(path);
-  source.onopen = meter.opened;
+  source.onopen = () => {
+    meter.request(path);
+    meter.opened();
+  };
   source.onmessage = (event) => {
     meter.event(event);
     meter.message(JSON.parse(event.data));
   };
   for (const name of ["welcome", "joined", "gap"]) source.addEventListener(name, meter.event);
   source.onerror = () => {
+    if (!meter.open) meter.request(path); // this one has failed
     meter.ended();
+    // Otherwise the browser repeats the request by itself after a while, and sends the last id that it has seen.
     if (source.readyState === EventSource.CLOSED) ended();
-    else meter.request(path); // the browser repeats it by itself, and tells the last id it saw
   };
   signal.onabort = () => ended(source.close());
 });

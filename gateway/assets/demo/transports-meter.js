@@ -1,13 +1,13 @@
-// Counts what one transport costs and brings: requests, bytes, messages, their ages. One per column of transports.js.
-// What is exact and what is estimated stands in the footnote of transports.html.
+// Counts what one transport costs and delivers: requests, bytes, messages, latencies. transports.js has one for each column.
+// The footnote of transports.html says which figures are exact and which are estimated.
 
 const encoder = new TextEncoder();
 const bytes = (text) => encoder.encode(text).length;
-const KEPT_MS = 25_000; // what the picture of the last 20 seconds needs
-const AGES = 100;
+const KEPT_MS = 25_000; // for the picture of the last 20 seconds
+const AGES = 100; // latencies that the median and the 99th percentile are taken from
 
-// What a browser sends beside the path. A page cannot see it, so it is written down here as Chromium does it (without
-// Referer: the gateway forbids it on these pages).
+// The headers that a browser sends. A page cannot see them, so they are listed here as Chromium sends them (without Referer,
+// which the gateway forbids on these pages).
 const agent = navigator.userAgentData;
 const ALWAYS = [
   "GET  HTTP/1.1", `Host: ${location.host}`, `User-Agent: ${navigator.userAgent}`, "Accept-Encoding: gzip, deflate, br, zstd",
@@ -24,20 +24,20 @@ const UPGRADE = [
 ];
 const head = (lines) => bytes(lines.filter(Boolean).join("\r\n")) + 4;
 const REQUEST_HEAD = { ws: head(UPGRADE), sse: head([...FETCH, "Pragma: no-cache", "Cache-Control: no-cache"]) + "text/event-stream".length - "*/*".length };
-const ETAG_MORE = bytes("Cache-Control: max-age=0\r\n"); // comes along with If-None-Match
-const ANSWER_HEAD = { ws: 301 + location.origin.length, sse: 170 }; // of the two answers whose headers no page can see
+const ETAG_MORE = bytes("Cache-Control: max-age=0\r\n"); // sent together with If-None-Match
+const ANSWER_HEAD = { ws: 301 + location.origin.length, sse: 170 }; // the two answers whose headers a page cannot see
 
 export class Meter {
-  cursor = ""; // empty: the room's head
+  cursor = ""; // empty: only messages from now on
   last = 0; // the number of the last message
-  began = 0; // ages of messages from before it tell of the page's pause, not of the transport
+  began = 0; // the latency of older messages is the page's pause, not the transport's
 
   constructor(key, page, failed) {
     Object.assign(this, { key, page, failed, spans: [], arrivals: [], open: false });
     this.clear();
   }
 
-  /** From here on it counts anew; what is open stays open. */
+  /** Starts counting at zero; open connections stay open. */
   clear() {
     Object.assign(this, { messages: 0, requests: 0, received: 0, sent: 0, missing: 0, repeated: 0, ages: [] });
   }
@@ -54,7 +54,7 @@ export class Meter {
     this.open = true;
     this.received += ANSWER_HEAD[this.key] ?? 0;
   };
-  /** Whatever was under way has ended. */
+  /** The connection or request has ended. */
   ended = () => {
     this.open = false;
     this.#close();
@@ -64,7 +64,7 @@ export class Meter {
     if (span?.to === Infinity) span.to = performance.now();
   }
 
-  /** `fetch`, with the request and both heads counted; fails on a refusal. */
+  /** `fetch` that counts the request and both heads; throws if the gateway refuses. */
   fetch = async (path, options) => {
     const added = Object.entries(options.headers ?? {});
     this.request(path, added.reduce((sum, [name, value]) => sum + bytes(name + value) + 4, added.length && ETAG_MORE));
@@ -76,12 +76,12 @@ export class Meter {
     return answer;
   };
 
-  // Bodies, in the units of each transport
+  // Bodies, in the unit of each transport
 
   body = async (answer) => {
     const text = await answer.text();
     this.#close();
-    const timing = performance.getEntriesByName(answer.url).at(-1); // knows how long it was when it was compressed
+    const timing = performance.getEntriesByName(answer.url).at(-1); // has the length of a compressed body
     this.received += answer.status === 304 ? 0 : timing?.encodedBodySize || bytes(text);
     performance.clearResourceTimings();
     return text;
@@ -100,7 +100,7 @@ export class Meter {
 
   message = ({ cursor, data }) => {
     this.cursor = cursor;
-    if (data?.page !== this.page) return; // somebody else's: its clock is not ours
+    if (data?.page !== this.page) return; // another page's message: its time stamp is from another clock
     const now = performance.now();
     if (data.n <= this.last) this.repeated += 1;
     for (let n = this.last + 1; this.last && n < data.n; n += 1) if (!this.failed.has(n)) this.missing += 1;

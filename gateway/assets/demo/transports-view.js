@@ -1,4 +1,4 @@
-// Draws what the meters of transports.js say: the lanes of the last seconds, the bars, the figures of each column.
+// Draws the figures of the meters: the lanes of the last 20 seconds, the bars, the columns. Called by transports.js.
 
 import { $, el, svg } from "./demo.js";
 
@@ -21,10 +21,10 @@ const logarithmic = (value, most) => Math.log10(1 + value) / Math.log10(1 + most
 const CHARTS = [
   { title: "Latency", note: "median, logarithmic scale", key: "latency_ms_median", show: ms, scale: logarithmic },
   { title: "Bytes per message", note: "both ways, headers too", key: "bytes_per_message", show: whole, scale: linear },
-  { title: "Requests per message", note: "what opens a connection counts too", key: "requests_per_message", show: (v) => v.toFixed(v < 0.1 ? 3 : 2), scale: linear },
+  { title: "Requests per message", note: "the one that opens a connection too", key: "requests_per_message", show: (v) => v.toFixed(v < 0.1 ? 3 : 2), scale: linear },
 ];
 
-/** Makes everything that only changes its text and length later. */
+/** Makes the elements whose text and length `draw` changes later. */
 export function build(columns) {
   for (const column of columns) {
     const card = $("column").content.cloneNode(true).firstElementChild;
@@ -48,7 +48,7 @@ export function build(columns) {
   }
 }
 
-/** Shows the state of now. `moments`: when the last messages were published. */
+/** Shows the current figures. `moments`: when the last messages were published. */
 export function draw(columns, moments) {
   const figures = columns.map(({ meter }) => meter.figures());
   columns.forEach(({ badge, cells, meter }, at) => {
@@ -68,7 +68,7 @@ export function draw(columns, moments) {
   lanes(columns, moments);
 }
 
-// What the bars show, in a sentence.
+// The bars' main result, in a sentence.
 function lesson([ws, , , long, short]) {
   if (Math.min(ws.messages, long.messages, short.messages) < 5) return "";
   const times = (a, b) => (a / b).toFixed(a / b < 10 ? 1 : 0);
@@ -76,7 +76,7 @@ function lesson([ws, , , long, short]) {
     `WebSocket; over short polling ${times(short.bytes_per_message, ws.bytes_per_message)} times, and it came ${ms(short.latency_ms_median - ws.latency_ms_median)} later.`;
 }
 
-// One row for each transport: time runs to the right, now is at the right edge.
+// A row for each transport. Time runs to the right; the right edge is now.
 const ROW = 34;
 function lanes(columns, moments) {
   const now = performance.now();
@@ -100,7 +100,7 @@ function lanes(columns, moments) {
   });
   const picture = svg("svg", {
     width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
-    "aria-label": "Requests and arrivals of the last 20 seconds, a row for each transport. The figures below say the same in numbers.",
+    "aria-label": "Requests and arrivals of the last 20 seconds, a row for each transport. The figures below are the same in numbers.",
   }, ...lines, ...rows);
   $("lanes").replaceChildren(picture);
 }

@@ -1,5 +1,5 @@
-// The page that follows one room over five transports at once: publishing, starting, stopping. The transports are in
-// transports-five.js, the counting in transports-meter.js, the drawing in transports-view.js.
+// The page that follows one room over five transports at once. This file publishes, starts and stops; transports-five.js has
+// the transports, transports-meter.js counts, transports-view.js draws.
 
 import { $, copy, token } from "./demo.js";
 import { httpStream, longPolling, serverSentEvents, shortPolling, webSocket } from "./transports-five.js";
@@ -13,17 +13,17 @@ const path = encodeURIComponent(room);
 const failed = new Set(); // numbers of messages that were not published, as far as this page knows
 const columns = [
   { key: "ws", name: "WebSocket", how: "One connection, both ways. A message is one frame.", follow: webSocket },
-  { key: "sse", name: "Server-sent events", how: "One endless answer. The browser reconnects by itself.", follow: serverSentEvents },
-  { key: "stream", name: "HTTP streaming", how: "One endless answer, a line of JSON for each message.", follow: httpStream },
-  { key: "long", name: "Long polling", how: "The gateway answers when there is something. Then ask again.", follow: longPolling },
-  { key: "short", name: "Short polling", how: "Ask from time to time. What is new has waited for that.", follow: shortPolling },
+  { key: "sse", name: "Server-sent events", how: "One answer without an end. The browser reconnects by itself.", follow: serverSentEvents },
+  { key: "stream", name: "HTTP streaming", how: "One answer without an end, a line of JSON for each message.", follow: httpStream },
+  { key: "long", name: "Long polling", how: "Each answer waits for a message. Then the page asks again.", follow: longPolling },
+  { key: "short", name: "Short polling", how: "The page asks from time to time. Messages wait until it asks.", follow: shortPolling },
 ].map((column) => ({ ...column, meter: new Meter(column.key, page, failed) }));
 
 // Publishing
 
 const moments = []; // when the last messages were published, for the picture
-let published = 0; // ever: the messages' numbers
-let before = 0; // those of before "count anew"
+let published = 0; // since the page was opened: the number of the last message
+let before = 0; // how many of them came before "count anew"
 let began = performance.now();
 let waiting = 0;
 let turn = Promise.resolve(); // one at a time: two POSTs could overtake each other
@@ -39,7 +39,7 @@ function publish() {
   });
 }
 
-/** Says what went wrong, if anything did. */
+/** Publishes one message. Returns what went wrong, or "". */
 async function post() {
   const at = performance.now();
   moments.push(at);
@@ -49,8 +49,8 @@ async function post() {
   try {
     const answer = await fetch(`/v1/rooms/${path}`, { method: "POST", headers: { "Content-Type": "application/json" }, body });
     return answer.ok ? "" : (await answer.json()).detail;
-  } catch (error) {
-    return error.message;
+  } catch {
+    return "no connection to the gateway";
   }
 }
 
@@ -67,7 +67,7 @@ const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
 async function keep({ follow, meter }, signal) {
   while (!signal.aborted) {
-    await follow(path, meter, signal).catch(() => {}); // the badge says that it is not open
+    await follow(path, meter, signal).catch(() => {}); // its badge shows that it is not open
     meter.ended();
     if (!signal.aborted) await sleep(1000 + 1000 * Math.random());
   }
@@ -81,7 +81,7 @@ async function start() {
     keep(column, stop.signal);
     return stop;
   });
-  // Messages that one of them cannot have seen would only confuse: wait a moment until all are there.
+  // The first message is published once all of them follow the room, or after 3 s: otherwise some would miss it.
   for (let tries = 60; tries && !columns.every(({ meter }) => meter.open || meter.cursor); tries -= 1) await sleep(50);
   pace();
 }
@@ -94,7 +94,7 @@ function showOrHide() {
 
 // The page
 
-/** What is on the page, as JSON. */
+/** The figures on the page, as JSON. */
 window.figures = () => JSON.stringify({
   room,
   seconds: Number(((performance.now() - began) / 1000).toFixed(1)),

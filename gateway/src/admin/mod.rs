@@ -4,13 +4,18 @@
 use crate::node::{drain::Drain, metrics::Metrics};
 use axum::{
     Router,
-    extract::{RawQuery, State},
+    extract::{ConnectInfo, RawQuery, Request, State},
     http::{HeaderMap, StatusCode, header},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use fanfare_broker::Broker;
-use std::{io, net::TcpListener, sync::Arc};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
 /// What the admin port reads.
 #[derive(Clone)]
@@ -31,7 +36,10 @@ pub(crate) fn spawn(admin: Admin, listener: TcpListener) -> io::Result<()> {
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
         runtime.block_on(async {
             let served = match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => axum::serve(listener, router(admin)).await,
+                Ok(listener) => {
+                    let service = router(admin).into_make_service_with_connect_info::<SocketAddr>();
+                    axum::serve(listener, service).await
+                }
                 Err(why) => Err(why),
             };
             if let Err(why) = served {
@@ -48,7 +56,21 @@ fn router(admin: Admin) -> Router {
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/drain", post(drain))
+        .layer(from_fn_with_state(admin.clone(), note_front))
         .with_state(admin)
+}
+
+/// A balancer that asks for health, or a Prometheus, on another machine needs time to notice that this node goes.
+async fn note_front(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        admin.drain.note_front();
+    }
+    next.run(request).await
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -1,7 +1,7 @@
-//! HTTP publishes that would rather wait for the backplane than fail at once: `?buffer=5s`. Called by `publish`. A
-//! message waits in its own request, so nothing is acknowledged that exists only in memory, and one whose client goes
-//! away is forgotten. Messages of one room go out in the order in which they came to this node, one at a time; retries
-//! carry an idempotency key, so that however often one is sent, it is one publication.
+//! HTTP publishes that wait for the backplane instead of failing at once: `?buffer=5s`. Called by `publish`. A message
+//! waits in its own request: it is acknowledged only once the broker has it, and forgotten when its client hangs up.
+//! Messages of one room go out one at a time, in the order in which they came to this node. Retries carry an idempotency
+//! key, so a message that is sent several times is one publication.
 
 use crate::{node::metrics::Metrics, protocol::error::Refusal};
 use fanfare_broker::{Broker, BrokerError, IdempotencyKey, Publish, PublishResult, Reply, Room};
@@ -19,29 +19,30 @@ use tokio::{
 const MESSAGES_MAX: usize = 10_000;
 /// Their payload bytes.
 const BYTES_MAX: usize = 16 << 20;
-/// The longest wait: half of what a request may take, so that its answer always gets out.
+/// The longest wait: half the time of a request, so that the response always gets out.
 const WAIT_MAX: Duration = Duration::from_secs(5);
-/// Between two attempts of a message whose turn it is. A broker that is down refuses from memory.
+/// Between two attempts for one message. An attempt is cheap: a broker without a connection refuses at once.
 const RETRY: Duration = Duration::from_millis(50);
-/// Rooms that are not the same one wait for each other with a chance of one in so many.
+/// Locks that the rooms share, by hash: two rooms wait for each other with a chance of one in 64.
 const TURNS: usize = 64;
 
-/// See the module's head.
+/// The publishes that wait for the backplane, bounded in messages and bytes.
 pub(crate) struct Buffer {
     held: Mutex<Held>,
-    /// Locks that are given out in the order in which they were asked for.
+    /// Fair locks: given out in the order in which they were asked for.
     turns: [Turn<()>; TURNS],
     metrics: Arc<Metrics>,
 }
 
+/// What waits now.
 #[derive(Debug, Clone, Copy, Default)]
 struct Held {
     messages: usize,
     bytes: usize,
 }
 
-/// A place in the buffer.
-struct Place<'a> {
+/// Counts one message as waiting.
+struct Permit<'a> {
     buffer: &'a Buffer,
     bytes: usize,
 }
@@ -56,7 +57,7 @@ impl Buffer {
     /// # Errors
     /// [`BrokerError::Overloaded`] at once if the buffer is full, [`BrokerError::Unavailable`] after `wait`.
     pub(super) async fn publish(&self, broker: &dyn Broker, publish: Publish, wait: Duration) -> PublishResult {
-        let _place = self.hold(publish.payload.len())?;
+        let _permit = self.hold(publish.payload.len())?;
         let key = publish.key.clone().or_else(fresh_key).ok_or(BrokerError::Unavailable)?;
         let publish = Publish { key: Some(key), ..publish };
         let taken = async {
@@ -64,7 +65,7 @@ impl Buffer {
             loop {
                 match publish_once(broker, publish.clone()).await {
                     Err(BrokerError::Unavailable | BrokerError::Overloaded) => sleep(RETRY).await,
-                    outcome => return outcome,
+                    result => return result,
                 }
             }
         };
@@ -77,7 +78,7 @@ impl Buffer {
         &self.turns[hasher.finish() as usize % TURNS]
     }
 
-    fn hold(&self, bytes: usize) -> Result<Place<'_>, BrokerError> {
+    fn hold(&self, bytes: usize) -> Result<Permit<'_>, BrokerError> {
         let mut held = self.held();
         if held.messages >= MESSAGES_MAX || held.bytes + bytes > BYTES_MAX {
             self.metrics.buffer_refused.inc();
@@ -85,34 +86,34 @@ impl Buffer {
         }
         held.messages += 1;
         held.bytes += bytes;
-        self.tell(*held);
-        Ok(Place { buffer: self, bytes })
+        self.show(*held);
+        Ok(Permit { buffer: self, bytes })
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, held: Held) {
+    fn show(&self, held: Held) {
         self.metrics.buffered_messages.set(held.messages as i64);
         self.metrics.buffered_bytes.set(held.bytes as i64);
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let mut held = self.buffer.held();
         held.messages -= 1;
         held.bytes -= self.bytes;
-        self.buffer.tell(*held);
+        self.buffer.show(*held);
     }
 }
 
-/// Publishes without waiting for anything but the answer, which comes within a second.
+/// Publishes and waits for the broker's reply, which comes within a second.
 pub(super) async fn publish_once(broker: &dyn Broker, publish: Publish) -> PublishResult {
-    let (tell, told) = oneshot::channel();
-    broker.publish(publish, Reply::Waiter(tell));
-    told.await.unwrap_or(Err(BrokerError::Unavailable))
+    let (sender, reply) = oneshot::channel();
+    broker.publish(publish, Reply::Waiter(sender));
+    reply.await.unwrap_or(Err(BrokerError::Unavailable))
 }
 
 /// The value of `?buffer=`: `5s`, `500ms`.
@@ -126,7 +127,7 @@ pub(super) fn wait(text: &str) -> Result<Duration, Refusal> {
         .ok_or_else(|| Refusal::bad_request("buffer is a time such as 500ms or 5s, and 5s at most"))
 }
 
-/// For a request that brought no key: its own attempts are one publication all the same.
+/// A key for a request without one, so that its attempts are one publication too.
 fn fresh_key() -> Option<IdempotencyKey> {
     let (high, low) = (getrandom::u64().ok()?, getrandom::u64().ok()?);
     IdempotencyKey::parse(&format!("{high:016x}{low:016x}"))

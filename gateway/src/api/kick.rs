@@ -1,6 +1,7 @@
-//! Sending users away: out of a room, or off the cluster. Every node hears of it; the answer does not wait for them.
+//! Removing a user from a room, or from the whole cluster. All nodes get a control message; the response does not wait for
+//! them.
 
-use super::{Named, named};
+use super::path::{Named, named};
 use crate::{
     node::Node,
     policy::rights::{self, Act},
@@ -18,17 +19,17 @@ pub(super) async fn member(
     let (room, user) = named(path)?;
     let room = Room::parse(&room)?;
     rights::permit(None, Act::Administer, &room)?;
-    tell(&node, &ControlMessage::Kick { room, user }).await
+    send(&node, &ControlMessage::Kick { room, user }).await
 }
 
 /// `DELETE /v1/users/{user}`.
 pub(super) async fn user(State(node): State<Arc<Node>>, path: Named<String>) -> Result<StatusCode, Refusal> {
     let user = named(path)?;
     rights::permit_everywhere(None, Act::Administer)?;
-    tell(&node, &ControlMessage::Disconnect { user }).await
+    send(&node, &ControlMessage::Disconnect { user }).await
 }
 
-async fn tell(node: &Node, message: &ControlMessage) -> Result<StatusCode, Refusal> {
+async fn send(node: &Node, message: &ControlMessage) -> Result<StatusCode, Refusal> {
     node.broker.send_control(NodeTarget::All, message.encode()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,48 +1,44 @@
-//! The HTTP API (docs/protocol.md, section 7): for back ends in any language. Requests come from `transport::http`, after
-//! the checks that all requests pass; everything here goes straight to the broker, so that any node can take any request.
+//! The HTTP API (docs/protocol.md, section 9), for back ends in any language, and the files that the gateway serves.
+//! Requests come from `transport::http`, after the checks that all requests pass. Everything goes straight to the broker,
+//! so any node can take any request.
+//!
+//! | file | |
+//! |---|---|
+//! | `publish`, `buffer` | publishing, at once or when the backplane is back |
+//! | `rooms` | who is in a room, its history, the list of rooms |
+//! | `kick` | removing users |
+//! | `assets` | the JavaScript client and the demo pages |
+//! | `state`, `path` | what the routes share; names in a path |
 
 mod assets;
 mod buffer;
 mod kick;
+mod path;
 mod publish;
 mod rooms;
+mod state;
+
+pub(crate) use assets::is_for_every_origin;
 
 use crate::{
-    http::problem::{method_not_allowed, problem},
+    http::problem::method_not_allowed,
     node::Node,
     policy::limits::ENVELOPE_BYTES,
     protocol::error::{ErrorCode, Refusal},
 };
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, FromRef, Path, rejection::PathRejection},
-    response::{IntoResponse, Response},
+    body::Body,
+    extract::DefaultBodyLimit,
+    http::Response,
     routing::{delete, get, post},
 };
-use buffer::Buffer;
-use fanfare_broker::Room;
+use state::Api;
 use std::sync::Arc;
 
-/// Bytes of a batch's body.
-const BATCH_BYTES: usize = 1 << 20;
-
-/// What the routes share.
-#[derive(Clone)]
-struct Api {
-    node: Arc<Node>,
-    /// Publishes that wait for the backplane (`?buffer=`).
-    buffer: Arc<Buffer>,
-}
-
-impl FromRef<Api> for Arc<Node> {
-    fn from_ref(api: &Api) -> Self {
-        Self::clone(&api.node)
-    }
-}
-
-/// The routes. A clone per connection is a few reference counts.
+/// All routes. A clone of the router costs a few reference counts.
 pub(crate) fn router(node: Arc<Node>, with_demo: bool) -> Router {
-    // White space goes before the message limit is applied, so a body may be somewhat longer than what it stands for.
+    // The message limit is applied after white space has been removed, so a body may be longer than its message.
     let body = DefaultBodyLimit::max(node.limits.message_bytes.saturating_mul(2) + ENVELOPE_BYTES);
     Router::new()
         .route("/v1/rooms", get(rooms::list).fallback(|| wrong_method("GET")))
@@ -54,35 +50,17 @@ pub(crate) fn router(node: Arc<Node>, with_demo: bool) -> Router {
         .route("/v1/users/{user}", delete(kick::user).fallback(|| wrong_method("DELETE")))
         .route(
             "/v1/publish",
-            post(publish::batch).fallback(|| wrong_method("POST")).layer(DefaultBodyLimit::max(BATCH_BYTES)),
+            post(publish::batch).fallback(|| wrong_method("POST")).layer(DefaultBodyLimit::max(publish::BATCH_BYTES)),
         )
         .merge(assets::router(with_demo))
         .fallback(not_found)
-        .with_state(Api { buffer: Arc::new(Buffer::new(Arc::clone(&node.metrics))), node })
+        .with_state(Api::new(node))
 }
 
-async fn wrong_method(allowed: &'static str) -> Response {
+async fn wrong_method(allowed: &'static str) -> Response<Body> {
     method_not_allowed(allowed)
 }
 
 async fn not_found() -> Refusal {
     Refusal::new(ErrorCode::NotFound, "there is nothing at this path")
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        problem(&self)
-    }
-}
-
-/// What stands in a path's braces, percent-decoded.
-type Named<T> = Result<Path<T>, PathRejection>;
-
-/// The room in a path.
-fn room(path: Named<String>) -> Result<Room, Refusal> {
-    Ok(Room::parse(&named(path)?)?)
-}
-
-fn named<T>(path: Named<T>) -> Result<T, Refusal> {
-    path.map(|Path(names)| names).map_err(|_| Refusal::bad_request("the path is not percent-encoded UTF-8"))
 }

@@ -1,6 +1,10 @@
-//! Publishing by HTTP: one message, or a batch with an answer for each.
+//! Publishing by HTTP: one message, or a batch with a receipt for each message.
 
-use super::{Api, Named, buffer, room};
+use super::{
+    buffer,
+    path::{Named, room},
+    state::Api,
+};
 use crate::{
     http::problem::json,
     node::Node,
@@ -30,24 +34,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Bytes of a batch's body.
+pub(super) const BATCH_BYTES: usize = 1 << 20;
 /// Messages in one batch.
 const BATCH_MAX: usize = 100;
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// What stands behind the `?` of a publish.
+/// The query of a publish.
 #[derive(Deserialize)]
 pub(super) struct Params {
     event: Option<String>,
     buffer: Option<String>,
 }
 
-/// What stands behind the `?` of a batch.
+/// The query of a batch.
 #[derive(Deserialize)]
 pub(super) struct BatchParams {
     buffer: Option<String>,
 }
 
-/// A message, whole and checked, on its way to the broker.
+/// A checked message on its way to the broker.
 struct Order {
     room: Room,
     payload: Vec<u8>,
@@ -56,6 +62,7 @@ struct Order {
     wait: Option<Duration>,
 }
 
+/// What the response says about one message.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Receipt<'a> {
@@ -79,7 +86,7 @@ pub(super) async fn one(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response<Body>, Refusal> {
-    let Ok(Query(Params { event, buffer })) = params else { return Err(twice()) };
+    let Ok(Query(Params { event, buffer })) = params else { return Err(wrong_query()) };
     let body = body.map_err(|why| unreadable(&why, api.node.limits.message_bytes))?;
     let text = std::str::from_utf8(&body).map_err(|_| Refusal::bad_request("the body is not UTF-8"))?;
     let data = data(text, headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()))?;
@@ -96,6 +103,7 @@ pub(super) async fn one(
     Ok(json(StatusCode::OK, serde_json::to_vec(&receipt).unwrap_or_default()))
 }
 
+/// One message of a batch.
 #[derive(Deserialize)]
 struct Item<'a> {
     #[serde(borrow)]
@@ -108,15 +116,15 @@ struct Item<'a> {
     key: Option<Cow<'a, str>>,
 }
 
-/// `POST /v1/publish`: an array of messages, an array of answers.
+/// `POST /v1/publish`: an array of messages; the response is an array of receipts.
 pub(super) async fn batch(
     State(api): State<Api>,
     params: Result<Query<BatchParams>, QueryRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response<Body>, Refusal> {
-    let Query(BatchParams { buffer }) = params.map_err(|_| twice())?;
+    let Query(BatchParams { buffer }) = params.map_err(|_| wrong_query())?;
     let wait = buffer.as_deref().map(buffer::wait).transpose()?;
-    let body = body.map_err(|why| unreadable(&why, super::BATCH_BYTES))?;
+    let body = body.map_err(|why| unreadable(&why, BATCH_BYTES))?;
     let items: Vec<&RawValue> = serde_json::from_slice(&body)
         .map_err(|why| Refusal::bad_request(format!("the body is not a JSON array: {why}")))?;
     if !(1..=BATCH_MAX).contains(&items.len()) {
@@ -146,10 +154,10 @@ fn receipt(result: &Result<(Room, Published), Refusal>) -> Receipt<'_> {
     }
 }
 
-/// The body as JSON: as it is if it says so (or says nothing), else as a string.
+/// The body as JSON: unchanged if its type is JSON or missing, otherwise as a JSON string.
 fn data<'a>(text: &'a str, content_type: Option<&str>) -> Result<Cow<'a, str>, Refusal> {
     let kind = content_type.map_or("application/json", |value| value.split(';').next().unwrap_or_default().trim());
-    // curl's own type for `-d`: what is meant is the body.
+    // `curl -d` sends a form's type by itself, whatever the body is.
     let is_json = kind.eq_ignore_ascii_case("application/json") || kind.eq_ignore_ascii_case(CURL_DEFAULT);
     if is_json {
         return match is_value(text) {
@@ -186,17 +194,17 @@ async fn publish(Api { node, buffer }: &Api, order: Order) -> Result<Published, 
     };
     node.metrics.published_http.inc();
     let handed_over = Instant::now();
-    let outcome = match wait {
+    let published = match wait {
         Some(wait) => buffer.publish(&*node.broker, publish, wait).await?,
         None => buffer::publish_once(&*node.broker, publish).await?,
     };
     node.metrics.backplane_publish_seconds.observe(handed_over.elapsed().as_secs_f64());
     node.metrics.publish_seconds.observe(began.elapsed().as_secs_f64());
-    Ok(outcome)
+    Ok(published)
 }
 
-fn twice() -> Refusal {
-    Refusal::bad_request("event or buffer stands twice in the URL")
+fn wrong_query() -> Refusal {
+    Refusal::bad_request("the URL has event or buffer twice")
 }
 
 fn unreadable(why: &BytesRejection, limit: usize) -> Refusal {

@@ -1,6 +1,6 @@
-//! Questions about rooms: who is there, what was said, which there are. Cluster-wide, from any node.
+//! Reading rooms: who is there, what was published, which rooms have members. Any node answers for the whole cluster.
 
-use super::{Named, room};
+use super::path::{Named, room};
 use crate::{
     http::problem::json,
     node::Node,
@@ -8,7 +8,7 @@ use crate::{
     protocol::{
         command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
         error::Refusal,
-        event::MemberView,
+        event::{Event, MemberView},
         native,
     },
 };
@@ -21,7 +21,7 @@ use fanfare_broker::{HistoryQuery, PresenceDetail, RoomQuery};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, sync::Arc};
 
-/// Rooms in one answer: at most, and without being asked.
+/// Rooms in one response: at most, and by default.
 const ROOMS_MAX: usize = 1000;
 const ROOMS: usize = 100;
 
@@ -40,7 +40,7 @@ pub(super) async fn occupancy(State(node): State<Arc<Node>>, path: Named<String>
     rights::permit(None, Act::Read, &room)?;
     let presence = node.broker.presence(&room, PresenceDetail::Counts).await?;
     let numbered = node.classes.of(room.as_str()).history.is_some();
-    Ok(answer(&Occupancy {
+    Ok(respond(&Occupancy {
         room: room.as_str(),
         sessions: presence.sessions,
         users: presence.users,
@@ -59,7 +59,7 @@ pub(super) struct ListParams {
 #[derive(Serialize)]
 struct List<'a> {
     rooms: Vec<&'a str>,
-    /// Give it as `after` to read on; absent on the last page.
+    /// The `after` of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<&'a str>,
 }
@@ -75,7 +75,7 @@ pub(super) async fn list(
     let list = node.broker.rooms(RoomQuery { prefix, after, limit }).await?;
     let rooms: Vec<&str> = list.rooms.iter().map(fanfare_broker::Room::as_str).collect();
     let next = rooms.last().copied().filter(|_| list.more);
-    Ok(answer(&List { rooms, next }))
+    Ok(respond(&List { rooms, next }))
 }
 
 #[derive(Deserialize)]
@@ -111,13 +111,13 @@ pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>)
     }
     let presence = node.broker.presence(&room, PresenceDetail::Members).await?;
     let members = presence.members.iter().map(MemberView::from).collect();
-    Ok(answer(&crate::protocol::event::Event::Presence { id: None, room: &room, count: presence.users, members }))
+    Ok(respond(&Event::Presence { id: None, room: &room, count: presence.users, members }))
 }
 
-fn answer(value: &impl Serialize) -> Response<Body> {
+fn respond(value: &impl Serialize) -> Response<Body> {
     json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
 }
 
 fn wrong_query() -> Refusal {
-    Refusal::bad_request("limit is a whole number, and no name stands twice in the URL")
+    Refusal::bad_request("limit is not a whole number, or the URL has a name twice")
 }

@@ -1,19 +1,20 @@
-//! The process's environment as a layer of the configuration. `cli` takes it from the process once; `config` reads the
-//! options from it and refuses variables that look like ours and are not. It never changes the environment.
+//! The environment as a layer of the configuration: options are read from it, and unknown variables that begin with
+//! `FANFARE_` are faults. `cli` takes it from the process once; it is never changed.
 
 use super::{
-    fault::{Faults, Place},
+    fault::{Faults, Location},
     options::{self, Spec},
 };
+use fanfare_client_cli::VARIABLES;
 use std::ffi::OsString;
 
-/// What all of our variables begin with.
+/// The beginning of all variables of this program.
 const PREFIX: &str = "FANFARE_";
 
-/// Variables with our prefix that belong to the client commands and to the tests, not to the server.
-const OTHERS: &[&str] = &["FANFARE_URL", "FANFARE_TOKEN", "FANFARE_BLESS", "FANFARE_BIN"];
+/// Variables with the prefix that belong to the tests.
+const OTHERS: &[&str] = &["FANFARE_BLESS", "FANFARE_BIN"];
 
-/// The same, by their beginning.
+/// Also a beginning of variables that belong to the tests.
 const OTHERS_PREFIX: &str = "FANFARE_TEST_";
 
 /// The variables that begin with `FANFARE_`.
@@ -31,20 +32,21 @@ impl Environment {
         self.0.iter().find(|(found, _)| found == name).and_then(|(_, value)| value.to_str())
     }
 
-    /// An option's text and its place.
-    pub(super) fn option(&self, spec: &Spec) -> Option<(&str, Place)> {
+    /// An option's text and its location.
+    pub(super) fn option(&self, spec: &Spec) -> Option<(&str, Location)> {
         let name = spec.variable();
-        self.get(&name).map(|text| (text, Place::Environment(name.clone())))
+        self.get(&name).map(|text| (text, Location::Environment(name.clone())))
     }
 
-    /// Notes every variable that is none of ours, and every one that is not text.
+    /// Adds a fault for every unknown variable and every option that is not text.
     pub(super) fn check(&self, faults: &mut Faults) {
         for (name, value) in &self.0 {
             let known = options::all().any(|spec| spec.variable() == *name);
             if known && value.to_str().is_none() {
-                faults.add(name, "is not UTF-8");
+                faults.add(&Location::Environment(name.clone()), "is not UTF-8");
             } else if !known && !is_of_others(name) {
-                faults.add(name, "unknown variable; `fanfare serve --help` lists those there are");
+                let problem = "unknown variable; `fanfare serve --help` lists all variables";
+                faults.add(&Location::Environment(name.clone()), problem);
             }
         }
     }
@@ -58,15 +60,15 @@ impl FromIterator<(String, OsString)> for Environment {
     }
 }
 
-/// Whether a variable with our prefix is somebody else's. Kubernetes and Docker links put the addresses of a service
-/// named `fanfare` or `fanfare-…` into every pod beside it (`FANFARE_PORT_8080_TCP_ADDR`, `FANFARE_REDIS_SERVICE_HOST`):
-/// refusing those would keep a pod from starting because of its service's name.
+/// Whether a variable with the prefix belongs to something else. Kubernetes and Docker links put the addresses of a service
+/// named `fanfare` or `fanfare-…` into every container beside it (`FANFARE_PORT_8080_TCP_ADDR`,
+/// `FANFARE_REDIS_SERVICE_HOST`). If those were faults, a node could not start because of its service's name.
 fn is_of_others(name: &str) -> bool {
     let linked = name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || name.ends_with("_PORT")
         || ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains("_PORT_") && name.contains(protocol));
-    OTHERS.contains(&name) || name.starts_with(OTHERS_PREFIX) || linked
+    OTHERS.contains(&name) || VARIABLES.contains(&name) || name.starts_with(OTHERS_PREFIX) || linked
 }
 
 #[cfg(test)]
@@ -74,9 +76,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_that_has_our_name_does_not_stop_the_start() {
+    fn variables_of_a_service_named_fanfare_do_not_stop_the_start() {
         let names = ["FANFARE_SERVICE_HOST", "FANFARE_PORT", "FANFARE_PORT_8080_TCP_ADDR", "FANFARE_SERVICE_PORT_HTTP"];
         assert!(names.into_iter().all(is_of_others));
-        assert!(options::all().all(|spec| !is_of_others(&spec.variable())), "an option's name has such a shape");
+        assert!(
+            options::all().all(|spec| !is_of_others(&spec.variable())),
+            "an option's variable looks like one of these"
+        );
     }
 }

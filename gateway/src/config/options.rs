@@ -1,9 +1,9 @@
-//! The one table of options. The flags of `serve`, the `FANFARE_*` environment names, the file's top-level keys, `--help`
-//! and docs/configuration.md all come from it; the layers in `config` apply it. A new option is a new row, nothing else.
+//! The one table of options: the flags of `serve`, the `FANFARE_*` variables, keys of the file, `--help` and
+//! docs/configuration.md all come from it. The layers of `config` apply it. A new option is a new row and nothing else.
 
 use super::{
-    Config,
-    fault::{Faults, Place},
+    fault::{Faults, Location},
+    settings::Config,
     value,
 };
 use std::{collections::BTreeMap, path::PathBuf};
@@ -23,26 +23,30 @@ pub(crate) enum Kind {
 
 /// A row of the table.
 pub(crate) struct Spec {
-    /// The key in the file; the flag has dashes for its underscores, the environment has it in capitals.
+    /// The key in the file; in capitals the environment variable; with dashes the flag, unless `flag` names another one.
     pub(crate) name: &'static str,
+    /// The section of the file that has the key; empty: the top level.
+    pub(crate) section: &'static str,
+    /// A name of its own for the flag.
+    flag: Option<&'static str>,
     /// What its value is.
     pub(crate) kind: Kind,
-    /// What stands for the value in help; empty for a switch.
+    /// How help shows the value; empty for a switch.
     pub(crate) value: &'static str,
-    /// What holds without it, in words or as it would be written.
+    /// Its default, in words or as it would be written.
     pub(crate) default: &'static str,
     /// What it does, in one sentence without its full stop.
     pub(crate) help: &'static str,
     /// A value to copy.
     pub(crate) example: &'static str,
-    /// Reads the text and takes it over. Elements of a list are separated by blanks.
+    /// Reads a value from text and sets it. Elements of a list are separated by blanks.
     pub(super) set: fn(&mut Draft, &str) -> Result<(), String>,
 }
 
 impl Spec {
-    /// The flag, without its dashes in front.
+    /// The flag, without the dashes in front of it.
     pub(crate) fn flag(&self) -> String {
-        self.name.replace('_', "-")
+        self.flag.map_or_else(|| self.name.replace('_', "-"), str::to_owned)
     }
 
     /// The environment variable.
@@ -51,47 +55,60 @@ impl Spec {
     }
 }
 
-/// A configuration that is being put together, layer by layer.
+/// A configuration while its layers are put together.
 pub(super) struct Draft {
-    /// As far as it is known.
+    /// The settings so far.
     pub(super) config: Config,
-    /// The file to read; it cannot name itself.
+    /// The file to read.
     pub(super) file: Option<PathBuf>,
-    /// Whether anybody may do anything although others than this machine can connect.
+    /// Whether anonymous clients of other machines may do everything.
     pub(super) open: bool,
     /// Where each option and each limit was set last.
-    pub(super) places: BTreeMap<&'static str, Place>,
-    /// What was wrong so far.
+    pub(super) locations: BTreeMap<&'static str, Location>,
+    /// The faults so far.
     pub(super) faults: Faults,
 }
 
 impl Draft {
-    /// Nothing set yet.
+    /// Begins with the defaults.
     pub(super) fn new(config: Config) -> Self {
-        Self { config, file: None, open: false, places: BTreeMap::new(), faults: Faults::default() }
+        Self { config, file: None, open: false, locations: BTreeMap::new(), faults: Faults::default() }
     }
 
-    /// Takes over one option's value from one place; a bad one is a fault and changes nothing.
-    pub(super) fn take(&mut self, spec: &Spec, text: &str, place: Place) {
+    /// Sets one option; an invalid value is a fault and changes nothing.
+    pub(super) fn take(&mut self, spec: &Spec, text: &str, location: Location) {
         let result = if text.is_empty() {
             Err("is empty; leave it out for the default".to_owned())
         } else {
             (spec.set)(self, text)
         };
         match result {
-            Ok(()) => drop(self.places.insert(spec.name, place)),
-            Err(problem) => self.faults.add(place, problem),
+            Ok(()) => drop(self.locations.insert(spec.name, location)),
+            Err(problem) => self.faults.add(&location, problem),
         }
     }
 }
 
-/// Puts a value that was read into its place.
+/// Sets a field to a value that was read.
 fn put<T>(field: &mut T, value: Result<T, String>) -> Result<(), String> {
     *field = value?;
     Ok(())
 }
 
-/// The option that names the file; it is the only one that the file cannot hold.
+/// What most rows have in common.
+const TOP_LEVEL: Spec = Spec {
+    name: "",
+    section: "",
+    flag: None,
+    kind: Kind::Text,
+    value: "",
+    default: "",
+    help: "",
+    example: "",
+    set: |_, _| Ok(()),
+};
+
+/// The option that names the file. It is the only one that the file cannot have.
 pub(crate) const CONFIG_FILE: Spec = Spec {
     name: "config",
     kind: Kind::Text,
@@ -100,6 +117,7 @@ pub(crate) const CONFIG_FILE: Spec = Spec {
     help: "Configuration file (TOML)",
     example: "/etc/fanfare.toml",
     set: |d, text| put(&mut d.file, Ok(Some(text.into()))),
+    ..TOP_LEVEL
 };
 
 /// Every other option, in the order of `--help`.
@@ -112,6 +130,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "Public listener: clients and back ends; port 0 picks a free one",
         example: "0.0.0.0:8080",
         set: |d, text| put(&mut d.config.listen, value::address(text)),
+        ..TOP_LEVEL
     },
     Spec {
         name: "admin",
@@ -121,6 +140,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "Admin listener: metrics, health, drain; keep it away from the public",
         example: "0.0.0.0:8081",
         set: |d, text| put(&mut d.config.admin, value::address(text)),
+        ..TOP_LEVEL
     },
     Spec {
         name: "ready_file",
@@ -130,6 +150,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "Once serving, write the bound addresses to this file, as JSON",
         example: "/run/fanfare/ready.json",
         set: |d, text| put(&mut d.config.ready_file, Ok(Some(text.into()))),
+        ..TOP_LEVEL
     },
     Spec {
         name: "redis",
@@ -139,6 +160,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "Redis that connects the nodes: redis://, redis+sentinel://, redis+cluster:// (TLS: rediss); repeatable",
         example: "redis://redis:6379",
         set: |d, text| put(&mut d.config.redis, text.split_whitespace().map(str::parse).collect::<Result<Vec<_>, _>>()),
+        ..TOP_LEVEL
     },
     Spec {
         name: "redis_ca_file",
@@ -148,6 +170,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "PEM certificates of the authorities that vouch for Redis over TLS",
         example: "/etc/fanfare/redis-ca.pem",
         set: |d, text| put(&mut d.config.redis_ca_file, Ok(Some(text.into()))),
+        ..TOP_LEVEL
     },
     Spec {
         name: "redis_wait",
@@ -157,6 +180,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "How long to wait for Redis at start before giving up",
         example: "30",
         set: |d, text| put(&mut d.config.redis_wait, value::seconds(text)),
+        ..TOP_LEVEL
     },
     Spec {
         name: "node",
@@ -166,6 +190,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "This node's name in frames, metrics and logs; unique in the cluster",
         example: "gateway-1",
         set: |d, text| put(&mut d.config.node, value::node(text)),
+        ..TOP_LEVEL
     },
     Spec {
         name: "advertise",
@@ -175,6 +200,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "Address under which nginx reaches this node, for sticky routes",
         example: "10.0.3.7:8080",
         set: |d, text| put(&mut d.config.advertise, value::address(text).map(Some)),
+        ..TOP_LEVEL
     },
     Spec {
         name: "shards",
@@ -187,15 +213,30 @@ pub(crate) const OPTIONS: &[Spec] = &[
             let shards = value::whole(text, 1..=256)?;
             put(&mut d.config.shards, usize::try_from(shards).map_err(|e| e.to_string()))
         },
+        ..TOP_LEVEL
     },
     Spec {
         name: "open",
         kind: Kind::Switch,
         value: "",
         default: "false",
-        help: "Allow anonymous everything on a listener that is not loopback",
+        help: "Let anonymous clients of other machines do everything: needed for a listener that is not loopback",
         example: "true",
         set: |d, text| put(&mut d.open, value::switch(text)),
+        ..TOP_LEVEL
+    },
+    Spec {
+        name: "origins",
+        section: "auth",
+        flag: Some("origin"),
+        kind: Kind::List,
+        value: "ORIGIN",
+        default: "none: only pages that the gateway serves itself",
+        help: "Origin of web pages that may connect, compared exactly, beside the gateway's own; repeatable",
+        example: "https://app.example.com",
+        set: |d, text| {
+            put(&mut d.config.origins, text.split_whitespace().map(str::parse).collect::<Result<Vec<_>, _>>())
+        },
     },
     Spec {
         name: "log",
@@ -205,6 +246,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "How log lines are written",
         example: "json",
         set: |d, text| put(&mut d.config.log, text.parse()),
+        ..TOP_LEVEL
     },
     Spec {
         name: "log_level",
@@ -214,6 +256,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "The least important lines logged: error, warn, info, debug or trace",
         example: "warn",
         set: |d, text| put(&mut d.config.log_level, text.parse()),
+        ..TOP_LEVEL
     },
     Spec {
         name: "drain",
@@ -223,6 +266,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "Window over which SIGTERM spreads the closing of connections",
         example: "20",
         set: |d, text| put(&mut d.config.drain, value::seconds(text)),
+        ..TOP_LEVEL
     },
     Spec {
         name: "demo",
@@ -232,6 +276,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "Serve the demo pages at /demo/",
         example: "false",
         set: |d, text| put(&mut d.config.demo, value::switch(text)),
+        ..TOP_LEVEL
     },
     Spec {
         name: "ready_needs_backplane",
@@ -241,6 +286,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         help: "Make /readyz fail while Redis is away; all nodes then leave the balancer at once",
         example: "true",
         set: |d, text| put(&mut d.config.ready_needs_backplane, value::switch(text)),
+        ..TOP_LEVEL
     },
 ];
 

@@ -1,5 +1,5 @@
-//! docs/configuration.md, written from the option table and the sections' tables. `fanfare check --reference` prints it; a
-//! test compares the file with it and rewrites it on request. It knows no option of its own.
+//! docs/configuration.md, made from the option table and the sections' tables. `fanfare check --reference` prints it; a test
+//! compares the file with it and rewrites the file on request.
 
 use super::{
     options::{self, Kind, Spec},
@@ -13,15 +13,16 @@ const HEAD: &str = "\
 
 <!-- Generated from the option table in gateway/src/config: `FANFARE_BLESS=1 cargo test -p fanfare config` rewrites it. -->
 
-Every option can be set in four places; the later one wins: its default, the file (`--config FILE`, TOML), the
+Every option can be set in four ways; the later one wins: its default, the file (`--config FILE`, TOML), the
 environment, a flag. `fanfare serve --help` shows the same options, `fanfare check --reference` prints this page, and
-`fanfare check FILE` says `ok` or every fault that `serve` would find with that file in the same environment.
+`fanfare check FILE` prints `ok` or every fault that `serve` would find with that file in the same environment.
 
-Configuration is strict. An unknown key, flag or `FANFARE_…` variable, a value out of range or of another type stops the
-start with exit code 78, and all faults are listed at once on standard error, one per line, each with where it stands.
-The same holds for a public listener that is not loopback without `open`: nobody serves the world by accident.
-(`FANFARE_URL` and `FANFARE_TOKEN` belong to the client commands; variables of the shape that Kubernetes and Docker
-links make for a service, such as `FANFARE_PORT_8080_TCP` and `FANFARE_SERVICE_HOST`, are not ours and are ignored.)
+Configuration is strict. An unknown key, flag or `FANFARE_…` variable, or a value that is out of range or of another type,
+stops the start with exit code 78. All faults are listed at once on standard error, one per line, each with its location;
+of more than 20 the first 20. A public listener that is not loopback is a fault too, unless `open` is set, so that no
+gateway is open to other machines by accident.
+(`FANFARE_URL` and `FANFARE_TOKEN` belong to the client commands. Variables that Kubernetes and Docker links make for a
+service of this name, such as `FANFARE_PORT_8080_TCP` and `FANFARE_SERVICE_HOST`, are ignored.)
 
 ## Options
 
@@ -30,12 +31,12 @@ links make for a service, such as `FANFARE_PORT_8080_TCP` and `FANFARE_SERVICE_H
 ";
 
 const SECTIONS: &str = "
-A switch as a flag alone means `true`; `--open=false` turns off what the file turned on. Several Redis URLs: the flag
-repeated, separated by blanks in the environment, an array in the file.
+A switch as a flag alone means `true`; `--open=false` turns off what the file turned on. Several Redis URLs or origins: the
+flag repeated, separated by blanks in the environment, an array in the file.
 
 ## Sections of the file
 
-What follows can be set in the file only.
+These keys can be set in the file only, `origins` excepted.
 ";
 
 const EXAMPLE: &str = r#"
@@ -44,7 +45,7 @@ const EXAMPLE: &str = r#"
 ```toml
 listen = "0.0.0.0:8080"
 redis = "redis://redis:6379"
-open = true                          # anybody may read and write every room
+open = true                          # everybody may read and write every room
 
 [auth]
 origins = ["https://app.example.com"]
@@ -65,7 +66,7 @@ publishes_per_second = 20
 "#;
 
 /// The whole page.
-pub(super) fn markdown() -> String {
+pub(crate) fn markdown() -> String {
     let mut page = HEAD.to_owned();
     for spec in options::all() {
         page.push_str(&row(spec));
@@ -73,7 +74,7 @@ pub(super) fn markdown() -> String {
     page.push_str(SECTIONS);
     section(&mut page, "[auth]", AUTH);
     section(&mut page, "[[rooms]]", ROOMS);
-    page.push_str("\nA rule that does not set `history` or `presence` leaves it at its default, as does a name that no rule matches.\n");
+    page.push_str("\nWithout `history` or `presence` a rule leaves it at its default. A room that no rule matches has the defaults.\n");
     page.push_str("\n### `[limits]`\n\n| key | default | range | |\n|---|---|---|---|\n");
     for limit in LIMITS {
         let (name, help, range) = (limit.name, limit.help, &limit.range);
@@ -89,7 +90,9 @@ fn row(spec: &Spec) -> String {
     let key = match spec.kind {
         _ if spec.name == options::CONFIG_FILE.name => "".to_owned(),
         Kind::Number | Kind::Switch => format!("`{} = {}`", spec.name, spec.example),
-        Kind::Text | Kind::List => format!("`{} = \"{}\"`", spec.name, spec.example),
+        Kind::Text => format!("`{} = \"{}\"`", spec.name, spec.example),
+        Kind::List if spec.section.is_empty() => format!("`{} = \"{}\"`", spec.name, spec.example),
+        Kind::List => format!("`[{}]` `{} = [\"{}\"]`", spec.section, spec.name, spec.example),
     };
     let (flag, variable) = (spec.flag(), spec.variable());
     format!("| `--{flag}{value}` | `{variable}` | {key} | {} | {} |\n", spec.default, spec.help)

@@ -1,7 +1,7 @@
-//! The sections that only the file has: `[auth]`, `[[rooms]]` and `[limits]`. `file` calls a function per section;
-//! `reference` prints the tables of keys. What the values mean is the business of the modules that own the types.
+//! The sections that only the file has: `[auth]`, `[[rooms]]` and `[limits]`. `file` calls one function for each;
+//! `reference` prints the tables of keys. What the values mean is decided by the modules that own their types.
 
-use super::{file::Field, options::Draft, value};
+use super::{field::Field, options::Draft, value};
 use crate::policy::{
     class::{Class, Classes, Glob},
     limits::Limits,
@@ -21,16 +21,17 @@ pub(super) const AUTH: &[Key] = &[
     Key {
         name: "mode",
         default: "`\"open\"`",
-        help: "Who may do what. `\"open\"`: anybody, anything; the only mode of this version",
+        help: "Who may do what. `\"open\"`: everybody may do everything; the only mode of this version",
     },
     Key {
         name: "origins",
-        default: "`[]`: the listener's own host and port",
-        help: "Origins of the web pages that may connect, compared exactly: `[\"https://app.example.com\"]`",
+        default: "`[]`: only pages that the gateway serves itself",
+        help: "Origins of web pages that may connect, compared exactly, beside the gateway's own: \
+               `[\"https://app.example.com\"]`. Also a flag and a variable, see above",
     },
     Key {
         name: "trusted_proxies",
-        default: "`[]`: nobody",
+        default: "`[]`: none",
         help: "Address ranges whose `X-Forwarded-For` is believed: `[\"10.0.0.0/8\"]`",
     },
 ];
@@ -45,8 +46,8 @@ pub(super) const ROOMS: &[Key] = &[
     Key {
         name: "history",
         default: "`{ messages = 100, ttl = \"5m\" }`",
-        help: "What is kept: at least `messages` (1 to 100000), each for `ttl` (`1s` to `30d`); or `\"off\"`: nothing, \
-               at most once, no cursors",
+        help: "What is kept: at least `messages` (1 to 100000), each for `ttl` (`1s` to `30d`). `\"off\"`: nothing is \
+               kept, messages have no cursors and are delivered at most once",
     },
     Key { name: "presence", default: "`true`", help: "Whether members can see each other" },
 ];
@@ -92,8 +93,8 @@ pub(super) const LIMITS: &[Limit] = &[
     },
     Limit {
         name: "accepts_per_second",
-        help: "Connections the node takes per second, bursts of twice that; the others wait in the kernel's backlog; \
-               0 = no limit: nginx counts a node that is slow to take connections as failed",
+        help: "Connections the node takes per second, bursts of twice that; others wait in the kernel's backlog. \
+               0 = no limit, which a node behind nginx needs: nginx takes a node that is slow to accept for a failed one",
         range: 0..=1_000_000,
         get: |l| l.accepts_per_second.into(),
         set: |l, n| l.accepts_per_second = n as u32,
@@ -146,7 +147,10 @@ pub(super) fn auth(section: &Field<'_>, draft: &mut Draft) {
                 Ok(other) => field.fault(draft, format_args!("must be \"open\", not {other:?}")),
                 Err(problem) => field.fault(draft, problem),
             },
-            "origins" => draft.config.origins = list(&field, draft),
+            "origins" => {
+                draft.config.origins = list(&field, draft);
+                draft.locations.insert("origins", field.location());
+            }
             "trusted_proxies" => draft.config.trusted_proxies = list(&field, draft),
             "jwt" | "api_keys" => field.fault(draft, TOKENS),
             _ => unknown(&field, draft, AUTH.iter().map(|key| key.name)),
@@ -161,7 +165,7 @@ pub(super) fn rooms(section: &Field<'_>, draft: &mut Draft) {
     for field in section.accept(draft, section.items()).unwrap_or_default() {
         let Some((pattern, class)) = rule(&field, draft) else { continue };
         if let Some(earlier) = patterns.iter().find(|earlier| [pattern, "*"].contains(earlier)) {
-            field.fault(draft, format_args!("is never reached: {earlier:?} stands above it and matches first"));
+            field.fault(draft, format_args!("is never used: the rule {earlier:?} above it matches first"));
         }
         patterns.push(pattern);
         rules.push((Glob::new(pattern), class));
@@ -169,7 +173,7 @@ pub(super) fn rooms(section: &Field<'_>, draft: &mut Draft) {
     draft.config.classes = Classes::new(rules);
 }
 
-/// One element of `[[rooms]]`; `None` where its pattern is missing or wrong.
+/// One element of `[[rooms]]`; `None` if its pattern is missing or invalid.
 fn rule<'a>(rule: &Field<'a>, draft: &mut Draft) -> Option<(&'a str, Class)> {
     let mut class = Class::BUILT_IN;
     let mut pattern = Err("needs a match".to_owned());
@@ -184,7 +188,7 @@ fn rule<'a>(rule: &Field<'a>, draft: &mut Draft) -> Option<(&'a str, Class)> {
     Some((rule.accept(draft, pattern)??, class))
 }
 
-/// A pattern that can match a room's name.
+/// Checks that a pattern can match a room's name.
 fn checked(pattern: &str) -> Result<&str, String> {
     let fits = (1..=255).contains(&pattern.len())
         && pattern.bytes().all(|byte| (0x21..=0x7E).contains(&byte) && !b"{}\"\\".contains(&byte));
@@ -225,12 +229,12 @@ pub(super) fn limits(section: &Field<'_>, draft: &mut Draft) {
         let number = field.number().and_then(|text| value::whole(&text, limit.range.clone()));
         if let Some(number) = field.accept(draft, number) {
             (limit.set)(&mut draft.config.limits, number);
-            draft.places.insert(limit.name, field.place());
+            draft.locations.insert(limit.name, field.location());
         }
     }
 }
 
-/// An array of strings, each read as a `T`; bad ones are faults of their own.
+/// An array of strings, each read as a `T`. Each invalid one is a fault.
 fn list<T: FromStr<Err = String>>(field: &Field<'_>, draft: &mut Draft) -> Vec<T> {
     let items = field.accept(draft, field.items()).unwrap_or_default();
     items.iter().filter_map(|item| item.accept(draft, item.text().and_then(str::parse))).collect()

@@ -1,8 +1,14 @@
-//! The layers together: what wins, what is refused, and that everything wrong is said at once.
+//! The layers together: which one wins, what is refused, and that all faults are listed at once.
 
-use super::{options::Draft, *};
-use crate::policy::class::Class;
-use std::{ffi::OsString, fs, sync::atomic::AtomicU32, sync::atomic::Ordering};
+use super::{fault::Location, options::Draft, settings::node_name, value::RedisUrl, *};
+use crate::policy::{class::Class, origin::Origin, peer::Network};
+use std::{
+    ffi::OsString,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
     variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect()
@@ -61,7 +67,39 @@ fn a_higher_layer_replaces_a_list() {
 }
 
 #[test]
-fn all_faults_of_all_layers_are_listed_at_once_with_their_place() {
+fn origins_are_set_by_the_file_by_a_variable_or_by_flags() {
+    let file = Written::new("[auth]\norigins = [\"https://a\", \"https://b\"]\n");
+    let config = flags(&[("config", file.0.to_str().unwrap())]);
+    let origins =
+        |flags: &Flags, environment: &Environment| load(flags, environment).map(|config| config.origins.len());
+    assert_eq!(origins(&config, &Environment::default()), Ok(2));
+    let variable = environment(&[("FANFARE_ORIGINS", "http://c:1 http://d http://e")]);
+    assert_eq!(origins(&config, &variable), Ok(3));
+    let flag = flags(&[("config", file.0.to_str().unwrap()), ("origins", "http://f")]);
+    assert_eq!(origins(&flag, &variable), Ok(1));
+    let faults = load(&flags(&[("origins", "localhost:5173")]), &Environment::default()).unwrap_err();
+    assert!(faults.to_string().starts_with("--origin: must be scheme://host"), "{faults}");
+    let top_level = Written::new("origins = [\"https://a\"]\n").faults();
+    assert_eq!(top_level, ["1: origins: unknown key here; it belongs under [auth]"]);
+}
+
+#[test]
+fn faults_of_the_file_are_in_the_order_of_its_lines_and_not_more_than_twenty_are_printed() {
+    let lines: String = (0..30).map(|n| format!("key{n} = 1\n")).collect();
+    let file = Written::new(&format!("[limits]\nping_seconds = 0\n[auth]\nmode = 1\n[weather]\n{lines}"));
+    assert!(file.faults().is_sorted_by_key(|fault| fault.split(':').next().unwrap().parse::<usize>().unwrap()));
+    let many = Written::new(&lines);
+    let faults = many.load().unwrap_err().to_string();
+    assert_eq!(faults.lines().count(), 21, "{faults}");
+    assert_eq!(faults.lines().last().unwrap(), "and 10 more, 30 faults in all");
+    assert_eq!(many.faults().len(), 30);
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let faults = Written::new(&text).load().unwrap_err().to_string();
+    assert!(faults.lines().count() <= 21, "{faults}");
+}
+
+#[test]
+fn all_faults_of_all_layers_are_listed_at_once_with_their_location() {
     let file = Written::new("listen = \"0.0.0.0:80\"\nnope = 1\ndrain = \"20\"\n[limits]\nping_seconds = 0\n");
     let environment = environment(&[("FANFARE_ADMIN", "here"), ("FANFARE_LISTENN", "x"), ("FANFARE_URL", "ws://x")]);
     let given = flags(&[("config", file.0.to_str().unwrap()), ("shards", "many"), ("log", "xml")]);
@@ -128,12 +166,12 @@ fn sections_refuse_unknown_keys_wrong_types_and_what_is_out_of_range() {
             "4: auth.trusted_proxies[0]: has bits set beyond the first 8: \"10.0.0.1/8\"",
             "5: auth.user: unknown key; known here: mode, origins, trusted_proxies",
             "6: auth.jwt: token mode is not part of this version",
-            "9: rooms[0].history: must be \"off\" or { messages = 100, ttl = \"5m\" }, not \"on\"",
             "8: rooms[0]: needs a match",
+            "9: rooms[0].history: must be \"off\" or { messages = 100, ttl = \"5m\" }, not \"on\"",
             "11: rooms[1].match: must be 1 to 255 characters that room names can have: visible ASCII without { } \" \\",
             "12: rooms[1].history.ttl: must be a time from 1s to 30d, such as \"90s\", \"5m\" or \"24h\", not \"1y\"",
             "12: rooms[1].history.size: unknown key; known here: messages, ttl",
-            "15: rooms[3]: is never reached: \"*\" stands above it and matches first",
+            "15: rooms[3]: is never used: the rule \"*\" above it matches first",
         ]
     );
 }
@@ -230,13 +268,13 @@ fn the_table_says_the_defaults_that_hold_and_examples_that_work() {
     let built_in = Config::built_in();
     for spec in options().filter(is_value) {
         let mut draft = Draft::new(built_in.clone());
-        draft.take(spec, spec.default, Place::Flag(spec.flag()));
+        draft.take(spec, spec.default, Location::Flag(spec.flag()));
         assert_eq!((&draft.config, draft.open), (&built_in, false), "{}", spec.name);
         assert_eq!(draft.faults, Faults::default());
     }
     for spec in options() {
         let mut draft = Draft::new(built_in.clone());
-        draft.take(spec, spec.example, Place::Flag(spec.flag()));
+        draft.take(spec, spec.example, Location::Flag(spec.flag()));
         assert_eq!(draft.faults, Faults::default(), "{}", spec.name);
     }
 }

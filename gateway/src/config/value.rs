@@ -1,5 +1,5 @@
-//! The values a configuration is made of, and how each is read from text. The option table and the file's sections call
-//! it. Its errors say what would be right and are ready to be shown; it never prints what may hold a password.
+//! The values of a configuration, and how each is read from text. Called by the option table and the file's sections. Its
+//! errors say what would be valid, and never repeat what may hold a password.
 
 use std::{fmt, net::SocketAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 

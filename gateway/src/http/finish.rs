@@ -1,5 +1,5 @@
-//! What every response to a request gets, whoever made it: the headers for pages of other origins, and `Connection: close`
-//! while the node drains.
+//! Headers that every response gets, whether the API or a transport made it: those that let pages of other origins read
+//! it, and `Connection: close` while the node drains.
 
 use super::problem;
 use crate::node::Node;
@@ -9,10 +9,10 @@ use hyper::{
 };
 use std::sync::Arc;
 
-/// What all responses to a request get.
+/// Adds what every response to one request gets.
 #[derive(Clone)]
 pub(crate) struct Finish {
-    /// The page that asks, whose origin has been checked.
+    /// The origin of the page that asks, once it has been checked.
     pub(crate) origin: Option<HeaderValue>,
     pub(crate) node: Arc<Node>,
 }

@@ -1,5 +1,5 @@
-//! The head of an HTTP/1.1 response as bytes (RFC 9112 section 4), for sockets that have left hyper. It never decides what
-//! stands in it.
+//! The head of an HTTP/1.1 response as bytes (RFC 9112 section 4), for sockets that have left hyper. Called by the
+//! transports; it adds no header but `Date`.
 
 use bytes::{BufMut as _, BytesMut};
 use hyper::Response;

@@ -1,4 +1,4 @@
-//! What HTTP responses share, whether the API or a transport gives them.
+//! HTTP responses that `api` and `transport` have in common.
 
 pub(crate) mod finish;
 pub(crate) mod head;

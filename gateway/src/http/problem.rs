@@ -1,9 +1,10 @@
-//! HTTP answers that are the same wherever they are given, in `api` and in `transport`: problem documents (RFC 9457), and what cross-origin pages need to be told.
+//! Responses that `api` and `transport` share: JSON, problem documents (RFC 9457), and the headers of CORS.
 
 use crate::protocol::error::{ErrorCode, Refusal};
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, Response, StatusCode, header},
+    response::IntoResponse,
 };
 use serde::Serialize;
 
@@ -16,7 +17,13 @@ struct Problem<'a> {
     retryable: bool,
 }
 
-/// The answer that refuses a request.
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response<Body> {
+        problem(&self)
+    }
+}
+
+/// The response that refuses a request.
 pub(crate) fn problem(refusal: &Refusal) -> Response<Body> {
     let code = refusal.code;
     let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -36,8 +43,9 @@ pub(crate) fn problem(refusal: &Refusal) -> Response<Body> {
     response
 }
 
-/// A JSON answer.
-pub(crate) fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+/// A JSON document as a response. It ends with a newline, so that the prompt of a terminal begins a line after it.
+pub(crate) fn json(status: StatusCode, mut body: Vec<u8>) -> Response<Body> {
+    body.push(b'\n');
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -45,21 +53,21 @@ pub(crate) fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
     response
 }
 
-/// The body came too slowly: the connection ends with the answer.
+/// The request did not come in in time. The connection ends with the response, since the rest may still come.
 pub(crate) fn too_slow() -> Response<Body> {
     let mut response = problem(&Refusal::bad_request("the request did not come in within 10 seconds"));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-/// 405 with the methods that are allowed.
+/// 405, with the methods that the path takes.
 pub(crate) fn method_not_allowed(allowed: &'static str) -> Response<Body> {
     let mut response = problem(&Refusal::new(ErrorCode::MethodNotAllowed, format!("this path takes {allowed}")));
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
-/// The answer to a preflight (Fetch standard, CORS protocol): its origin has been checked already.
+/// The response to a preflight (Fetch standard, CORS protocol) whose origin is allowed.
 pub(crate) fn preflight() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -73,7 +81,7 @@ pub(crate) fn preflight() -> Response<Body> {
     response
 }
 
-/// Lets a page of this origin, which was checked, read the answer.
+/// Lets pages of an allowed origin read the response.
 pub(crate) fn allow_origin(headers: &mut HeaderMap, origin: HeaderValue) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));

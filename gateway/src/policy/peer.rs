@@ -1,4 +1,5 @@
-//! Who is at the other end: the client's address, through proxies that are trusted, and how many connections it has.
+//! The client's address, through trusted proxies, and how many connections it has. Called for every request, and for every
+//! connection that lasts.
 
 use std::{
     collections::HashMap,
@@ -7,29 +8,30 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Whose word about the client's address is believed, and how many connections one address may have.
+/// Which proxies are trusted to name the client's address, and how many connections an address may have.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerPolicy {
     trusted: Vec<Network>,
     /// 0: no limit.
     per_ip: u32,
-    seats: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    connections: Arc<Mutex<HashMap<IpAddr, u32>>>,
 }
 
-/// A connection's place among those of its address; dropping it frees the place.
+/// Counts one connection of an address for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     address: IpAddr,
-    seats: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    connections: Arc<Mutex<HashMap<IpAddr, u32>>>,
 }
 
 impl PeerPolicy {
-    /// Believes `X-Forwarded-For` of these networks; `per_ip` connections per address (0: no limit).
+    /// Believes the `X-Forwarded-For` of these networks; allows `per_ip` connections per address (0: no limit).
     pub(crate) fn new(trusted: Vec<Network>, per_ip: u32) -> Self {
-        Self { trusted, per_ip, seats: Arc::default() }
+        Self { trusted, per_ip, connections: Arc::default() }
     }
 
-    /// The client's address: the right-most hop that is not a trusted proxy, as long as trusted ones say so.
+    /// The client's address. Each trusted hop, from the right, is believed about the one before it; the first that is not
+    /// trusted is the client.
     pub(crate) fn client(&self, peer: IpAddr, forwarded_for: Option<&str>) -> IpAddr {
         let hops = forwarded_for.unwrap_or_default().rsplit(',').map(|hop| hop.trim().parse::<IpAddr>());
         let mut client = peer.to_canonical();
@@ -40,28 +42,31 @@ impl PeerPolicy {
         client
     }
 
-    /// A place for one more connection; `Ok(None)` where there is no limit, `Err` at the limit.
-    pub(crate) fn seat(&self, address: IpAddr) -> Result<Option<ConnectionPermit>, ()> {
+    /// Counts one more connection; `Ok(None)` without a limit.
+    ///
+    /// # Errors
+    /// The address has as many as it may.
+    pub(crate) fn permit(&self, address: IpAddr) -> Result<Option<ConnectionPermit>, ()> {
         if self.per_ip == 0 {
             return Ok(None);
         }
-        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = seats.entry(address).or_default();
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = connections.entry(address).or_default();
         if *taken >= self.per_ip {
             return Err(());
         }
         *taken += 1;
-        Ok(Some(ConnectionPermit { address, seats: Arc::clone(&self.seats) }))
+        Ok(Some(ConnectionPermit { address, connections: Arc::clone(&self.connections) }))
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = seats.get_mut(&self.address) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = connections.get_mut(&self.address) {
             *taken -= 1;
             if *taken == 0 {
-                seats.remove(&self.address);
+                connections.remove(&self.address);
             }
         }
     }
@@ -125,12 +130,12 @@ mod tests {
     }
 
     #[test]
-    fn a_seat_is_free_again_when_its_connection_is_gone() {
+    fn an_ended_connection_no_longer_counts() {
         let policy = PeerPolicy::new(vec![], 1);
         let address = "1.1.1.1".parse().unwrap();
-        let seat = policy.seat(address).unwrap();
-        assert!(policy.seat(address).is_err());
-        drop(seat);
-        assert!(policy.seat(address).is_ok());
+        let permit = policy.permit(address).unwrap();
+        assert!(policy.permit(address).is_err());
+        drop(permit);
+        assert!(policy.permit(address).is_ok());
     }
 }

@@ -168,7 +168,14 @@ fn request_id(raw: Option<&RawValue>) -> Result<RequestId, Refusal> {
 }
 
 pub(crate) fn cursor(text: Option<Cow<'_, str>>) -> Result<Option<Cursor>, Refusal> {
-    text.map(|text| text.parse().map_err(|_| Refusal::bad_request("since is no cursor"))).transpose()
+    text.map(|text| {
+        text.parse().map_err(|_| {
+            Refusal::bad_request(
+                "since is not a cursor: a cursor is the text in the field cursor of a message, such as Xk2p9QaB.42",
+            )
+        })
+    })
+    .transpose()
 }
 
 /// Checks an event name: 1 to 64 bytes.

@@ -1,10 +1,11 @@
-//! Takes connections from the public listener and hands each to the shard with the fewest sessions. Runs on the main
-//! thread, so that no shard's work delays it, and be it the end of all its sessions at once; it never waits for a client.
-//! What it may not or cannot take yet waits in the kernel's backlog.
+//! Takes connections from the public listener and gives each to the shard with the fewest sessions. Called by `app`, on
+//! the main thread, so that a busy shard cannot delay it. It waits for no client. Connections that no shard can take yet
+//! wait in the kernel's backlog.
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, TcpStream},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,26 +13,27 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::mpsc::{self, error::TrySendError},
 };
 
 use crate::{node::metrics::Metrics, session::TokenBucket};
 
-/// Sockets that may wait for a shard to take them over.
+/// Sockets that may wait for one shard.
 pub(crate) const WAITING_MAX: usize = 1024;
-/// Pause after a failed accept: with no file descriptor left the next attempt fails too, and would spin.
+/// Pause after a failed accept. Without a free file descriptor the next attempt fails too, and without a pause they would
+/// use up a core.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Between two looks whether a shard has room again.
+/// Pause while no shard has room.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
-/// The kernel calls a socket writable only below so many unsent bytes: the backlog waits in the outbox, where the policy
-/// is, and not in the kernel.
+/// A socket counts as writable only while the kernel has fewer unsent bytes than this. So what a slow client has not read
+/// waits in its outbox, where it is counted and limited, and not in the kernel.
 const NOTSENT_BYTES: u32 = 32 << 10;
-/// Unacknowledged for so long, a connection is dead: sooner than the peer's silence would tell.
+/// A connection whose bytes are not acknowledged for this long is dead. Without this the kernel would try for 15 minutes.
 const UNACKED: Duration = Duration::from_secs(30);
 
-/// A socket on its way to its shard, free of the runtime that accepted it.
-pub(crate) type Arrival = (std::net::TcpStream, IpAddr);
+/// A socket on its way to its shard, not registered with any runtime, and the address of its peer.
+pub(crate) type Arrival = (TcpStream, IpAddr);
 
 /// One shard, as the acceptor sees it.
 pub(crate) struct ShardHandle {
@@ -39,15 +41,28 @@ pub(crate) struct ShardHandle {
     pub(crate) load: Arc<AtomicUsize>,
 }
 
-/// Accepts for ever, `per_second` connections on average and twice as many in a burst; 0: no limit.
-pub(crate) async fn accept(listener: TcpListener, doors: Vec<ShardHandle>, metrics: Arc<Metrics>, per_second: u32) {
-    let mut handed = 0;
+/// Accepts `per_second` connections on average and twice as many in a burst (0: no limit) until `end`. Then it takes the
+/// connections that the kernel has completed meanwhile, since their clients may have sent a request, and stops listening.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    shards: Vec<ShardHandle>,
+    metrics: Arc<Metrics>,
+    per_second: u32,
+    end: impl Future<Output = ()>,
+) {
+    let mut end = pin!(end);
+    let mut turn = 0;
     let started = Instant::now();
     let mut bucket = TokenBucket::full(per_second, 0);
     loop {
-        let (socket, address) = match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = &mut end => break,
+        };
+        let (socket, address) = match accepted {
             Ok(accepted) => accepted,
-            Err(why) if is_the_clients_own(&why) => continue,
+            Err(why) if is_aborted_by_client(&why) => continue,
             Err(why) => {
                 metrics.accept_errors.inc();
                 tracing::warn!(%why, "cannot accept");
@@ -55,7 +70,7 @@ pub(crate) async fn accept(listener: TcpListener, doors: Vec<ShardHandle>, metri
                 continue;
             }
         };
-        let Ok(socket) = prepare(socket) else { continue };
+        let Ok(socket) = socket.into_std().and_then(prepare) else { continue };
         let mut delayed = false;
         while let Err(ms) = bucket.take(per_second, started.elapsed().as_millis() as u32) {
             delayed = true;
@@ -63,9 +78,9 @@ pub(crate) async fn accept(listener: TcpListener, doors: Vec<ShardHandle>, metri
         }
         let mut arrival = (socket, address.ip());
         loop {
-            match hand_over(arrival, &doors, handed) {
-                HandOver::Taken(turn) => {
-                    handed = turn;
+            match hand_over(arrival, &shards, turn) {
+                HandOver::Taken(next) => {
+                    turn = next;
                     break;
                 }
                 HandOver::Gone => break,
@@ -78,44 +93,51 @@ pub(crate) async fn accept(listener: TcpListener, doors: Vec<ShardHandle>, metri
             metrics.accepts_delayed.inc();
         }
     }
+    // Asked directly: the runtime may not have heard of the latest connections yet.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((socket, address)) = listener.accept() {
+        if let Ok(socket) = socket.set_nonblocking(true).and_then(|()| prepare(socket)) {
+            hand_over((socket, address.ip()), &shards, turn);
+        }
+    }
 }
 
 /// What became of a socket that was to be handed over.
 #[derive(Debug)]
 enum HandOver {
-    /// It is the shard's; the turn goes on from here.
+    /// A shard has it; the next turn is this one.
     Taken(usize),
     /// No shard has room for it now.
     Full(Arrival),
-    /// No shard takes any: the node has drained.
+    /// All shards have ended: the node has drained.
     Gone,
 }
 
-/// The client was gone before it was accepted.
-fn is_the_clients_own(why: &io::Error) -> bool {
+/// Whether an accept failed because the client was gone already.
+fn is_aborted_by_client(why: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(why.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-fn prepare(socket: TcpStream) -> io::Result<std::net::TcpStream> {
+fn prepare(socket: TcpStream) -> io::Result<TcpStream> {
     socket.set_nodelay(true)?;
     let options = socket2::SockRef::from(&socket);
     options.set_tcp_notsent_lowat(NOTSENT_BYTES)?;
     options.set_tcp_user_timeout(Some(UNACKED))?;
-    socket.into_std()
+    Ok(socket)
 }
 
-/// Gives the socket to the least loaded shard that has room. `turn` parts shards of equal load, as they are in a storm,
-/// before their counts have caught up.
-fn hand_over(arrival: Arrival, doors: &[ShardHandle], turn: usize) -> HandOver {
-    let mut order: Vec<usize> = (0..doors.len()).map(|i| (i + turn) % doors.len()).collect();
+/// Gives the socket to the least loaded shard that has room. `turn` decides between shards of equal load. In a storm of
+/// connects all loads are equal until the shards have counted their new sessions.
+fn hand_over(arrival: Arrival, shards: &[ShardHandle], turn: usize) -> HandOver {
+    let mut order: Vec<usize> = (0..shards.len()).map(|i| (i + turn) % shards.len()).collect();
     order.sort_by_key(|i| {
-        let waiting = WAITING_MAX - doors[*i].arrivals.capacity();
-        doors[*i].load.load(Ordering::Relaxed) + waiting
+        let waiting = WAITING_MAX - shards[*i].arrivals.capacity();
+        shards[*i].load.load(Ordering::Relaxed) + waiting
     });
     let (mut arrival, mut full) = (arrival, false);
     for i in order {
-        match doors[i].arrivals.try_send(arrival) {
+        match shards[i].arrivals.try_send(arrival) {
             Ok(()) => return HandOver::Taken(i + 1),
             Err(TrySendError::Full(back)) => (arrival, full) = (back, true),
             Err(TrySendError::Closed(back)) => arrival = back,
@@ -127,23 +149,25 @@ fn hand_over(arrival: Arrival, doors: &[ShardHandle], turn: usize) -> HandOver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::{pending, ready};
+    use tokio::net::TcpStream;
 
-    fn doors(count: usize, room: usize) -> (Vec<ShardHandle>, Vec<mpsc::Receiver<Arrival>>) {
-        let door = |_| {
+    fn shards(count: usize, room: usize) -> (Vec<ShardHandle>, Vec<mpsc::Receiver<Arrival>>) {
+        let shard = |_| {
             let (arrivals, arriving) = mpsc::channel(room);
             (ShardHandle { arrivals, load: Arc::default() }, arriving)
         };
-        (0..count).map(door).unzip()
+        (0..count).map(shard).unzip()
     }
 
-    /// A storm of connects that overtakes the shards is not turned away: it waits.
+    /// Connections that come faster than the shards take them wait.
     #[tokio::test]
     async fn a_connection_that_no_shard_has_room_for_waits_and_is_not_dropped() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (doors, mut arriving) = doors(2, 1);
+        let (shards, mut arriving) = shards(2, 1);
         let metrics = Metrics::new("a");
-        let acceptor = tokio::spawn(accept(listener, doors, Arc::clone(&metrics), 0));
+        let acceptor = tokio::spawn(accept(listener, shards, Arc::clone(&metrics), 0, pending()));
         let mut clients = Vec::new();
         for _ in 0..8 {
             clients.push(TcpStream::connect(address).await.unwrap());
@@ -151,7 +175,7 @@ mod tests {
         let mut taken = Vec::new();
         for i in 0..8 {
             let one = tokio::time::timeout(Duration::from_secs(10), arriving[i % 2].recv()).await;
-            taken.push(one.expect("nobody is turned away").unwrap());
+            taken.push(one.expect("no connection is refused").unwrap());
         }
         assert!(metrics.accepts_delayed.get() > 0);
         drop(arriving);
@@ -162,9 +186,9 @@ mod tests {
     async fn connections_beyond_the_rate_wait_in_the_backlog() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (doors, mut arriving) = doors(1, 100);
+        let (shards, mut arriving) = shards(1, 100);
         let metrics = Metrics::new("a");
-        let acceptor = tokio::spawn(accept(listener, doors, Arc::clone(&metrics), 20));
+        let acceptor = tokio::spawn(accept(listener, shards, Arc::clone(&metrics), 20, pending()));
         let began = Instant::now();
         let mut clients = Vec::new();
         for _ in 0..50 {
@@ -172,12 +196,31 @@ mod tests {
         }
         for _ in 0..50 {
             let one = tokio::time::timeout(Duration::from_secs(20), arriving[0].recv()).await;
-            one.expect("everybody is taken").unwrap();
+            one.expect("every connection is taken").unwrap();
         }
         // 40 at once, the other ten at 20 a second.
         assert!(began.elapsed() >= Duration::from_millis(450), "{:?}", began.elapsed());
-        // Not all ten of a slow machine's: there the rate has caught up meanwhile.
+        // On a slow machine fewer than ten are delayed: the rate catches up meanwhile.
         assert!(metrics.accepts_delayed.get() > 0);
         acceptor.abort();
+    }
+
+    #[tokio::test]
+    async fn connections_that_are_complete_when_listening_ends_are_still_handed_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (shards, mut arriving) = shards(1, 100);
+        // They are complete as soon as the kernel has them: nothing has been accepted yet.
+        let mut clients = Vec::new();
+        for _ in 0..8 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        accept(listener, shards, Metrics::new("a"), 0, ready(())).await;
+        for _ in 0..8 {
+            arriving[0].recv().await.expect("a connection is handed over");
+        }
+        assert!(arriving[0].recv().await.is_none());
+        let refused = TcpStream::connect(address).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

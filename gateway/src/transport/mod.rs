@@ -1,18 +1,25 @@
-//! Transports: bytes and HTTP status only. `acceptor` gives sockets to shards; `http` serves one until a transport takes
-//! it over or it ends; `door` reads which transport a request asks for.
+//! Transports: bytes and HTTP status only. What clients ask for is the shard's business, and what messages look like is
+//! `protocol`'s.
 //!
 //! | file | |
 //! |---|---|
-//! | `ws` | what WebSocket clients send |
-//! | `stream` | server-sent events and HTTP streaming: opening, and the end of the socket |
-//! | `poll`, `poll_answer` | long and short polling: waiting, and what is said |
-//! | `post` | commands of sessions that cannot send |
-//! | `head` | the head of a response that hyper does not write |
+//! | `acceptor` | accepts sockets and gives each to a shard |
+//! | `http` | serves a socket as HTTP until a transport takes it over |
+//! | `exchange` | what every request has to pass: origin, client address |
+//! | `request` | which transport a request asks for, and for which rooms |
+//! | `detach` | how a socket leaves hyper |
+//! | `ws` | WebSocket: the handshake, and what clients send |
+//! | `stream` | server-sent events and HTTP streaming |
+//! | `poll` | long and short polling |
+//! | `post`, `body` | commands of sessions that cannot send; bodies |
 //!
-//! All but WebSocket's frames go out through the session's outbox, like those: a stream's socket leaves hyper, and with
-//! it hyper's buffers. So does a poll's while it waits.
+//! Three transports take sockets over, each in two steps: `prepare` checks a request and returns a `Ready`, and
+//! `Ready::open` makes a session, or a poll that waits, of the socket once hyper has given it up.
 
 mod acceptor;
+mod body;
+mod detach;
+mod exchange;
 mod http;
 mod poll;
 mod post;
@@ -21,4 +28,4 @@ mod stream;
 mod ws;
 
 pub(crate) use acceptor::{Arrival, ShardHandle, WAITING_MAX, accept};
-pub(crate) use http::serve;
+pub(crate) use http::HttpServer;

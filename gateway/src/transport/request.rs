@@ -1,16 +1,24 @@
-//! Which transport a request asks for, and for which rooms: read from method, path and query. Pure.
+//! Which transport a request asks for, and for which rooms: read from its path and query, and checked against the node's
+//! limits. Called by `http` and by the transports. Pure.
 
-use crate::protocol::{
-    command::{EXCLUDE_MAX, EchoWish, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
-    error::{ErrorCode, Refusal},
-    native,
+use crate::{
+    node::Node,
+    policy::{
+        class::Class,
+        rights::{Act, permit},
+    },
+    protocol::{
+        command::{EXCLUDE_MAX, EchoWish, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
+        error::{ErrorCode, Refusal},
+        native,
+    },
 };
-use fanfare_broker::{Cursor, SessionId};
+use fanfare_broker::{Cursor, Room, SessionId};
 use hyper::Uri;
 use smallvec::SmallVec;
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, collections::HashSet, time::Duration};
 
-/// What carries a room's messages to a client.
+/// How a room's messages get to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
     WebSocket,
@@ -18,24 +26,27 @@ pub(super) enum Transport {
     Events,
     /// HTTP streaming.
     Lines,
+    /// Long or short polling.
     Poll,
 }
 
 /// A request for a transport, and the rooms its URL names.
 #[derive(Debug)]
 pub(super) struct TransportRequest {
-    pub(super) carrier: Transport,
+    pub(super) transport: Transport,
     pub(super) rooms: Vec<String>,
-    /// The cursors of all rooms, as they came.
+    /// The cursors of all rooms as one text, not parsed yet.
     pub(super) since: Option<String>,
     pub(super) presence: bool,
     pub(super) echo: bool,
-    /// Own earlier sessions whose messages stay away.
+    /// Earlier sessions of the same client, whose messages it does not get.
     pub(super) exclude: SmallVec<[SessionId; 1]>,
     pub(super) last: usize,
-    /// Of a poll: how long it waits, how much it takes, whose it is.
+    /// For how long a poll waits.
     pub(super) wait: Option<Duration>,
+    /// How many messages a poll takes.
     pub(super) limit: Option<usize>,
+    /// The session that a poll belongs to.
     pub(super) session: Option<String>,
 }
 
@@ -43,37 +54,37 @@ pub(super) struct TransportRequest {
 pub(super) type UrlJoin<'a> = (&'a str, Result<JoinOptions, Refusal>);
 
 impl TransportRequest {
-    /// `None` if the path is no transport's.
+    /// `None` if the path belongs to no transport.
     pub(super) fn of(uri: &Uri) -> Option<Result<Self, Refusal>> {
-        let (carrier, list) = match uri.path() {
+        let (transport, list) = match uri.path() {
             "/ws" => (Transport::WebSocket, ""),
             path => {
-                let (list, carrier) = path.strip_prefix("/v1/rooms/")?.split_once('/')?;
-                let carrier = match carrier {
+                let (list, transport) = path.strip_prefix("/v1/rooms/")?.split_once('/')?;
+                let transport = match transport {
                     "ws" => Transport::WebSocket,
                     "sse" => Transport::Events,
                     "stream" => Transport::Lines,
                     "poll" => Transport::Poll,
                     _ => return None,
                 };
-                (carrier, list)
+                (transport, list)
             }
         };
         let rooms = match decode(list) {
-            // The comma separates before names are decoded, so that a name can hold an encoded one? It cannot:
-            // proxies decode and encode commas as they like. Such names go into `?room=`.
+            // Decoded first and split then, since proxies encode and decode commas as they like. So a name with a comma
+            // cannot stand in the path, even encoded; it goes into `?room=`.
             Ok(list) if list.is_empty() => Vec::new(),
             Ok(list) => list.split(',').map(str::to_owned).collect(),
             Err(refusal) => return Some(Err(refusal)),
         };
-        Some(Self::new(carrier, rooms).with_query(uri.query().unwrap_or_default()))
+        Some(Self::new(transport, rooms).with_query(uri.query().unwrap_or_default()))
     }
 
-    /// One without a query.
-    pub(super) fn new(carrier: Transport, rooms: Vec<String>) -> Self {
+    /// A request without a query.
+    pub(super) fn new(transport: Transport, rooms: Vec<String>) -> Self {
         let (since, wait, limit, session) = (None, None, None, None);
         let exclude = SmallVec::new();
-        Self { carrier, rooms, since, presence: false, echo: true, exclude, last: 0, wait, limit, session }
+        Self { transport, rooms, since, presence: false, echo: true, exclude, last: 0, wait, limit, session }
     }
 
     fn with_query(mut self, query: &str) -> Result<Self, Refusal> {
@@ -90,7 +101,7 @@ impl TransportRequest {
                 "wait" => self.wait = Some(Duration::from_secs(number("wait", &value)? as u64)),
                 "limit" => self.limit = Some(number("limit", &value)?),
                 "session" => self.session = Some(value),
-                _ => {} // `n` is nginx's, others may be anybody's
+                _ => {} // `n` is for nginx; others may be for other proxies
             }
         }
         Ok(self)
@@ -107,21 +118,47 @@ impl TransportRequest {
         }
     }
 
-    /// How each room is to be joined, in order.
+    /// How to join each room, in order.
     ///
     /// # Errors
-    /// A refusal of the whole list: `since` has the wrong number of parts.
+    /// `since` has the wrong number of parts, which concerns all rooms.
     pub(super) fn joins(&self) -> Result<Vec<UrlJoin<'_>>, Refusal> {
         let since = split_since(self.since.as_deref(), self.rooms.len())?;
         let options = |since: Result<_, Refusal>| since.map(|since| JoinOptions { since, ..self.options() });
         Ok(self.rooms.iter().map(String::as_str).zip(since.into_iter().map(options)).collect())
     }
+
+    /// The rooms of the URL with their classes. All of them must be valid: before a stream or a poll has begun, there is
+    /// nothing in which one of them could be refused alone.
+    ///
+    /// # Errors
+    /// What is wrong with the first invalid one.
+    pub(super) fn checked_rooms(&self, node: &Node, act: Act) -> Result<Vec<(Room, Class)>, Refusal> {
+        if self.rooms.is_empty() {
+            return Err(Refusal::bad_request("the URL names no room"));
+        }
+        if self.rooms.len() > node.limits.rooms_per_session {
+            let most = node.limits.rooms_per_session;
+            return Err(Refusal::new(ErrorCode::RoomLimit, format!("at most {most} rooms at a time")));
+        }
+        let (mut seen, mut rooms) = (HashSet::new(), Vec::with_capacity(self.rooms.len()));
+        for name in &self.rooms {
+            if !seen.insert(name) {
+                return Err(Refusal::bad_request(format!("the URL names {name} twice")));
+            }
+            let room = Room::parse(name)?;
+            permit(None, act, &room)?;
+            let class = node.classes.of(room.as_str());
+            rooms.push((room, class));
+        }
+        Ok(rooms)
+    }
 }
 
-/// The `since` of a URL with several rooms: one part a room, in their order.
+/// The `since` of a URL: one cursor for each of its rooms, in their order. A malformed cursor refuses its own room only.
 ///
 /// # Errors
-/// A refusal when the number of parts is wrong. A malformed part is its room's own fault.
+/// The number of cursors is wrong.
 pub(super) fn split_since(since: Option<&str>, rooms: usize) -> Result<Vec<Result<Option<Cursor>, Refusal>>, Refusal> {
     let Some(since) = since else { return Ok((0..rooms).map(|_| Ok(None)).collect()) };
     let parts: Vec<&str> = since.split('~').collect();
@@ -154,8 +191,8 @@ fn flag(name: &str, value: &str) -> Result<bool, Refusal> {
     }
 }
 
-/// Percent-decoding (RFC 3986 section 2.1); `+` stays what it is.
-pub(crate) fn decode(text: &str) -> Result<Cow<'_, str>, Refusal> {
+/// Percent-decoding (RFC 3986 section 2.1). `+` stays a plus.
+fn decode(text: &str) -> Result<Cow<'_, str>, Refusal> {
     if !text.contains('%') {
         return Ok(Cow::Borrowed(text));
     }
@@ -177,26 +214,26 @@ pub(crate) fn decode(text: &str) -> Result<Cow<'_, str>, Refusal> {
 mod tests {
     use super::*;
 
-    fn door(uri: &str) -> Option<Result<TransportRequest, Refusal>> {
+    fn asked(uri: &str) -> Option<Result<TransportRequest, Refusal>> {
         TransportRequest::of(&uri.parse().unwrap())
     }
 
     #[test]
-    fn rooms_stand_in_the_path_or_in_the_query() {
-        assert_eq!(door("/ws").unwrap().unwrap().rooms, Vec::<String>::new());
-        assert_eq!(door("/ws?room=a%2Cb&n=x&room=c").unwrap().unwrap().rooms, ["a,b", "c"]);
-        assert_eq!(door("/v1/rooms/a,chat%3A1/ws").unwrap().unwrap().rooms, ["a", "chat:1"]);
-        assert_eq!(door("/v1/rooms//ws?room=a").unwrap().unwrap().rooms, ["a"]);
-        let carriers =
-            ["ws", "sse", "stream", "poll"].map(|end| door(&format!("/v1/rooms/a/{end}")).unwrap().unwrap().carrier);
-        assert_eq!(carriers, [Transport::WebSocket, Transport::Events, Transport::Lines, Transport::Poll]);
+    fn rooms_are_named_in_the_path_or_in_the_query() {
+        assert_eq!(asked("/ws").unwrap().unwrap().rooms, Vec::<String>::new());
+        assert_eq!(asked("/ws?room=a%2Cb&n=x&room=c").unwrap().unwrap().rooms, ["a,b", "c"]);
+        assert_eq!(asked("/v1/rooms/a,chat%3A1/ws").unwrap().unwrap().rooms, ["a", "chat:1"]);
+        assert_eq!(asked("/v1/rooms//ws?room=a").unwrap().unwrap().rooms, ["a"]);
+        let transports =
+            ["ws", "sse", "stream", "poll"].map(|end| asked(&format!("/v1/rooms/a/{end}")).unwrap().unwrap().transport);
+        assert_eq!(transports, [Transport::WebSocket, Transport::Events, Transport::Lines, Transport::Poll]);
         for other in ["/", "/v1/rooms/a", "/v1/rooms/a/history", "/v1/rooms/a/b/ws", "/wss"] {
-            assert!(door(other).is_none(), "{other}");
+            assert!(asked(other).is_none(), "{other}");
         }
-        let own = door("/ws?room=a&exclude=AAAAAAAAAAAAAAAA,BBBBBBBBBBBBBBBB").unwrap().unwrap();
+        let own = asked("/ws?room=a&exclude=AAAAAAAAAAAAAAAA,BBBBBBBBBBBBBBBB").unwrap().unwrap();
         assert_eq!(own.options().exclude.len(), 2);
-        assert!(door("/ws?exclude=x").unwrap().is_err());
-        let poll = door("/v1/rooms/a/poll?wait=3&limit=7&session=s").unwrap().unwrap();
+        assert!(asked("/ws?exclude=x").unwrap().is_err());
+        let poll = asked("/v1/rooms/a/poll?wait=3&limit=7&session=s").unwrap().unwrap();
         assert_eq!(
             (poll.wait, poll.limit, poll.session.as_deref()),
             (Some(Duration::from_secs(3)), Some(7), Some("s"))
@@ -210,15 +247,15 @@ mod tests {
             "/ws?echo=maybe",
             "/ws?last=x",
         ] {
-            assert!(door(bad).unwrap().is_err(), "{bad}");
+            assert!(asked(bad).unwrap().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn since_has_one_part_per_room() {
-        let door =
-            door("/ws?room=a&room=b&room=c&room=d&since=~Xk2p9QaB.1~-~x&presence=1&echo=0&last=5").unwrap().unwrap();
-        let joins = door.joins().unwrap();
+        let asked =
+            asked("/ws?room=a&room=b&room=c&room=d&since=~Xk2p9QaB.1~-~x&presence=1&echo=0&last=5").unwrap().unwrap();
+        let joins = asked.joins().unwrap();
         assert_eq!(joins.len(), 4);
         assert_eq!(joins[0].1.as_ref().unwrap().since, None);
         let second = joins[1].1.as_ref().unwrap();
@@ -229,6 +266,6 @@ mod tests {
 
     #[test]
     fn since_with_too_few_parts_is_refused_as_a_whole() {
-        assert!(door("/ws?room=a&room=b&since=x").unwrap().unwrap().joins().is_err());
+        assert!(asked("/ws?room=a&room=b&since=x").unwrap().unwrap().joins().is_err());
     }
 }

@@ -1,20 +1,15 @@
-//! Server-sent events and HTTP streaming: one long answer each. Here is what opens it, refused or not, and the reader that
-//! notices the client's end; what goes out is the session's, as on every transport.
+//! Server-sent events and HTTP streaming: a response that does not end. Here are its beginning, its refusal, and the task
+//! that notices the client's end. Messages go out through the session's outbox, as on every transport.
 
-use super::request::{Transport, TransportRequest};
+use super::{
+    exchange::Exchange,
+    request::{Transport, TransportRequest},
+};
 use crate::{
     http::{head::head, problem::problem},
     node::Node,
-    policy::{
-        class::Class,
-        peer::ConnectionPermit,
-        rights::{Act, permit},
-    },
-    protocol::{
-        FrameShape,
-        command::JoinOptions,
-        error::{ErrorCode, Refusal},
-    },
+    policy::{class::Class, peer::ConnectionPermit, rights::Act},
+    protocol::{FrameShape, command::JoinOptions, error::Refusal},
     random::random_below,
     shard::{Opening, SessionRef, Shard},
 };
@@ -24,36 +19,36 @@ use hyper::{
     Response,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use std::{collections::HashSet, future::poll_fn, net::IpAddr, rc::Rc};
+use std::{future::poll_fn, rc::Rc};
 use tokio::net::TcpStream;
 
-/// How long a browser waits before it comes back to a stream that broke; by chance, so that a lost node's clients do not
-/// come back in one moment. Milliseconds: the least, and how much more.
+/// How long a browser waits before it opens a broken stream again, in milliseconds: the least, and up to how much more.
+/// The rest is random, so that the clients of a lost node do not all return in one moment.
 const RETRY_MS: (u64, u64) = (1_000, 2_000);
-/// The same when it cannot be served now.
+/// The same when the stream cannot be served now.
 const LATER_MS: (u64, u64) = (2_000, 13_000);
 
-/// What a proxy sends that wants to see a refusal as a status.
+/// A proxy sends this header to get refusals as a status.
 const REFUSE_BY_STATUS: HeaderName = HeaderName::from_static("x-fanfare-refuse");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// A stream that may be opened.
 pub(super) struct Ready {
     shape: FrameShape,
     rooms: Vec<(Room, Class, JoinOptions)>,
-    seat: Option<ConnectionPermit>,
-    /// The response, without the headers that all responses get.
-    pub(super) response: Response<()>,
+    permit: Option<ConnectionPermit>,
+    response: Response<()>,
 }
 
-/// Whether a stream can be opened for this request.
+/// Checks whether a stream can be opened for this request.
 ///
 /// # Errors
-/// Why not; [`refuse`] makes an answer of it.
+/// The refusal; [`refuse`] makes a response of it.
 pub(super) fn prepare(
     node: &Node,
-    client: IpAddr,
+    exchange: &Exchange,
     asked: &TransportRequest,
-    last_event_id: Option<&HeaderValue>,
+    headers: &HeaderMap,
 ) -> Result<Ready, Refusal> {
     if node.drain.is_draining() {
         return Err(Refusal::draining());
@@ -63,61 +58,38 @@ pub(super) fn prepare(
         let refusal = Refusal::presence_off();
         return Err(Refusal { message: format!("{room}: {}", refusal.message).into(), ..refusal });
     }
-    let since = match last_event_id.filter(|id| !id.is_empty()) {
+    // A browser that reconnects repeats the URL of its first request, so its Last-Event-ID is newer than `since`.
+    let since = match headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
         Some(id) => by_event_id(id.as_bytes(), rooms.len()),
         None => asked.joins()?.into_iter().map(|(_, join)| join.map(|join| join.since)).collect::<Result<_, _>>()?,
     };
     let shape = shape(asked);
-    // Whoever has no stream yet is better off asking again than waiting for a backplane; a line stream's client waits.
+    // While the backplane is away, an event stream could only be silent: EventSource asks again by itself. Other clients
+    // would have to do that, so their stream is opened and begins when the backplane is back.
     if shape == FrameShape::Event && !rooms.iter().all(|(room, _)| node.broker.is_up(room)) {
         return Err(BrokerError::Unavailable.into());
     }
-    let seat = node.seat(client)?;
+    let permit = node.seat(exchange.client)?;
     let join = |((room, class), since)| (room, class, JoinOptions { since, ..asked.options() });
-    Ok(Ready { shape, rooms: rooms.into_iter().zip(since).map(join).collect(), seat, response: response(shape) })
+    let rooms = rooms.into_iter().zip(since).map(join).collect();
+    Ok(Ready { shape, rooms, permit, response: exchange.finish.response(response(shape)) })
 }
 
 fn shape(asked: &TransportRequest) -> FrameShape {
-    if asked.carrier == Transport::Events { FrameShape::Event } else { FrameShape::Line }
+    if asked.transport == Transport::Events { FrameShape::Event } else { FrameShape::Line }
 }
 
-impl TransportRequest {
-    /// The rooms of the URL, all of which must be right: there is no frame yet that could refuse one of them.
-    ///
-    /// # Errors
-    /// What is wrong with the first one that is.
-    pub(super) fn checked_rooms(&self, node: &Node, act: Act) -> Result<Vec<(Room, Class)>, Refusal> {
-        if self.rooms.is_empty() {
-            return Err(Refusal::bad_request("the URL names no room"));
-        }
-        if self.rooms.len() > node.limits.rooms_per_session {
-            let most = node.limits.rooms_per_session;
-            return Err(Refusal::new(ErrorCode::RoomLimit, format!("at most {most} rooms at a time")));
-        }
-        let (mut seen, mut rooms) = (HashSet::new(), Vec::with_capacity(self.rooms.len()));
-        for name in &self.rooms {
-            if !seen.insert(name) {
-                return Err(Refusal::bad_request(format!("{name} stands twice")));
-            }
-            let room = Room::parse(name)?;
-            permit(None, act, &room)?;
-            let class = node.classes.of(room.as_str());
-            rooms.push((room, class));
-        }
-        Ok(rooms)
-    }
-}
-
-/// What a browser sends by itself cannot be mended by anybody: what does not make sense is a place that is gone.
+/// The cursors of a `Last-Event-ID`. The browser repeats it by itself and the page cannot change it, so a malformed one is
+/// not refused: it becomes a cursor of no epoch, and the client gets a gap.
 fn by_event_id(id: &[u8], rooms: usize) -> Vec<Option<Cursor>> {
-    let nowhere = Some(Cursor::new(Epoch::FOREIGN, Offset(0)));
+    let unknown = Some(Cursor::new(Epoch::FOREIGN, Offset(0)));
     let parts: Vec<&str> = std::str::from_utf8(id).unwrap_or_default().split('~').collect();
     if parts.len() != rooms {
-        return vec![nowhere; rooms];
+        return vec![unknown; rooms];
     }
     let part = |part: &str| match part {
         "" | "-" => None,
-        part => part.parse().ok().or(nowhere),
+        part => part.parse().ok().or(unknown),
     };
     parts.into_iter().map(part).collect()
 }
@@ -129,14 +101,14 @@ fn response(shape: FrameShape) -> Response<()> {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    // The body ends with the connection: frames are shared, and need no lengths around them.
+    // The body ends with the connection: all members get the same bytes, without the lengths of chunked encoding.
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-/// Any status but 200 ends a browser's `EventSource` for good (WHATWG HTML, section 9.2.3): where a retry could help, the
-/// answer is a stream that says when. A proxy that makes such a stream itself asks for the status, so that it can try
-/// another node first.
+/// The response to a request whose stream is refused. Any status but 200 ends a browser's `EventSource` for good (WHATWG
+/// HTML, section 9.2.3), so a refusal that a retry can help is a stream with the time of the retry and nothing else. A
+/// proxy that can make such a stream itself asks for the status, so that it can try another node first.
 pub(super) fn refuse(asked: &TransportRequest, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
     let shape = shape(asked);
     if shape != FrameShape::Event || !refusal.code.retryable() || headers.contains_key(REFUSE_BY_STATUS) {
@@ -151,7 +123,7 @@ fn between((least, spread): (u64, u64)) -> u64 {
 }
 
 impl Ready {
-    /// Makes a session of a socket whose request has been read.
+    /// Makes a session of the socket. The response's head is the first that goes through its outbox.
     pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream) {
         let socket = Rc::new(socket);
         let mut head = head(&self.response);
@@ -160,7 +132,7 @@ impl Ready {
         }
         let urls = self.rooms.iter().map(|(room, class, join)| (room.clone(), class.history.is_some(), join.since));
         let opening = Opening::stream(self.shape, head.freeze(), urls);
-        let who = shard.open(Rc::clone(&socket), self.seat, opening);
+        let who = shard.open(Rc::clone(&socket), self.permit, opening);
         for (room, _, options) in self.rooms {
             shard.join_by_url(who, room.as_str(), Ok(options));
         }
@@ -168,7 +140,7 @@ impl Ready {
     }
 }
 
-/// Waits for the client's end. What it sends meanwhile (nothing, if it keeps to HTTP) is thrown away.
+/// Waits for the client's end. Bytes that it sends meanwhile, which HTTP does not allow, are dropped.
 async fn watch(shard: Rc<Shard>, who: SessionRef, socket: Rc<TcpStream>) {
     while let Ok(()) = poll_fn(|cx| socket.poll_read_ready(cx)).await {
         match socket.try_read(&mut [0; 64]) {
@@ -186,18 +158,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_id_that_makes_no_sense_is_a_place_that_is_gone() {
-        let places = |id: &str, rooms| by_event_id(id.as_bytes(), rooms);
+    fn a_malformed_event_id_becomes_a_cursor_of_no_epoch() {
+        let cursors = |id: &str, rooms| by_event_id(id.as_bytes(), rooms);
         let known: Cursor = "Xk2p9QaB.4".parse().unwrap();
-        assert_eq!(places("Xk2p9QaB.4~~-", 3), [Some(known), None, None]);
+        assert_eq!(cursors("Xk2p9QaB.4~~-", 3), [Some(known), None, None]);
         for (id, rooms) in [("x", 1), ("Xk2p9QaB.4", 2), ("\u{fffd}", 1)] {
-            assert!(places(id, rooms).iter().all(|place| place.is_some_and(|p| p.epoch == Epoch::FOREIGN)), "{id}");
+            assert!(cursors(id, rooms).iter().all(|cursor| cursor.is_some_and(|c| c.epoch == Epoch::FOREIGN)), "{id}");
         }
     }
 
     #[test]
     fn an_event_stream_is_refused_for_good_only_where_a_retry_cannot_help() {
-        let asked = |carrier| TransportRequest::new(carrier, vec![]);
+        let asked = |transport| TransportRequest::new(transport, vec![]);
         let mut headers = HeaderMap::new();
         let later = refuse(&asked(Transport::Events), &headers, &Refusal::draining());
         assert_eq!(

@@ -1,13 +1,23 @@
-//! WebSocket: the handshake, and what clients send. tungstenite parses it, over an adapter that reads from bytes already
-//! there and whose write side is the outbox, so that its pongs leave in order with our shared frames. What goes out to
-//! clients otherwise never passes through here.
+//! WebSocket: the handshake, and what clients send. The library tungstenite parses that, over an adapter that reads from
+//! bytes already received and writes into memory: its pongs and close replies go through the session's outbox, so that they
+//! leave in order with the frames that all members share. Other frames to clients never pass through here.
 
+use super::{
+    exchange::{Exchange, has_token},
+    request::TransportRequest,
+};
 use crate::{
-    policy::limits::ENVELOPE_BYTES,
-    protocol::close::CloseReason,
-    shard::{SessionRef, Shard},
+    http::head::head,
+    node::Node,
+    policy::{limits::ENVELOPE_BYTES, peer::ConnectionPermit},
+    protocol::{close::CloseReason, error::Refusal},
+    shard::{Opening, SessionRef, Shard},
 };
 use bytes::{Bytes, BytesMut};
+use hyper::{
+    Request, Response, StatusCode, Version, body,
+    header::{self, HeaderValue},
+};
 use std::{
     cell::RefCell,
     future::poll_fn,
@@ -15,43 +25,103 @@ use std::{
     rc::Rc,
 };
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::{
+use tungstenite::{
     Error, Message, Utf8Bytes,
     error::CapacityError,
+    handshake::derive_accept_key,
     protocol::{Role, WebSocketConfig, WebSocketContext},
 };
 
-/// tungstenite's buffer per connection: it holds what is left of an incomplete frame and is refilled from [`SCRATCH`],
-/// so it need not be large to be fast.
+const SUBPROTOCOL: &str = "fanfare.v1";
+/// tungstenite's buffer for each connection. It holds the part of an incomplete frame and is refilled from [`SCRATCH`], so
+/// it need not be large to be fast.
 const BUFFER_BYTES: usize = 128;
 
 thread_local! {
-    /// Where a shard's sockets are read into, one after the other.
+    /// The buffer into which a shard reads its sockets, one after the other.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 << 10]);
 }
 
-/// What answers `Sec-WebSocket-Key` (RFC 6455 section 4.2.2).
-pub(super) fn accept_key(key: &[u8]) -> String {
-    tokio_tungstenite::tungstenite::handshake::derive_accept_key(key)
+/// A handshake that may be completed.
+pub(super) struct Ready {
+    asked: TransportRequest,
+    permit: Option<ConnectionPermit>,
+    response: Response<()>,
 }
 
-/// The codec's state for one connection.
-pub(super) struct Reader {
+/// Checks the handshake of RFC 6455 section 4.2.1, and whether the node has room for one more session.
+///
+/// # Errors
+/// The refusal to respond with.
+pub(super) fn prepare(
+    node: &Node,
+    exchange: &Exchange,
+    asked: TransportRequest,
+    request: &Request<body::Incoming>,
+) -> Result<Ready, Refusal> {
+    if request.version() != Version::HTTP_11 {
+        return Err(Refusal::bad_request("WebSocket needs HTTP/1.1"));
+    }
+    if node.drain.is_draining() {
+        return Err(Refusal::draining());
+    }
+    let headers = request.headers();
+    if !has_token(headers, &header::UPGRADE, "websocket") || !has_token(headers, &header::CONNECTION, "upgrade") {
+        return Err(Refusal::bad_request("this path is for WebSocket: ask for an upgrade"));
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(Refusal::bad_request("Sec-WebSocket-Version is not 13"));
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24);
+    let key = key.ok_or_else(|| Refusal::bad_request("Sec-WebSocket-Key has 24 characters"))?;
+    let permit = node.seat(exchange.client)?;
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let out = response.headers_mut();
+    out.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    out.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
+        out.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    if has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        out.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    Ok(Ready { asked, permit, response: exchange.finish.response(response) })
+}
+
+impl Ready {
+    /// Makes a session of the socket; `early` has been read after the handshake. The session gets a task of its own,
+    /// since the task that served HTTP is larger.
+    pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream, early: Bytes) {
+        let socket = Rc::new(socket);
+        let opening = Opening::websocket(head(&self.response).freeze());
+        let who = shard.open(Rc::clone(&socket), self.permit, opening);
+        match self.asked.joins() {
+            Ok(joins) => joins.into_iter().for_each(|(room, options)| shard.join_by_url(who, room, options)),
+            Err(refusal) => shard.refuse_url(who, refusal),
+        }
+        let reader = Reader::new(shard.node.limits.message_bytes);
+        tokio::task::spawn_local(read(shard, who, socket, reader, early));
+    }
+}
+
+/// Parses what one client sends.
+struct Reader {
     codec: WebSocketContext,
 }
 
-/// What a client's bytes come to.
+/// What the next bytes of a client come to.
 enum Incoming {
     Text(Utf8Bytes),
-    /// Nothing more in these bytes.
+    /// These bytes hold no further frame.
     End,
-    /// A ping was answered, or a pong came.
+    /// A ping, which tungstenite has answered, or a pong.
     Control,
     Closed(CloseReason),
 }
 
 impl Reader {
-    pub(super) fn new(message_bytes: usize) -> Self {
+    fn new(message_bytes: usize) -> Self {
         let limit = Some(message_bytes + ENVELOPE_BYTES);
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER_BYTES)
@@ -62,8 +132,8 @@ impl Reader {
         Self { codec: WebSocketContext::new(Role::Server, Some(config)) }
     }
 
-    /// Parses `bytes` to their end; `false` when the session is over.
-    pub(super) fn feed(&mut self, shard: &Rc<Shard>, who: SessionRef, bytes: &[u8]) -> bool {
+    /// Parses all of `bytes`; `false` when the session is over.
+    fn feed(&mut self, shard: &Rc<Shard>, who: SessionRef, bytes: &[u8]) -> bool {
         let mut wire = Wire { input: bytes, output: BytesMut::new() };
         loop {
             let read = self.next(&mut wire);
@@ -73,7 +143,7 @@ impl Reader {
                 Incoming::End => return true,
                 Incoming::Control => {}
                 Incoming::Closed(reason) => {
-                    // The codec's own close frame answers the client's; where it has none, ours says why.
+                    // tungstenite's close frame answers the client's. Without one, the session's own says the reason.
                     shard.close(who, reason, Some(answer).filter(|a| !a.is_empty() && reason == CloseReason::Gone));
                     return false;
                 }
@@ -86,7 +156,7 @@ impl Reader {
 
     fn next(&mut self, wire: &mut Wire<'_>) -> Incoming {
         let read = self.codec.read(wire);
-        // A pong or the answer to a close waits in the codec until it is flushed; it goes to memory here.
+        // tungstenite holds a pong, or the reply to a close, until it is flushed: into `wire.output`.
         let flushed = self.codec.flush(wire);
         match read {
             Ok(Message::Text(text)) => Incoming::Text(text),
@@ -111,7 +181,7 @@ fn reason(why: &Error) -> CloseReason {
     }
 }
 
-/// Bytes that have been read, and room for what the codec answers.
+/// tungstenite's stream: the bytes that have been read, and memory for its replies.
 struct Wire<'a> {
     input: &'a [u8],
     output: BytesMut,
@@ -137,20 +207,20 @@ impl Write for Wire<'_> {
     }
 }
 
-/// Reads a session's socket until its end. `early` came with the handshake. This future lives as long as the
-/// connection does: it is kept small, and a test bounds it.
-pub(super) fn read(
+/// Reads a session's socket until its end. This future lives as long as the connection, so it is kept small; a test
+/// bounds its size.
+fn read(
     shard: Rc<Shard>,
     who: SessionRef,
     socket: Rc<TcpStream>,
     mut reader: Reader,
     early: Bytes,
 ) -> impl Future<Output = ()> {
-    // Not an `async fn`: that one would keep room for its arguments twice.
+    // Not an `async fn`, whose future would have room for the arguments twice.
     let mut open = early.is_empty() || reader.feed(&shard, who, &early);
     drop(early);
     async move {
-        // `poll_read_ready` keeps one waker in the socket's own slot; `readable()` would be a larger future.
+        // `poll_read_ready` stores its waker in the socket; the future of `readable()` would store another one.
         while let Ok(()) = poll_fn(|cx| socket.poll_read_ready(cx)).await {
             let mut full = false;
             let more = SCRATCH.with_borrow_mut(|scratch| match socket.try_read(scratch) {
@@ -160,7 +230,7 @@ pub(super) fn read(
                     if open {
                         shard.heard(who);
                         open = reader.feed(&shard, who, &scratch[..n]);
-                    } // else: the session is over, what comes until the client's end is not looked at
+                    } // else: the session is over, and the client's bytes are read and dropped until it ends
                     true
                 }
                 Err(why) => why.kind() == io::ErrorKind::WouldBlock,
@@ -180,15 +250,15 @@ pub(super) fn read(
 mod tests {
     use super::*;
 
-    /// The size of the future that a function makes, by its type alone.
+    /// The size of the future that a function returns, known from its type.
     fn size_of_future<A, B, C, D, E, F: Future>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn an_idle_connection_costs_a_small_task() {
-        // What an idle connection holds is this task, what its `Reader` allocates, and the shard's `Conn`; the rest of the
-        // task, tokio's, is some 80 bytes. `benches/idle.rs` counts all of it.
+        // An idle connection needs this task, what its `Reader` allocates, and the shard's `Conn`. tokio adds some 80 bytes
+        // to the task. `benches/idle.rs` counts all of it.
         let size = size_of_future(read);
         assert!(size <= 320, "{size}");
     }

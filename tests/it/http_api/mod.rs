@@ -1,4 +1,4 @@
-//! PROTOCOL's HTTP section against one node: publishing, reading, removing, and every documented refusal.
+//! The HTTP API of docs/protocol.md against one node: publishing, reading, removing, and every documented refusal.
 
 mod origins;
 mod publishing;

@@ -3,7 +3,7 @@
 use fanfare_tests::http::{call, post};
 use serde_json::json;
 
-use crate::stage::{node_and_client, one_node, split};
+use crate::fixtures::{node_and_client, one_node, split};
 
 #[tokio::test]
 async fn a_json_body_is_the_data_of_a_message() {
@@ -14,7 +14,7 @@ async fn a_json_body_is_the_data_of_a_message() {
     let message = client.message().await;
     assert_eq!((&message["data"], &message["event"]), (&json!({"k": 1}), &json!("typing")));
     assert_eq!(message["cursor"], reply["cursor"]);
-    assert!(message.get("from").is_none(), "nobody in particular: {message}");
+    assert!(message.get("from").is_none(), "a publish by HTTP has no author: {message}");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use fanfare_tests::Client;
 use fanfare_tests::http::get;
 use serde_json::{Value, json};
 
-use crate::stage::{node_and_client, publish_numbers, split};
+use crate::fixtures::{node_and_client, publish_numbers, split};
 
 #[tokio::test]
 async fn occupancy_counts_sessions_and_users() {
@@ -16,7 +16,7 @@ async fn occupancy_counts_sessions_and_users() {
     let reply = get(cluster.address(0), "/v1/rooms/a").send().await.expect(200);
     assert_eq!((&reply["room"], &reply["sessions"], &reply["users"]), (&json!("a"), &json!(2), &json!(2)));
     assert_eq!(reply["cursor"], published["cursor"]);
-    let empty = get(cluster.address(0), "/v1/rooms/nobody").send().await.expect(200);
+    let empty = get(cluster.address(0), "/v1/rooms/empty").send().await.expect(200);
     assert_eq!((&empty["sessions"], &empty["users"]), (&json!(0), &json!(0)));
 }
 
@@ -42,7 +42,7 @@ async fn rooms_with_members_are_listed_by_prefix() {
 }
 
 #[tokio::test]
-async fn history_is_that_of_the_websocket() {
+async fn history_is_the_same_as_over_the_websocket() {
     let (cluster, mut client) = node_and_client().await;
     publish_numbers(&cluster, "a", 1, 5).await;
     let all = get(cluster.address(0), "/v1/rooms/a/history").send().await.expect(200);
@@ -58,7 +58,7 @@ async fn history_is_that_of_the_websocket() {
 }
 
 #[tokio::test]
-async fn presence_is_that_of_the_websocket() {
+async fn presence_is_the_same_as_over_the_websocket() {
     let (cluster, mut client) = node_and_client().await;
     client.join("a").await;
     let reply = get(cluster.address(0), "/v1/rooms/a/presence").send().await.expect(200);

@@ -3,7 +3,7 @@
 use fanfare_tests::http::{call, get, post};
 use serde_json::json;
 
-use crate::stage::{one_node, one_node_with};
+use crate::fixtures::{one_node, one_node_with};
 
 #[tokio::test]
 async fn an_unknown_path_is_a_404_problem() {
@@ -14,7 +14,7 @@ async fn an_unknown_path_is_a_404_problem() {
 }
 
 #[tokio::test]
-async fn a_wrong_method_is_a_405_that_says_which_are_right() {
+async fn a_wrong_method_is_a_405_with_the_allowed_methods() {
     let cluster = one_node().await;
     for (method, path, right) in [
         ("PUT", "/v1/rooms/a", "POST"),
@@ -47,7 +47,7 @@ async fn a_body_that_is_too_large_is_a_413() {
     let cluster = one_node().await;
     for (path, bytes) in [("/v1/rooms/a", 65_537), ("/v1/rooms/a", 3_000_000), ("/v1/publish", 1_048_577 + 4_096)] {
         let body = json!("x".repeat(bytes - 2));
-        // A server that stops reading may also reset the connection; then there is nothing to assert but the next call.
+        // A server that stops reading may also reset the connection; then only the next request shows that it still serves.
         if let Ok(reply) = post(cluster.address(0), path, &body).try_send().await {
             assert_eq!(reply.problem(413), "message_too_large", "{path} {bytes}");
         }
@@ -66,7 +66,7 @@ async fn a_bad_room_name_is_a_400() {
 }
 
 #[tokio::test]
-async fn a_room_without_history_has_none_to_give() {
+async fn history_of_a_room_without_history_is_refused() {
     let cluster = one_node_with("[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\npresence = false\n").await;
     let history = get(cluster.address(0), "/v1/rooms/typing:1/history").send().await;
     assert_eq!(history.json()["code"], "history_off", "{}", history.text);

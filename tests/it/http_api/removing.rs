@@ -1,13 +1,13 @@
-//! Kicking from a room, and disconnecting everywhere.
+//! Kicking a user from one room, and disconnecting a user everywhere.
 
 use fanfare_tests::Client;
 use fanfare_tests::http::delete;
 use serde_json::json;
 
-use crate::stage::node_and_client;
+use crate::fixtures::node_and_client;
 
 #[tokio::test]
-async fn a_kicked_member_is_told_and_gets_no_more() {
+async fn a_kicked_member_gets_left_and_no_more_messages() {
     let (cluster, mut client) = node_and_client().await;
     let mut other = Client::connect(cluster.address(0)).await;
     for room in ["a", "b"] {
@@ -31,14 +31,14 @@ async fn a_disconnected_user_is_closed_with_4403() {
     client.join("a").await;
     let path = format!("/v1/users/{}", client.session());
     assert_eq!(delete(cluster.address(0), &path).send().await.status, 204);
-    assert_eq!(client.closed().await.code, Some(4403));
+    assert_eq!(client.ended().await.code, Some(4403));
     other.join("a").await;
 }
 
 #[tokio::test]
-async fn removing_who_is_not_there_is_fine() {
+async fn removing_an_absent_user_succeeds() {
     let (cluster, _client) = node_and_client().await;
-    for path in ["/v1/rooms/a/members/nobody", "/v1/users/nobody"] {
+    for path in ["/v1/rooms/a/members/absent", "/v1/users/absent"] {
         assert_eq!(delete(cluster.address(0), path).send().await.status, 204, "{path}");
     }
 }

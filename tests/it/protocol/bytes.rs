@@ -1,13 +1,12 @@
-//! `data` byte for byte: what a publisher wrote is what every reader gets, white space between tokens aside.
+//! `data` byte for byte: every reader gets what the publisher wrote, except white space between tokens.
 
-use fanfare_tests::client::Event;
 use fanfare_tests::wait::within;
 use fanfare_tests::{Client, http};
 use serde_json::json;
 
-use crate::stage::node_and_client;
+use crate::fixtures::node_and_client;
 
-/// As written by a publisher, and as every reader must get it.
+/// What a publisher writes, and what every reader must get.
 const TEXTS: [(&str, &str); 10] = [
     ("12345678901234567890123", "12345678901234567890123"),
     ("1.0", "1.0"),
@@ -48,7 +47,7 @@ async fn an_http_publish_keeps_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn a_message_is_the_same_bytes_live_missed_and_in_the_history() {
+async fn a_message_has_the_same_bytes_live_on_resume_and_in_history() {
     let (cluster, mut client) = node_and_client().await;
     let start = client.join("a").await["cursor"].clone();
     client
@@ -66,13 +65,13 @@ async fn a_message_is_the_same_bytes_live_missed_and_in_the_history() {
 }
 
 #[tokio::test]
-async fn deep_data_is_an_answer_and_never_the_end() {
+async fn deeply_nested_data_gets_a_reply_and_never_ends_the_process() {
     let (cluster, mut client) = node_and_client().await;
     let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
     client.send_text(&format!(r#"{{"type":"publish","id":900,"room":"a","data":{deep}}}"#)).await;
-    match within("an answer to deep data", client.event()).await {
-        Event::Frame(frame) => assert_eq!(frame.json["id"], 900, "{}", frame.text),
-        Event::Closed(closed) => assert_eq!(closed.code, Some(4400), "{closed:?}"),
+    match within("an answer to deep data", client.try_next()).await {
+        Ok(frame) => assert_eq!(frame.json["id"], 900, "{}", frame.text),
+        Err(ended) => assert_eq!(ended.code, Some(4400), "{ended:?}"),
     }
     Client::connect(cluster.address(0)).await.publish("a", json!("still here")).await;
 }

@@ -1,12 +1,12 @@
-//! `join` and `leave`: replies, room names, what comes back and what stays away.
+//! `join` and `leave`: replies, room names, the last messages, echo and exclusion.
 
 use fanfare_tests::Client;
 use serde_json::{Value, json};
 
-use crate::stage::{node_and_client, one_node_with, split};
+use crate::fixtures::{node_and_client, one_node_with, split};
 
 #[tokio::test]
-async fn joined_says_the_room_and_the_head() {
+async fn joined_has_the_room_and_its_head() {
     let (_cluster, mut client) = node_and_client().await;
     let joined = client.join("a").await;
     assert_eq!(joined["room"], "a");
@@ -38,7 +38,7 @@ async fn commands_without_an_id_are_answered_without_one() {
 }
 
 #[tokio::test]
-async fn a_publish_without_an_id_succeeds_in_silence() {
+async fn a_publish_without_an_id_gets_no_reply() {
     let (_cluster, mut client) = node_and_client().await;
     client.join("a").await;
     client.send(json!({"type": "publish", "room": "a", "data": 1})).await;
@@ -48,7 +48,7 @@ async fn a_publish_without_an_id_succeeds_in_silence() {
 }
 
 #[tokio::test]
-async fn a_join_twice_is_joined_again_and_messages_still_come_once() {
+async fn a_second_join_is_answered_and_messages_still_come_once() {
     let (_cluster, mut client) = node_and_client().await;
     client.join("a").await;
     client.publish("a", json!(1)).await;
@@ -62,7 +62,7 @@ async fn a_join_twice_is_joined_again_and_messages_still_come_once() {
 }
 
 #[tokio::test]
-async fn what_is_published_after_leave_does_not_come() {
+async fn messages_after_a_leave_are_not_delivered() {
     let (cluster, mut client) = node_and_client().await;
     let mut other = Client::connect(cluster.address(0)).await;
     client.join("a").await;
@@ -76,13 +76,13 @@ async fn what_is_published_after_leave_does_not_come() {
 }
 
 #[tokio::test]
-async fn leaving_a_room_one_is_not_in_is_an_error() {
+async fn leaving_a_room_without_membership_is_an_error() {
     let (_cluster, mut client) = node_and_client().await;
     assert_eq!(client.refused(json!({"type": "leave", "room": "a"})).await, "not_joined");
 }
 
 #[tokio::test]
-async fn room_names_are_visible_ascii_without_reserved_marks() {
+async fn room_names_are_visible_ascii_without_reserved_characters() {
     let (_cluster, mut client) = node_and_client().await;
     let long = "x".repeat(256);
     for name in ["", "a b", "a\tb", "a{b", "a}b", "a\"b", "a\\b", "é", "$a", &long] {
@@ -100,7 +100,7 @@ async fn the_last_n_come_as_messages_after_joined() {
         client.publish("a", json!(n)).await;
     }
     let joined = client.join_with(json!({"room": "a", "history": 2})).await;
-    assert_eq!(split(&joined["cursor"]).1, 3, "the place from which the following frames go on: {joined}");
+    assert_eq!(split(&joined["cursor"]).1, 3, "the cursor before the first of the following messages: {joined}");
     assert_eq!(client.data(2).await, [json!(4), json!(5)]);
     client.publish("a", json!(6)).await;
     assert_eq!(client.data(1).await, [json!(6)]);
@@ -108,7 +108,7 @@ async fn the_last_n_come_as_messages_after_joined() {
 }
 
 #[tokio::test]
-async fn more_history_than_there_is_is_all_of_it() {
+async fn asking_for_more_history_than_exists_returns_all_of_it() {
     let (_cluster, mut client) = node_and_client().await;
     client.publish("a", json!(1)).await;
     let joined = client.join_with(json!({"room": "a", "history": 50})).await;
@@ -117,7 +117,7 @@ async fn more_history_than_there_is_is_all_of_it() {
 }
 
 #[tokio::test]
-async fn without_echo_own_messages_stay_away_and_others_come() {
+async fn without_echo_only_messages_of_others_are_delivered() {
     let (cluster, mut client) = node_and_client().await;
     let mut other = Client::connect(cluster.address(0)).await;
     client.join_with(json!({"room": "a", "echo": false})).await;
@@ -128,7 +128,7 @@ async fn without_echo_own_messages_stay_away_and_others_come() {
 }
 
 #[tokio::test]
-async fn messages_of_excluded_sessions_stay_away_live_and_in_the_resume() {
+async fn messages_of_excluded_sessions_are_delivered_neither_live_nor_on_resume() {
     let (cluster, mut earlier) = node_and_client().await;
     let mut other = Client::connect(cluster.address(0)).await;
     let start = earlier.join("a").await["cursor"].clone();
@@ -144,7 +144,7 @@ async fn messages_of_excluded_sessions_stay_away_live_and_in_the_resume() {
 }
 
 #[tokio::test]
-async fn a_session_joins_so_many_rooms_and_no_more() {
+async fn a_session_cannot_join_more_rooms_than_its_limit() {
     let cluster = one_node_with("[limits]\nrooms_per_session = 2\n").await;
     let mut client = Client::connect(cluster.address(0)).await;
     assert_eq!(client.welcome["limits"]["rooms"], 2);
@@ -157,7 +157,7 @@ async fn a_session_joins_so_many_rooms_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_room_without_history_has_no_cursors_and_no_past() {
+async fn messages_of_a_room_without_history_have_no_cursor() {
     let cluster = one_node_with("[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n").await;
     let mut client = Client::connect(cluster.address(0)).await;
     let joined = client.join("typing:1").await;
@@ -168,5 +168,5 @@ async fn a_room_without_history_has_no_cursors_and_no_past() {
     assert!(message.get("cursor").is_none() && message["data"] == "x", "{message}");
     assert_eq!(client.refused(json!({"type": "history", "room": "typing:1"})).await, "history_off");
     let other: Value = client.join("chat").await;
-    assert!(other["cursor"].is_string(), "the rule is for its own rooms: {other}");
+    assert!(other["cursor"].is_string(), "the rule applies to its own rooms only: {other}");
 }

@@ -1,16 +1,18 @@
-//! What happens at each limit: sizes, rates, errors in a row.
+//! What happens at each limit: sizes, rates, the number of errors, an unread connection.
 
+use std::time::Instant;
+
+use fanfare_tests::Client;
 use fanfare_tests::wait::eventually;
-use fanfare_tests::{Client, http, prometheus};
 use serde_json::{Value, json};
 
+use crate::fixtures::{metric, node_and_client, one_node_with, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{node_and_client, one_node_with, split};
 
 /// The default of `message_bytes`.
 const MESSAGE_BYTES: usize = 65_536;
 
-/// A JSON string of so many bytes, quotes included.
+/// A JSON string of `bytes` bytes, quotes included.
 fn text_of(bytes: usize) -> Value {
     json!("x".repeat(bytes - 2))
 }
@@ -39,7 +41,7 @@ async fn a_frame_more_than_4_kib_over_the_limit_closes_with_1009() {
     let command = json!({"type": "publish", "room": "a", "data": text_of(MESSAGE_BYTES + 4_097)});
     // The server may close before it has read all of it.
     let _ = client.try_send(command.to_string().into()).await;
-    assert_eq!(client.closed().await.code, Some(1009));
+    assert_eq!(client.ended().await.code, Some(1009));
 }
 
 #[tokio::test]
@@ -56,18 +58,22 @@ async fn the_size_limit_is_the_configured_one() {
 async fn publishes_over_the_rate_are_refused_with_a_hint() {
     let cluster = one_node_with("[limits]\npublishes_per_second = 5\n").await;
     let mut client = Client::connect(cluster.address(0)).await;
-    for id in 1..=15 {
-        client.send(json!({"type": "publish", "id": id, "room": "a", "data": id})).await;
+    let (begun, mut served, mut refused) = (Instant::now(), 0, Vec::new());
+    // Sent without waiting for answers, these are more than five a second on any machine.
+    while refused.is_empty() {
+        for id in 1..=15 {
+            client.send(json!({"type": "publish", "id": id, "room": "a", "data": id})).await;
+        }
+        for _ in 1..=15 {
+            let reply = client.next().await.json;
+            match reply["type"].as_str() {
+                Some("published") => served += 1,
+                _ => refused.push(reply),
+            }
+        }
     }
-    let mut replies = Vec::new();
-    while replies.len() < 15 {
-        replies.push(client.next().await.json);
-    }
-    let (refused, published): (Vec<Value>, Vec<Value>) =
-        replies.into_iter().partition(|reply| reply["type"] == "error");
-    let served = published.len();
-    assert!((10..=13).contains(&served), "a burst of twice the rate, and what one second adds: {served}");
-    assert!(published.iter().all(|reply| reply["type"] == "published"), "{published:?}");
+    let most = 10 + 5 * (begun.elapsed().as_secs() + 1);
+    assert!((10..=most).contains(&served), "a burst of twice the rate, and five more each second: {served} of {most}");
     for error in refused {
         assert_eq!((&error["code"], &error["retryable"]), (&json!("rate_limited"), &json!(true)), "{error}");
         assert!(error["retry_after_ms"].as_u64().is_some_and(|ms| ms <= 1000), "{error}");
@@ -78,27 +84,25 @@ async fn publishes_over_the_rate_are_refused_with_a_hint() {
 async fn publishes_far_over_the_rate_close_with_4429() {
     let cluster = one_node_with("[limits]\npublishes_per_second = 5\n").await;
     let mut client = Client::connect(cluster.address(0)).await;
-    for id in 1..=60 {
-        if client
-            .try_send(json!({"type": "publish", "id": id, "room": "a", "data": 1}).to_string().into())
-            .await
-            .is_err()
-        {
+    // More than the burst of 10, the 20 errors that are allowed in ten seconds, and the 50 publishes of ten seconds.
+    for id in 1..=90 {
+        let publish = json!({"type": "publish", "id": id, "room": "a", "data": 1});
+        if client.try_send(publish.to_string().into()).await.is_err() {
             break;
         }
     }
-    assert_eq!(client.closed().await.code, Some(4429));
+    assert_eq!(client.ended().await.code, Some(4429));
 }
 
 #[tokio::test]
-async fn twenty_errors_are_borne_and_one_more_closes_with_4429() {
+async fn twenty_errors_are_allowed_and_one_more_closes_with_4429() {
     let (_cluster, mut client) = node_and_client().await;
     for _ in 0..20 {
         assert_eq!(client.refused(json!({"type": "dance"})).await, "unknown_type");
     }
     client.ask(json!({"type": "ping"})).await;
     client.send(json!({"type": "dance"})).await;
-    assert_eq!(client.closed().await.code, Some(4429));
+    assert_eq!(client.ended().await.code, Some(4429));
 }
 
 #[tokio::test]
@@ -109,18 +113,17 @@ async fn a_member_that_does_not_read_is_closed_and_resumes_without_a_loss() {
     let mut publisher = Client::connect(cluster.address(0)).await;
     let mut other = Client::connect(cluster.address(0)).await;
     other.join("a").await;
-    // Far more than the outbox (256 KiB) and what the kernel holds for a socket nobody reads.
+    // 12 MB: far more than the outbox (256 KiB) and what the kernel holds for an unread socket.
     let total = 200;
     for _ in 0..total {
         publisher.publish("a", text_of(60_000)).await;
-        assert_eq!(other.message().await["room"], "a", "the others notice nothing");
+        assert_eq!(other.message().await["room"], "a", "other members are served without delay");
     }
     eventually("the slow consumer is closed", async || {
-        let text = http::get(cluster.nodes[0].admin, "/metrics").send().await.text;
-        prometheus::parse(&text).expect("a valid scrape").sum("fanfare_slow_consumers_total") > 0.5
+        metric(cluster.nodes[0].admin, "fanfare_slow_consumers_total").await > 0.5
     })
     .await;
-    let closed = slow.closed().await;
+    let closed = slow.ended().await;
     assert!(matches!(closed.code, Some(4508) | None), "the code comes if the socket still takes it: {closed:?}");
     for frame in slow.received() {
         at += 1;

@@ -1,4 +1,4 @@
-//! PROTOCOL's WebSocket section against one node: every command, every reply, every refusal.
+//! docs/protocol.md over a WebSocket, against one node: every command, every reply, every refusal.
 
 mod bytes;
 mod joining;

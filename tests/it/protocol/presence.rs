@@ -1,9 +1,9 @@
-//! Who is there: `presence`, the members of `joined`, and the frames that follow.
+//! Presence: the command, the members in `joined`, and the events that follow.
 
 use fanfare_tests::Client;
 use serde_json::json;
 
-use crate::stage::{node_and_client, one_node_with};
+use crate::fixtures::{node_and_client, one_node_with};
 
 #[tokio::test]
 async fn presence_counts_the_members_of_a_room() {
@@ -22,14 +22,14 @@ async fn presence_counts_the_members_of_a_room() {
 }
 
 #[tokio::test]
-async fn presence_of_a_room_nobody_is_in_is_empty() {
+async fn presence_of_an_empty_room_is_empty() {
     let (_cluster, mut client) = node_and_client().await;
-    let reply = client.ask(json!({"type": "presence", "room": "nobody"})).await;
+    let reply = client.ask(json!({"type": "presence", "room": "empty"})).await;
     assert_eq!((&reply["count"], &reply["members"]), (&json!(0), &json!([])));
 }
 
 #[tokio::test]
-async fn who_asks_for_presence_is_told_who_comes_and_goes() {
+async fn a_join_with_presence_gets_events_for_joins_and_leaves() {
     let (cluster, mut client) = node_and_client().await;
     let joined = client.join_with(json!({"room": "a", "presence": true})).await;
     let members = joined["members"].as_array().unwrap();
@@ -60,7 +60,7 @@ async fn a_lost_connection_is_a_leave() {
 }
 
 #[tokio::test]
-async fn who_does_not_ask_for_presence_is_told_nothing() {
+async fn a_join_without_presence_gets_no_events() {
     let (cluster, mut client) = node_and_client().await;
     client.join("a").await;
     let mut other = Client::connect(cluster.address(0)).await;
@@ -70,7 +70,7 @@ async fn who_does_not_ask_for_presence_is_told_nothing() {
 }
 
 #[tokio::test]
-async fn a_room_without_presence_refuses_to_say() {
+async fn presence_of_a_room_without_presence_is_refused() {
     let cluster = one_node_with("[[rooms]]\nmatch = \"quiet:*\"\npresence = false\n").await;
     let mut client = Client::connect(cluster.address(0)).await;
     client.join("quiet:1").await;

@@ -1,12 +1,12 @@
-//! `publish` and `history`: what a message carries, keys, and what can be read back.
+//! `publish` and `history`: the fields of a message, idempotency keys, and pages of history.
 
 use fanfare_tests::Client;
 use serde_json::json;
 
-use crate::stage::{node_and_client, split};
+use crate::fixtures::{node_and_client, split};
 
 #[tokio::test]
-async fn a_message_says_who_when_and_where() {
+async fn a_message_has_its_author_time_and_cursor() {
     let (cluster, mut client) = node_and_client().await;
     let mut other = Client::connect(cluster.address(0)).await;
     client.join("a").await;
@@ -61,7 +61,7 @@ async fn keys_and_events_are_at_most_64_bytes() {
 }
 
 #[tokio::test]
-async fn history_is_ascending_and_its_cursor_goes_on() {
+async fn history_is_ascending_and_its_cursor_continues() {
     let (_cluster, mut client) = node_and_client().await;
     for n in 1..=5 {
         client.publish("a", json!(n)).await;
@@ -86,12 +86,12 @@ async fn history_is_ascending_and_its_cursor_goes_on() {
 #[tokio::test]
 async fn the_history_of_a_new_room_is_empty_and_has_a_cursor() {
     let (_cluster, mut client) = node_and_client().await;
-    let empty = client.ask(json!({"type": "history", "room": "nobody"})).await;
+    let empty = client.ask(json!({"type": "history", "room": "new"})).await;
     assert_eq!((&empty["messages"], split(&empty["cursor"]).1), (&json!([]), 0));
 }
 
 #[tokio::test]
-async fn history_since_a_foreign_epoch_tells_the_gap() {
+async fn history_since_another_epoch_reports_the_gap() {
     let (_cluster, mut client) = node_and_client().await;
     client.publish("a", json!(1)).await;
     let reply = client.ask(json!({"type": "history", "room": "a", "since": "foreign-epoch.7"})).await;

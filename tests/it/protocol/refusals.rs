@@ -1,13 +1,13 @@
-//! What is not the protocol: closes for those who speak another, errors for those who misspell it.
+//! Input outside the protocol: a close for a client of another protocol, an error for a wrong command.
 
 use fanfare_tests::Client;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::stage::{node_and_client, one_node};
+use crate::fixtures::{node_and_client, one_node};
 
 #[tokio::test]
-async fn who_speaks_another_protocol_is_closed_with_4400() {
+async fn a_client_of_another_protocol_is_closed_with_4400() {
     let cluster = one_node().await;
     for message in [
         Message::text("hello"),
@@ -23,7 +23,7 @@ async fn who_speaks_another_protocol_is_closed_with_4400() {
         let mut client = Client::connect(cluster.address(0)).await;
         client.join("a").await;
         client.try_send(message.clone()).await.unwrap();
-        assert_eq!(client.closed().await.code, Some(4400), "{message:?}");
+        assert_eq!(client.ended().await.code, Some(4400), "{message:?}");
     }
 }
 
@@ -58,7 +58,7 @@ async fn fields_of_the_wrong_type_are_a_bad_request() {
 }
 
 #[tokio::test]
-async fn commands_without_what_they_need_are_a_bad_request() {
+async fn commands_without_required_fields_are_a_bad_request() {
     let (_cluster, mut client) = node_and_client().await;
     for command in [
         json!({"type": "leave"}),
@@ -78,7 +78,7 @@ async fn commands_without_what_they_need_are_a_bad_request() {
 }
 
 #[tokio::test]
-async fn ids_up_to_2_to_the_53_are_echoed_as_they_are() {
+async fn ids_up_to_2_to_the_53_are_echoed_unchanged() {
     let (_cluster, mut client) = node_and_client().await;
     for id in [0_u64, 1, 9_007_199_254_740_992] {
         client.send(json!({"type": "ping", "id": id})).await;
@@ -99,7 +99,7 @@ async fn a_bad_id_is_refused() {
 }
 
 #[tokio::test]
-async fn an_error_says_what_to_make_of_it() {
+async fn an_error_has_a_code_a_message_and_whether_to_retry() {
     let (_cluster, mut client) = node_and_client().await;
     let error = client.ask(json!({"type": "leave", "room": "a"})).await;
     assert_eq!((&error["type"], &error["room"], &error["retryable"]), (&json!("error"), &json!("a"), &json!(false)));
@@ -107,14 +107,14 @@ async fn an_error_says_what_to_make_of_it() {
 }
 
 #[tokio::test]
-async fn an_open_gateway_takes_no_tokens() {
+async fn an_open_gateway_refuses_auth_commands() {
     let (_cluster, mut client) = node_and_client().await;
     assert_eq!(client.refused(json!({"type": "auth", "token": "x"})).await, "unauthorized");
     client.join("a").await;
 }
 
 #[tokio::test]
-async fn a_client_that_closes_is_answered() {
+async fn a_close_frame_is_answered() {
     let (cluster, client) = node_and_client().await;
     client.close().await;
     Client::connect(cluster.address(0)).await;

@@ -1,12 +1,12 @@
-//! `since`: what comes again, what does not, and what is told when something is gone.
+//! Resumes by `since`: which messages come, and the gap when some of them are gone.
 
 use fanfare_tests::{Client, Frame};
 use serde_json::json;
 
-use crate::stage::{NO_RATE, node_and_client, one_node_with, publish_numbers, split};
+use crate::fixtures::{NO_RATE, node_and_client, one_node_with, publish_numbers, split};
 
 #[tokio::test]
-async fn since_is_exclusive_and_what_was_missed_comes_before_what_is_live() {
+async fn since_is_exclusive_and_missed_messages_come_before_live_ones() {
     let (cluster, mut client) = node_and_client().await;
     client.publish("a", json!(1)).await;
     let at = client.publish("a", json!(2)).await["cursor"].clone();
@@ -42,11 +42,11 @@ async fn offset_zero_is_the_beginning() {
     assert_eq!(client.data(1).await, [json!(1)]);
 }
 
-/// More than any node keeps beyond the configured 10, so that the oldest are gone for certain.
+/// More than a node keeps beyond the configured 10, so that the oldest are certainly gone.
 const MANY: usize = 2_000;
 
 #[tokio::test]
-async fn a_cursor_older_than_the_history_is_told_how_much_it_missed() {
+async fn a_cursor_older_than_the_history_gets_the_number_of_missed_messages() {
     let rules = "[[rooms]]\nmatch = \"*\"\nhistory = { messages = 10, ttl = \"1h\" }\n";
     let cluster = one_node_with(&format!("{rules}{NO_RATE}")).await;
     let mut client = Client::connect(cluster.address(0)).await;
@@ -56,16 +56,16 @@ async fn a_cursor_older_than_the_history_is_told_how_much_it_missed() {
     assert_eq!(joined["resumed"], false, "{joined}");
     let (epoch, from) = split(&joined["cursor"]);
     assert_eq!(epoch, split(&at).0);
-    assert_eq!(joined["gap"], json!({"missed": from - 1}), "all between the two cursors is gone: {joined}");
+    assert_eq!(joined["gap"], json!({"missed": from - 1}), "everything between the two cursors is gone: {joined}");
     let messages = client.so_far().await;
-    assert!(messages.len() >= 10, "at least the configured number is kept: {}", messages.len());
+    assert!(messages.len() >= 10, "at least the configured number of messages is kept: {}", messages.len());
     let offsets: Vec<u64> = messages.iter().map(|frame: &Frame| split(&frame.json["cursor"]).1).collect();
     let expected: Vec<u64> = (from + 1..=MANY as u64 + 1).collect();
     assert_eq!(offsets, expected, "after the gap nothing else is missing");
 }
 
 #[tokio::test]
-async fn a_foreign_epoch_is_a_gap_of_unknown_size() {
+async fn another_epoch_is_a_gap_of_unknown_size() {
     let (_cluster, mut client) = node_and_client().await;
     for n in 1..=3 {
         client.publish("a", json!(n)).await;

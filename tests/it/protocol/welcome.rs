@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use fanfare_tests::Client;
 use serde_json::{Value, json};
 
-use crate::stage::{node_and_client, one_node, split};
+use crate::fixtures::{node_and_client, one_node, split};
 
-/// The `joined` frames of so many rooms, which come as each room is ready, by room.
+/// The `joined` frames of `rooms` rooms by room; they come in any order.
 async fn joined(client: &mut Client, rooms: usize) -> BTreeMap<String, Value> {
     let mut joined = BTreeMap::new();
     for _ in 0..rooms {
@@ -18,7 +18,7 @@ async fn joined(client: &mut Client, rooms: usize) -> BTreeMap<String, Value> {
 }
 
 #[tokio::test]
-async fn the_first_frame_says_who_and_where_one_is() {
+async fn welcome_has_the_session_the_node_and_the_limits() {
     let (_cluster, client) = node_and_client().await;
     let welcome = &client.welcome;
     assert!(client.session().len() >= 8, "{welcome}");
@@ -32,7 +32,7 @@ async fn the_first_frame_says_who_and_where_one_is() {
 }
 
 #[tokio::test]
-async fn sessions_differ_and_the_route_of_a_node_does_not() {
+async fn session_ids_are_unique_and_a_node_has_one_route() {
     let (cluster, one) = node_and_client().await;
     let other = Client::connect(cluster.address(0)).await;
     assert_ne!(one.session(), other.session());
@@ -78,7 +78,7 @@ async fn since_of_the_query_resumes_every_room_in_the_order_of_the_list() {
 }
 
 #[tokio::test]
-async fn an_empty_part_of_since_is_the_head_of_that_room() {
+async fn an_empty_part_of_since_means_the_head_of_that_room() {
     let cluster = one_node().await;
     let mut first = Client::connect(cluster.address(0)).await;
     let start = first.join("a").await["cursor"].as_str().unwrap().to_owned();
@@ -109,7 +109,7 @@ async fn the_options_of_the_query_are_those_of_join() {
 }
 
 #[tokio::test]
-async fn a_refused_room_of_the_url_gets_an_error_and_the_others_go_on() {
+async fn a_refused_room_in_the_url_gets_an_error_and_the_others_are_joined() {
     let cluster = one_node().await;
     let mut client = Client::open(cluster.address(0), "/ws?room=%24secret&room=a").await;
     let error = client.take("error").await.json;

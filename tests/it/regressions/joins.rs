@@ -1,4 +1,4 @@
-//! Joins that something comes in between of: traffic, a second join, a leave, an arrival.
+//! Joins that are overtaken: by messages, by a second join, by a leave, by another member's join.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::{Value, json};
 
+use crate::fixtures::{one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{one_node_with, publish_numbers, split};
 
-/// Enough for traffic to fall between each rejoin's steps many times over.
+/// Enough for messages to come between the steps of a rejoin many times.
 const REJOINS: usize = 50;
 
-/// A member that joins again lost its place while the members were listed: what was published meanwhile never came.
+/// A second join dropped the member's cursor while the members were listed: messages that came meanwhile were not delivered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rejoining_with_presence_under_traffic_skipped_what_came_while_members_were_listed() {
+async fn a_rejoin_with_presence_skipped_messages_that_came_during_the_listing() {
     let cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
     let mut member = Client::connect(cluster.address(0)).await;
     let (epoch, start) = split(&member.join("busy").await["cursor"]);
@@ -45,13 +45,13 @@ async fn rejoining_with_presence_under_traffic_skipped_what_came_while_members_w
     assert!(member.so_far().await.iter().all(|frame| frame.kind() != "message"), "nothing is repeated");
 }
 
-/// The kinds of the answers to two commands, sent while Redis is stopped and answered once it goes on.
+/// Sends two commands while Redis is stopped, lets it continue, and returns the kinds of both answers.
 async fn answers_to_both(cluster: &mut Cluster, client: &mut Client, commands: [Value; 2]) -> [String; 2] {
     cluster.redis().signal("STOP");
     for command in &commands {
         client.send(command.clone()).await;
     }
-    let mut frames = client.so_far().await; // the gateway has both before Redis says a word
+    let mut frames = client.so_far().await; // the gateway has both before Redis answers anything
     cluster.redis().signal("CONT");
     let answers = commands.map(|command| command["id"].clone());
     while !answers.iter().all(|id| frames.iter().any(|frame| &frame.json["id"] == id)) {
@@ -68,7 +68,7 @@ async fn answers_to_both(cluster: &mut Cluster, client: &mut Client, commands: [
     })
 }
 
-/// Ids beyond those that the client's own questions use.
+/// The ids are beyond those that `Client` uses itself.
 fn join(id: u64, room: &str) -> Value {
     json!({"type": "join", "id": id, "room": room})
 }
@@ -77,7 +77,7 @@ fn leave(id: u64, room: &str) -> Value {
     json!({"type": "leave", "id": id, "room": room})
 }
 
-/// The earlier of two joins was dropped where it waited, and with it the answer to its id.
+/// A second join replaced the first one, which was still waiting, and the first one was never answered.
 #[tokio::test]
 async fn a_join_overtaken_by_another_while_the_room_was_subscribed_got_no_answer() {
     let mut cluster = Cluster::over_redis(1).start().await;
@@ -93,7 +93,7 @@ async fn a_join_overtaken_by_a_leave_while_the_room_was_subscribed_got_no_answer
     let mut client = Client::connect(cluster.address(0)).await;
     let answers = answers_to_both(&mut cluster, &mut client, [join(901, "new"), leave(902, "new")]).await;
     assert_eq!(answers, ["not_joined", "left"]);
-    assert_eq!(client.refused(json!({"type": "leave", "room": "new"})).await, "not_joined", "it is in no room");
+    assert_eq!(client.refused(json!({"type": "leave", "room": "new"})).await, "not_joined", "it is not in the room");
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn a_resume_overtaken_by_a_leave_while_history_was_read_got_no_answer() {
     let last = publish_numbers(&cluster, "old", 0, 5).await;
     let since = format!("{}.1", split(&json!(last)).0);
     let mut client = Client::connect(cluster.address(0)).await;
-    // Followed from here on: what came before is not in the node's memory and must be read from Redis.
+    // The node follows the room from here on. Older messages are not in its memory and must be read from Redis.
     client.join("old").await;
     client.leave("old").await;
     let mut resume = join(901, "old");
@@ -111,12 +111,13 @@ async fn a_resume_overtaken_by_a_leave_while_history_was_read_got_no_answer() {
     assert_eq!(answers, ["not_joined", "left"]);
 }
 
-/// More than the outbox and what the kernel holds for a socket nobody reads (10 MiB at most by its defaults).
+/// Messages of 60 kB: more than the outbox and what the kernel holds for an unread socket (10 MiB at most by its defaults).
 const LONG_HISTORY: usize = 300;
 
-/// Member events began with the join's completion, the list ended before its history: who came between was in neither.
+/// The list of members was made before the history was sent, and member events began after it: a member that came in
+/// between was in neither.
 #[tokio::test]
-async fn who_arrived_between_a_joins_member_list_and_its_completion_was_never_announced() {
+async fn a_member_that_came_during_a_join_with_history_was_not_announced() {
     let cluster = one_node_with(KEEP_ALL).await;
     let item = json!({"room": "long", "data": "x".repeat(60_000)});
     for _ in 0..LONG_HISTORY / 15 {
@@ -124,7 +125,7 @@ async fn who_arrived_between_a_joins_member_list_and_its_completion_was_never_an
     }
     let mut member = Client::connect(cluster.address(0)).await;
     let joined = member.join_with(json!({"room": "long", "presence": true, "history": LONG_HISTORY})).await;
-    // It has read no further: its join cannot have completed.
+    // It has read no history yet, so its join cannot be complete.
     let mut other = Client::connect(cluster.address(0)).await;
     other.join("long").await;
     let listed = joined["members"].as_array().expect("a join with presence lists members");

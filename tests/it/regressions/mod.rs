@@ -1,5 +1,5 @@
-//! Defects that were found and fixed, each as a test that is named by its cause and fails on what was there before.
-//! New ones go beside the ones they resemble; nothing here describes the protocol as a whole, `protocol` does.
+//! Defects that were found and fixed. Each test is named after a defect, in the past tense, and fails on the code that had it.
+//! A new test goes beside those that it resembles; the protocol as a whole is tested in `protocol`.
 
 mod joins;
 mod polls;
@@ -10,15 +10,8 @@ mod resumes;
 mod rolling;
 
 use fanfare_tests::redis::Redis;
-use fanfare_tests::{Node, http, prometheus};
 
-/// A metric of a node, summed over its labels.
-async fn metric(node: &Node, name: &str) -> f64 {
-    let text = http::get(node.admin, "/metrics").send().await.text;
-    prometheus::parse(&text).expect("a valid scrape").sum(name)
-}
-
-/// What Redis says of itself under this name; 0 where it says nothing yet.
+/// The number that Redis reports in INFO after `name`; 0 where it has none yet.
 async fn info(redis: &Redis, name: &str) -> u64 {
     let values = redis.values("INFO all").await;
     let text = values.first().expect("Redis says something of itself");

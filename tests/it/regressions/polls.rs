@@ -1,101 +1,102 @@
-//! Polls of clients that send any number, name any rooms and many of them, and what polls cost.
+//! Polls with extreme cursors, many rooms or many messages, and what polls cost.
 
-use std::io;
+use std::time::Duration;
 
+use fanfare_tests::fault::{Fault, Proxy};
 use fanfare_tests::http::Reply;
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
+use fanfare_tests::transport::http_connection::HttpConnection;
 use fanfare_tests::transport::poll::{self, Missed, served};
-use fanfare_tests::transport::wire::Wire;
 use fanfare_tests::wait::{eventually, within};
-use fanfare_tests::{Ask, Carrier, Cluster, http};
+use fanfare_tests::{Cluster, RoomRequest, Transport, http};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{info, metric};
+use super::info;
+use crate::fixtures::{metric, one_node, one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{one_node, one_node_with, publish_numbers, split};
 
-/// Polls over a connection that stays: they are answered by one shard.
-struct Line(Wire);
+/// Polls over one connection, which are answered by one shard.
+struct Line(HttpConnection);
 
 impl Line {
     async fn to(cluster: &Cluster) -> Self {
-        Self(Wire::connect(cluster.address(0)).await.expect("a connection"))
+        Self(HttpConnection::connect(cluster.address(0)).await.expect("a connection"))
     }
 
-    async fn send(&mut self, ask: &Ask) {
-        assert!(self.0.is_kept(), "another connection may lead to another shard");
-        self.0.get(&ask.target(Carrier::LongPoll, ask.since.as_deref()), &[]).await.expect("a poll is sent");
+    async fn send(&mut self, request: &RoomRequest) {
+        assert!(self.0.is_kept(), "the connection stays open: another one may lead to another shard");
+        self.0.get(&request.path(Transport::LongPoll, request.since.as_deref()), &[]).await.expect("a poll is sent");
     }
 
     async fn answer(&mut self) -> Reply {
         let answer = async {
-            let (head, mut body) = (self.0.head().await?, Vec::new());
-            while let Some(piece) = self.0.piece().await? {
-                body.extend_from_slice(&piece);
-            }
-            let text = String::from_utf8_lossy(&body).into_owned();
-            Ok::<_, io::Error>(Reply { status: head.status, headers: head.headers, text })
+            let head = self.0.head().await?;
+            self.0.rest(head).await
         };
         within("the answer to a poll", answer).await.expect("a whole answer")
     }
 
-    async fn poll(&mut self, ask: &Ask) -> Reply {
-        self.send(ask).await;
+    async fn poll(&mut self, request: &RoomRequest) -> Reply {
+        self.send(request).await;
         self.answer().await
     }
 }
 
-/// One was added to the offset of a client's cursor before anything was compared.
+/// The gateway added one to the offset of a client's cursor before it compared the offset with the head.
 #[tokio::test]
 async fn the_offset_of_a_cursor_overflowed() {
     let cluster = one_node().await;
     let mut line = Line::to(&cluster).await;
-    let start = served(&line.poll(&Ask::of(&["a"])).await);
+    let start = served(&line.poll(&RoomRequest::of(&["a"])).await);
     publish_numbers(&cluster, "a", 1, 1).await;
-    let seen = served(&line.poll(&Ask::of(&["a"]).since(start.cursor())).await);
-    assert_eq!(seen.data(), [json!(1)], "from here on this shard has a message in its memory");
+    let seen = served(&line.poll(&RoomRequest::of(&["a"]).since(start.cursor())).await);
+    assert_eq!(seen.data(), [json!(1)], "this shard now has a message in memory");
     let epoch = split(&json!(start.cursor())).0;
     for epoch in ["AAAAAAAA", &epoch] {
-        let ask = Ask::of(&["a"]).since(format!("{epoch}.{}", u64::MAX)).with("wait=0");
-        let answer = served(&line.poll(&ask).await);
-        assert_eq!((answer.data(), answer.cursor()), (vec![json!(1)], seen.cursor()), "{epoch}: what is kept follows");
+        let request = RoomRequest::of(&["a"]).since(format!("{epoch}.{}", u64::MAX)).with("wait=0");
+        let answer = served(&line.poll(&request).await);
+        assert_eq!(
+            (answer.data(), answer.cursor()),
+            (vec![json!(1)], seen.cursor()),
+            "{epoch}: the kept message follows"
+        );
         assert_eq!(answer.gap.map(|gap| gap["a"]), Some(Missed { missed: None }), "{epoch}");
     }
 }
 
-/// Rooms of a poll; lists of so many which a shard goes on following for polls to come; and lists that are polled.
+/// The rooms in one poll; how many such lists a shard keeps following for later polls; and how many lists are polled.
 const ROOMS: usize = 128;
 const LISTS_MAX: usize = 128;
 const LISTS: usize = 140;
 
-/// Whatever a poll had named was followed for 40 s, and nothing bounded how many rooms that were.
+/// Each room in a poll stayed followed for 40 s, and the number of these rooms had no limit.
 #[tokio::test]
-async fn rooms_that_polls_had_named_were_followed_on_however_many_they_were() {
+async fn polled_rooms_were_followed_without_a_limit() {
     let cluster = one_node().await;
     let mut line = Line::to(&cluster).await;
     let list = |n: usize| {
         let names: Vec<String> = (0..ROOMS).map(|room| format!("{n}:{room}")).collect();
-        Ask::of(&names.iter().map(String::as_str).collect::<Vec<_>>()).with("wait=0")
+        RoomRequest::of(&names.iter().map(String::as_str).collect::<Vec<_>>()).with("wait=0")
     };
-    let followed = async || metric(&cluster.nodes[0], "fanfare_rooms").await as usize;
-    // Who asks for the same rooms again and again takes the place of one.
+    let followed = async || metric(cluster.nodes[0].admin, "fanfare_rooms").await as usize;
+    // Many polls for the same rooms count as one list.
     for _ in 0..LISTS_MAX {
         assert_eq!(line.poll(&list(0)).await.status, 200);
     }
     for n in 1..LISTS {
         assert_eq!(line.poll(&list(n)).await.status, 200);
     }
-    eventually("no more than the bound stay", async || followed().await <= LISTS_MAX * ROOMS).await;
+    eventually("the rooms are within the limit", async || followed().await <= LISTS_MAX * ROOMS).await;
     for n in [0, LISTS_MAX - 1] {
         assert_eq!(line.poll(&list(n)).await.status, 200);
         assert_eq!(followed().await, LISTS_MAX * ROOMS, "list {n} was among them");
     }
 }
 
-/// A room that lives in this Redis, with a message in it; its name and that one's cursor.
+/// A room that is stored in this Redis and has a message: its name, and the message's cursor.
 async fn room_in(redis: &Redis, cluster: &Cluster) -> (String, String) {
     for n in 0..64 {
         let room = format!("of-{}-{n}", redis.address().port());
@@ -104,61 +105,58 @@ async fn room_in(redis: &Redis, cluster: &Cluster) -> (String, String) {
             return (room, at);
         }
     }
-    panic!("no room of 64 lives in this Redis");
+    panic!("none of 64 rooms is stored in this Redis");
 }
 
-/// A message that came while a poll waited for another of its rooms to be followed woke it there, where it was not looked
-/// for; the poll then waited on to its end.
+/// A poll waited until the second of its rooms was followed. A message in the first room woke it during that wait, where the
+/// wake-up was ignored, and the poll then waited for its whole time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wakeup_was_lost_while_another_room_of_the_poll_was_being_followed() {
+async fn a_message_was_missed_while_a_poll_waited_for_another_of_its_rooms() {
     let scratch = Scratch::new();
-    let (near, slow) = (Redis::start(scratch.path()).await, Redis::start_as("slow", scratch.path(), &[]).await);
-    let addresses = vec![format!("{},{}", near.url(), slow.url())];
+    let (near, far) = (Redis::start(scratch.path()).await, Redis::start_as("far", scratch.path(), &[]).await);
+    let proxy = Proxy::before(far.address()).await;
+    let addresses = vec![format!("{},redis://{}", near.url(), proxy.address)];
     let cluster = Cluster::over_addresses(1, addresses).start().await;
     let node = &cluster.nodes[0];
     let (followed, at) = room_in(&near, &cluster).await;
-    let (new, new_at) = room_in(&slow, &cluster).await;
+    let (new, new_at) = room_in(&far, &cluster).await;
     let mut line = Line::to(&cluster).await;
-    let ask = Ask::of(&[&followed]).since(at.as_str()).with("wait=0");
-    assert_eq!(served(&line.poll(&ask).await).cursor(), at);
-    // Not for long: a poll gives up on a room that is not followed within a second.
-    slow.signal("STOP");
-    line.send(&Ask::of(&[&followed, &new]).since(format!("{at}~{new_at}")).with("wait=55")).await;
-    eventually("the poll asks for the second room", async || metric(node, "fanfare_rooms").await > 1.5).await;
+    let request = RoomRequest::of(&[&followed]).since(at.as_str()).with("wait=0");
+    assert_eq!(served(&line.poll(&request).await).cursor(), at);
+    // To follow a room there takes 0.4 s: longer than a publish in the near Redis, and shorter than the second after which
+    // a poll gives up.
+    proxy.set(Fault::Delay { least: Duration::from_millis(200), jitter: Duration::ZERO });
+    line.send(&RoomRequest::of(&[&followed, &new]).since(format!("{at}~{new_at}")).with("wait=55")).await;
+    eventually("the poll asks for the second room", async || metric(node.admin, "fanfare_rooms").await > 1.5).await;
     publish_numbers(&cluster, &followed, 7, 1).await;
-    eventually("the message has come to the shard", async || {
-        metric(node, "fanfare_backplane_lag_seconds_count").await > 0.5
-    })
-    .await;
-    slow.signal("CONT");
     let answer = served(&line.answer().await);
     assert_eq!(answer.data(), [json!(7)]);
 }
 
-/// Messages of each room, their size, and how many are published at once.
+/// The messages in each room, their size, and how many are published at once.
 const MESSAGES: usize = 200;
 const MESSAGE_BYTES: usize = 6_000;
 const BATCH: usize = 100;
 
-/// Up to a thousand messages of each room were read for an answer that 256 KiB of them fill, and again for the next answer.
+/// For each answer, which holds 256 KiB, up to a thousand messages of each room were read, and again for the next answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_poll_read_many_times_what_it_answered() {
+async fn a_poll_read_far_more_from_redis_than_it_answered() {
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     let address = cluster.address(0);
-    let (rooms, mut places) = (["a", "b"], Vec::new());
+    let (rooms, mut cursors) = (["a", "b"], Vec::new());
     for room in rooms {
         let items = json!(vec![json!({"room": room, "data": "x".repeat(MESSAGE_BYTES)}); BATCH]);
         let mut reply = Value::Null;
         for _ in 0..MESSAGES / BATCH {
             reply = http::post(address, "/v1/publish", &items).send().await.expect(200);
         }
-        places.push(format!("{}.0", split(&reply[0]["cursor"]).0));
+        cursors.push(format!("{}.0", split(&reply[0]["cursor"]).0));
     }
-    let (mut at, mut count, mut answered) = (places.join("~"), 0, 0);
+    let (mut at, mut count, mut answered) = (cursors.join("~"), 0, 0);
     let before = info(cluster.redis(), "total_net_output_bytes:").await;
     loop {
-        let ask = Ask::of(&rooms).since(at.as_str()).with("limit=1000&wait=0");
-        let reply = poll::get(address, &ask).send().await;
+        let request = RoomRequest::of(&rooms).since(at.as_str()).with("limit=1000&wait=0");
+        let reply = poll::get(address, &request).send().await;
         let answer = served(&reply);
         (count, answered) = (count + answer.messages().count(), answered + reply.text.len() as u64);
         answer.cursor().clone_into(&mut at);
@@ -171,22 +169,22 @@ async fn a_poll_read_many_times_what_it_answered() {
     assert!(sent < 2 * answered, "Redis sent {sent} bytes for answers of {answered}");
 }
 
-/// Of the last messages only as many were read as the limit left: the others never came.
+/// Only as many of the last messages were read as the limit had left; the others were skipped.
 #[tokio::test]
-async fn the_last_messages_of_a_room_were_lost_to_the_limit() {
+async fn a_poll_for_the_last_n_lost_messages_beyond_its_limit() {
     let cluster = one_node_with(KEEP_ALL).await;
     for room in ["p", "q"] {
         publish_numbers(&cluster, room, 0, 10).await;
     }
     let last: Vec<Value> = (5..10).map(|n| json!(n)).collect();
     for (rooms, limit) in [(&["p", "q"][..], 5), (&["p", "q"], 7), (&["p"], 2)] {
-        let mut ask = Ask::of(rooms).with(&format!("last=5&limit={limit}"));
+        let mut request = RoomRequest::of(rooms).with(&format!("last=5&limit={limit}"));
         let mut all = Vec::new();
         loop {
-            let part = poll::once(cluster.address(0), &ask).await;
+            let part = poll::once(cluster.address(0), &request).await;
             assert!(part.data().len() <= limit && part.gap.is_none(), "{part:?}");
             all.extend(part.data());
-            ask = Ask::of(rooms).since(part.cursor()).with(&format!("limit={limit}"));
+            request = RoomRequest::of(rooms).since(part.cursor()).with(&format!("limit={limit}"));
             if !part.more {
                 break;
             }
@@ -195,27 +193,27 @@ async fn the_last_messages_of_a_room_were_lost_to_the_limit() {
     }
 }
 
-/// A poll by path, and a request sent with it.
+/// A poll by path with another request right behind it.
 fn with_another(at: &str) -> String {
     format!("GET /v1/rooms/a/poll?since={at} HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/rooms/a HTTP/1.1\r\nHost: x\r\n\r\n")
 }
 
-/// A poll by body, and a line end after it, as old clients send.
+/// A poll by body with a line end after it, as old clients send.
 fn with_a_line_end(at: &str) -> String {
     let body = poll::body(&[("a", Some(at))], 25).to_string();
     format!("POST /v1/poll HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}\r\n", body.len())
 }
 
-/// The connection of a poll behind which more had come closes after its answer, and the answer did not say so.
+/// When bytes came behind a poll, its connection closes after the answer. The answer lacked `Connection: close`.
 #[tokio::test]
-async fn an_answer_after_which_the_connection_closes_did_not_say_so() {
+async fn a_poll_answer_did_not_announce_that_the_connection_closes() {
     let cluster = one_node().await;
     let node = &cluster.nodes[0];
-    let mut at = poll::once(node.listen, &Ask::of(&["a"])).await.cursor().to_owned();
+    let mut at = poll::once(node.listen, &RoomRequest::of(&["a"])).await.cursor().to_owned();
     for request in [with_another, with_a_line_end] {
         let mut stream = TcpStream::connect(node.listen).await.expect("a listener");
         stream.write_all(request(&at).as_bytes()).await.expect("the request is taken");
-        eventually("the poll waits", async || metric(node, "fanfare_polls_waiting").await > 0.5).await;
+        eventually("the poll waits", async || metric(node.admin, "fanfare_polls_waiting").await > 0.5).await;
         at = publish_numbers(&cluster, "a", 1, 1).await;
         let mut text = String::new();
         within("the end of the connection", stream.read_to_string(&mut text)).await.expect("an orderly end");

@@ -1,12 +1,12 @@
-//! Refusals that are not the client's fault.
+//! Refusals that are not the fault of the client.
 
 use fanfare_tests::{Client, Cluster};
 use serde_json::json;
 
-/// Redis was away, and whoever went on publishing as told (`retryable`) was closed with 4429, after which no client comes
-/// back: the backplane's errors were counted as the client's.
+/// While Redis was away each refused publish counted as an error of the client. A publisher that retried, as `retryable` asks
+/// it to, was closed with 4429, after which clients do not reconnect.
 #[tokio::test]
-async fn refusals_for_want_of_redis_were_counted_as_the_clients_errors() {
+async fn refusals_while_redis_was_away_counted_as_errors_of_the_client() {
     let mut cluster = Cluster::over_redis(1).start().await;
     let mut publisher = Client::connect(cluster.address(0)).await;
     cluster.redis().kill();

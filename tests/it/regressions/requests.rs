@@ -1,19 +1,19 @@
-//! Requests and answers whose size, time or sender was not bounded or not checked.
+//! Requests and answers without a limit on their size or time, or without a check of their sender.
 
 use std::time::Duration;
 
 use fanfare_tests::http::{call, get};
-use fanfare_tests::wait::{patient, ticks, within, within_time};
+use fanfare_tests::wait::{eventually, patience, patient, ticks, within, within_time};
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::stage::{NO_RATE, one_node, one_node_with, split};
+use crate::fixtures::{NO_RATE, UnfinishedPublish, one_node, one_node_with, split};
 
-/// Messages of 10 KB: all together four outboxes.
+/// Messages of 10 KB; together they fill four outboxes.
 const LARGE: usize = 100;
-/// Half an outbox of 256 KiB, the message that reaches it, and what stands around the data of each.
+/// Half an outbox of 256 KiB, the message that exceeds it, and the fields around the data of each message.
 const ANSWER_BYTES_MAX: usize = (128 << 10) + 10_000 + 8_192;
 
 async fn room_of_large_messages() -> (Cluster, String) {
@@ -30,15 +30,19 @@ async fn room_of_large_messages() -> (Cluster, String) {
     (cluster, epoch)
 }
 
-/// Adds the numbers of an answer's messages, and tells where to read on.
+/// Adds the numbers of an answer's messages to `into`, and returns the cursor of the next page.
 fn numbers(history: &Value, into: &mut Vec<u64>) -> Value {
     let messages = history["messages"].as_array().expect("history has messages");
     into.extend(messages.iter().map(|message| message["data"]["n"].as_u64().expect("our own data")));
-    assert_eq!(messages.last().map(|message| &message["cursor"]), Some(&history["cursor"]), "the cursor leads on");
+    assert_eq!(
+        messages.last().map(|message| &message["cursor"]),
+        Some(&history["cursor"]),
+        "the cursor is that of the last message"
+    );
     history["cursor"].clone()
 }
 
-/// A history answer was one frame of any size, far beyond what may wait for a client.
+/// A history answer was one frame of any size, far larger than an outbox.
 #[tokio::test]
 async fn a_history_answer_was_larger_than_the_outbox() {
     let (cluster, epoch) = room_of_large_messages().await;
@@ -57,11 +61,11 @@ async fn a_history_answer_was_larger_than_the_outbox() {
     assert!(answer.text.len() <= ANSWER_BYTES_MAX, "{} bytes", answer.text.len());
     let mut newest = Vec::new();
     numbers(&answer.json, &mut newest);
-    assert_eq!(newest.last(), Some(&(LARGE as u64 - 1)), "without since the newest stay");
+    assert_eq!(newest.last(), Some(&(LARGE as u64 - 1)), "without `since` the newest messages are kept");
 }
 
 #[tokio::test]
-async fn a_history_answer_over_http_was_of_any_size() {
+async fn a_history_answer_over_http_had_no_size_limit() {
     let (cluster, epoch) = room_of_large_messages().await;
     let mut since = format!("{epoch}.0");
     let mut all = Vec::new();
@@ -75,7 +79,7 @@ async fn a_history_answer_over_http_was_of_any_size() {
     assert_eq!(all, (0..LARGE as u64).collect::<Vec<_>>(), "every message once and in order");
 }
 
-/// Any page an operator had open could drain a node: a POST without a body needs no preflight.
+/// Any web page that an operator had open could drain a node: a POST without a body needs no preflight.
 #[tokio::test]
 async fn a_web_page_could_drain_a_node() {
     let cluster = one_node().await;
@@ -89,9 +93,23 @@ async fn a_web_page_could_drain_a_node() {
     Client::connect(cluster.address(0)).await;
 }
 
-/// Only the head had a deadline: a body that came in byte by byte held its connection for good.
+/// A request to the HTTP API was no longer counted once its path was known, so a drain ended while the last publishes were
+/// being answered.
 #[tokio::test]
-async fn a_body_that_comes_in_too_slowly_held_its_connection_for_good() {
+async fn a_node_exited_while_a_publish_was_being_answered() {
+    let mut cluster = Cluster::embedded().drain(30).start().await;
+    let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
+    let unfinished = UnfinishedPublish::begin(address).await;
+    cluster.nodes[0].terminate();
+    eventually("the node drains", async || get(admin, "/readyz").send().await.status == 503).await;
+    assert_eq!(unfinished.finish().await, "HTTP/1.1 200 OK\r\n");
+    let status = cluster.nodes[0].exit(patience()).await;
+    assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
+}
+
+/// Only the head of a request had a deadline: a body that came byte by byte held its connection forever.
+#[tokio::test]
+async fn a_slow_request_body_held_its_connection_forever() {
     let cluster = one_node().await;
     let mut stream = TcpStream::connect(cluster.address(0)).await.expect("a listener");
     let head = "POST /v1/rooms/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
@@ -106,10 +124,10 @@ async fn a_body_that_comes_in_too_slowly_held_its_connection_for_good() {
         }
         std::future::pending::<()>().await;
     };
-    // The time of a request is 10 s.
+    // A request may take 10 s.
     let ended = async {
         tokio::select! {
-            // A reset is an end as well: bytes may have been under way.
+            // The end may be a reset, since bytes may have been under way.
             _ = reader.read_to_string(&mut answer) => {}
             () = dribble => {}
         }
@@ -118,7 +136,7 @@ async fn a_body_that_comes_in_too_slowly_held_its_connection_for_good() {
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
 }
 
-/// Asks for an upgrade with these `X-Forwarded-For` lines; the status, and the connection that holds its place.
+/// Asks for an upgrade with these two `X-Forwarded-For` headers; returns the status and the open connection.
 async fn upgrade(cluster: &Cluster, forwarded: [&str; 2]) -> (String, BufReader<TcpStream>) {
     let mut stream = TcpStream::connect(cluster.address(0)).await.expect("a listener");
     let [first, second] = forwarded;
@@ -134,15 +152,15 @@ async fn upgrade(cluster: &Cluster, forwarded: [&str; 2]) -> (String, BufReader<
     (line.split(' ').nth(1).unwrap_or_default().to_owned(), reader)
 }
 
-/// A proxy may append a line instead of a hop; the client's own line, the first, was believed.
+/// A proxy may append a second header instead of a second value. The gateway believed the first header, the client's own.
 #[tokio::test]
-async fn a_client_evaded_the_limit_per_address_by_a_forwarded_line_of_its_own() {
+async fn a_client_evaded_the_address_limit_with_its_own_forwarded_header() {
     let config = "[auth]\nmode = \"open\"\ntrusted_proxies = [\"127.0.0.0/8\"]\n[limits]\nconnections_per_ip = 1\n";
     let cluster = one_node_with(config).await;
     let (status, _held) = upgrade(&cluster, ["198.51.100.1", "203.0.113.5"]).await;
     assert_eq!(status, "101");
     let (status, _) = upgrade(&cluster, ["198.51.100.2", "203.0.113.5"]).await;
-    assert_eq!(status, "429", "the same client under another claim");
+    assert_eq!(status, "429", "the same client with another forged address");
     let (status, _other) = upgrade(&cluster, ["198.51.100.1", "203.0.113.6"]).await;
-    assert_eq!(status, "101", "another client that claims what the first one did");
+    assert_eq!(status, "101", "another client that forges the address of the first one");
 }

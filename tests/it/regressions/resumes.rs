@@ -1,4 +1,4 @@
-//! Resumes: many at once, and after the node's own memory of a room has come apart from the room.
+//! Resumes: of many rooms at once, and after a gap in the node's memory of a room.
 
 use std::net::SocketAddr;
 
@@ -6,24 +6,24 @@ use fanfare_tests::cluster::{Node, serve};
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::wait::eventually;
-use fanfare_tests::{Client, http, prometheus};
+use fanfare_tests::{Client, http};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::stage::{NO_RATE, one_node_with, split};
+use crate::fixtures::{NO_RATE, metric, one_node_with, split};
 
 const ROOMS: usize = 40;
-/// Over all rooms more than the 1,024 frames of an outbox, in each of them far fewer.
+/// Over all rooms more than the 1,024 frames of an outbox, but far fewer in each room.
 const MISSED: usize = 60;
 
-/// What history sends was counted against the outbox's frames before the socket had been tried once.
+/// Missed messages were counted against the outbox before the socket was written to for the first time.
 #[tokio::test]
 async fn resuming_many_rooms_with_small_messages_was_taken_for_a_slow_reader() {
     let cluster = one_node_with(NO_RATE).await;
     let query: Vec<String> = (0..ROOMS).map(|n| format!("room=r{n}")).collect();
     let path = format!("/ws?{}", query.join("&"));
-    // The least loaded shard gets the next, so each of the two has the rooms in memory.
+    // A new connection goes to the least loaded shard, so that both shards have the rooms in memory.
     let mut keepers = Vec::new();
     for _ in 0..2 {
         let mut keeper = Client::open(cluster.address(0), &path).await;
@@ -56,7 +56,7 @@ async fn resuming_many_rooms_with_small_messages_was_taken_for_a_slow_reader() {
     }
 }
 
-/// A way to Redis that can be cut for one node alone.
+/// A connection to Redis that can be cut for one node alone.
 struct Link {
     address: SocketAddr,
     whole: watch::Sender<bool>,
@@ -70,15 +70,15 @@ impl Link {
         let (whole, watched) = watch::channel(true);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(carry(near, target.clone(), watched.clone()));
+                tokio::spawn(pump(near, target.clone(), watched.clone()));
             }
         });
         Self { address, whole }
     }
 }
 
-/// Carries one connection for as long as the link is whole.
-async fn carry(mut near: TcpStream, target: String, mut whole: watch::Receiver<bool>) {
+/// Copies the bytes of one connection until the link is cut.
+async fn pump(mut near: TcpStream, target: String, mut whole: watch::Receiver<bool>) {
     if !*whole.borrow() {
         return;
     }
@@ -100,9 +100,9 @@ async fn publish(node: &Node, room: &str) -> Value {
     http::post(node.listen, &format!("/v1/rooms/{room}"), &json!(1)).send().await.expect(200)["cursor"].clone()
 }
 
-/// The gap left the ring ending before the feed; a resume from before it was served from the ring all the same.
+/// After the gap, the messages in the node's memory ended before the gap; a resume from before it was still served from there.
 #[tokio::test]
-async fn a_resume_behind_a_gap_that_nothing_filled_was_answered_from_the_ring() {
+async fn a_resume_from_before_an_unfilled_gap_was_answered_from_memory() {
     let scratch = Scratch::new();
     let redis = Redis::start(scratch.path()).await;
     let link = Link::to(&redis).await;
@@ -114,11 +114,8 @@ async fn a_resume_behind_a_gap_that_nothing_filled_was_answered_from_the_ring() 
     let last_seen = publish(&near, "r").await;
     member.data(2).await;
     link.whole.send(false).expect("the link is watched");
-    eventually("the node notices that Redis is away", async || {
-        let text = http::get(far.admin, "/metrics").send().await.text;
-        prometheus::parse(&text).expect("a valid scrape").sum("fanfare_backplane_up") < 0.5
-    })
-    .await;
+    eventually("the node notices that Redis is away", async || metric(far.admin, "fanfare_backplane_up").await < 0.5)
+        .await;
     for _ in 0..3 {
         publish(&near, "r").await;
     }
@@ -130,20 +127,20 @@ async fn a_resume_behind_a_gap_that_nothing_filled_was_answered_from_the_ring() 
     link.whole.send(true).expect("the link is watched");
     let gap = member.take("gap").await.json;
     assert_eq!(gap["from"], last_seen, "{gap}");
-    assert_eq!(split(&gap["to"]).0, split(&last_seen).0, "the room is the same, its messages are gone: {gap}");
-    // Two that stay: the least loaded shard gets the next, so one of them is on the member's, whose ring it is.
+    assert_eq!(split(&gap["to"]).0, split(&last_seen).0, "the epoch is the same, its messages are gone: {gap}");
+    // A new connection goes to the least loaded shard: one of these two is on the member's shard, which has the memory.
     let mut resumed = Vec::new();
     for _ in 0..2 {
         let mut back = Client::connect(far.listen).await;
         let joined = back.join_with(json!({"room": "r", "since": old})).await;
         assert_eq!(joined["resumed"], false, "{joined}");
         assert!(joined["gap"].is_object(), "{joined}");
-        assert!(back.so_far().await.is_empty(), "nothing of what is gone comes");
+        assert!(back.so_far().await.is_empty(), "no message from before the gap comes");
         resumed.push(back);
     }
     assert!(far.is_running(), "{}", far.log());
     let cursor = publish(&near, "r").await;
     for client in resumed.iter_mut().chain([&mut member]) {
-        assert_eq!(client.message().await["cursor"], cursor, "delivery goes on");
+        assert_eq!(client.message().await["cursor"], cursor, "delivery continues");
     }
 }

@@ -1,14 +1,14 @@
-//! The same message on every carrier: its bytes, its fields, live and missed.
+//! The same message on every transport: its bytes and its fields, live and on a resume.
 
 use std::collections::BTreeSet;
 
-use fanfare_tests::{Ask, Carrier, Client, Cluster, Tap, http};
+use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, http};
 use serde_json::json;
 
-use super::{Place, on_all, texts};
-use crate::stage::one_node_with;
+use super::{Entry, on_all, texts};
+use crate::fixtures::one_node_with;
 
-/// Texts of `data` that a careless encoder changes.
+/// Values of `data` that a careless encoder changes.
 pub(super) const DIFFICULT: [&str; 12] = [
     "12345678901234567890123",
     "-0.0e+10",
@@ -24,18 +24,18 @@ pub(super) const DIFFICULT: [&str; 12] = [
     "[[],{},\"\"]",
 ];
 
-/// A session and a back end publish, with and without a name; live members and those who come later get the same text.
-pub(super) async fn every_carrier_brings_the_same_bytes(place: Place) {
-    let stage = place.stage(Cluster::over_redis(2)).await;
-    let ask = Ask::of(&["a"]);
-    let mut live = on_all(&stage.front, &ask).await;
+/// A session and a back end publish, with and without an event name. Live members and members that resume get the same text.
+pub(super) async fn every_transport_delivers_the_same_bytes(entry: Entry) {
+    let setup = entry.start(Cluster::over_redis(2)).await;
+    let request = RoomRequest::of(&["a"]);
+    let mut live = on_all(&setup.target, &request).await;
     let start = live[0].cursor();
-    let mut publisher = Client::connect(stage.front.address(0)).await;
+    let mut publisher = Client::connect(setup.target.address(0)).await;
     for (number, data) in DIFFICULT.into_iter().enumerate() {
         let event = if number % 2 == 0 { "" } else { r#""event":"a\nb","# };
         publisher.send_text(&format!(r#"{{"type":"publish","id":{number},"room":"a",{event}"data":{data}}}"#)).await;
         publisher.take("published").await;
-        let post = http::call("POST", stage.front.address(1), "/v1/rooms/a?event=said");
+        let post = http::call("POST", setup.target.address(1), "/v1/rooms/a?event=said");
         post.header("content-type", "application/json").body(data).send().await.expect(200);
     }
     let count = 2 * DIFFICULT.len();
@@ -49,39 +49,41 @@ pub(super) async fn every_carrier_brings_the_same_bytes(place: Place) {
     }
     assert_eq!(seen, count, "{expected:?}");
     assert_eq!(fields.into_iter().collect::<Vec<_>>(), ["cursor", "data", "event", "from", "room", "ts", "type"]);
-    for tap in &mut live[1..] {
-        let name = tap.carrier.name();
-        assert_eq!(texts(tap, count).await, expected, "live over {name}");
+    for client in &mut live[1..] {
+        let name = client.transport.name();
+        assert_eq!(texts(client, count).await, expected, "live over {name}");
         let last: serde_json::Value = serde_json::from_str(&expected[count - 1]).expect("a message is JSON");
-        assert_eq!(json!(tap.cursor()), last["cursor"], "{name}");
+        assert_eq!(json!(client.cursor()), last["cursor"], "{name}");
     }
-    for (index, carrier) in Carrier::ALL.into_iter().enumerate() {
-        let mut back = Tap::open(stage.front.address(index), carrier, &ask.clone().since(start.as_str())).await;
+    for (index, transport) in Transport::ALL.into_iter().enumerate() {
+        let mut back =
+            TransportClient::open(setup.target.address(index), transport, &request.clone().since(start.as_str())).await;
         let joined = back.take("joined").await.json;
-        assert_eq!((&joined["resumed"], &joined["cursor"]), (&json!(true), &json!(start)), "{}", carrier.name());
-        assert_eq!(texts(&mut back, count).await, expected, "missed, over {}", carrier.name());
+        assert_eq!((&joined["resumed"], &joined["cursor"]), (&json!(true), &json!(start)), "{}", transport.name());
+        assert_eq!(texts(&mut back, count).await, expected, "missed, over {}", transport.name());
     }
 }
 
 #[tokio::test]
-async fn the_last_n_come_first_on_every_carrier() {
+async fn the_last_n_come_first_on_every_transport() {
     let cluster = one_node_with("").await;
     for n in 1..=5 {
         super::publish(cluster.address(0), "a", &json!(n)).await;
     }
-    for carrier in Carrier::ALL {
-        let mut tap = Tap::open(cluster.address(0), carrier, &Ask::of(&["a"]).with("last=2")).await;
-        let joined = tap.take("joined").await.json;
-        assert_eq!(crate::stage::split(&joined["cursor"]).1, 3, "{}: {joined}", carrier.name());
-        assert_eq!(tap.data(2).await, [json!(4), json!(5)], "{}", carrier.name());
+    for transport in Transport::ALL {
+        let mut client =
+            TransportClient::open(cluster.address(0), transport, &RoomRequest::of(&["a"]).with("last=2")).await;
+        let joined = client.take("joined").await.json;
+        assert_eq!(crate::fixtures::split(&joined["cursor"]).1, 3, "{}: {joined}", transport.name());
+        assert_eq!(client.data(2).await, [json!(4), json!(5)], "{}", transport.name());
     }
     let rule = "[[rooms]]\nmatch = \"typing:*\"\nhistory = \"off\"\n";
     let cluster = one_node_with(rule).await;
-    for carrier in [Carrier::WebSocket, Carrier::Sse, Carrier::Stream] {
-        let mut tap = Tap::join(cluster.address(0), carrier, &Ask::of(&["typing:1"])).await;
+    for transport in [Transport::WebSocket, Transport::Sse, Transport::Stream] {
+        let mut client = TransportClient::join(cluster.address(0), transport, &RoomRequest::of(&["typing:1"])).await;
         super::publish(cluster.address(0), "typing:1", &json!("x")).await;
-        let message = tap.message().await;
-        assert!(message["data"] == "x" && message.get("cursor").is_none(), "{}: {message}", carrier.name());
-        assert_eq!(tap.cursor(), "-", "{}", carrier.name());
+        let message = client.message().await;
+        assert!(message["data"] == "x" && message.get("cursor").is_none(), "{}: {message}", transport.name());
+        assert_eq!(client.cursor(), "-", "{}", transport.name());
     }
 }

@@ -1,41 +1,42 @@
-//! What is told when something is gone, on every carrier.
+//! Gaps on every transport: a cursor older than the history, another epoch, a Redis that has lost its data.
 
 use std::time::Duration;
 
 use fanfare_tests::wait::{ticks, within};
-use fanfare_tests::{Ask, Carrier, Client, Cluster, Tap};
+use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient};
 use serde_json::{Value, json};
 
 use super::{on_all, publish};
+use crate::fixtures::{NO_RATE, one_node, one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
-use crate::stage::{NO_RATE, one_node, one_node_with, publish_numbers, split};
 
-/// More than any node keeps beyond the configured 10, so that the oldest are gone for certain.
+/// More than a node keeps beyond the configured 10, so that the oldest are certainly gone.
 const MANY: usize = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cursor_older_than_the_history_is_told_how_much_it_missed_on_every_carrier() {
+async fn every_transport_reports_how_much_a_too_old_cursor_missed() {
     let rules = "[[rooms]]\nmatch = \"*\"\nhistory = { messages = 10, ttl = \"1h\" }\n";
     let cluster = one_node_with(&format!("{rules}{NO_RATE}")).await;
     let at = publish(cluster.address(0), "a", &json!(0)).await;
     publish_numbers(&cluster, "a", 1, MANY).await;
-    for carrier in Carrier::ALL {
-        let mut tap = Tap::open(cluster.address(0), carrier, &Ask::of(&["a"]).since(at.as_str())).await;
-        let joined = tap.take("joined").await.json;
+    for transport in Transport::ALL {
+        let mut client =
+            TransportClient::open(cluster.address(0), transport, &RoomRequest::of(&["a"]).since(at.as_str())).await;
+        let joined = client.take("joined").await.json;
         let (epoch, from) = split(&joined["cursor"]);
         assert_eq!(epoch, split(&json!(at)).0);
-        assert_eq!(joined["resumed"], false, "{}: {joined}", carrier.name());
-        assert_eq!(joined["gap"], json!({"missed": from - 1}), "{}: {joined}", carrier.name());
-        assert_eq!(json!(tap.cursor()), joined["cursor"], "{}: who is cut off now comes back there", carrier.name());
-        assert!(MANY as u64 + 1 - from >= 10, "at least the configured number is kept: {joined}");
+        assert_eq!(joined["resumed"], false, "{}: {joined}", transport.name());
+        assert_eq!(joined["gap"], json!({"missed": from - 1}), "{}: {joined}", transport.name());
+        assert_eq!(json!(client.cursor()), joined["cursor"], "{}: the cursor to resume from now", transport.name());
+        assert!(MANY as u64 + 1 - from >= 10, "at least the configured number of messages is kept: {joined}");
         for offset in from + 1..=MANY as u64 + 1 {
-            assert_eq!(split(&tap.message().await["cursor"]).1, offset, "{}", carrier.name());
+            assert_eq!(split(&client.message().await["cursor"]).1, offset, "{}", transport.name());
         }
     }
 }
 
 #[tokio::test]
-async fn a_foreign_epoch_and_an_offset_beyond_the_head_are_gaps_of_unknown_size_on_every_carrier() {
+async fn every_transport_reports_a_gap_of_unknown_size_for_another_epoch() {
     let cluster = one_node().await;
     let mut last = String::new();
     for n in 1..=3 {
@@ -43,66 +44,67 @@ async fn a_foreign_epoch_and_an_offset_beyond_the_head_are_gaps_of_unknown_size_
     }
     let beyond = format!("{}.99", split(&json!(last)).0);
     for since in ["another-epoch.2", &beyond] {
-        for carrier in Carrier::ALL {
-            let mut tap = Tap::open(cluster.address(0), carrier, &Ask::of(&["a"]).since(since)).await;
-            let joined = tap.take("joined").await.json;
-            let told = (&joined["resumed"], &joined["gap"]);
-            assert_eq!(told, (&json!(false), &json!({"missed": null})), "{} since {since}: {joined}", carrier.name());
+        for transport in Transport::ALL {
+            let mut client =
+                TransportClient::open(cluster.address(0), transport, &RoomRequest::of(&["a"]).since(since)).await;
+            let joined = client.take("joined").await.json;
+            let gap = (&joined["resumed"], &joined["gap"]);
+            assert_eq!(gap, (&json!(false), &json!({"missed": null})), "{} since {since}: {joined}", transport.name());
             assert_eq!(split(&joined["cursor"]).1, 0, "before the oldest kept one: {joined}");
-            assert_eq!(tap.data(3).await, [json!(1), json!(2), json!(3)], "{} since {since}", carrier.name());
+            assert_eq!(client.data(3).await, [json!(1), json!(2), json!(3)], "{} since {since}", transport.name());
         }
     }
 }
 
-/// The gap and who was told: in its stream, or to a poll when it comes back after being told that the backplane is away.
-async fn until_a_gap(mut tap: Tap) -> (Value, Tap) {
-    if !tap.carrier.polls() {
-        return (tap.take("gap").await.json, tap);
+/// The gap that a client gets, and the client: in its stream, or in the answer to a poll that follows a 503.
+async fn until_a_gap(mut client: TransportClient) -> (Value, TransportClient) {
+    if !client.transport.polls() {
+        return (client.take("gap").await.json, client);
     }
     let mut tick = ticks(Duration::from_millis(100));
-    let ask = Ask::of(&["quiet"]).since(tap.cursor());
+    let request = RoomRequest::of(&["quiet"]).since(client.cursor());
     loop {
-        while let Ok(frame) = tap.try_next().await {
-            let mut told = frame.json;
-            if told["type"] == "gap" {
-                return (told, tap);
+        while let Ok(frame) = client.try_next().await {
+            let mut reply = frame.json;
+            if reply["type"] == "gap" {
+                return (reply, client);
             }
-            // It came back before the node knew, or it is told right away.
-            if told["gap"].is_object() {
-                assert_eq!(told["gap"], json!({"missed": null}), "{told}");
-                (told["from"], told["to"]) = (json!(ask.since), told["cursor"].clone());
-                return (told, tap);
+            // The gap stands in the reply to a join: the poll came before the node knew of the new epoch, or right after.
+            if reply["gap"].is_object() {
+                assert_eq!(reply["gap"], json!({"missed": null}), "{reply}");
+                (reply["from"], reply["to"]) = (json!(request.since), reply["cursor"].clone());
+                return (reply, client);
             }
         }
         tick.tick().await;
-        tap = Tap::open(tap.address, tap.carrier, &ask).await;
+        client = TransportClient::open(client.address, client.transport, &request).await;
     }
 }
 
-/// Who waits is told as well as who stays.
+/// Members with a stream and clients with a waiting poll get the gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_epoch_is_told_to_those_who_are_there_on_every_carrier() {
+async fn every_transport_reports_a_new_epoch_to_members() {
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
-    let front = fanfare_tests::Front::direct(&cluster);
-    let mut taps = on_all(&front, &Ask::of(&["quiet"])).await;
+    let target = fanfare_tests::Target::direct(&cluster);
+    let mut clients = on_all(&target, &RoomRequest::of(&["quiet"])).await;
     let last = publish(cluster.address(0), "quiet", &json!(1)).await;
-    for tap in &mut taps {
-        assert_eq!(tap.message().await["cursor"], json!(last));
+    for client in &mut clients {
+        assert_eq!(client.message().await["cursor"], json!(last));
     }
-    let waiting: Vec<_> = taps.into_iter().map(|tap| tokio::spawn(until_a_gap(tap))).collect();
+    let waiting: Vec<_> = clients.into_iter().map(|client| tokio::spawn(until_a_gap(client))).collect();
     cluster.redis().kill();
     cluster.redis().start_empty().await;
-    let mut back: Vec<(Value, Tap)> = Vec::new();
+    let mut back: Vec<(Value, TransportClient)> = Vec::new();
     for task in waiting {
-        back.push(within("a gap is told", task).await.expect("a client that lives"));
+        back.push(within("a gap", task).await.expect("the client's task ends by itself"));
     }
     let mut publisher = Client::connect(cluster.address(1)).await;
     let next = publisher.publish("quiet", json!(2)).await["cursor"].clone();
-    for (gap, mut tap) in back {
-        let name = tap.carrier.name();
+    for (gap, mut client) in back {
+        let name = client.transport.name();
         assert_eq!((&gap["room"], &gap["from"]), (&json!("quiet"), &json!(last)), "{name}: {gap}");
-        assert_eq!(json!(tap.cursor()), gap["to"], "{name}: {gap}");
+        assert_eq!(json!(client.cursor()), gap["to"], "{name}: {gap}");
         assert_ne!(split(&gap["to"]).0, split(&json!(last)).0, "{name}: {gap}");
-        assert_eq!(tap.message().await["cursor"], next, "{name} after {gap}");
+        assert_eq!(client.message().await["cursor"], next, "{name} after {gap}");
     }
 }

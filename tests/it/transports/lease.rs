@@ -1,46 +1,46 @@
-//! Who polls can be present: a lease that polls renew, wherever they land, announced once and ended once.
+//! Presence of clients that poll: each poll renews a lease, at whichever node it arrives, and members see one join and one
+//! leave.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use fanfare_tests::client::Event;
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::transport::poll;
 use fanfare_tests::wait::{eventually, eventually_within, patient, within_time};
-use fanfare_tests::{Ask, Client, Cluster, http};
+use fanfare_tests::{Client, Cluster, RoomRequest, http};
 use serde_json::{Value, json};
 
 use super::publish;
 use super::traces::followed;
 
-/// Between the end of a lease and `member_left`: sweeps, and a machine that is busy.
+/// The most time between the end of a lease and `member_left`: for sweeps, and for a busy machine.
 const SLACK: Duration = Duration::from_secs(8);
 
-/// A member that is told who comes and goes.
+/// A member that gets presence events.
 async fn watcher(cluster: &Cluster, node: usize, room: &str) -> Client {
     let mut watcher = Client::connect(cluster.address(node)).await;
     watcher.join_with(json!({"room": room, "presence": true})).await;
     watcher
 }
 
-/// The next event about somebody else.
-async fn told(watcher: &mut Client, limit: Duration) -> Value {
-    within_time(patient(limit), "somebody comes or goes", async {
+/// The next presence event about another member.
+async fn presence_event(watcher: &mut Client, limit: Duration) -> Value {
+    within_time(patient(limit), "a presence event", async {
         loop {
-            match watcher.event().await {
-                Event::Frame(frame) if frame.json["member"]["user"] == watcher.session() => {}
-                Event::Frame(frame) if frame.kind().starts_with("member_") => return frame.json,
-                Event::Frame(_) => {}
-                Event::Closed(closed) => panic!("{closed:?}"),
+            match watcher.try_next().await {
+                Ok(frame) if frame.json["member"]["user"] == watcher.session() => {}
+                Ok(frame) if frame.kind().starts_with("member_") => return frame.json,
+                Ok(_) => {}
+                Err(ended) => panic!("{ended:?}"),
             }
         }
     })
     .await
 }
 
-/// What was told by now, the watcher's own coming aside.
-async fn told_so_far(watcher: &mut Client) -> Vec<Value> {
+/// The presence events so far, except those about the watcher itself.
+async fn presence_events_so_far(watcher: &mut Client) -> Vec<Value> {
     let session = watcher.session();
     let frames = watcher.so_far().await.into_iter().map(|frame| frame.json);
     frames.filter(|frame| frame["member"].is_object() && frame["member"]["user"] != session).collect()
@@ -51,35 +51,37 @@ async fn listed(cluster: &Cluster, node: usize, room: &str, user: &Value) -> boo
     reply["members"].as_array().is_some_and(|members| members.iter().any(|member| member["user"] == *user))
 }
 
-/// Polls that wait, at both nodes in turn, by path and by body: one member, which leaves when they stop.
+/// Long polls at both nodes in turn, by path and by body, are one member, which leaves when they stop.
 async fn long_polls_hold_one_lease(cluster: &Cluster) {
     let room = "long";
     let mut watchers = [watcher(cluster, 0, room).await, watcher(cluster, 1, room).await];
-    let first = poll::once(cluster.address(0), &Ask::of(&[room])).await;
+    let first = poll::once(cluster.address(0), &RoomRequest::of(&[room])).await;
     let sessions: Vec<Value> = watchers.iter().map(|watcher| json!(watcher.session())).collect();
     for watcher in &mut watchers {
-        let told = told_so_far(watcher).await.into_iter().map(|frame| frame["member"]["user"].clone());
-        assert!(told.into_iter().all(|user| sessions.contains(&user)), "who does not repeat the session is not there");
+        let users = presence_events_so_far(watcher).await.into_iter().map(|frame| frame["member"]["user"].clone());
+        assert!(users.into_iter().all(|user| sessions.contains(&user)), "a poll without a session is no member");
     }
     let (mut at, session) = (first.cursor().to_owned(), first.session);
     let mut user = json!(null);
+    let mut last_sent = Instant::now();
     for n in 0..6 {
+        last_sent = Instant::now();
         let reply = if n % 3 == 2 {
             let mut body = poll::body(&[(room, Some(&at))], 1);
             body["session"] = json!(session);
             poll::post(cluster.address(n), &body).send().await
         } else {
-            let ask = Ask::of(&[room]).since(at.as_str()).with(&format!("wait=1&session={session}"));
-            poll::get(cluster.address(n), &ask).send().await
+            let request = RoomRequest::of(&[room]).since(at.as_str()).with(&format!("wait=1&session={session}"));
+            poll::get(cluster.address(n), &request).send().await
         };
         let answer = poll::served(&reply);
         assert_eq!(answer.session, session, "it is one session all along");
-        at = answer.cursor.or_else(|| answer.cursors.map(|places| places[room].clone())).expect("a place");
+        at = answer.cursor.or_else(|| answer.cursors.map(|cursors| cursors[room].clone())).expect("a cursor");
         if n == 0 {
             for watcher in &mut watchers {
-                // The first one is told of the other watcher as well, in its own time.
+                // The first watcher also gets the event about the other watcher, at any time.
                 user = loop {
-                    let joined = told(watcher, Duration::from_secs(10)).await;
+                    let joined = presence_event(watcher, Duration::from_secs(10)).await;
                     assert_eq!(joined["type"], "member_joined", "{joined}");
                     if !sessions.contains(&joined["member"]["user"]) {
                         break joined["member"]["user"].clone();
@@ -89,85 +91,92 @@ async fn long_polls_hold_one_lease(cluster: &Cluster) {
         }
         assert!(listed(cluster, n + 1, room, &user).await, "poll {n}");
     }
-    let ended = Instant::now();
     assert!(
         !user.to_string().contains(&session) && !session.contains(user.as_str().expect("a user")),
-        "one is public: {user}"
+        "the user is public, the session is secret: {user}"
     );
     for watcher in &mut watchers {
-        let left = told(watcher, Duration::from_secs(11) + SLACK).await;
-        assert_eq!((&left["type"], &left["member"]["user"]), (&json!("member_left"), &user), "once in, once out");
-        assert!(ended.elapsed() >= Duration::from_secs(8), "wait and 10 s: {:?}", ended.elapsed());
+        let left = presence_event(watcher, Duration::from_secs(11) + SLACK).await;
+        assert_eq!((&left["type"], &left["member"]["user"]), (&json!("member_left"), &user), "one join and one leave");
+        assert!(
+            last_sent.elapsed() >= Duration::from_secs(10),
+            "the wait, and a lease of 10 s: {:?}",
+            last_sent.elapsed()
+        );
     }
     assert!(!listed(cluster, 0, room, &user).await);
-    // A message long after: the advice has grown with the silence.
-    let quiet = poll::once(cluster.address(0), &Ask::of(&[room])).await.next_ms;
+    // After a long silence the suggested time between polls has grown.
+    let quiet = poll::once(cluster.address(0), &RoomRequest::of(&[room])).await.next_ms;
     assert!((800..=36_000).contains(&quiet), "{quiet}");
 }
 
-/// Short polls, answered 200 or 304: at least half a minute from the last one.
+/// Short polls, answered with 200 or 304, keep their client present for at least 30 s after the last one.
 async fn short_polls_hold_a_longer_one(cluster: &Cluster, status: u16) {
     let room = format!("short:{status}");
     let mut watcher = watcher(cluster, 1, &room).await;
-    let said = Instant::now();
+    let saying = Instant::now();
     let at = publish(cluster.address(0), &room, &json!(1)).await;
-    let session = poll::once(cluster.address(0), &Ask::of(&[&room])).await.session;
-    let ask = Ask::of(&[&room]).since(at.as_str());
-    // The first lease is a short one: only what renews it makes it long.
-    let waits = poll::get(cluster.address(0), &ask.clone().with(&format!("wait=1&session={session}")));
+    let said = Instant::now();
+    let session = poll::once(cluster.address(0), &RoomRequest::of(&[&room])).await.session;
+    let request = RoomRequest::of(&[&room]).since(at.as_str());
+    // A first, short lease: only the short polls make it longer.
+    let waits = poll::get(cluster.address(0), &request.clone().with(&format!("wait=1&session={session}")));
     assert_eq!(poll::served(&waits.send().await).cursor(), at);
-    let joined = told(&mut watcher, Duration::from_secs(10)).await;
+    let joined = presence_event(&mut watcher, Duration::from_secs(10)).await;
     assert_eq!(joined["type"], "member_joined", "{joined}");
+    let mut last_sent = Instant::now();
     for node in 0..3 {
-        let mut call = poll::get(cluster.address(node), &ask.clone().with(&format!("wait=0&session={session}")));
+        last_sent = Instant::now();
+        let mut call = poll::get(cluster.address(node), &request.clone().with(&format!("wait=0&session={session}")));
         if status == 304 {
             call = call.header("if-none-match", &format!("\"{at}\""));
         }
         assert_eq!(call.send().await.status, status);
     }
-    let renewed = Instant::now();
-    let left = told(&mut watcher, Duration::from_secs(30) + SLACK).await;
+    let left = presence_event(&mut watcher, Duration::from_secs(30) + SLACK).await;
     assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &joined["member"]));
-    assert!(renewed.elapsed() >= Duration::from_secs(28), "{status}: {:?}", renewed.elapsed());
-    let (quiet, silence) = (poll::once(cluster.address(0), &Ask::of(&[&room])).await.next_ms, said.elapsed());
-    let half = silence.as_millis() as f64 / 2.0;
-    assert!((half * 0.75..half * 1.25).contains(&(quiet as f64)), "half of {silence:?}: {quiet}");
+    assert!(last_sent.elapsed() >= Duration::from_secs(29), "{status}: {:?}", last_sent.elapsed());
+    let least = said.elapsed();
+    let quiet = poll::once(cluster.address(0), &RoomRequest::of(&[&room])).await.next_ms as f64;
+    let [least, most] = [least, saying.elapsed()].map(|silence| silence.as_millis() as f64 / 2.0);
+    assert!((least * 0.79..most * 1.21).contains(&quiet), "half of the silence, between {least} and {most}: {quiet}");
 }
 
-/// The room is watched over a poll's own transport change: the lease of a poller and the session of a stream are two.
+/// The lease of a poller and the session of a stream are two members, each with its own leave.
 async fn a_poller_that_goes_to_a_stream_leaves_once(cluster: &Cluster) {
     let room = "change";
     let mut watcher = watcher(cluster, 0, room).await;
-    let first = poll::once(cluster.address(1), &Ask::of(&[room])).await;
-    let ask = Ask::of(&[room]).since(first.cursor()).with(&format!("wait=1&session={}", first.session));
-    let there = poll::served(&poll::get(cluster.address(1), &ask).send().await);
+    let first = poll::once(cluster.address(1), &RoomRequest::of(&[room])).await;
+    let request = RoomRequest::of(&[room]).since(first.cursor()).with(&format!("wait=1&session={}", first.session));
+    let there = poll::served(&poll::get(cluster.address(1), &request).send().await);
     assert_eq!(there.session, first.session);
-    let poller = told(&mut watcher, Duration::from_secs(10)).await;
-    let ask = Ask::of(&[room]).since(first.cursor());
-    let stream = fanfare_tests::Tap::join(cluster.address(1), fanfare_tests::Carrier::Sse, &ask).await;
-    let streaming = told(&mut watcher, Duration::from_secs(10)).await;
+    let poller = presence_event(&mut watcher, Duration::from_secs(10)).await;
+    let request = RoomRequest::of(&[room]).since(first.cursor());
+    let stream =
+        fanfare_tests::TransportClient::join(cluster.address(1), fanfare_tests::Transport::Sse, &request).await;
+    let streaming = presence_event(&mut watcher, Duration::from_secs(10)).await;
     assert_eq!((&streaming["type"], &streaming["member"]["user"]), (&json!("member_joined"), &json!(stream.session())));
-    let left = told(&mut watcher, Duration::from_secs(11) + SLACK).await;
+    let left = presence_event(&mut watcher, Duration::from_secs(11) + SLACK).await;
     assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &poller["member"]));
     drop(stream);
-    let left = told(&mut watcher, Duration::from_secs(10)).await;
+    let left = presence_event(&mut watcher, Duration::from_secs(10)).await;
     assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &streaming["member"]));
-    assert_eq!(told_so_far(&mut watcher).await, [json!(null); 0]);
+    assert_eq!(presence_events_so_far(&mut watcher).await, [json!(null); 0]);
 }
 
-/// A room is followed for as long as a poller may take to come back, and then let go.
-async fn a_room_that_nobody_polls_any_more_is_let_go(redis: &Redis, address: SocketAddr) {
-    poll::once(address, &Ask::of(&["let-go"])).await;
+/// A polled room stays followed for as long as a poller may take to come back, and no longer.
+async fn an_unpolled_room_is_unfollowed(redis: &Redis, address: SocketAddr) {
+    poll::once(address, &RoomRequest::of(&["let-go"])).await;
     assert_eq!(followed(redis, &["let-go"]).await, 1);
-    eventually_within(patient(Duration::from_secs(60)), "nobody follows it", async || {
+    eventually_within(patient(Duration::from_secs(60)), "the room is no longer followed", async || {
         followed(redis, &["let-go"]).await == 0
     })
     .await;
 }
 
-/// One test, since its parts wait most of the time.
+/// One test for all, since they wait most of the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_poller_that_repeats_its_session_is_present_once_wherever_its_polls_land() {
+async fn a_poller_with_a_session_is_one_member_whichever_nodes_it_polls() {
     let scratch = Scratch::new();
     let redis = Redis::start(scratch.path()).await;
     let cluster = Cluster::over_addresses(2, vec![redis.url()]).start().await;
@@ -176,55 +185,55 @@ async fn a_poller_that_repeats_its_session_is_present_once_wherever_its_polls_la
         short_polls_hold_a_longer_one(&cluster, 200),
         short_polls_hold_a_longer_one(&cluster, 304),
         a_poller_that_goes_to_a_stream_leaves_once(&cluster),
-        a_room_that_nobody_polls_any_more_is_let_go(&redis, cluster.address(0)),
+        an_unpolled_room_is_unfollowed(&redis, cluster.address(0)),
     );
 }
 
-/// The sweep after a node's death takes its sessions away and leaves those that polls have renewed elsewhere.
+/// After the death of a node its sessions are removed, but not those that polls have renewed at another node.
 #[tokio::test]
 async fn a_poller_whose_node_dies_stays_the_same_member() {
     let mut cluster = Cluster::over_redis(2).start().await;
     let mut watcher = watcher(&cluster, 1, "a").await;
-    let mut doomed = Client::connect(cluster.address(0)).await;
-    doomed.join("a").await;
-    told(&mut watcher, Duration::from_secs(10)).await;
-    let first = poll::once(cluster.address(0), &Ask::of(&["a"])).await;
-    let ask = Ask::of(&["a"]).since(first.cursor()).with(&format!("wait=1&session={}", first.session));
-    let there = poll::served(&poll::get(cluster.address(0), &ask).send().await);
+    let mut dying = Client::connect(cluster.address(0)).await;
+    dying.join("a").await;
+    presence_event(&mut watcher, Duration::from_secs(10)).await;
+    let first = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
+    let request = RoomRequest::of(&["a"]).since(first.cursor()).with(&format!("wait=1&session={}", first.session));
+    let there = poll::served(&poll::get(cluster.address(0), &request).send().await);
     assert_eq!(there.session, first.session);
-    let joined = told(&mut watcher, Duration::from_secs(10)).await;
+    let joined = presence_event(&mut watcher, Duration::from_secs(10)).await;
     assert_eq!(joined["type"], "member_joined", "{joined}");
     cluster.nodes[0].kill();
     let begun = Instant::now();
     let mut left = Vec::new();
     // A node counts as dead after 10 s without a heartbeat.
     while left.is_empty() && begun.elapsed() < patient(Duration::from_secs(20)) {
-        let answer = poll::served(&poll::get(cluster.address(1), &ask).send().await);
+        let answer = poll::served(&poll::get(cluster.address(1), &request).send().await);
         assert_eq!(answer.session, first.session);
-        left.extend(told_so_far(&mut watcher).await);
+        left.extend(presence_events_so_far(&mut watcher).await);
     }
     let gone: Vec<&Value> = left.iter().map(|frame| &frame["member"]["user"]).collect();
-    assert_eq!(gone, [&json!(doomed.session())], "the other session of the node, and nobody else");
+    assert_eq!(gone, [&json!(dying.session())], "the dead node's other session, and no one else");
     assert!(listed(&cluster, 1, "a", &joined["member"]["user"]).await);
 }
 
 #[tokio::test]
-async fn a_kicked_poller_is_no_member_any_more() {
+async fn a_kicked_poller_loses_its_membership() {
     let cluster = Cluster::over_redis(2).start().await;
     let mut watcher = watcher(&cluster, 0, "a").await;
-    let first = poll::once(cluster.address(1), &Ask::of(&["a"])).await;
-    let ask = Ask::of(&["a"]).since(first.cursor()).with(&format!("wait=0&session={}", first.session));
-    let there = poll::served(&poll::get(cluster.address(1), &ask).send().await);
+    let first = poll::once(cluster.address(1), &RoomRequest::of(&["a"])).await;
+    let request = RoomRequest::of(&["a"]).since(first.cursor()).with(&format!("wait=0&session={}", first.session));
+    let there = poll::served(&poll::get(cluster.address(1), &request).send().await);
     assert_eq!(there.session, first.session);
-    let joined = told(&mut watcher, Duration::from_secs(10)).await;
+    let joined = presence_event(&mut watcher, Duration::from_secs(10)).await;
     let user = joined["member"]["user"].as_str().expect("a user").to_owned();
     let kick = http::delete(cluster.address(0), &format!("/v1/rooms/a/members/{user}")).send().await;
     assert_eq!(kick.status, 204);
-    let left = told(&mut watcher, Duration::from_secs(10)).await;
+    let left = presence_event(&mut watcher, Duration::from_secs(10)).await;
     assert_eq!((&left["type"], &left["member"]["user"]), (&json!("member_left"), &json!(user)));
-    eventually("nobody lists it", async || !listed(&cluster, 1, "a", &json!(user)).await).await;
+    eventually("the member is no longer listed", async || !listed(&cluster, 1, "a", &json!(user)).await).await;
     for node in 0..2 {
-        let reply = poll::get(cluster.address(node), &ask).send().await;
-        assert_eq!(reply.problem(403), "forbidden", "it is not let in again at node {node}");
+        let reply = poll::get(cluster.address(node), &request).send().await;
+        assert_eq!(reply.problem(403), "forbidden", "node {node} does not let it in again");
     }
 }

@@ -1,6 +1,5 @@
-//! The transports: one suite for all five carriers, direct and through both versions of nginx, and what only one of them
-//! can get wrong. A sentence is written once over `Tap`; `on_every_carrier` makes a test of it for each carrier at each
-//! place, so that a failure names both.
+//! The five transports: one suite for all of them, directly and through both versions of nginx, and tests of what is special
+//! about one of them. The suite consists of functions over `TransportClient`, of which `for_each!` makes the tests.
 
 mod alike;
 mod commands;
@@ -23,46 +22,56 @@ use std::net::SocketAddr;
 
 use fanfare_tests::cluster::Plan;
 use fanfare_tests::nginx::{Nginx, Version};
-use fanfare_tests::{Ask, Carrier, Cluster, Front, Tap, http};
+use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient, http};
 use serde_json::Value;
 
-/// Where clients connect.
+use alike::every_transport_delivers_the_same_bytes;
+use commands::posted_commands_arrive_and_their_secret_address_is_never_logged;
+use draining::a_drain_loses_nothing_on_any_transport;
+use redis_away::while_redis_is_away_streams_stay_and_polls_are_refused;
+use resuming::{
+    all_see_one_order_and_resumes_lose_and_repeat_nothing, every_transport_resumes_where_any_other_stopped,
+};
+use slow::an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_loss;
+use sse::heads_and_first_bytes_come_at_once;
+
+/// How clients reach a cluster.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Place {
+pub(crate) enum Entry {
     /// At the nodes, in turn.
-    Direct,
-    /// At an nginx before them.
-    Behind(Version),
+    Nodes,
+    /// Through an nginx before them.
+    Nginx(Version),
 }
 
-/// A cluster and what stands before it.
-pub(crate) struct Stage {
+/// A cluster, and how clients reach it.
+pub(crate) struct Setup {
     pub(crate) cluster: Cluster,
-    pub(crate) front: Front,
+    pub(crate) target: Target,
     pub(crate) nginx: Option<Nginx>,
 }
 
-impl Place {
+impl Entry {
     /// Starts the cluster, and nginx if there is one.
-    pub(crate) async fn stage(self, plan: Plan) -> Stage {
+    pub(crate) async fn start(self, plan: Plan) -> Setup {
         let cluster = plan.start().await;
         match self {
-            Self::Direct => Stage { front: Front::direct(&cluster), cluster, nginx: None },
-            Self::Behind(version) => {
+            Self::Nodes => Setup { target: Target::direct(&cluster), cluster, nginx: None },
+            Self::Nginx(version) => {
                 let nginx = Nginx::before(&cluster, version).await;
-                Stage { front: nginx.front(), cluster, nginx: Some(nginx) }
+                Setup { target: nginx.target(), cluster, nginx: Some(nginx) }
             }
         }
     }
 }
 
-/// A member on each carrier, in the order of `Carrier::ALL`, dealt to the addresses of the front.
-async fn on_all(front: &Front, ask: &Ask) -> Vec<Tap> {
-    let mut taps = Vec::new();
-    for (index, carrier) in Carrier::ALL.into_iter().enumerate() {
-        taps.push(Tap::join(front.address(index), carrier, ask).await);
+/// A member on each transport, in the order of `Transport::ALL`, dealt to the addresses of the target.
+async fn on_all(target: &Target, request: &RoomRequest) -> Vec<TransportClient> {
+    let mut clients = Vec::new();
+    for (index, transport) in Transport::ALL.into_iter().enumerate() {
+        clients.push(TransportClient::join(target.address(index), transport, request).await);
     }
-    taps
+    clients
 }
 
 /// Publishes by HTTP and returns the cursor.
@@ -73,81 +82,44 @@ async fn publish(address: SocketAddr, room: &str, data: &Value) -> String {
 }
 
 /// The texts of the next messages.
-async fn texts(tap: &mut Tap, count: usize) -> Vec<String> {
+async fn texts(client: &mut TransportClient, count: usize) -> Vec<String> {
     let mut texts = Vec::with_capacity(count);
     for _ in 0..count {
-        texts.push(tap.take("message").await.text);
+        texts.push(client.take("message").await.text);
     }
     texts
 }
 
-/// A metric of a node, summed over its labels.
-async fn metric(admin: SocketAddr, name: &str) -> f64 {
-    let text = http::get(admin, "/metrics").send().await.text;
-    fanfare_tests::prometheus::parse(&text).expect("a valid scrape").sum(name)
+const DIRECT: Entry = Entry::Nodes;
+const NGINX_1_22: Entry = Entry::Nginx(Version::Old);
+const NGINX_NEW: Entry = Entry::Nginx(Version::New);
+
+for_each! {
+    direct(DIRECT), nginx_1_22(NGINX_1_22), nginx_new(NGINX_NEW):
+    every_transport_delivers_the_same_bytes,
+    every_transport_resumes_where_any_other_stopped,
+    a_drain_loses_nothing_on_any_transport,
+    while_redis_is_away_streams_stay_and_polls_are_refused,
+    heads_and_first_bytes_come_at_once,
+    an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_loss,
+    posted_commands_arrive_and_their_secret_address_is_never_logged,
 }
 
-/// The places by name, for the macros.
-const DIRECT: Place = Place::Direct;
-const NGINX_1_22: Place = Place::Behind(Version::Old);
-const NGINX_NEW: Place = Place::Behind(Version::New);
-
-/// A test of each sentence for each carrier.
-macro_rules! on_every_carrier {
-    ($place:ident: $($sentences:tt)*) => {
-        on_carrier!(websocket, WebSocket, $place, $($sentences)*);
-        on_carrier!(sse, Sse, $place, $($sentences)*);
-        on_carrier!(stream, Stream, $place, $($sentences)*);
-        on_carrier!(long_poll, LongPoll, $place, $($sentences)*);
-        on_carrier!(short_poll, ShortPoll, $place, $($sentences)*);
-    };
+for_each! {
+    direct_websocket(DIRECT, Transport::WebSocket),
+    direct_sse(DIRECT, Transport::Sse),
+    direct_stream(DIRECT, Transport::Stream),
+    direct_long_poll(DIRECT, Transport::LongPoll),
+    direct_short_poll(DIRECT, Transport::ShortPoll),
+    nginx_1_22_websocket(NGINX_1_22, Transport::WebSocket),
+    nginx_1_22_sse(NGINX_1_22, Transport::Sse),
+    nginx_1_22_stream(NGINX_1_22, Transport::Stream),
+    nginx_1_22_long_poll(NGINX_1_22, Transport::LongPoll),
+    nginx_1_22_short_poll(NGINX_1_22, Transport::ShortPoll),
+    nginx_new_websocket(NGINX_NEW, Transport::WebSocket),
+    nginx_new_sse(NGINX_NEW, Transport::Sse),
+    nginx_new_stream(NGINX_NEW, Transport::Stream),
+    nginx_new_long_poll(NGINX_NEW, Transport::LongPoll),
+    nginx_new_short_poll(NGINX_NEW, Transport::ShortPoll):
+    all_see_one_order_and_resumes_lose_and_repeat_nothing,
 }
-
-macro_rules! on_carrier {
-    ($module:ident, $carrier:ident, $place:ident, $($file:ident::$sentence:ident),* $(,)?) => {
-        mod $module {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $sentence() {
-                    let place = crate::transports::$place;
-                    crate::transports::$file::$sentence(place, fanfare_tests::Carrier::$carrier).await;
-                }
-            )*
-        }
-    };
-}
-
-/// A test of each sentence that takes all carriers at once.
-macro_rules! on_all_carriers {
-    ($place:ident: $($file:ident::$sentence:ident),* $(,)?) => {
-        mod all {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $sentence() {
-                    crate::transports::$file::$sentence(crate::transports::$place).await;
-                }
-            )*
-        }
-    };
-}
-
-macro_rules! everywhere {
-    ($($module:ident: $place:ident),* $(,)?) => {
-        $(
-            mod $module {
-                on_every_carrier! { $place: resuming::all_see_one_order_and_resumes_lose_and_repeat_nothing }
-                on_all_carriers! { $place:
-                    alike::every_carrier_brings_the_same_bytes,
-                    resuming::every_carrier_goes_on_where_any_other_stopped,
-                    draining::a_drain_loses_nothing_on_any_carrier,
-                    redis_away::streams_stay_and_polls_are_told_while_redis_is_away,
-                    sse::heads_and_first_bytes_come_at_once,
-                    slow::an_event_stream_that_is_not_read_is_closed_and_resumes_without_a_loss,
-                    commands::commands_pass_and_their_address_stands_in_no_log,
-                }
-            }
-        )*
-    };
-}
-
-everywhere! { direct: DIRECT, nginx_1_22: NGINX_1_22, nginx_new: NGINX_NEW }

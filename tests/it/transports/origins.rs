@@ -1,53 +1,56 @@
-//! Pages of other origins: refused or answered with the headers that let them read, on every carrier.
+//! Web pages of other origins on every transport: refused, or answered with the headers that let them read.
 
-use fanfare_tests::transport::lines::Lines;
-use fanfare_tests::transport::sse::Events;
-use fanfare_tests::{Ask, Carrier, http};
+use fanfare_tests::transport::ndjson::NdjsonStream;
+use fanfare_tests::transport::sse::EventStream;
+use fanfare_tests::{RoomRequest, Transport, http};
 
-use crate::stage::one_node_with;
+use crate::fixtures::one_node_with;
 
 const ORIGIN: &str = "https://app.example.com";
 
 #[tokio::test]
-async fn an_origin_that_is_not_allowed_is_refused_on_every_transport() {
+async fn an_unlisted_origin_is_refused_on_every_transport() {
     let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
-    for carrier in [Carrier::Sse, Carrier::Stream, Carrier::LongPoll] {
-        let target = Ask::of(&["a"]).target(carrier, None);
+    for transport in [Transport::Sse, Transport::Stream, Transport::LongPoll] {
+        let path = RoomRequest::of(&["a"]).path(transport, None);
         for origin in ["https://evil.example", "https://app.example.com:444", "http://app.example.com", "null"] {
-            let reply = http::get(cluster.address(0), &target).header("origin", origin).send().await;
-            assert_eq!(reply.problem(403), "forbidden", "{} {origin}", carrier.name());
+            let reply = http::get(cluster.address(0), &path).header("origin", origin).send().await;
+            assert_eq!(reply.problem(403), "forbidden", "{} {origin}", transport.name());
         }
     }
 }
 
 #[tokio::test]
-async fn an_origin_that_is_allowed_may_read_every_transport() {
+async fn a_listed_origin_may_read_every_transport() {
     let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
     let address = cluster.address(0);
     let header = [("Origin", ORIGIN)];
-    let target = |carrier| Ask::of(&["a"]).target(carrier, None);
-    let events = Events::open(address, &target(Carrier::Sse), &header).await.expect("a stream").head;
-    let lines = Lines::open(address, &target(Carrier::Stream), &header).await.expect("a stream").head;
-    let poll = http::get(address, &target(Carrier::LongPoll)).header("origin", ORIGIN).send().await;
+    let path = |transport| RoomRequest::of(&["a"]).path(transport, None);
+    let events = EventStream::open(address, &path(Transport::Sse), &header).await.expect("a stream").head;
+    let lines = NdjsonStream::open(address, &path(Transport::Stream), &header).await.expect("a stream").head;
+    let poll = http::get(address, &path(Transport::LongPoll)).header("origin", ORIGIN).send().await;
     let short = http::get(address, "/v1/rooms/a/poll?wait=0").header("origin", ORIGIN).send().await;
-    for (carrier, headers) in
+    for (transport, headers) in
         [("SSE", &events.headers), ("stream", &lines.headers), ("long poll", &poll.headers), ("short", &short.headers)]
     {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        assert_eq!(header("access-control-allow-origin"), ORIGIN, "{carrier}");
+        assert_eq!(header("access-control-allow-origin"), ORIGIN, "{transport}");
         let vary = headers.get_all("vary").iter().filter_map(|value| value.to_str().ok());
-        assert!(vary.flat_map(|value| value.split(", ")).any(|name| name.eq_ignore_ascii_case("origin")), "{carrier}");
+        assert!(
+            vary.flat_map(|value| value.split(", ")).any(|name| name.eq_ignore_ascii_case("origin")),
+            "{transport}"
+        );
     }
     let refused = http::get(address, "/v1/rooms/$a/sse").header("origin", ORIGIN).send().await;
     assert_eq!(
         (refused.status, refused.header("access-control-allow-origin")),
         (400, ORIGIN),
-        "its reason is read too"
+        "the page can read the reason as well"
     );
 }
 
 #[tokio::test]
-async fn a_preflight_allows_what_browsers_send_when_they_come_back() {
+async fn a_preflight_allows_the_headers_that_browsers_send_on_reconnect() {
     let cluster = one_node_with(&format!("[auth]\norigins = [\"{ORIGIN}\"]\n")).await;
     for (path, wanted) in [
         ("/v1/rooms/a/sse", "last-event-id"),

@@ -1,38 +1,38 @@
-//! Order and resumes on every carrier, and from every carrier to every other.
+//! The order of messages on every transport, and resumes from every transport to every other.
 
 use std::time::Duration;
 
-use fanfare_tests::load::{Load, Running, Timing};
-use fanfare_tests::{Ask, Carrier, Cluster, Front, Tap};
+use fanfare_tests::load::{Load, Running};
+use fanfare_tests::{Cluster, RoomRequest, Target, Transport, TransportClient};
 use serde_json::json;
 
-use super::{Place, texts};
+use super::{Entry, texts};
+use crate::fixtures::split;
 use crate::sentences::KEEP_ALL;
-use crate::stage::split;
 
-/// How far a client goes on one connection before it takes another.
+/// Messages that a client reads on one connection before it opens the next.
 const STEP: usize = 40;
 
-fn load(front: &Front, total: u64, pace: Duration) -> Running {
+fn load(target: &Target, total: u64, pace: Duration) -> Running {
     let rooms = vec!["room:0".to_owned()];
-    Load { front: front.clone(), publishers: 3, rooms, total, window: 4, pace }.start(Timing::new(total))
+    Load { target: target.clone(), publishers: 3, rooms, total, window: 4, pace }.start()
 }
 
-/// While three publish at once, one member stays and another goes from node to node by cursor; both see what a WebSocket
-/// sees, in its order and byte for byte.
-pub(super) async fn all_see_one_order_and_resumes_lose_and_repeat_nothing(place: Place, carrier: Carrier) {
+/// While three clients publish, one member stays and another one resumes at one node after the other. Both get the messages
+/// of a WebSocket in the same order and byte for byte.
+pub(super) async fn all_see_one_order_and_resumes_lose_and_repeat_nothing(entry: Entry, transport: Transport) {
     const TOTAL: usize = 600;
-    let stage = place.stage(Cluster::over_redis(2).config(KEEP_ALL)).await;
-    let (front, ask) = (&stage.front, Ask::of(&["room:0"]));
-    let mut witness = Tap::join(front.address(0), Carrier::WebSocket, &ask).await;
-    let mut stays = Tap::join(front.address(1), carrier, &ask).await;
-    let mut walks = Tap::join(front.address(0), carrier, &ask).await;
-    let running = load(front, TOTAL as u64, Duration::from_millis(2));
+    let setup = entry.start(Cluster::over_redis(2).config(KEEP_ALL)).await;
+    let (target, request) = (&setup.target, RoomRequest::of(&["room:0"]));
+    let mut witness = TransportClient::join(target.address(0), Transport::WebSocket, &request).await;
+    let mut stays = TransportClient::join(target.address(1), transport, &request).await;
+    let mut walks = TransportClient::join(target.address(0), transport, &request).await;
+    let running = load(target, TOTAL as u64, Duration::from_millis(2));
     let mut walked = texts(&mut walks, STEP).await;
     for hop in 1.. {
         let since = walks.cursor();
-        // Dropped in the middle of the stream: what is under way to it is lost, and comes again by the cursor.
-        walks = Tap::open(front.address(hop), carrier, &ask.clone().since(since.as_str())).await;
+        // Dropped in the middle of the stream: what is under way to it is lost, and is sent again after the cursor.
+        walks = TransportClient::open(target.address(hop), transport, &request.clone().since(since.as_str())).await;
         let joined = walks.take("joined").await.json;
         assert_eq!((&joined["resumed"], &joined["cursor"]), (&json!(true), &json!(since)), "hop {hop}: {joined}");
         walked.extend(texts(&mut walks, STEP.min(TOTAL - walked.len())).await);
@@ -42,34 +42,35 @@ pub(super) async fn all_see_one_order_and_resumes_lose_and_repeat_nothing(place:
     }
     running.finish().await;
     let expected = texts(&mut witness, TOTAL).await;
-    assert_eq!(texts(&mut stays, TOTAL).await, expected, "who stays");
-    assert_eq!(walked, expected, "who walks");
+    assert_eq!(texts(&mut stays, TOTAL).await, expected, "the member that stays");
+    assert_eq!(walked, expected, "the member that resumes");
 }
 
-/// One client takes every ordered pair of carriers one after the other, each connection on the next node, under load.
-pub(super) async fn every_carrier_goes_on_where_any_other_stopped(place: Place) {
+/// Under load, one client goes through every ordered pair of transports, with each connection at the next node.
+pub(super) async fn every_transport_resumes_where_any_other_stopped(entry: Entry) {
     const PER_HOP: usize = 15;
-    let stage = place.stage(Cluster::over_redis(2).config(KEEP_ALL)).await;
-    let ask = Ask::of(&["room:0"]);
-    let walk = Carrier::walk();
+    let setup = entry.start(Cluster::over_redis(2).config(KEEP_ALL)).await;
+    let request = RoomRequest::of(&["room:0"]);
+    let walk = Transport::walk();
     let total = PER_HOP * walk.len();
-    let mut tap = Tap::join(stage.front.address(0), walk[0], &ask).await;
-    let running = load(&stage.front, total as u64, Duration::from_millis(10));
-    let (epoch, mut at) = split(&json!(tap.cursor()));
+    let mut client = TransportClient::join(setup.target.address(0), walk[0], &request).await;
+    let running = load(&setup.target, total as u64, Duration::from_millis(10));
+    let (epoch, mut at) = split(&json!(client.cursor()));
     for (hop, pair) in walk.windows(2).enumerate() {
         for _ in 0..PER_HOP {
             at += 1;
-            assert_eq!(split(&tap.message().await["cursor"]), (epoch.clone(), at), "{pair:?}");
+            assert_eq!(split(&client.message().await["cursor"]), (epoch.clone(), at), "{pair:?}");
         }
-        let since = tap.cursor();
-        assert_eq!(since, format!("{epoch}.{at}"), "the place of {:?}", pair[0]);
-        tap = Tap::open(stage.front.address(hop + 1), pair[1], &ask.clone().since(since.as_str())).await;
-        let joined = tap.take("joined").await.json;
+        let since = client.cursor();
+        assert_eq!(since, format!("{epoch}.{at}"), "the cursor on {:?}", pair[0]);
+        client =
+            TransportClient::open(setup.target.address(hop + 1), pair[1], &request.clone().since(since.as_str())).await;
+        let joined = client.take("joined").await.json;
         assert_eq!((&joined["resumed"], &joined["cursor"]), (&json!(true), &json!(since)), "{pair:?}: {joined}");
     }
     for _ in 0..PER_HOP {
         at += 1;
-        assert_eq!(split(&tap.message().await["cursor"]), (epoch.clone(), at), "at the end");
+        assert_eq!(split(&client.message().await["cursor"]), (epoch.clone(), at), "at the end");
     }
     running.finish().await;
 }

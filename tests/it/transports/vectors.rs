@@ -1,35 +1,35 @@
-//! A live stream of difficult data, fed to a parser that was written from the standard alone: a browser gets what a
-//! WebSocket gets, and nothing that a publisher writes can be taken for the stream's own words.
+//! Difficult data in an event stream, read by a parser that was written from the standard alone. A browser gets the messages
+//! of a WebSocket, and no publisher can forge a field of the stream.
 
-use fanfare_tests::transport::event_stream::{Block, Event, Parser};
-use fanfare_tests::transport::sse::{Events, Next};
+use fanfare_tests::transport::sse::EventStream;
+use fanfare_tests::transport::sse_parser::{SseBlock, SseEvent, SseParser};
 use fanfare_tests::wait::within;
 use fanfare_tests::{Client, http};
 use serde_json::{Value, json};
 
 use super::alike::DIFFICULT;
 use super::texts;
-use crate::stage::one_node;
+use crate::fixtures::one_node;
 
 /// The default of `message_bytes`.
 const MESSAGE_BYTES: usize = 65_536;
 
-/// Names of events that mean something to a stream.
+/// Event names that have a meaning in an event stream.
 const NAMES: [&str; 8] = ["message", "error", "open", "close", "welcome", "a\nid:9", "\u{feff}", "…\r\n\r\ndata:x"];
 
-/// A room's name with marks that mean something to a stream or to a URL.
+/// A room's name with characters that have a meaning in an event stream or in a URL.
 const ROOM: &str = "id:1,data:x/%2F?&=+'~!";
 
 #[tokio::test]
-async fn a_browser_gets_what_a_websocket_gets_and_nothing_else() {
+async fn an_event_stream_carries_exactly_the_messages_of_a_websocket() {
     let cluster = one_node().await;
     let address = cluster.address(0);
     let path = format!("/v1/rooms/a/sse?room={}", fanfare_tests::transport::encode(ROOM));
-    let mut events = Events::open(address, &path, &[]).await.expect("a stream");
-    let mut member = fanfare_tests::Tap::join(
+    let mut events = EventStream::open(address, &path, &[]).await.expect("a stream");
+    let mut member = fanfare_tests::TransportClient::join(
         address,
-        fanfare_tests::Carrier::WebSocket,
-        &fanfare_tests::Ask::of(&["a"]).with(&format!("room={}", fanfare_tests::transport::encode(ROOM))),
+        fanfare_tests::Transport::WebSocket,
+        &fanfare_tests::RoomRequest::of(&["a"]).with(&format!("room={}", fanfare_tests::transport::encode(ROOM))),
     )
     .await;
     member.take("joined").await;
@@ -57,13 +57,13 @@ async fn a_browser_gets_what_a_websocket_gets_and_nothing_else() {
 
     let expected = texts(&mut member, count).await;
     let (raw, blocks) = read(&mut events, count).await;
-    let seen: Vec<&Event> = messages(&blocks);
+    let seen: Vec<&SseEvent> = messages(&blocks);
     assert_eq!(seen.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), expected);
     for (event, text) in seen.iter().zip(&expected) {
         let message: Value = serde_json::from_str(text).expect("JSON");
-        let place = message["cursor"].as_str().expect("a cursor");
+        let cursor = message["cursor"].as_str().expect("a cursor");
         let part = usize::from(message["room"] != "a");
-        assert_eq!(event.id.split('~').nth(part), Some(place), "{text}");
+        assert_eq!(event.id.split('~').nth(part), Some(cursor), "{text}");
     }
     the_same_however_it_is_cut(&raw, &blocks);
     for block in &blocks {
@@ -76,29 +76,29 @@ async fn a_browser_gets_what_a_websocket_gets_and_nothing_else() {
     }
 }
 
-/// Everything up to that many messages.
-async fn read(events: &mut Events, count: usize) -> (Vec<u8>, Vec<Block>) {
+/// Reads up to the message number `count`: all bytes, and the blocks in them.
+async fn read(events: &mut EventStream, count: usize) -> (Vec<u8>, Vec<SseBlock>) {
     let (mut raw, mut blocks) = (Vec::new(), Vec::new());
     while messages(&blocks).len() < count {
         match within("the next message", events.next()).await {
-            Next::Block(block) => {
+            Ok(Some(block)) => {
                 raw.extend_from_slice(&block.raw);
                 blocks.push(block);
             }
-            Next::End(why) => panic!("the stream has ended: {why:?}"),
+            end => panic!("the stream has ended: {end:?}"),
         }
     }
     (raw, blocks)
 }
 
-/// What a page's `onmessage` would be called with.
-fn messages(blocks: &[Block]) -> Vec<&Event> {
+/// The events for which a page's `onmessage` would be called.
+fn messages(blocks: &[SseBlock]) -> Vec<&SseEvent> {
     blocks.iter().filter_map(|block| block.event.as_ref()).filter(|event| event.kind == "message").collect()
 }
 
-fn the_same_however_it_is_cut(raw: &[u8], expected: &[Block]) {
+fn the_same_however_it_is_cut(raw: &[u8], expected: &[SseBlock]) {
     for step in [1, 2, 3, 1_000, raw.len()] {
-        let (mut parser, mut blocks) = (Parser::default(), Vec::new());
+        let (mut parser, mut blocks) = (SseParser::default(), Vec::new());
         for piece in raw.chunks(step) {
             parser.feed(piece, |block| blocks.push(block));
         }

@@ -1,5 +1,5 @@
-// A real Chromium for the tests, with a profile of its own, and an empty page of the gateway's origin to run code in. The
-// page comes through the proxy, since the gateway serves none that is empty.
+// A real Chromium for the tests, with its own profile, and an empty page with the proxy's origin to run code in. The proxy
+// answers for this page, since the gateway serves no empty one.
 
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -36,7 +36,7 @@ const FILES = {
   ],
 };
 
-/** Lets a proxy answer for the page and the worker. */
+/** Has a proxy answer for the empty page and its worker. */
 export function serve(front) {
   front.instead = ({ url }, answer) => {
     const file = FILES[url];

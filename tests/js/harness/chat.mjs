@@ -1,12 +1,13 @@
-// People who chat: each a browser with a storage of its own on the chat page, who types and reads as people do. Called by the
-// tests of the demo pages; knows of the page what can be seen on it, and nothing of the client behind it.
+// People who chat: each is a browser with its own storage on the chat page, and types and reads as people do. Called by the
+// tests of the demo pages; uses what can be seen on the page, never the client behind it.
 
 import assert from "node:assert/strict";
-import { until } from "./wait.mjs";
+import { patient, until } from "./wait.mjs";
 
-const WAIT_MS = 15_000;
+const WAIT_MS = patient(15_000);
 
-// Runs in the page before its own scripts: writes down what the page says of its connection, and what its policy forbids.
+// Runs in the page before the page's own scripts: records the states of the connection that the page shows, and violations
+// of its content security policy.
 function witness() {
   globalThis.states = [];
   globalThis.violations = [];
@@ -18,21 +19,24 @@ function witness() {
   });
 }
 
-// The client tries to climb once a minute, by chance, and backs off by chance: here it climbs with every tick, one a second,
-// and waits a twelfth.
-function hurry() {
+// The client tries to climb with a chance of one in twelve at each tick, and waits for random times before it reconnects. In
+// this page every tick tries to climb, the test says when it ticks, and waits are a twelfth as long.
+function climbOnDemand() {
   const { setInterval } = globalThis, { random } = Math;
-  globalThis.setInterval = (call, ms, ...rest) => setInterval(call, ms / 5, ...rest);
+  globalThis.setInterval = (call, ms, ...rest) => {
+    if (ms !== 5000) return setInterval(call, ms, ...rest);
+    globalThis.tick = call;
+  };
   Math.random = () => random() / 12;
 }
 
-/** A page in a storage of its own, and what it complains of. */
-export async function open(t, chromium, url, { hurried = false } = {}) {
+/** A page with its own storage, the errors on its console, and its policy's violations. */
+export async function open(t, chromium, url, { climbs = false } = {}) {
   const context = await chromium.newContext(), errors = [], posts = new Set();
   t.after(() => context.close());
   context.setDefaultTimeout(WAIT_MS);
   await context.addInitScript(witness);
-  if (hurried) await context.addInitScript(hurry);
+  if (climbs) await context.addInitScript(climbOnDemand);
   const page = await context.newPage();
   page.on("pageerror", (error) => errors.push(`${error}`));
   page.on("console", (line) => /error|warning/.test(line.type()) && errors.push(line.text()));
@@ -42,12 +46,13 @@ export async function open(t, chromium, url, { hurried = false } = {}) {
   return { page, errors, posts, violations: () => page.evaluate(() => violations) };
 }
 
-/** Resolves once `condition`, which runs in the page, holds. */
+/** Resolves to the first true value of `condition`, which runs in the page. */
 export async function shows(page, what, condition, argument, ms = WAIT_MS) {
-  await page.waitForFunction(condition, argument, { timeout: ms, polling: 20 }).catch(async ({ message }) => {
+  const value = await page.waitForFunction(condition, argument, { timeout: ms, polling: 20 }).catch(async ({ message }) => {
     const text = await page.evaluate(() => document.body.innerText).catch(() => message);
     assert.fail(`not within ${ms} ms: ${what}. The page ends: ${text.replace(/\s*\n\s*/g, " | ").slice(-2000)}`);
   });
+  return value.jsonValue();
 }
 
 /** Opens the chat at `url`, gives a name, and comes in. */
@@ -65,39 +70,43 @@ export async function person(t, chromium, url, name, options) {
   const says = (id, what) => shows(page, `${name}'s page says "${what}"`, ([id, what]) => document.getElementById(id).textContent === what, [id, what]);
   return {
     ...rest,
+    page,
     name,
     connected,
     types: (what) => text.pressSequentially(what),
     enters: () => text.press("Enter"),
+    /** Lets the client try a better transport. */
+    climbs: () => page.evaluate(() => tick()),
     async says(what) {
       await this.types(what);
       await this.enters();
     },
-    /** Waits until the other has seen the last message, or types. */
+    /** Waits until the page shows that `other` has seen the last message. */
     isSeenBy: (other) => says("seen", `Seen by ${other}`),
+    /** Waits until the page shows that `other` is typing. */
     seesTyping: (other) => says("typing", `${other} is typing`),
-    /** Waits until each request that carries something to the gateway is answered. */
+    /** Waits until the page's POST requests are answered. */
     isQuiet: () => until(() => rest.posts.size === 0, `${name}'s requests are answered`),
-    /** Waits until it stands there, said by whomever and confirmed by the gateway. */
+    /** Waits until the page shows this message, confirmed by the gateway, whoever wrote it. */
     hears: (what) => shows(page, `${name} reads "${what}"`, (what) => {
       return [...document.querySelectorAll("#messages > .message:not(.pending) .said")].some(({ textContent }) => textContent === what);
     }, what),
-    /** Everything in the list of messages, from top to bottom: `Ann: hello`, and otherwise the text of what is no message. */
+    /** The list of messages from top to bottom: `Ann: hello` for a message, for anything else (a gap) its text. */
     read: () => page.evaluate((me) => [...document.querySelectorAll("#messages > li")].map((item) => {
       if (!item.matches(".message:not(.pending)")) return item.innerText;
       const who = item.querySelector("b").textContent;
       return `${who === "You" ? me : who}: ${item.querySelector(".said").textContent}`;
     }), name),
-    /** Waits until exactly these stand under "Here now". */
+    /** Waits until exactly these people are listed under "Here now". */
     sees: (people, ms) => shows(page, `${name} sees ${people}`, (people) => {
       const shown = [...document.querySelectorAll("#people li > span:last-child")].map(({ textContent }) => textContent);
       return `${shown}` === `${people}` && document.getElementById("count").textContent === `(${people.length})`;
     }, people, ms),
-    /** What the page has said of its connection, in order, without repeats. */
+    /** The states of the connection that the page has shown, in order, without repeats. */
     states: () => page.evaluate(() => states),
     async node() { return /· node (\w+)$/.exec((await this.states()).at(-1))?.[1]; },
     neverReloaded: () => page.evaluate(() => globalThis.neverReloaded === true),
-    /** The tab hangs, and sees nothing of what goes on, until the function that this gives is called. */
+    /** The tab hangs and receives nothing. Returns a function that lets it run again. */
     async hangs() {
       const tools = await page.context().newCDPSession(page);
       let hung = false;
@@ -114,7 +123,7 @@ export async function person(t, chromium, url, name, options) {
   };
 }
 
-/** All read the same in the same order, and nothing else: `Ann 1` to `Ann count`, and so on, each person's in the order in which they were said. */
+/** All pages show the same list: `Ann 1` to `Ann count`, and so on for each person, in the order of writing, and nothing else. */
 export async function agree(people, count) {
   const [one, ...others] = await Promise.all(people.map((person) => person.read()));
   for (const other of others) assert.deepEqual(other, one);

@@ -1,18 +1,18 @@
-// The client under test in Node, which has WebSocket from the `ws` package, and what a test wants to know of a room.
+// The client under test in Node, with the WebSocket of the `ws` package, and a record of the events of a room.
 
 import { WebSocket } from "ws";
 import { connect } from "../../../gateway/assets/client/client.js";
 
 export { WebSocket };
 
-/** A client that is closed when the test ends. */
+/** A client, which is closed when the test ends. */
 export function client(t, url, options) {
   const f = connect(url, { WebSocket, ...options });
   t.after(() => f.close());
   return f;
 }
 
-/** Joins a room and writes down what comes: the data of messages, and the other events. */
+/** Joins a room and records its events; of messages also the data alone. */
 export function listen(f, name, options) {
   const room = f.join(name, options);
   const heard = { room, data: [], messages: [], joined: [], gaps: [], errors: [], left: [] };

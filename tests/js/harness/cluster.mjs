@@ -1,27 +1,27 @@
-// A redis-server, several gateways and a real nginx before them, with the repository's own nginx/fanfare/*.conf included
-// unchanged: only the top file, which holds ports and paths, is generated, as tests/src/nginx.rs does. Each can be killed;
-// what still runs when the test ends is ended by its own process id. Knows nothing of browsers.
+// A redis-server, several gateways and a real nginx in front of them. nginx includes the repository's own nginx/fanfare/*.conf
+// unchanged; only the top file, with ports and paths, is generated, as in tests/src/nginx.rs. A test can kill each of these
+// processes; those that still run when it ends are ended by their process ids. Nothing here uses a browser.
 
 import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gateway, redis } from "./gateway.mjs";
+import { freePort } from "./port.mjs";
 import { until } from "./wait.mjs";
 
 const shipped = fileURLToPath(new URL("../../../nginx/", import.meta.url));
 const NAMES = ["north", "south", "east", "west"];
 
-/** The two for which the repository has configurations: Debian 12's, and those since 1.30, which have `sticky route`. */
+/** The versions that the repository has configurations for: Debian 12's, and those from 1.30 on, which have `sticky route`. */
 export const versions = [
   { name: "nginx 1.22", program: process.env.NGINX_OLD_BIN ?? "/usr/sbin/nginx", upstreams: listed },
   { name: "nginx 1.31", program: process.env.NGINX_NEW_BIN ?? fileURLToPath(new URL("../../.cache/nginx/nginx", import.meta.url)), upstreams: sticky },
 ];
 
-/** `nodes` gateways, named north, south, east and west, over one Redis, behind nginx of that version. `?n=route` leads to a node. */
+/** `nodes` gateways (north, south, east, west) over one Redis, behind nginx of this version. `?n=` with a node's `route` leads to it. */
 export async function cluster(t, { version, nodes: count = 2 }) {
   const broker = await redis(t);
   const nodes = await Promise.all(NAMES.slice(0, count).map(async (name) => {
@@ -37,18 +37,18 @@ async function killRedis(broker) {
   await until(async () => (await broker.command("ping")) !== "PONG", "redis-server is gone");
 }
 
-/** An nginx before `nodes`, once it serves. */
+/** An nginx in front of `nodes`, as soon as it serves. */
 async function nginx(t, { name, program, upstreams }, nodes) {
   if (!existsSync(program)) throw new Error(`no ${program}: tests/run fetches it`);
-  const place = mkdtempSync(join(tmpdir(), "fanfare-nginx-")), address = `127.0.0.1:${await freePort()}`, top = join(place, "nginx.conf");
-  writeFileSync(top, topFile(place, address, upstreams(nodes)));
-  const child = spawn(program, ["-p", place, "-e", join(place, "error.log"), "-c", top, "-g", "daemon off;"], { stdio: "ignore" });
+  const home = mkdtempSync(join(tmpdir(), "fanfare-nginx-")), address = `127.0.0.1:${await freePort()}`, top = join(home, "nginx.conf");
+  writeFileSync(top, topFile(home, address, upstreams(nodes)));
+  const child = spawn(program, ["-p", home, "-e", join(home, "error.log"), "-c", top, "-g", "daemon off;"], { stdio: "ignore" });
   const ended = new Promise((resolve) => child.once("exit", resolve)), runs = () => child.exitCode === null && child.signalCode === null;
-  const log = () => readFileSync(join(place, "error.log"), "utf8");
+  const log = () => readFileSync(join(home, "error.log"), "utf8");
   t.after(async () => {
     child.kill("SIGTERM"); // the master ends its workers
     await ended;
-    rmSync(place, { recursive: true, force: true });
+    rmSync(home, { recursive: true, force: true });
   });
   const serves = async () => (await fetch(`http://${address}/nginx/health`)).ok;
   await until(() => !runs() || serves(), `${name} serves`);
@@ -57,7 +57,7 @@ async function nginx(t, { name, program, upstreams }, nodes) {
     address,
     url: `http://${address}`,
     log,
-    /** Master and workers: a worker whose master was killed would serve on. */
+    /** Kills the master and its workers: a worker whose master was killed would go on serving. */
     async kill() {
       const workers = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, "utf8").match(/\d+/g) ?? [];
       child.kill("SIGKILL");
@@ -67,18 +67,18 @@ async function nginx(t, { name, program, upstreams }, nodes) {
   };
 }
 
-/** What nginx/fanfare/http.conf says that a top file provides. */
-function topFile(place, address, upstreams) {
+/** The top file, with what nginx/fanfare/http.conf expects of it. */
+function topFile(home, address, upstreams) {
   const kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
   return `# Generated for one test.
 user root;
-pid ${place}/nginx.pid;
+pid ${home}/nginx.pid;
 worker_processes 2;
 events { worker_connections 1024; }
 http {
-    ${kinds.map((kind) => `${kind}_temp_path ${place}/${kind};`).join("\n    ")}
+    ${kinds.map((kind) => `${kind}_temp_path ${home}/${kind};`).join("\n    ")}
     include ${shipped}fanfare/http.conf;
-    access_log ${place}/access.log fanfare;
+    access_log ${home}/access.log fanfare;
 ${upstreams}
     server {
         listen ${address};
@@ -88,7 +88,7 @@ ${upstreams}
 `;
 }
 
-/** The list that operators generate for the old one. */
+/** The upstreams of the older version: the list that operators generate for it. */
 function listed(nodes) {
   return execFileSync(`${shipped}nodes-1.22.sh`, nodes, { encoding: "utf8" });
 }
@@ -100,16 +100,4 @@ function sticky(nodes) {
         ${nodes.map((node) => `server ${node} max_fails=0;`).join("\n        ")}
         sticky route $arg_n $cookie_fanfare_node;
     }`;
-}
-
-/** A free port that no outgoing connection takes meanwhile: Linux picks those from 32768 upward. */
-async function freePort() {
-  for (let tries = 0; tries < 100; tries++) {
-    const port = 20_000 + Math.floor(12_000 * Math.random()), server = createServer();
-    const free = await new Promise((resolve) => server.once("error", () => resolve(false)).listen(port, "127.0.0.1", () => resolve(true)));
-    if (!free) continue;
-    await new Promise((resolve) => server.close(resolve));
-    return port;
-  }
-  throw new Error("no free port between 20000 and 32000");
 }

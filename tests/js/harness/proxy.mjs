@@ -1,5 +1,5 @@
 // A proxy between client and gateway that misbehaves as proxies do: it refuses WebSocket upgrades, opens them and carries
-// nothing, holds streams back, loses answers, goes silent. It forwards everything else to whichever gateway it is told.
+// nothing, holds streams back, loses answers, goes silent. Everything else it forwards to the gateway in `self.gateway`.
 
 import { createServer, request } from "node:http";
 import { connect } from "node:net";
@@ -10,29 +10,31 @@ export async function proxy(t, gateway) {
   const self = {
     /** Where requests go; changing it does not move connections that are open. */
     gateway,
-    /** "pass", "refuse" (403, as corporate proxies do) or "mute" (opened, and nothing comes). */
+    /** "pass", "refuse" (403, as corporate proxies do) or "mute" (it opens, and nothing comes). */
     upgrades: "pass",
     /** "pass", "refuse" or "hold" (nothing comes until the stream ends). */
     streams: "pass",
-    /** Nothing passes in either direction, and nobody is told. */
+    /** Nothing passes in either direction, and both sides' connections stay open. */
     frozen: false,
-    /** What the gateway says does not arrive; what the client says does. */
+    /** What the gateway sends does not arrive; what the client sends does. */
     deaf: false,
-    /** May answer a request in the gateway's place: (request, response) => true. */
+    /** May answer a request in the gateway's stead: (request, response) => true. */
     instead: () => false,
-    /** The requests that came: method, path, time and headers. */
+    /** The requests that came: method, path, headers and time, and the head of the answer once it is there. */
     seen: [],
+    /** How many of the next connections are broken as soon as they come. */
+    blocked: 0,
     /** Breaks every connection. */
     cut() {
       for (const socket of sockets) socket.destroy();
     },
-    /** Breaks every connection, and those that come, until `open`. */
-    block() {
-      self.blocked = true;
+    /** Breaks every connection, and the next `connections` that come: all of them until `open`. */
+    block(connections = Infinity) {
+      self.blocked = connections;
       self.cut();
     },
-    open() { self.blocked = false; },
-    /** Breaks what a client has until it has noticed. A cut alone may hit a poller between two polls. */
+    open() { self.blocked = 0; },
+    /** Breaks a client's connections until the client has noticed. A cut alone may hit a poller between two polls. */
     async interrupt(client) {
       const closed = next(client, "close");
       self.block();
@@ -41,19 +43,24 @@ export async function proxy(t, gateway) {
     },
   };
 
-  const note = ({ method, url, headers }) => self.seen.push({ method, url, headers, at: Date.now() });
+  const note = ({ method, url, headers }) => {
+    const entry = { method, url, headers, at: Date.now() };
+    self.seen.push(entry);
+    return (status, headers) => (entry.answer = { status, headers, at: Date.now() });
+  };
   const target = () => {
     const [host, port] = self.gateway.address.split(":");
     return { host, port: +port };
   };
 
   const server = createServer((asked, answer) => {
-    note(asked);
+    const answered = note(asked);
     if (self.instead(asked, answer)) return;
     const isStream = /\/sse(\?|$)/.test(asked.url);
     if (isStream && self.streams === "refuse") return answer.writeHead(403).end("no streams here");
     const up = request({ ...target(), method: asked.method, path: asked.url, headers: asked.headers, agent: false }, (from) => {
       const held = isStream && self.streams === "hold";
+      answered(from.statusCode, from.headers);
       if (!held && !self.deaf) {
         answer.writeHead(from.statusCode, from.headers);
         answer.flushHeaders();
@@ -69,7 +76,7 @@ export async function proxy(t, gateway) {
   });
 
   server.on("upgrade", (asked, socket, rest) => {
-    note(asked);
+    const answered = note(asked);
     if (self.upgrades === "refuse") return socket.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     const up = connect(target());
     let opened = false;
@@ -82,6 +89,7 @@ export async function proxy(t, gateway) {
       if (self.upgrades === "mute") {
         // The head of the answer and nothing after it.
         if (!opened) socket.write(bytes.subarray(0, bytes.indexOf("\r\n\r\n") + 4));
+        if (!opened) answered(101, {});
         opened = true;
         return;
       }
@@ -97,7 +105,11 @@ export async function proxy(t, gateway) {
   });
 
   server.on("connection", (socket) => {
-    if (self.blocked) return socket.destroy();
+    if (self.blocked > 0) {
+      self.blocked -= 1;
+      socket.destroy();
+      return;
+    }
     sockets.add(socket);
     socket.on("error", () => {});
     socket.on("close", () => sockets.delete(socket));

@@ -1,205 +1,124 @@
-//! A member that stays: joins rooms, keeps a log of what it saw, and comes back by cursor when its connection ends,
-//! as a good client does: after the server's hint, else after a random wait that grows. Called by the tests under load
-//! and the fault runs; the log is for `history`, it never judges by itself. `life` is what it does.
+//! A member that stays: it joins rooms, logs what it sees, and resumes by cursor when its connection ends, like a good
+//! client: after the time of the server's hint, or after a random and growing wait. Called by the tests under load and
+//! the fault runs; the log is for `history`. This file is the handle of a member; `task` is what it does.
 
-mod carriers;
-mod life;
+mod state;
+mod task;
+mod transport_choice;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::front::Front;
-use crate::history::{MemberLog, Position};
-use crate::load::Timing;
-use crate::transport::Carrier;
-use crate::wait::{holds_within, patience, patient, within_time};
+use self::state::{Orders, Progress, lock};
+use self::task::MemberTask;
+use crate::history::Cursor;
+use crate::wait::{patience, patient, ticks, while_progressing, within_time};
 
-pub use carriers::Carriers;
+pub use state::{BACKOFF, Membership, Outage, Report};
+pub use transport_choice::TransportChoice;
 
-/// How long a member may take to join when thousands do.
+/// The longest time a member may take to join when thousands join at once.
 const JOIN_MAX: Duration = Duration::from_secs(60);
 
-/// What a member is to do.
-#[derive(Clone, Debug)]
-pub struct Membership {
-    /// Where it connects.
-    pub front: Front,
-    /// Its number: deals the addresses of the front and names the log.
-    pub index: usize,
-    /// What it joins.
-    pub rooms: Vec<String>,
-    /// Where the times of sending stand, if latencies are of interest.
-    pub timing: Option<Arc<Timing>>,
-    /// The first wait before a reconnect without a hint is random up to this; it doubles up to a second, or this if it
-    /// is longer.
-    pub backoff: Duration,
-    /// What carries it.
-    pub carriers: Carriers,
-}
-
-/// What `fanfare sub` waits at most before its first reconnect.
-pub const BACKOFF: Duration = Duration::from_millis(200);
-
-/// A running member.
+/// The handle of a running member.
 #[derive(Debug)]
 pub struct Member {
-    shared: Arc<Mutex<Shared>>,
+    progress: Arc<Mutex<Progress>>,
     orders: watch::Sender<Orders>,
     task: JoinHandle<Report>,
 }
 
-/// What a member is told while it lives.
-#[derive(Clone, Debug, Default)]
-struct Orders {
-    /// How often it was told to reset its connection.
-    resets: u64,
-    stop: bool,
-}
-
-/// What a member tells at its end.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// For the checker.
-    pub log: MemberLog,
-    /// The node of each of its connections, in order; empty for polls, which are not told.
-    pub nodes: Vec<String>,
-    /// The carrier of each of its connections, in order.
-    pub carriers: Vec<Carrier>,
-    /// The close codes it saw, in order; none where the connection just broke.
-    pub closes: Vec<Option<u16>>,
-    /// How many `reconnect` frames came.
-    pub reconnect_hints: usize,
-    /// Errors it was sent.
-    pub errors: Vec<String>,
-    /// From sending to here, for what was published on another node.
-    pub latencies: Vec<Duration>,
-    /// The times it was away, in order.
-    pub outages: Vec<Outage>,
-    /// When it was told that something is missing.
-    pub gaps: Vec<Instant>,
-    /// When the last message came.
-    pub last_message: Option<Instant>,
-}
-
-/// One time that a member was away.
-#[derive(Clone, Copy, Debug)]
-pub struct Outage {
-    /// The connection had ended.
-    pub ended: Instant,
-    /// The next one was welcome.
-    pub welcome: Instant,
-    /// All its rooms were joined again.
-    pub joined: Instant,
-}
-
-/// What can be asked while it runs.
-#[derive(Debug, Default)]
-struct Shared {
-    places: HashMap<String, Position>,
-    connections: usize,
-    gaps: usize,
-    last_message: Option<Instant>,
-}
-
 impl Member {
-    /// Starts one and returns once it has joined all its rooms.
+    /// Starts a member and returns once it has joined all its rooms.
     ///
     /// # Panics
-    /// When it does not join in time.
+    /// If it does not join in time.
     pub async fn start(membership: Membership) -> Self {
         let name = format!("member {}", membership.index);
-        let shared = Arc::new(Mutex::new(Shared::default()));
+        let progress = Arc::new(Mutex::new(Progress::default()));
         let (orders, received) = watch::channel(Orders::default());
         let (joined, mut is_joined) = watch::channel(false);
-        let life = life::Life::new(membership, Arc::clone(&shared), joined);
-        let member = Self { shared, orders, task: tokio::spawn(life.live(received)) };
+        let task = MemberTask::new(membership, Arc::clone(&progress), joined);
+        let member = Self { progress, orders, task: tokio::spawn(task.run(received)) };
         let what = format!("{name} has joined its rooms");
         let joined = async { is_joined.wait_for(|joined| *joined).await.is_ok() };
-        assert!(within_time(patient(JOIN_MAX), &what, joined).await, "{name} gave up");
+        assert!(within_time(patient(JOIN_MAX), &what, joined).await, "{name} has failed");
         member
-    }
-
-    /// Whether it has come to this place, or past it, in a room.
-    #[must_use]
-    pub fn has_reached(&self, room: &str, place: &Position) -> bool {
-        has_reached(&self.look(), room, place)
     }
 
     /// How many connections it has had so far.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.look().connections
+        lock(&self.progress).connections
     }
 
-    /// How many gaps it was told so far.
+    /// How many gaps it has been told of so far.
     #[must_use]
     pub fn gaps(&self) -> usize {
-        self.look().gaps
+        lock(&self.progress).gaps
     }
 
-    /// When the last message came so far.
+    /// When it received its last message so far.
     #[must_use]
     pub fn last_message(&self) -> Option<Instant> {
-        self.look().last_message
+        lock(&self.progress).last_message
     }
 
-    /// Has it end its connection with a RST and come back.
+    /// Makes it end its connection with a RST and reconnect.
     pub fn reset(&self) {
         self.orders.send_modify(|orders| orders.resets += 1);
     }
 
-    /// Ends it and returns what it saw.
+    /// Ends it and returns its report.
     ///
     /// # Panics
-    /// When it gave up before.
+    /// If it has failed.
     pub async fn stop(self) -> Report {
-        // A member that has given up has dropped its end; its own panic is the one to show.
+        // A member that has failed has dropped its receiver; `send_modify` ignores that, and the panic of its task is the
+        // one that the test shows.
         self.orders.send_modify(|orders| orders.stop = true);
-        within_time(patience(), "the end of a member", self.task).await.expect("the member lived to the end")
+        within_time(patience(), "the end of a member", self.task).await.expect("the member ran to its end")
     }
 
-    fn look(&self) -> MutexGuard<'_, Shared> {
-        lock(&self.shared)
+    fn has_settled(&self, heads: &BTreeMap<String, Cursor>) -> bool {
+        let progress = lock(&self.progress);
+        progress.cursors.keys().all(|room| heads.get(room).is_none_or(|head| progress.has_reached(room, head)))
     }
 
-    fn has_settled(&self, heads: &BTreeMap<String, Position>) -> bool {
-        let shared = self.look();
-        shared.places.keys().all(|room| heads.get(room).is_none_or(|head| has_reached(&shared, room, head)))
+    /// Changes with each message and each connection.
+    fn progress(&self) -> u64 {
+        let progress = lock(&self.progress);
+        let offsets = progress.cursors.values().map(|cursor| cursor.offset);
+        offsets.fold(progress.connections as u64, u64::wrapping_add)
     }
 }
 
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn has_reached(shared: &Shared, room: &str, place: &Position) -> bool {
-    shared.places.get(room).is_some_and(|now| now.epoch == place.epoch && now.offset >= place.offset)
-}
-
-/// Waits until all `members` have come to the last place of their rooms; a member that does not is the checker's to
-/// report, so this returns after the patience of the tests at the latest.
-pub async fn settle(members: &[Member], heads: &BTreeMap<String, Position>) {
+/// Waits until all `members` have reached the last cursor of their rooms. Returns earlier if none of them gets anything for
+/// [`patience`]: the history checker reports what a member still lacks.
+pub async fn settle(members: &[Member], heads: &BTreeMap<String, Cursor>) {
     settle_within(patience(), members, heads).await;
 }
 
-/// As [`settle`], with another limit.
-pub async fn settle_within(limit: Duration, members: &[Member], heads: &BTreeMap<String, Position>) {
-    let mut settled = 0;
-    holds_within(limit, async || {
-        // Who has arrived stays there: only the first one that has not is looked at.
-        while members.get(settled).is_some_and(|member| member.has_settled(heads)) {
-            settled += 1;
+/// Like [`settle`], with another limit on the time without progress.
+pub async fn settle_within(limit: Duration, members: &[Member], heads: &BTreeMap<String, Cursor>) {
+    let mut tick = ticks(Duration::from_millis(20));
+    let settled = async {
+        // A member that has settled stays so: one after the other is waited for.
+        for member in members {
+            while !member.has_settled(heads) {
+                tick.tick().await;
+            }
         }
-        settled == members.len()
-    })
-    .await;
+    };
+    let progress = || members.iter().map(Member::progress).fold(0, u64::wrapping_add);
+    while_progressing(limit, progress, settled).await;
 }
 
-/// Ends all `members` and returns what they saw.
+/// Ends all `members` and returns their reports.
 pub async fn stop_all(members: Vec<Member>) -> Vec<Report> {
     for member in &members {
         member.orders.send_modify(|orders| orders.stop = true);

@@ -1,5 +1,5 @@
-//! R13: rooms are joined and left again and again, a million times. The gateway grows no further once it is warm, and
-//! nothing of the rooms is left in Redis: no subscription, no presence.
+//! R13: sessions join and leave rooms again and again, a million times. The memory of the gateway stops growing once it
+//! is warm, and Redis keeps no subscription and no presence of the rooms.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -8,73 +8,75 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Outcome, Promise, Setting, say};
+use super::outcome::{Outcome, Promise};
+use super::progress::print_line;
+use super::settings::{RunSettings, Scale};
 use crate::cluster::Cluster;
 use crate::history::Verdict;
 use crate::rng::Rng;
-use crate::socket::{Incoming, Socket};
+use crate::transport::websocket::{Incoming, WebSocket};
 use crate::wait::{holds_within, patient, ticks, within_time};
 
-/// A session may ask 500 things a second, and has a fifth of one for a batch of joins and leaves. Slower than that: with
-/// more than some 20,000 joins a second Redis could not note who comes and goes, and the run would measure the backlog.
+/// A session may send 500 commands a second, which allows a batch of joins and leaves every 200 ms. This is slower: with
+/// more than some 20,000 joins a second Redis could not keep up with presence, and the run would measure the backlog.
 const BATCH_EVERY: Duration = Duration::from_millis(600);
-/// One room in ten has presence, which costs Redis scripts at each join and leave.
+/// One room in ten has presence, whose joins and leaves cost a Redis script each.
 const CONFIG: &str = "[[rooms]]\nmatch = \"plain:*\"\npresence = false\n[limits]\npublishes_per_second = 0\n";
-/// Of each of the two kinds. A room leaves two keys that expire: its place, and the version of its members.
+/// The number of rooms of each of the two kinds. A room leaves two keys that expire: its head and its presence version.
 const ROOMS: u64 = 20_000;
-/// Commands that one session has under way: far below its outbox.
+/// How many commands a session has unanswered: far fewer than its outbox can hold replies.
 const BATCH: usize = 50;
-/// After so long subscriptions without members stay for ever.
+/// A subscription without members that is still there after this time counts as left behind.
 const LET_GO: Duration = Duration::from_secs(30);
-/// The allocator gives unused memory back within about ten seconds.
+/// The allocator returns unused memory to the system within about ten seconds.
 const CALM: Duration = Duration::from_secs(12);
 const ROUND_MAX: Duration = Duration::from_secs(240);
 
-/// What is left when nobody is in a room.
+/// What is left when all rooms are empty.
 #[derive(Clone, Copy, Debug)]
-struct Rest {
+struct Remains {
     resident: u64,
     subscriptions: usize,
     presence_keys: usize,
     keys: usize,
 }
 
-pub(super) async fn run(to: Setting) -> Outcome {
-    let (sessions, warm, measured) = to.pick((120, 240_000, 1_000_000), (8, 1_000, 4_000));
+pub(super) async fn run(settings: RunSettings) -> Outcome {
+    let (sessions, warm, measured) = settings.pick((120, 240_000, 1_000_000), (8, 1_000, 4_000));
     let mut cluster = Cluster::over_redis(1).config(CONFIG).start().await;
-    let round = async |cluster: &mut Cluster, total: usize, seed: u64| -> (Rest, Duration) {
+    let round = async |cluster: &mut Cluster, total: usize, seed: u64| -> (Remains, Duration) {
         let start = Instant::now();
         let churns: Vec<_> = (0..sessions)
             .map(|index| churn(cluster.address(0), total / sessions, Rng::new(seed ^ ((index as u64) << 32))))
             .map(tokio::spawn)
             .collect();
         for churn in churns {
-            within_time(patient(ROUND_MAX), "all joins and leaves", churn).await.expect("a session lives to the end");
+            within_time(patient(ROUND_MAX), "all joins and leaves", churn).await.expect("a session runs to its end");
         }
         let took = start.elapsed();
-        (rest(cluster, to.pick(CALM, Duration::from_millis(100))).await, took)
+        (remains(cluster, settings.pick(CALM, Duration::from_millis(100))).await, took)
     };
-    let (before, _) = round(&mut cluster, warm, to.seed).await;
-    say(&format!("  warm after {warm}: {before:?}"));
-    let (after, took) = round(&mut cluster, measured, !to.seed).await;
-    say(&format!("  after {measured} more in {took:.0?}: {after:?}"));
+    let (before, _) = round(&mut cluster, warm, settings.seed).await;
+    print_line(&format!("  warm after {warm}: {before:?}"));
+    let (after, took) = round(&mut cluster, measured, !settings.seed).await;
+    print_line(&format!("  after {measured} more in {took:.0?}: {after:?}"));
     let drift = 100.0 * (after.resident as f64 / before.resident as f64 - 1.0);
     let verdict = Verdict { members: sessions, ..Verdict::default() };
-    let outcome = Outcome::new(Promise::Clean, verdict)
+    let outcome = Outcome::new(Promise::NoLoss, verdict)
         .note(format!("{measured} joins and as many leaves in {took:.0?}"))
         .at_most("Redis subscriptions left", after.subscriptions as f64, 0.0)
         .at_most("presence keys left", after.presence_keys as f64, 0.0)
         .at_most("keys that have yet to expire", after.keys as f64, (2 * 2 * ROOMS) as f64);
-    match to.scale {
-        super::Scale::Full => outcome.at_most("memory drift %", drift, 3.0),
-        // A process that is a second old still grows.
-        super::Scale::Short => outcome,
+    match settings.scale {
+        Scale::Full => outcome.at_most("memory drift %", drift, 3.0),
+        // A process that is one second old still grows.
+        Scale::Small => outcome,
     }
 }
 
-/// One session's joins and leaves, in batches of different rooms.
+/// The joins and leaves of one session, in batches of different rooms.
 async fn churn(address: SocketAddr, mut total: usize, mut rng: Rng) {
-    let mut socket = Socket::open(address, "/ws", &[]).await.expect("clients are welcome");
+    let mut socket = WebSocket::open(address, "/ws", &[]).await.expect("a client may connect");
     let mut tick = ticks(BATCH_EVERY);
     while total > 0 {
         tick.tick().await;
@@ -84,19 +86,19 @@ async fn churn(address: SocketAddr, mut total: usize, mut rng: Rng) {
             let kind = if rng.below(10) == 0 { "present" } else { "plain" };
             rooms.insert(format!("{kind}:{}", rng.below(ROOMS)));
         }
-        for (command, answer) in [("join", "joined"), ("leave", "left")] {
+        for (command, reply) in [("join", "joined"), ("leave", "left")] {
             for room in &rooms {
                 let text = format!(r#"{{"type":"{command}","room":"{room}"}}"#);
                 socket.send(Message::text(text)).await.expect("the connection stays");
             }
-            answers(&mut socket, answer, batch).await;
+            await_replies(&mut socket, reply, batch).await;
         }
         total -= batch;
     }
 }
 
-/// Reads on until so many answers of a kind have come.
-async fn answers(socket: &mut Socket, kind: &str, mut count: usize) {
+/// Reads until `count` replies of a type have come.
+async fn await_replies(socket: &mut WebSocket, kind: &str, mut count: usize) {
     #[derive(Deserialize)]
     struct Kind<'a> {
         r#type: &'a str,
@@ -109,20 +111,20 @@ async fn answers(socket: &mut Socket, kind: &str, mut count: usize) {
                 count -= usize::from(frame.r#type == kind);
             }
             Incoming::Ping | Incoming::Pong => {}
-            Incoming::Closed(closed) => panic!("a session was closed: {closed:?}"),
+            Incoming::Ended(ended) => panic!("a session was closed: {ended:?}"),
         }
     }
 }
 
-/// Waits until nothing is left that goes by itself, and says what stays.
-async fn rest(cluster: &mut Cluster, calm: Duration) -> Rest {
+/// Waits until subscriptions and presence have been removed, and returns what is left.
+async fn remains(cluster: &mut Cluster, calm: Duration) -> Remains {
     let (mut subscriptions, mut presence_keys) = (0, 0);
-    // Counting keys keeps Redis busy, so not too often.
-    let mut looks = ticks(Duration::from_secs(1));
+    // Once a second only, because counting keys is expensive for Redis.
+    let mut checks = ticks(Duration::from_secs(1));
     holds_within(patient(LET_GO), async || {
-        looks.tick().await;
+        checks.tick().await;
         subscriptions = cluster.redis().values("PUBSUB CHANNELS fanfare:{*").await.len();
-        presence_keys = presence(cluster).await;
+        presence_keys = count_presence_keys(cluster).await;
         subscriptions == 0 && presence_keys == 0
     })
     .await;
@@ -133,13 +135,12 @@ async fn rest(cluster: &mut Cluster, calm: Duration) -> Rest {
         resident = resident.min(cluster.nodes[0].resident_bytes().expect("the node runs"));
     }
     let keys = cluster.redis().values("DBSIZE").await.first().and_then(|count| count.parse().ok());
-    Rest { resident, subscriptions, presence_keys, keys: keys.expect("Redis counts its keys") }
+    Remains { resident, subscriptions, presence_keys, keys: keys.expect("Redis counts its keys") }
 }
 
-/// How many keys of rooms' presence there are.
-async fn presence(cluster: &mut Cluster) -> usize {
+async fn count_presence_keys(cluster: &mut Cluster) -> usize {
     let mut count = 0;
-    // Not `pu:`, which holds a room's version for an hour longer and counts among the keys.
+    // Without `pu:`, the presence version of a room, which stays for an hour and is counted among all keys.
     for part in ["pr:*", "nr:*", "rooms"] {
         count += cluster.redis().values(&format!("KEYS fanfare:{{p*}}:{part}")).await.len();
     }

@@ -1,63 +1,65 @@
-//! R2: of three nodes one is killed under load and comes back later; its members resume elsewhere. Nothing is lost.
-//! `mixed` runs the same with members of every carrier.
+//! R2: one of three nodes is killed under load and comes back later; its members resume elsewhere. Nothing is lost.
+//! `mixed_transports` is the same run with members over every transport.
 
 use std::time::Duration;
 
-use super::{Outcome, Promise, Setting, judge, p99, say};
+use super::measure::{check_history, p99, settle_and_stop};
+use super::outcome::{Outcome, Promise};
+use super::progress::print_line;
+use super::settings::RunSettings;
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, KEEP_ALL, rooms};
-use crate::front::Front;
-use crate::load::{Load, Running, Timing, heads};
-use crate::member::{Carriers, Member, Report, settle_within, stop_all};
+use crate::load::{Load, Running};
+use crate::member::{Member, Outage, Report, TransportChoice};
 use crate::rng::Rng;
-use crate::transport::Carrier;
-use crate::wait::{eventually_within, patient};
+use crate::target::Target;
+use crate::transport::Transport;
 
-/// How long a part of the load may take.
+/// The longest time that a part of the load may take.
 const PART_MAX: Duration = Duration::from_secs(240);
-/// Of so many members one is reset at a time.
+/// Each round of resets takes one member of this many.
 const RESET_ONE_OF: usize = 10;
 
-/// What differs between the runs.
+/// The size of a run.
 pub(super) struct Size {
     pub(super) members: usize,
     pub(super) rooms: usize,
     pub(super) total: u64,
     /// See [`Load::pace`].
     pub(super) pace: Duration,
-    pub(super) carriers: Carriers,
-    /// How often some of the members are reset besides.
+    pub(super) transports: TransportChoice,
+    /// The number of rounds in which some of the members are reset.
     pub(super) resets: u64,
 }
 
-pub(super) async fn run(to: Setting) -> Outcome {
-    let carriers = Carriers::Only(Carrier::WebSocket);
-    let full = Size { members: 1_000, rooms: 100, total: 100_000, pace: Duration::from_millis(2), carriers, resets: 0 };
-    let short = Size { members: 60, rooms: 6, total: 3_000, pace: Duration::from_millis(3), carriers, resets: 0 };
-    with(to, to.pick(full, short)).await.0
+pub(super) async fn run(settings: RunSettings) -> Outcome {
+    let transports = TransportChoice::Only(Transport::WebSocket);
+    let pace = Duration::from_millis(2);
+    let full = Size { members: 1_000, rooms: 100, total: 100_000, pace, transports, resets: 0 };
+    let pace = Duration::from_millis(3);
+    let small = Size { members: 60, rooms: 6, total: 3_000, pace, transports, resets: 0 };
+    with(settings, settings.pick(full, small)).await.0
 }
 
-/// The run at this size, and what the members saw beside their logs.
-pub(super) async fn with(to: Setting, size: Size) -> (Outcome, Vec<Report>) {
-    let mut rng = Rng::new(to.seed);
+/// The run at this size; also returns the reports of the members, without their logs.
+pub(super) async fn with(settings: RunSettings, size: Size) -> (Outcome, Vec<Report>) {
+    let mut rng = Rng::new(settings.seed);
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(size.rooms);
-    let crowd = Crowd { carriers: size.carriers, ..Crowd::of(&front, &rooms) };
-    let members = crowd.members(size.members, None).await;
-    let load = Load { front: front.clone(), publishers: 6, rooms, total: size.total, window: 8, pace: size.pace };
-    let running = load.start(Timing::new(size.total));
+    let crowd = Crowd { transports: size.transports, ..Crowd::of(&target, &rooms) };
+    let members = crowd.members(size.members).await;
+    let load = Load { target: target.clone(), publishers: 6, rooms, total: size.total, window: 8, pace: size.pace };
+    let running = load.start();
     tokio::join!(kill_and_restart(&mut cluster, &running, &mut rng, size.total), reset(&members, &running, &size));
 
     let published = running.finish_within(PART_MAX).await;
-    settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
-    let mut reports = stop_all(members).await;
-    let outages: Vec<Duration> =
-        reports.iter().flat_map(|report| &report.outages).map(|outage| outage.joined - outage.ended).collect();
-    let verdict = judge(&published, &mut reports);
-    let complete = verdict.published as u64;
-    let outcome = Outcome::new(Promise::Clean, verdict)
-        .at_least("acknowledged", complete as f64, size.total as f64)
+    let mut reports = settle_and_stop(members, &published).await;
+    let outages: Vec<Duration> = reports.iter().flat_map(|report| &report.outages).map(Outage::length).collect();
+    let verdict = check_history(&published, &mut reports);
+    let acknowledged = verdict.published as f64;
+    let outcome = Outcome::new(Promise::NoLoss, verdict)
+        .at_least("acknowledged", acknowledged, size.total as f64)
         .at_least("members that resumed", outages.len() as f64, 1.0)
         .note(format!("p99 away {:.1?}", p99(outages)));
     (outcome, reports)
@@ -69,13 +71,13 @@ async fn kill_and_restart(cluster: &mut Cluster, running: &Running, rng: &mut Rn
     let back_at = killed_at + total * (15 + rng.below(25)) / 100;
     reaches(running, killed_at).await;
     cluster.nodes[victim].kill();
-    say(&format!("  killed node {victim} after {killed_at} publications"));
+    print_line(&format!("  killed node {victim} after {killed_at} publications"));
     reaches(running, back_at).await;
     cluster.nodes[victim].restart().await;
-    say(&format!("  started it again after {back_at}"));
+    print_line(&format!("  started it again after {back_at}"));
 }
 
-/// Spread over the load, another part of the members each time.
+/// Resets members in rounds spread over the load, other members in each round.
 async fn reset(members: &[Member], running: &Running, size: &Size) {
     for round in 0..size.resets {
         reaches(running, size.total * (round + 1) / (size.resets + 1)).await;
@@ -85,5 +87,5 @@ async fn reset(members: &[Member], running: &Running, size: &Size) {
 }
 
 async fn reaches(running: &Running, count: u64) {
-    eventually_within(patient(PART_MAX), "the load goes on", async || running.acknowledged() >= count).await;
+    running.reaches(count).await;
 }

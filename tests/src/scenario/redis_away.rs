@@ -1,4 +1,4 @@
-//! R5: Redis is away for half a minute. No client is disconnected, and whoever publishes is told within a second.
+//! R5: Redis is away for half a minute. No client is disconnected, and every publisher gets a reply within a second.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -7,34 +7,39 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Outcome, Promise, Setting, judge, noticed, publish_once, say};
-use crate::client::{Client, Closed, Event};
+use super::measure::{check_history, publish_once, reconnects_and_gaps};
+use super::outcome::{Outcome, Promise};
+use super::progress::print_line;
+use super::settings::RunSettings;
+use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::front::Front;
 use crate::http;
 use crate::member::stop_all;
+use crate::target::Target;
+use crate::transport::Ended;
 use crate::wait::{eventually, pause, ticks};
 
-/// One publish: when, how long until the answer, and whether it was an acknowledgement.
-struct Answer {
+/// An attempt to publish.
+struct Attempt {
     sent: Instant,
+    /// The time until the reply.
     took: Duration,
     acknowledged: bool,
 }
 
-/// How often each publisher tries.
+/// The interval between two attempts of a publisher.
 const EVERY: Duration = Duration::from_millis(50);
-/// What counts as no answer.
-const NONE: Duration = Duration::from_secs(20);
+/// An attempt without a reply after this time has failed.
+const REPLY_MAX: Duration = Duration::from_secs(20);
 const TARGET: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(to: Setting) -> Outcome {
-    let (count, room_count, away) = to.pick((600, 60, Duration::from_secs(30)), (30, 6, Duration::from_secs(2)));
+pub(super) async fn run(settings: RunSettings) -> Outcome {
+    let (count, room_count, away) = settings.pick((600, 60, Duration::from_secs(30)), (30, 6, Duration::from_secs(2)));
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(room_count);
-    let members = members(&front, count, &rooms, None).await;
+    let members = members(&target, count, &rooms).await;
     let mut published = publish_once(cluster.address(0), &rooms, 0).await;
 
     let (stop, stopped) = watch::channel(false);
@@ -54,7 +59,7 @@ pub(super) async fn run(to: Setting) -> Outcome {
         reply.is_ok_and(|reply| reply.status == 200)
     })
     .await;
-    eventually("every member knows", async || members.iter().all(|member| member.gaps() > 0)).await;
+    eventually("every member is told of a gap", async || members.iter().all(|member| member.gaps() > 0)).await;
     published.extend(publish_once(cluster.address(1), &rooms, 1_000_000).await);
     eventually("delivery is back", async || {
         members.iter().all(|member| member.last_message().is_some_and(|at| at > back))
@@ -62,75 +67,74 @@ pub(super) async fn run(to: Setting) -> Outcome {
     .await;
 
     let mut reports = stop_all(members).await;
-    let dropped = noticed(&reports).0;
-    let mut outcome =
-        Outcome::new(Promise::Honest, judge(&published, &mut reports)).at_most("clients dropped", dropped as f64, 0.0);
+    let dropped = reconnects_and_gaps(&reports).0;
+    let verdict = check_history(&published, &mut reports);
+    let mut outcome = Outcome::new(Promise::EveryLossReported, verdict).at_most("clients dropped", dropped as f64, 0.0);
     for (name, tasks) in [("WebSocket", over_ws), ("HTTP", over_http)] {
-        let (mut answers, mut closes) = (Vec::new(), 0);
+        let (mut attempts, mut closes) = (Vec::new(), 0);
         for task in tasks {
-            let (more, closed) = task.await.expect("a publisher lives to the end");
-            answers.extend(more);
+            let (more, closed) = task.await.expect("a publisher runs to its end");
+            attempts.extend(more);
             closes += closed;
         }
-        // What was under way when Redis died counts as well.
-        answers.retain(|answer| answer.sent + answer.took >= killed && answer.sent < back);
-        let slowest = answers.iter().map(|answer| answer.took).max().unwrap_or(NONE);
-        let false_ones = answers.iter().filter(|answer| answer.acknowledged && answer.sent > killed).count();
+        // Attempts that were unanswered when Redis died count too.
+        attempts.retain(|attempt: &Attempt| attempt.sent + attempt.took >= killed && attempt.sent < back);
+        let slowest = attempts.iter().map(|attempt| attempt.took).max().unwrap_or(REPLY_MAX);
+        let wrong = attempts.iter().filter(|attempt| attempt.acknowledged && attempt.sent > killed).count();
         outcome = outcome
-            .time(&format!("{name}: slowest of {} answers", answers.len()), slowest, TARGET)
-            .at_most("acknowledged without Redis", false_ones as f64, 0.0)
+            .time(&format!("{name}: slowest of {} answers", attempts.len()), slowest, TARGET)
+            .at_most("acknowledged without Redis", wrong as f64, 0.0)
             .at_most("publishers closed", f64::from(closes), 0.0);
     }
     outcome
 }
 
-/// Publishes until it is stopped; a publisher that is closed counts that and comes back.
-async fn publish_over_ws(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Answer>, u32) {
+/// Publishes until it is stopped. A publisher whose connection ends reconnects; the number of such ends is returned.
+async fn publish_over_ws(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Attempt>, u32) {
     let mut client = Client::connect(address).await;
     let mut tick = ticks(EVERY);
-    let (mut answers, mut closes) = (Vec::new(), 0);
+    let (mut attempts, mut closes) = (Vec::new(), 0);
     while !*stopped.borrow() {
         tick.tick().await;
-        let (id, sent) = (answers.len(), Instant::now());
-        match timeout(NONE, publish(&mut client, id)).await {
+        let (id, sent) = (attempts.len(), Instant::now());
+        match timeout(REPLY_MAX, publish(&mut client, id)).await {
             Ok(Ok(reply)) => {
-                answers.push(Answer { sent, took: sent.elapsed(), acknowledged: reply["type"] == "published" });
+                attempts.push(Attempt { sent, took: sent.elapsed(), acknowledged: reply["type"] == "published" });
             }
-            Ok(Err(closed)) => {
-                say(&format!("  a publisher was closed: {closed:?}"));
+            Ok(Err(ended)) => {
+                print_line(&format!("  a publisher was closed: {ended:?}"));
                 closes += 1;
                 client = Client::connect(address).await;
             }
-            Err(_) => answers.push(Answer { sent, took: NONE, acknowledged: false }),
+            Err(_) => attempts.push(Attempt { sent, took: REPLY_MAX, acknowledged: false }),
         }
     }
-    (answers, closes)
+    (attempts, closes)
 }
 
-/// The reply to one publish, or how the connection ended.
-async fn publish(client: &mut Client, id: usize) -> Result<Value, Closed> {
+/// The reply to one publish, or the end of the connection.
+async fn publish(client: &mut Client, id: usize) -> Result<Value, Ended> {
     let command = json!({"type": "publish", "id": id, "room": "probe", "data": 1});
-    // A connection that takes nothing any more says why when it is read.
+    // If the connection has ended, reading from it says why.
     let _ = client.try_send(command.to_string().into()).await;
     loop {
-        match client.event().await {
-            Event::Frame(frame) if frame.json["id"] == id => return Ok(frame.json),
-            Event::Frame(_) => {}
-            Event::Closed(closed) => return Err(closed),
+        let frame = client.try_next().await?;
+        if frame.json["id"] == id {
+            return Ok(frame.json);
         }
     }
 }
 
-/// As [`publish_over_ws`]; each request has a connection of its own, so nothing can be closed.
-async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Answer>, u32) {
+/// Like [`publish_over_ws`], with a connection for each request, so that no connection can be closed between two.
+async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Attempt>, u32) {
     let mut tick = ticks(EVERY);
-    let mut answers = Vec::new();
+    let mut attempts = Vec::new();
     while !*stopped.borrow() {
         tick.tick().await;
         let sent = Instant::now();
-        let reply = timeout(NONE, http::post(address, "/v1/rooms/probe", &json!(1)).try_send()).await;
+        let reply = timeout(REPLY_MAX, http::post(address, "/v1/rooms/probe", &json!(1)).try_send()).await;
         let acknowledged = matches!(reply, Ok(Ok(reply)) if reply.status == 200);
-        answers.push(Answer { sent, took: sent.elapsed(), acknowledged });
+        attempts.push(Attempt { sent, took: sent.elapsed(), acknowledged });
     }
-    (answers, 0)
+    (attempts, 0)
 }

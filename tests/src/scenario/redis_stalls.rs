@@ -1,5 +1,5 @@
-//! R6: Redis hangs with its connections open. Clients that only listen do not notice: pings of both kinds are answered
-//! as ever; memory stays bounded; afterwards nothing is missing.
+//! R6: Redis hangs with its connections open. Clients that only listen do not notice it: both kinds of ping are answered
+//! as usual, the memory of the nodes stays bounded, and afterwards no message is missing.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,34 +8,35 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Outcome, Promise, Setting, judge, noticed, p99};
+use super::measure::{check_history, p99, reconnects_and_gaps, settle_and_stop};
+use super::outcome::{Outcome, Promise};
+use super::settings::RunSettings;
 use crate::cluster::{Cluster, Node};
 use crate::crowd::{KEEP_ALL, members, rooms};
-use crate::front::Front;
-use crate::load::{Load, Timing, heads};
-use crate::member::{settle_within, stop_all};
-use crate::socket::{Incoming, Socket};
-use crate::wait::{eventually, patient, ticks, within};
+use crate::load::Load;
+use crate::target::Target;
+use crate::transport::websocket::{Incoming, WebSocket};
+use crate::wait::{ticks, within};
 
-/// How often each client pings.
+/// The interval between two pings of a client.
 const EVERY: Duration = Duration::from_millis(50);
 const TARGET: Duration = Duration::from_millis(50);
-/// What a node may grow by, in MiB: its queues toward Redis are bounded, and the load is small.
+/// How many MiB a node may grow by: its queues to Redis are bounded, and the load is small.
 const GROWTH_MAX: f64 = 32.0;
 
-/// The times of pings of the protocol, and of WebSocket's own.
+/// The round-trip times of the protocol's pings, and of WebSocket's pings.
 type Pings = (Vec<Duration>, Vec<Duration>);
 
-pub(super) async fn run(to: Setting) -> Outcome {
-    let (count, pinging, stall) = to.pick((300, 50, Duration::from_secs(10)), (30, 6, Duration::from_secs(3)));
-    let total = to.pick(6_000, 600);
+pub(super) async fn run(settings: RunSettings) -> Outcome {
+    let (count, pinging, stall) = settings.pick((300, 50, Duration::from_secs(10)), (30, 6, Duration::from_secs(3)));
+    let total = settings.pick(6_000, 600);
     let mut cluster = Cluster::over_redis(2).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(30);
-    let members = members(&front, count, &rooms, None).await;
-    let load = Load { front, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
-    let running = load.start(Timing::new(total));
-    eventually("the load is under way", async || running.acknowledged() > total / 10).await;
+    let members = members(&target, count, &rooms).await;
+    let load = Load { target, publishers: 4, rooms, total, window: 8, pace: Duration::from_millis(10) };
+    let running = load.start();
+    running.reaches(total / 10).await;
 
     let before = resident(&cluster.nodes);
     let (stop, stopped) = watch::channel(false);
@@ -54,19 +55,18 @@ pub(super) async fn run(to: Setting) -> Outcome {
     stop.send_replace(true);
     let (mut of_protocol, mut of_websocket) = (Vec::new(), Vec::new());
     for client in clients {
-        let (protocol, websocket) = client.await.expect("a pinging client lives to the end");
+        let (protocol, websocket) = client.await.expect("a pinging client runs to its end");
         of_protocol.extend(protocol);
         of_websocket.extend(websocket);
     }
     let published = running.finish().await;
-    settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
-    let mut reports = stop_all(members).await;
-    let (reconnected, gaps) = noticed(&reports);
-    let grown = most.iter().zip(&before).map(|(most, before)| most - before).max().unwrap_or_default();
-    Outcome::new(Promise::Clean, judge(&published, &mut reports))
+    let mut reports = settle_and_stop(members, &published).await;
+    let (reconnected, gaps) = reconnects_and_gaps(&reports);
+    let growth = most.iter().zip(&before).map(|(most, before)| most - before).max().unwrap_or_default();
+    Outcome::new(Promise::NoLoss, check_history(&published, &mut reports))
         .time(&format!("p99 of {} protocol pings", of_protocol.len()), p99(of_protocol), TARGET)
         .time(&format!("p99 of {} WebSocket pings", of_websocket.len()), p99(of_websocket), TARGET)
-        .at_most("a node grew by MiB", grown as f64 / f64::from(1 << 20), GROWTH_MAX)
+        .at_most("a node grew by MiB", growth as f64 / f64::from(1 << 20), GROWTH_MAX)
         .at_most("clients that had to reconnect", reconnected as f64, 0.0)
         .at_most("gaps told", gaps as f64, 0.0)
 }
@@ -75,9 +75,9 @@ fn resident(nodes: &[Node]) -> Vec<u64> {
     nodes.iter().map(|node| node.resident_bytes().unwrap_or_default()).collect()
 }
 
-/// A client that has joined nothing and pings both ways in turn.
+/// A client that has joined no room and alternates the two kinds of ping.
 async fn ping(address: SocketAddr, stopped: watch::Receiver<bool>) -> Pings {
-    let mut socket = Socket::open(address, "/ws", &[]).await.expect("clients are welcome");
+    let mut socket = WebSocket::open(address, "/ws", &[]).await.expect("a client may connect");
     let mut tick = ticks(EVERY);
     let mut pings = Pings::default();
     let welcome = within("welcome", socket.next()).await;
@@ -90,7 +90,7 @@ async fn ping(address: SocketAddr, stopped: watch::Receiver<bool>) -> Pings {
     pings
 }
 
-async fn round_trip(socket: &mut Socket, message: Message) -> Duration {
+async fn round_trip(socket: &mut WebSocket, message: Message) -> Duration {
     let sent = Instant::now();
     let by_text = message.is_text();
     socket.send(message).await.expect("the connection stays");
@@ -99,12 +99,12 @@ async fn round_trip(socket: &mut Socket, message: Message) -> Duration {
             match socket.next().await {
                 Incoming::Text(_) if by_text => return,
                 Incoming::Pong if !by_text => return,
-                Incoming::Closed(closed) => panic!("an idle client was closed: {closed:?}"),
+                Incoming::Ended(ended) => panic!("an idle client was closed: {ended:?}"),
                 _ => {}
             }
         }
     };
-    // No answer at all shows as a time that misses every target.
+    // A ping without an answer counts with this time, which misses the target.
     let _ = timeout(Duration::from_secs(10), answer).await;
     sent.elapsed()
 }

@@ -1,5 +1,5 @@
-//! R10: all clients of a node are dropped at the same moment and come back, jittered as clients should. Meanwhile a
-//! client that knows nothing of it connects again and again: for it the node must not stop accepting.
+//! R10: all clients of a node are dropped at the same moment and reconnect after a random wait, as clients should.
+//! Meanwhile another client connects again and again, and must not have to wait.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -7,36 +7,39 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Outcome, Promise, Setting, judge, p99};
+use super::measure::{check_history, p99, settle_and_stop};
+use super::outcome::{Outcome, Promise};
+use super::settings::RunSettings;
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, KEEP_ALL, rooms};
-use crate::front::Front;
-use crate::load::{Load, Timing, heads};
-use crate::member::{Member, settle_within, stop_all};
-use crate::socket::{Incoming, Socket};
+use crate::load::Load;
+use crate::member::Member;
+use crate::target::Target;
+use crate::transport::websocket::{Incoming, WebSocket};
 use crate::wait::{eventually_within, patient, ticks};
 
-/// All are back within.
+/// The target for the time in which all clients are back.
 const BACK: Duration = Duration::from_secs(10);
-/// The longest that a connect takes, from the SYN to `welcome`.
-const STALL: Duration = Duration::from_millis(100);
-/// The clients' first wait is random up to this: they are told nothing, so the jitter is theirs.
+/// The target for the slowest connect, from the SYN to `welcome`.
+const CONNECT: Duration = Duration::from_millis(100);
+/// The clients' first wait is random up to this time. A node that drops its clients gives no hints, so the clients must
+/// spread their reconnects themselves.
 const BACKOFF: Duration = Duration::from_secs(5);
-/// After so long a connect has failed.
+/// A connect that takes longer than this has failed.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
 
-pub(super) async fn run(to: Setting) -> Outcome {
-    let (count, room_count, total) = to.pick((10_000, 1_000, 4_000), (200, 20, 300));
+pub(super) async fn run(settings: RunSettings) -> Outcome {
+    let (count, room_count, total) = settings.pick((10_000, 1_000, 4_000), (200, 20, 300));
     let cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
-    let front = Front::direct(&cluster);
+    let target = Target::direct(&cluster);
     let rooms = rooms(room_count);
-    let backoff = to.pick(BACKOFF, Duration::from_secs(1));
-    let members = Crowd { backoff, ..Crowd::of(&front, &rooms) }.members(count, None).await;
-    let load = Load { front, publishers: 2, rooms, total, window: 4, pace: Duration::from_millis(20) };
-    let running = load.start(Timing::new(total));
+    let backoff = settings.pick(BACKOFF, Duration::from_secs(1));
+    let members = Crowd { backoff, ..Crowd::of(&target, &rooms) }.members(count).await;
+    let load = Load { target, publishers: 2, rooms, total, window: 4, pace: Duration::from_millis(20) };
+    let running = load.start();
 
     let (stop, stopped) = watch::channel(false);
-    // On a thread of its own: what ten thousand members cost this process is not the node's doing.
+    // On a thread of its own, so that the work of ten thousand members in this process does not slow its connects.
     let address = cluster.address(0);
     let prober = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -44,39 +47,35 @@ pub(super) async fn run(to: Setting) -> Outcome {
     });
     let dropped = Instant::now();
     members.iter().for_each(Member::reset);
-    eventually_within(patient(CONNECT_MAX), "all are back", async || {
+    eventually_within(patient(CONNECT_MAX), "all clients are back", async || {
         members.iter().all(|member| member.connections() > 1)
     })
     .await;
     let published = running.finish().await;
-    settle_within(patient(Duration::from_secs(30)), &members, &heads(&published)).await;
+    let mut reports = settle_and_stop(members, &published).await;
     stop.send_replace(true);
-    let connects = prober.join().expect("the prober lives to the end");
-    let mut reports = stop_all(members).await;
+    let connects = prober.join().expect("the prober runs to its end");
     let back = reports.iter().flat_map(|report| &report.outages).map(|outage| outage.joined - dropped).max();
-    let storm: Vec<Duration> =
-        connects.iter().filter(|(at, _)| *at < dropped + backoff + STALL).map(|(_, took)| *took).collect();
+    let meanwhile: Vec<Duration> =
+        connects.iter().filter(|(at, _)| *at < dropped + backoff + CONNECT).map(|(_, took)| *took).collect();
+    let slowest = meanwhile.iter().max().copied().unwrap_or(CONNECT_MAX);
     let resumed = reports.iter().filter(|report| report.outages.len() == 1).count();
-    Outcome::new(Promise::Clean, judge(&published, &mut reports))
+    Outcome::new(Promise::NoLoss, check_history(&published, &mut reports))
         .at_least("resumed once", resumed as f64, count as f64)
         .time("all resumed in", back.unwrap_or(CONNECT_MAX), BACK)
-        .time(
-            &format!("slowest of {} connects meanwhile", storm.len()),
-            storm.iter().max().copied().unwrap_or(CONNECT_MAX),
-            STALL,
-        )
-        .note(format!("p99 of them {:.1?}", p99(storm)))
+        .time(&format!("slowest of {} connects meanwhile", meanwhile.len()), slowest, CONNECT)
+        .note(format!("p99 of them {:.1?}", p99(meanwhile)))
         .note(format!("clients' first wait up to {backoff:?}"))
 }
 
-/// When each connect began, and how long it took until `welcome`.
+/// The start of each connect, and how long it took until `welcome`.
 async fn connect_again_and_again(address: SocketAddr, stopped: watch::Receiver<bool>) -> Vec<(Instant, Duration)> {
     let (mut connects, mut tick) = (Vec::new(), ticks(Duration::from_millis(10)));
     while !*stopped.borrow() {
         tick.tick().await;
         let start = Instant::now();
         let connect = async {
-            let mut socket = Socket::open(address, "/ws", &[]).await.ok()?;
+            let mut socket = WebSocket::open(address, "/ws", &[]).await.ok()?;
             matches!(socket.next().await, Incoming::Text(_)).then_some(socket)
         };
         let took = match timeout(CONNECT_MAX, connect).await {

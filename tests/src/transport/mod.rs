@@ -1,213 +1,23 @@
-//! Every way in which a client can be carried, and one face for all of them: `Line` is what comes in as it comes, `Tap`
-//! is what sentences are written over. Called by `member`, the fault runs and the tests; it never reconnects by itself,
-//! and it knows nothing of the gateway but its wire.
+//! Clients of all five transports. `connection` receives the texts of any of them, and `client` is the type that tests
+//! use: it parses frames, sends commands and waits with a deadline. The other files implement one transport or one
+//! value each. Called by `client`, `member`, the fault runs and the tests. Nothing here reconnects by itself.
 
-pub mod event_stream;
-pub mod line;
-pub mod lines;
+pub mod client;
+pub mod connection;
+pub mod ended;
+pub mod http_connection;
+pub mod kind;
+pub mod ndjson;
 pub mod poll;
-pub mod polling;
+pub mod poller;
+pub mod request;
 pub mod sse;
-pub mod tap;
-pub mod wire;
+pub mod sse_parser;
+pub mod websocket;
 
-use std::time::Duration;
-
-pub use event_stream::Block;
-pub use line::{Ended, Heard, Line};
-pub use tap::Tap;
-
-use crate::http::Reply;
-use crate::socket;
-
-/// How a client is carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Carrier {
-    /// `/ws`.
-    WebSocket,
-    /// `/sse`.
-    Sse,
-    /// `/stream`.
-    Stream,
-    /// `/poll`, each waiting for a message.
-    LongPoll,
-    /// `/poll` with `wait=0`, again and again.
-    ShortPoll,
-}
-
-impl Carrier {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::WebSocket, Self::Sse, Self::Stream, Self::LongPoll, Self::ShortPoll];
-    /// Those whose commands go by POST to `welcome.post`.
-    pub const ONE_WAY: [Self; 2] = [Self::Sse, Self::Stream];
-    /// Those that have no session of their own.
-    pub const POLLS: [Self; 2] = [Self::LongPoll, Self::ShortPoll];
-
-    /// How it is called in verdicts.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::WebSocket => "WebSocket",
-            Self::Sse => "SSE",
-            Self::Stream => "stream",
-            Self::LongPoll => "long poll",
-            Self::ShortPoll => "short poll",
-        }
-    }
-
-    /// Whether it polls.
-    #[must_use]
-    pub fn polls(self) -> bool {
-        Self::POLLS.contains(&self)
-    }
-
-    /// A walk over all of them in which every ordered pair of neighbours, equal ones too, stands exactly once: a de
-    /// Bruijn sequence of order two, closed by its first.
-    #[must_use]
-    pub fn walk() -> Vec<Self> {
-        let mut walk = Vec::new();
-        for (place, one) in Self::ALL.into_iter().enumerate() {
-            walk.push(one);
-            for other in &Self::ALL[place + 1..] {
-                walk.extend([one, *other]);
-            }
-        }
-        walk.push(Self::ALL[0]);
-        walk
-    }
-
-    /// The last part of its path.
-    fn path_end(self) -> &'static str {
-        match self {
-            Self::WebSocket => "ws",
-            Self::Sse => "sse",
-            Self::Stream => "stream",
-            Self::LongPoll | Self::ShortPoll => "poll",
-        }
-    }
-}
-
-/// What is asked for: rooms, from where, and how.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ask {
-    /// In this order.
-    pub rooms: Vec<String>,
-    /// A cursor for all of them.
-    pub since: Option<String>,
-    /// More of the query: `presence=1&last=2`.
-    pub query: String,
-    /// At most so long between two short polls, whatever the server advises: tests have little time.
-    pub pace_max: Duration,
-}
-
-/// The pace of short polls where a sentence does not say another.
-const PACE: Duration = Duration::from_millis(50);
-
-impl Ask {
-    /// For these rooms, live.
-    #[must_use]
-    pub fn of(rooms: &[&str]) -> Self {
-        let rooms = rooms.iter().map(|room| (*room).to_owned()).collect();
-        Self { rooms, pace_max: PACE, ..Self::default() }
-    }
-
-    /// What comes after this cursor.
-    #[must_use]
-    pub fn since(mut self, since: impl Into<String>) -> Self {
-        self.since = Some(since.into());
-        self
-    }
-
-    /// More of the query.
-    #[must_use]
-    pub fn with(mut self, query: &str) -> Self {
-        query.clone_into(&mut self.query);
-        self
-    }
-
-    /// The path and query for a carrier; `since` in the query unless it is told otherwise.
-    #[must_use]
-    pub fn target(&self, carrier: Carrier, since: Option<&str>) -> String {
-        let rooms: Vec<String> = self.rooms.iter().map(|room| encode(room)).collect();
-        let mut target = format!("/v1/rooms/{}/{}", rooms.join(","), carrier.path_end());
-        let mut mark = '?';
-        let since = since.map(|since| format!("since={since}"));
-        for part in
-            [Some(self.query.as_str()).filter(|query| !query.is_empty()), since.as_deref()].into_iter().flatten()
-        {
-            target.push(mark);
-            target.push_str(part);
-            mark = '&';
-        }
-        target
-    }
-}
-
-/// Why there is nothing to listen to.
-#[derive(Debug)]
-pub enum Refused {
-    /// The server's answer.
-    Answer(Box<Reply>),
-    /// No answer.
-    Network(String),
-}
-
-impl Refused {
-    fn network(error: impl std::fmt::Display) -> Self {
-        Self::Network(error.to_string())
-    }
-
-    /// When to come back, if the server said so.
-    #[must_use]
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Answer(reply) => reply.header("retry-after").parse().ok().map(Duration::from_secs),
-            Self::Network(_) => None,
-        }
-    }
-}
-
-impl From<socket::Refused> for Refused {
-    fn from(refused: socket::Refused) -> Self {
-        match refused {
-            socket::Refused::Status(status) => {
-                Self::Answer(Box::new(Reply { status, headers: hyper::HeaderMap::new(), text: String::new() }))
-            }
-            socket::Refused::Network(why) => Self::Network(why),
-        }
-    }
-}
-
-/// A room's name as one segment of a path.
-#[must_use]
-pub fn encode(room: &str) -> String {
-    let mut text = String::with_capacity(room.len());
-    for byte in room.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'~' | b'-' | b':' => text.push(char::from(byte)),
-            _ => text.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Ask, Carrier};
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn the_walk_takes_every_ordered_pair_once() {
-        let walk = Carrier::walk();
-        let pairs: Vec<_> = walk.windows(2).map(|pair| (pair[0], pair[1])).collect();
-        assert_eq!((pairs.len(), pairs.iter().collect::<BTreeSet<_>>().len()), (25, 25), "{walk:?}");
-    }
-
-    #[test]
-    fn a_target_names_rooms_options_and_the_place() {
-        let ask = Ask::of(&["chat:1", "a/b,c"]).with("last=2");
-        assert_eq!(ask.target(Carrier::Sse, None), "/v1/rooms/chat:1,a%2Fb%2Cc/sse?last=2");
-        let target = ask.with("").target(Carrier::LongPoll, Some("epoch_-8.1~"));
-        assert_eq!(target, "/v1/rooms/chat:1,a%2Fb%2Cc/poll?since=epoch_-8.1~");
-    }
-}
+pub use crate::http::Refused;
+pub use client::{Frame, TransportClient};
+pub use connection::{Connection, Received};
+pub use ended::Ended;
+pub use kind::Transport;
+pub use request::{RoomRequest, encode};

@@ -1,5 +1,5 @@
-//! The answer of a poll, and single polls. Called by `polling`, which goes on and on, and by the tests of what only polls
-//! can get wrong; it never asks twice.
+//! Single polls and their responses. Called by `poller`, which polls again and again, and by the tests of what only
+//! polls can get wrong. Each function sends one request.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,47 +8,48 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Ask, Carrier};
+use super::kind::Transport;
+use super::request::RoomRequest;
 use crate::http::{self, Call, Reply};
 
-/// The body of an answer.
+/// The body of the response to a poll.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Answer {
-    /// What keeps a lease; secret.
+pub struct PollResponse {
+    /// The secret with which the client keeps its presence lease.
     pub session: String,
-    /// The place after `messages`, of a poll by path.
+    /// The cursor after `messages`, in the response to a `GET`.
     pub cursor: Option<String>,
-    /// The same, of a `POST /v1/poll`.
+    /// The cursor of each room after `messages`, in the response to a `POST /v1/poll`.
     pub cursors: Option<BTreeMap<String, String>>,
-    /// As they came.
+    /// The messages, byte for byte.
     messages: Vec<Box<RawValue>>,
-    /// Whether there is more already.
+    /// Whether the server has more messages already.
     pub more: bool,
-    /// What is gone, by room.
+    /// What is missing before `messages`, by room.
     pub gap: Option<BTreeMap<String, Missed>>,
-    /// When to ask again.
+    /// The time after which the client should poll again.
     pub next_ms: u64,
 }
 
-/// How much is gone.
+/// The size of a gap.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Missed {
-    /// None: nobody can know.
+    /// The number of messages that are missing; `None` if it cannot be known.
     pub missed: Option<u64>,
 }
 
-impl Answer {
-    /// Reads one.
+impl PollResponse {
+    /// Parses a body.
     ///
     /// # Panics
-    /// When it is none.
+    /// If it is malformed.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        let answer: Self = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
-        assert!(answer.cursor.is_some() != answer.cursors.is_some(), "either one cursor or one for each room: {text}");
-        answer
+        let response: Self = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert!(response.cursor.is_some() != response.cursors.is_some(), "one cursor, or one for each room: {text}");
+        response
     }
 
     /// The messages, byte for byte.
@@ -59,58 +60,58 @@ impl Answer {
     /// The `data` of the messages.
     ///
     /// # Panics
-    /// When one is no JSON.
+    /// If a message is not JSON.
     #[must_use]
     pub fn data(&self) -> Vec<Value> {
         let parse = |text| serde_json::from_str::<Value>(text).expect("a message is JSON");
         self.messages().map(|text| parse(text)["data"].take()).collect()
     }
 
-    /// The cursor of a poll by path.
+    /// The cursor in the response to a `GET`.
     ///
     /// # Panics
-    /// When it has another kind.
+    /// If there is none.
     #[must_use]
     pub fn cursor(&self) -> &str {
-        self.cursor.as_deref().expect("a poll by path has one cursor")
+        self.cursor.as_deref().expect("the response to a GET has one cursor")
     }
 }
 
-/// A poll, to be sent.
+/// A poll by `GET` that has yet to be sent.
 #[must_use]
-pub fn get(address: SocketAddr, ask: &Ask) -> Call {
-    http::get(address, &ask.target(Carrier::LongPoll, ask.since.as_deref()))
+pub fn get(address: SocketAddr, request: &RoomRequest) -> Call {
+    http::get(address, &request.path(Transport::LongPoll, request.since.as_deref()))
 }
 
-/// A poll that is answered at once.
+/// The response to a poll that does not wait.
 ///
 /// # Panics
-/// When it is refused.
-pub async fn once(address: SocketAddr, ask: &Ask) -> Answer {
-    let query = if ask.query.is_empty() { "wait=0".to_owned() } else { format!("{}&wait=0", ask.query) };
-    served(&get(address, &ask.clone().with(&query)).send().await)
+/// If it is refused.
+pub async fn once(address: SocketAddr, request: &RoomRequest) -> PollResponse {
+    let query = if request.query.is_empty() { "wait=0".to_owned() } else { format!("{}&wait=0", request.query) };
+    served(&get(address, &request.clone().with(&query)).send().await)
 }
 
-/// A poll with the rooms and their places in its body.
+/// A poll by `POST` that has yet to be sent; `body` holds the rooms and their cursors.
 #[must_use]
 pub fn post(address: SocketAddr, body: &Value) -> Call {
     http::post(address, "/v1/poll", body)
 }
 
-/// The answer in a reply that must be one.
+/// The response in a reply to a poll.
 ///
 /// # Panics
-/// When it is something else.
+/// If the reply is anything else.
 #[must_use]
-pub fn served(reply: &Reply) -> Answer {
+pub fn served(reply: &Reply) -> PollResponse {
     assert_eq!((reply.status, reply.header("content-type")), (200, "application/json"), "{reply:?}");
-    Answer::parse(&reply.text)
+    PollResponse::parse(&reply.text)
 }
 
-/// The body of a poll by POST: each room with its place, or none for its head.
+/// The body of a poll by `POST`: each room with its cursor, or with `None` for messages from now on.
 #[must_use]
 pub fn body(rooms: &[(&str, Option<&str>)], wait_s: u64) -> Value {
     let rooms: serde_json::Map<String, Value> =
-        rooms.iter().map(|(room, place)| ((*room).to_owned(), json!(place))).collect();
+        rooms.iter().map(|(room, cursor)| ((*room).to_owned(), json!(cursor))).collect();
     json!({"rooms": rooms, "wait": wait_s})
 }

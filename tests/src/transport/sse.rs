@@ -1,72 +1,55 @@
-//! An event stream over a connection of its own, block by block with its bytes. Called by `line` and the tests of what
-//! only server-sent events can get wrong; it never reconnects.
+//! An event stream over a connection of its own, block by block with the block's bytes. Called by `connection` and the
+//! tests of server-sent events. It never reconnects.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use super::event_stream::{Block, Parser};
-use super::wire::{Head, Wire};
-use super::{Carrier, Ended, Refused};
+use super::http_connection::HttpConnection;
+use super::kind::Transport;
+use super::sse_parser::{SseBlock, SseParser};
+use crate::http::{Refused, Reply};
 use crate::wait::within;
 
-/// A running stream.
+/// A running event stream.
 #[derive(Debug)]
-pub struct Events {
-    /// How the server began.
-    pub head: Head,
-    wire: Wire,
-    parser: Parser,
-    blocks: VecDeque<Block>,
-    /// The last event ID: what a browser would come back with.
+pub struct EventStream {
+    /// The head of the reply.
+    pub head: Reply,
+    connection: HttpConnection,
+    parser: SseParser,
+    blocks: VecDeque<SseBlock>,
+    /// The last event ID, which a browser would send when it reconnects.
     pub id: String,
     /// The last reconnection time.
     pub retry_ms: Option<u64>,
-    /// What its last event said about the end, if `line` has read it.
-    pub(super) close: Option<Ended>,
 }
 
-/// What comes next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// A block.
-    Block(Block),
-    /// The body has ended; with what was wrong about that, if anything was.
-    End(Option<String>),
-}
-
-impl Events {
-    /// A stream that has begun.
+impl EventStream {
+    /// Opens a stream and reads the head of the reply.
     ///
     /// # Errors
-    /// When the answer is no event stream: a browser gives up for good then.
-    pub async fn open(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
-        let mut wire = Wire::connect(address).await.map_err(Refused::network)?;
-        let headers = [&[("Accept", Carrier::Sse.accepts())], headers].concat();
-        wire.get(target, &headers).await.map_err(Refused::network)?;
-        let head = wire.head().await.map_err(Refused::network)?;
-        if head.status != 200 || head.header("content-type").split(';').next() != Some(Carrier::Sse.accepts()) {
-            let reply = wire.reply(head).await.map_err(Refused::network)?;
-            return Err(Refused::Answer(Box::new(reply)));
-        }
-        let (parser, blocks) = (Parser::default(), VecDeque::new());
-        Ok(Self { head, wire, parser, blocks, id: String::new(), retry_ms: None, close: None })
+    /// If the reply is not an event stream. A browser gives up for good in that case.
+    pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
+        let (connection, head) = HttpConnection::stream(address, Transport::Sse, path, headers).await?;
+        let (parser, blocks) = (SseParser::default(), VecDeque::new());
+        Ok(Self { head, connection, parser, blocks, id: String::new(), retry_ms: None })
     }
 
-    /// What comes next, without a deadline.
-    pub async fn next(&mut self) -> Next {
+    /// Waits for the next block without a deadline; `None` once the body has ended.
+    ///
+    /// # Errors
+    /// If the connection breaks; the text says how.
+    pub async fn next(&mut self) -> Result<Option<SseBlock>, String> {
         loop {
             if let Some(block) = self.blocks.pop_front() {
                 block.id.clone_into(&mut self.id);
                 self.retry_ms = block.retry_ms.or(self.retry_ms);
-                return Next::Block(block);
+                return Ok(Some(block));
             }
-            match self.wire.piece().await {
-                Ok(Some(piece)) => {
-                    let Self { parser, blocks, .. } = self;
-                    parser.feed(&piece, |block| blocks.push_back(block));
-                }
-                Ok(None) => return Next::End(None),
-                Err(error) => return Next::End(Some(error.to_string())),
+            match self.connection.piece().await {
+                Ok(Some(piece)) => self.parser.feed(&piece, |block| self.blocks.push_back(block)),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(error.to_string()),
             }
         }
     }
@@ -74,30 +57,31 @@ impl Events {
     /// The next block.
     ///
     /// # Panics
-    /// When none comes in time.
-    pub async fn block(&mut self) -> Block {
+    /// If none comes in time.
+    pub async fn block(&mut self) -> SseBlock {
         match within("the next block", self.next()).await {
-            Next::Block(block) => block,
-            Next::End(why) => panic!("the stream has ended: {why:?}"),
+            Ok(Some(block)) => block,
+            end => panic!("the stream has ended: {end:?}"),
         }
     }
 
-    /// All blocks up to the end, and what was wrong about it.
+    /// All blocks up to the end, and the error that ended the stream, if it was one.
     ///
     /// # Panics
-    /// When it does not end in time.
-    pub async fn to_end(&mut self) -> (Vec<Block>, Option<String>) {
+    /// If it does not end in time.
+    pub async fn to_end(&mut self) -> (Vec<SseBlock>, Option<String>) {
         let mut blocks = Vec::new();
         loop {
             match within("the end of the stream", self.next()).await {
-                Next::Block(block) => blocks.push(block),
-                Next::End(why) => return (blocks, why),
+                Ok(Some(block)) => blocks.push(block),
+                Ok(None) => return (blocks, None),
+                Err(why) => return (blocks, Some(why)),
             }
         }
     }
 
     /// Ends the connection with a RST.
     pub fn reset(self) {
-        self.wire.reset();
+        self.connection.reset();
     }
 }

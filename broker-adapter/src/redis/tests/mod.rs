@@ -64,14 +64,13 @@ fn room_where(case: &str, fits: impl Fn(Partition) -> bool) -> Room {
     std::iter::repeat_with(|| crate::contract::room(case)).find(|room| fits(Partition::of(room))).unwrap()
 }
 
-/// Waits until something holds, and says how long that took.
-async fn until<F: Future<Output = bool>>(what: &str, most: Duration, mut holds: impl FnMut() -> F) -> Duration {
+/// Waits until something holds.
+async fn until<F: Future<Output = bool>>(what: &str, most: Duration, mut holds: impl FnMut() -> F) {
     let began = Instant::now();
     while !holds().await {
         assert!(began.elapsed() < most, "waited in vain for {what}");
         sleep_until(Instant::now() + Duration::from_millis(5)).await;
     }
-    began.elapsed()
 }
 
 mod contract {

@@ -3,9 +3,14 @@
 use crate::redis::Config;
 use redis::{FromRedisValue, RedisResult, Value};
 use std::{
+    fs::File,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,14 +22,27 @@ pub(super) struct Server {
     more: Vec<String>,
 }
 
-/// A free port of the loopback. A cluster's own port is 10,000 above it, so both are to exist.
+/// The first port, and how many there are. Outgoing connections have the ports from 32768 upward, the whole-process tests
+/// those from 20000 on. A block is more than one run of these tests asks for.
+const FIRST: u16 = 10_000;
+const BLOCK: u16 = 1_000;
+const BLOCKS: u16 = 10;
+
+/// A free port of the loopback. No other process takes it while its server is restarted: each test process has a block of
+/// its own, whose lock file is locked until the process ends.
 pub(super) fn free_port() -> u16 {
-    loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if port < 55_000 {
-            return port;
-        }
-    }
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    static OWN: OnceLock<(u16, File)> = OnceLock::new();
+    let (block, _) = OWN.get_or_init(|| {
+        let lock = |block: u16| {
+            let file = File::create(std::env::temp_dir().join(format!("fanfare-broker-ports-{block}.lock"))).ok()?;
+            file.try_lock().ok()?;
+            Some((block, file))
+        };
+        (0..BLOCKS).find_map(lock).expect("a block of ports that no other test process has")
+    });
+    let ports = std::iter::repeat_with(|| FIRST + BLOCK * block + NEXT.fetch_add(1, Ordering::Relaxed) % BLOCK);
+    ports.take(BLOCK.into()).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 impl Server {

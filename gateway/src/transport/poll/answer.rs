@@ -1,8 +1,10 @@
-//! What a poll is told: messages as members get them, byte for byte, the cursors after them, what is missing, and when to
-//! ask again. Pure but for the names it asks of the poll.
+//! The answer to a poll: messages as members get them, byte for byte, the cursors after them, gaps, and when to poll again.
+//! Filled by `look`, sent by `wait`. Pure.
 
-use super::Poll;
-use crate::{http::problem::json, protocol::native};
+use crate::{
+    http::problem::json,
+    protocol::{address::PollSession, native},
+};
 use axum::body::Body;
 use fanfare_broker::{Cursor, Gap, Page, Room};
 use hyper::{
@@ -11,55 +13,74 @@ use hyper::{
 };
 use std::io::Write as _;
 
-/// Bytes of an answer. A single message passes whatever its size, or nobody would ever get it.
+/// Bytes of an answer. The first message is taken whatever its size, or no poll would ever get it.
 const BYTES_MAX: usize = 256 << 10;
-/// What of them stands around messages: session and punctuation; for each room its cursor (49 at most), its gap, and what
-/// holds them together.
+/// Bytes of it that are not messages: the session and punctuation, and for each room its cursor (at most 49), its gap and
+/// punctuation.
 const AROUND_BYTES: usize = 256;
 const ROOM_BYTES: usize = 128;
 
 /// What there is for a poll.
-#[derive(Debug, Default)]
 pub(super) struct PollResult {
+    session: PollSession,
+    /// The poll's rooms.
+    names: Vec<Room>,
+    /// The cursors are answered with the names of their rooms.
+    by_name: bool,
+    /// The response gets an `ETag`.
+    pub(super) is_tagged: bool,
     /// Bytes that messages may have.
     bytes_max: usize,
     /// Message objects, separated by commas.
     messages: Vec<u8>,
     pub(super) count: usize,
-    /// Where the client stands afterwards, room by room.
+    /// The client's cursors afterwards, in the order of the rooms.
     pub(super) ends: Vec<Cursor>,
     gaps: Vec<(Room, Gap)>,
     more: bool,
-    /// A cursor that the client did not have.
+    /// It holds a cursor for a room that the client had none of.
     pub(super) is_fresh: bool,
     pub(super) next_ms: u64,
 }
 
 impl PollResult {
-    /// Nothing yet, for these rooms.
-    pub(super) fn for_rooms<'a>(rooms: impl Iterator<Item = &'a Room>) -> Self {
-        // A name may stand with its cursor and with its gap.
-        let around: usize = rooms.map(|room| ROOM_BYTES + 2 * room.as_str().len()).sum();
-        Self { bytes_max: BYTES_MAX.saturating_sub(AROUND_BYTES + around), ..Self::default() }
+    /// An empty result.
+    pub(super) fn new(session: PollSession, names: Vec<Room>, by_name: bool) -> Self {
+        // A name can occur twice: with its cursor and with its gap.
+        let around: usize = names.iter().map(|room| ROOM_BYTES + 2 * room.as_str().len()).sum();
+        Self {
+            session,
+            names,
+            by_name,
+            is_tagged: false,
+            bytes_max: BYTES_MAX.saturating_sub(AROUND_BYTES + around),
+            messages: Vec::new(),
+            count: 0,
+            ends: Vec::new(),
+            gaps: Vec::new(),
+            more: false,
+            is_fresh: false,
+            next_ms: 0,
+        }
     }
 
-    /// Whether the client wants to know now.
+    /// Whether there is something that a waiting client must get now.
     pub(super) fn is_news(&self) -> bool {
         self.count > 0 || self.is_fresh || !self.gaps.is_empty()
     }
 
-    /// Bytes of messages for which there is room.
+    /// Bytes of messages that still fit.
     pub(super) fn bytes_left(&self) -> usize {
         self.bytes_max.saturating_sub(self.messages.len())
     }
 
-    /// There is more in a room, and no place for it.
-    pub(super) fn leave(&mut self, since: Option<Cursor>) {
+    /// Leaves a room's messages to the next poll.
+    pub(super) fn leave_for_later(&mut self, since: Option<Cursor>) {
         self.ends.extend(since);
         self.more = true;
     }
 
-    /// Takes as much of a room's page as there is room for.
+    /// Takes as much of a room's page as fits.
     pub(super) fn take(&mut self, room: &Room, page: &Page, limit: usize) {
         if let Some(gap) = page.gap {
             self.gaps.push((room.clone(), gap));
@@ -70,7 +91,7 @@ impl PollResult {
             let parts = text.parts(publication);
             let bytes = self.messages.len() + parts.iter().map(|part| part.len()).sum::<usize>();
             if self.count > 0 && bytes > self.bytes_max {
-                self.bytes_max = self.messages.len(); // later rooms' smaller ones do not overtake it
+                self.bytes_max = self.messages.len(); // smaller messages of the rooms after it do not overtake it
                 break;
             }
             if self.count > 0 {
@@ -84,25 +105,25 @@ impl PollResult {
         self.ends.push(end);
     }
 
-    /// All cursors, in the order of the URL's rooms.
+    /// All cursors, in the order of the rooms.
     fn cursor(&self) -> String {
         self.ends.iter().map(ToString::to_string).collect::<Vec<_>>().join("~")
     }
 
-    /// Whether `If-None-Match` names this state (RFC 9110 section 13.1.2: a list, weak comparison). `*` names none: it
-    /// would keep every message from whoever sent it.
-    pub(super) fn is_unmodified(&self, tags: &[u8]) -> bool {
+    /// Whether an `If-None-Match` names this state (RFC 9110 section 13.1.2: a list, weak comparison). `*` would name every
+    /// state and so withhold all messages; it is taken to name no state.
+    pub(super) fn is_named_by(&self, tags: &[u8]) -> bool {
         let own = format!("\"{}\"", self.cursor());
         let tags = std::str::from_utf8(tags).unwrap_or_default();
         self.gaps.is_empty() && tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == own)
     }
 
-    /// The answer.
-    pub(super) fn response(&self, poll: &Poll) -> Response<Body> {
+    /// The response that tells it.
+    pub(super) fn response(&self) -> Response<Body> {
         let mut body = Vec::with_capacity(self.messages.len() + 256);
-        // Writing to memory cannot fail; nor below.
-        let _ = write!(body, "{{\"session\":\"{}\",", poll.session);
-        self.put_cursors(&mut body, poll);
+        // Writing to memory cannot fail, here and below.
+        let _ = write!(body, "{{\"session\":\"{}\",", self.session);
+        self.put_cursors(&mut body);
         body.extend_from_slice(b",\"messages\":[");
         body.extend_from_slice(&self.messages);
         let _ = write!(body, "],\"more\":{}", self.more);
@@ -117,18 +138,18 @@ impl PollResult {
         let next_ms = if self.more { 0 } else { self.next_ms };
         let _ = write!(body, ",\"next_ms\":{next_ms}}}");
         let mut response = json(StatusCode::OK, body);
-        if poll.wait.is_zero() && !poll.by_name {
+        if self.is_tagged {
             self.tag(&mut response);
         }
         response
     }
 
-    fn put_cursors(&self, body: &mut Vec<u8>, poll: &Poll) {
-        if !poll.by_name {
+    fn put_cursors(&self, body: &mut Vec<u8>) {
+        if !self.by_name {
             let _ = write!(body, "\"cursor\":\"{}\"", self.cursor());
             return;
         }
-        let named = poll.rooms.iter().zip(&self.ends).map(|(room, end)| format!("\"{}\":\"{end}\"", room.name));
+        let named = self.names.iter().zip(&self.ends).map(|(room, end)| format!("\"{room}\":\"{end}\""));
         let _ = write!(body, "\"cursors\":{{{}}}", named.collect::<Vec<_>>().join(","));
     }
 
@@ -142,7 +163,7 @@ impl PollResult {
     }
 }
 
-/// 304: the client has it all.
+/// 304: the client has this state already.
 pub(super) fn not_modified(found: &PollResult) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -172,19 +193,23 @@ mod tests {
         Page { publications: offsets.map(publication).collect(), from, head, gap: None }
     }
 
+    fn empty(room: &Room) -> PollResult {
+        PollResult::new(PollSession::random(), vec![room.clone()], false)
+    }
+
     #[test]
     fn an_answer_ends_at_its_limits_and_says_that_there_is_more() {
         let room = Room::parse("a").unwrap();
-        let mut found = PollResult::for_rooms(std::iter::once(&room));
+        let mut found = empty(&room);
         found.take(&room, &page(1..=10, 1), 4);
         assert_eq!((found.count, found.ends[0], found.more), (4, cursor(4), true));
-        let mut found = PollResult::for_rooms(std::iter::once(&room));
+        let mut found = empty(&room);
         found.take(&room, &page(1..=10, 100_000), 10);
         assert_eq!((found.count, found.ends[0], found.more), (2, cursor(2), true));
-        let mut found = PollResult::for_rooms(std::iter::once(&room));
+        let mut found = empty(&room);
         found.take(&room, &page(1..=2, 300_000), 10);
         assert_eq!((found.count, found.ends[0], found.more), (1, cursor(1), true));
-        let mut found = PollResult::for_rooms(std::iter::once(&room));
+        let mut found = empty(&room);
         found.take(&room, &page(1..=3, 1), 10);
         assert_eq!((found.count, found.ends[0], found.more), (3, cursor(3), false));
         assert!(serde_json::from_slice::<Vec<serde_json::Value>>(&[b"[", &found.messages[..], b"]"].concat()).is_ok());
@@ -192,12 +217,13 @@ mod tests {
 
     #[test]
     fn a_state_is_unmodified_if_one_of_the_tags_names_it() {
-        let found = PollResult { ends: vec![cursor(4), cursor(7)], ..PollResult::default() };
+        let mut found = empty(&Room::parse("a").unwrap());
+        found.ends = vec![cursor(4), cursor(7)];
         for tags in ["\"Xk2p9QaB.4~Xk2p9QaB.7\"", "\"x\", W/\"Xk2p9QaB.4~Xk2p9QaB.7\""] {
-            assert!(found.is_unmodified(tags.as_bytes()), "{tags}");
+            assert!(found.is_named_by(tags.as_bytes()), "{tags}");
         }
         for tags in ["*", "", "Xk2p9QaB.4~Xk2p9QaB.7", "\"Xk2p9QaB.4\"", "\"Xk2p9QaB.4~Xk2p9QaB.8\""] {
-            assert!(!found.is_unmodified(tags.as_bytes()), "{tags}");
+            assert!(!found.is_named_by(tags.as_bytes()), "{tags}");
         }
     }
 }

@@ -1,0 +1,26 @@
+//! `sub` over HTTP streaming: the URL as for server-sent events, the frames as on a WebSocket, one per line. It owns the
+//! body; lines are `ndjson`'s, frames `subscription`'s.
+
+use super::{Gateway, PATIENCE, body::Body, perform};
+use crate::{
+    ndjson::Lines,
+    subscription::{Step, Subscription},
+};
+use std::convert::Infallible;
+
+/// Follows until the body ends; gives the step that ended it.
+pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -> Result<Infallible, Step> {
+    let target = subscription.target("stream");
+    let mut body = Body::open(gateway, &target, "application/x-ndjson").await?;
+    let mut lines = Lines::default();
+    let mut silence = PATIENCE;
+    loop {
+        let bytes = body.next(silence).await.map_err(|why| subscription.closed(None, &why))?;
+        for line in lines.feed(&bytes).map_err(|long| Step::Over(long.to_string()))? {
+            match subscription.frame(&line) {
+                Step::Begin { silence: allowed } => silence = allowed,
+                step => perform(step, &line)?,
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! A poll that has nothing to say yet. It holds its socket, a small task and a watch on each of its rooms; its connection
+//! has left hyper, and goes back there after the answer. Called by `http`.
+
+use super::{
+    answer::{PollResult, not_modified},
+    look::Poll,
+};
+use crate::{
+    http::{finish::Finish, head::head, problem::problem},
+    policy::peer::ConnectionPermit,
+    protocol::error::Refusal,
+    random::random_below,
+    shard::CountedRequest,
+    transport::exchange::Exchange,
+};
+use axum::body::Body;
+use bytes::Bytes;
+use fanfare_broker::BrokerError;
+use http_body_util::BodyExt as _;
+use hyper::{
+    Response, StatusCode,
+    header::{self, HeaderValue},
+};
+use std::{future::poll_fn, sync::Arc, task::Poll as Progress, time::Duration};
+use tokio::{
+    io::{AsyncWriteExt as _, ReadBuf},
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
+
+/// How long a poll that was woken by a message waits for more of them, so that a burst is one answer.
+const LINGER: Duration = Duration::from_millis(15);
+/// Time for the client to take an answer: as long as the oldest frame may wait in an outbox.
+const WRITE_TIME: Duration = Duration::from_secs(5);
+
+/// What becomes of a poll.
+pub(in crate::transport) enum Prepared {
+    Response(Response<Body>),
+    /// It has nothing to say yet and waits.
+    Wait(Box<Ready>),
+}
+
+/// A poll that is to wait, and what its response needs.
+pub(in crate::transport) struct Ready {
+    poll: Poll,
+    finish: Finish,
+    /// The connection may carry another request after this one.
+    is_kept: bool,
+    _counted: CountedRequest,
+    _permit: Option<ConnectionPermit>,
+}
+
+/// Why a waiting poll looks again.
+#[derive(Clone, Copy)]
+enum Wakeup {
+    /// A message, or a change at the backplane or at this node.
+    Event,
+    TimeUp,
+}
+
+/// Answers a poll at once if there is something to say or it does not want to wait.
+///
+/// # Errors
+/// The refusal to respond with: a room cannot be read, the session was kicked, or the client's address has as many
+/// connections as it may.
+pub(in crate::transport) async fn prepare(mut poll: Poll, exchange: Exchange) -> Result<Prepared, Refusal> {
+    poll.renew_lease()?;
+    if !poll.is_backed() {
+        return Err(unavailable());
+    }
+    let found = poll.collect().await?;
+    let node = &poll.shard().node;
+    if found.is_news() || poll.wait().is_zero() || node.drain.is_draining() {
+        return Ok(Prepared::Response(answer(&poll, &found)));
+    }
+    let permit = node.seat(exchange.client)?;
+    let Exchange { finish, is_kept, counted, .. } = exchange;
+    Ok(Prepared::Wait(Box::new(Ready { poll, finish, is_kept, _counted: counted, _permit: permit })))
+}
+
+/// The response that tells what was found.
+fn answer(poll: &Poll, found: &PollResult) -> Response<Body> {
+    let metrics = &poll.shard().node.metrics;
+    metrics.delivered_poll.inc_by(found.count as u64);
+    poll.renew_until_next(found.next_ms);
+    if poll.is_unmodified(found) {
+        metrics.polls_unmodified.inc();
+        return not_modified(found);
+    }
+    let counter = if found.count > 0 { &metrics.polls_with_messages } else { &metrics.polls_empty };
+    counter.inc();
+    found.response()
+}
+
+impl Ready {
+    /// Waits and responds; gives the socket back if another request may come over it, which needs `may_return` too. This
+    /// future lives as long as the poll waits, so it is kept small: what it needs for a moment only is boxed, and a test
+    /// bounds its size.
+    pub(in crate::transport) async fn open(
+        mut self: Box<Self>,
+        socket: TcpStream,
+        may_return: bool,
+    ) -> Option<TcpStream> {
+        self.is_kept &= may_return;
+        let node = Arc::clone(&self.poll.shard().node);
+        node.metrics.polls_waiting.inc();
+        // Up to a tenth shorter, so that polls of one moment do not end, and begin again, in one moment.
+        let mut deadline = Instant::now() + self.poll.wait().mul_f64(between(0.9, 1.0));
+        let mut is_draining = false;
+        let response = loop {
+            let wakeup = tokio::select! {
+                () = self.poll.woken() => Wakeup::Event,
+                () = sleep_until(deadline) => Wakeup::TimeUp,
+                () = gone(&socket) => break None,
+            };
+            if matches!(wakeup, Wakeup::Event) && !is_draining && node.drain.is_draining() {
+                // The poll ends early. The polls of this shard end one after the other, as its sessions do, so that the
+                // other nodes do not get all of them in one moment.
+                is_draining = true;
+                let spread = self.poll.shard().poll_spread().mul_f64(between(0.0, 1.0));
+                deadline = deadline.min(Instant::now() + spread);
+            } else if let Some(response) = Box::pin(self.look(wakeup)).await {
+                break Some(response);
+            }
+            // Otherwise it was woken by something that is not for it, or that an earlier look has taken.
+        };
+        node.metrics.polls_waiting.dec();
+        Box::pin(self.write(socket, response?)).await
+    }
+
+    /// Looks again; `None` if there is still nothing to say.
+    async fn look(&mut self, wakeup: Wakeup) -> Option<Response<Body>> {
+        if matches!(wakeup, Wakeup::Event) {
+            if !self.poll.is_backed() {
+                return Some(problem(&unavailable()));
+            }
+            if let Err(kicked) = self.poll.admit() {
+                return Some(problem(&kicked));
+            }
+            tokio::time::sleep(LINGER).await;
+        }
+        match self.poll.collect().await {
+            Ok(found) if found.is_news() || matches!(wakeup, Wakeup::TimeUp) => Some(answer(&self.poll, &found)),
+            Ok(_) => None,
+            Err(refusal) => Some(problem(&refusal)),
+        }
+    }
+
+    /// Writes the response, as hyper would have done.
+    async fn write(self: Box<Self>, mut socket: TcpStream, response: Response<Body>) -> Option<TcpStream> {
+        let response = self.finish.response(response);
+        let is_kept = self.is_kept && response.headers().get(header::CONNECTION).is_none();
+        let bytes = self.bytes(response, is_kept).await;
+        let written = tokio::time::timeout(WRITE_TIME, socket.write_all(&bytes)).await;
+        (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
+    }
+
+    /// Head and body.
+    async fn bytes(&self, response: Response<Body>, is_kept: bool) -> Bytes {
+        let (mut parts, body) = response.into_parts();
+        // The body is in memory, so this neither waits nor fails.
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        if !is_kept && parts.status != StatusCode::NOT_MODIFIED {
+            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let mut bytes = head(&Response::from_parts(parts, ()));
+        bytes.extend_from_slice(&body);
+        bytes.freeze()
+    }
+}
+
+/// The backplane is away. All polls of all nodes notice that in one moment, so each is to come back after a random 1 to 5 s.
+fn unavailable() -> Refusal {
+    Refusal::from(BrokerError::Unavailable).retry_after(1000 + random_below(4000))
+}
+
+/// Waits until the client has gone. A client that sends its next request already has not.
+async fn gone(socket: &TcpStream) {
+    poll_fn(|cx| match socket.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
+        Progress::Ready(Ok(0) | Err(_)) => Progress::Ready(()),
+        Progress::Ready(Ok(_)) | Progress::Pending => Progress::Pending,
+    })
+    .await;
+}
+
+/// A random number between two.
+fn between(least: f64, most: f64) -> f64 {
+    least + (most - least) * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::look::PollRoom, *};
+
+    #[test]
+    fn a_poll_that_waits_costs_a_small_task() {
+        fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        let sizes = [size_of_future(Ready::open), size_of::<Ready>(), size_of::<PollRoom>()];
+        // 320 bytes in the program. Tests build tokio with more of its features.
+        assert!(sizes.into_iter().zip([352, 240, 72]).all(|(size, most)| size <= most), "{sizes:?}");
+    }
+}
