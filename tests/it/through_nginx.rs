@@ -9,7 +9,7 @@ use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::nginx::{Nginx, Version};
 use fanfare_tests::wait::{eventually, patience};
-use fanfare_tests::{Client, Cluster, for_each_nginx, http};
+use fanfare_tests::{Client, Cluster, http};
 use serde_json::json;
 
 use crate::sentences::{self, KEEP_ALL, judge, members, rooms};
@@ -145,7 +145,8 @@ async fn only_the_client_and_the_pages_are_compressed(version: Version) {
     }
 }
 
-for_each_nginx!(
+for_each! {
+    nginx_1_22(Version::Old), nginx_new(Version::New):
     the_cluster_sentences_hold,
     joins_lose_nothing,
     resumes_lose_nothing,
@@ -155,4 +156,4 @@ for_each_nginx!(
     without_nodes_clients_are_told_to_come_back,
     three_hundred_members_lose_nothing_of_twenty_thousand_publishes,
     only_the_client_and_the_pages_are_compressed,
-);
+}
