@@ -6,6 +6,7 @@
 mod fixtures;
 
 mod backplane;
+mod client_tls;
 mod cluster;
 mod continuity;
 mod deploy;

@@ -143,7 +143,7 @@ mod tests {
             batch.pick(FrameShape::WebSocket, excluded, |f| runs.push((f.bytes, f.count)));
             runs
         };
-        assert_eq!(runs(&[]), [(bytes.clone(), 4)]);
+        assert_eq!(runs(&[]), [(bytes, 4)]);
         assert_eq!(runs(&[mine]), [(Bytes::from("aa"), 1), (Bytes::from("ccdd"), 2)]);
         assert_eq!(runs(&[other]), [(Bytes::from("bbcc"), 2)]);
     }

@@ -16,7 +16,8 @@ use syn::{
 };
 
 /// The crates, by the files at their roots.
-const CRATES: &[&str] = &["broker-adapter/src/lib.rs", "gateway/src/lib.rs", "tests/src/lib.rs"];
+const CRATES: &[&str] =
+    &["broker-adapter/src/lib.rs", "gateway/src/lib.rs", "gateway/client/src/lib.rs", "tests/src/lib.rs"];
 
 /// A module's path from its crate's root: `["redis", "write"]`.
 type ModulePath = Vec<String>;
