@@ -10,7 +10,7 @@ use fanfare_tests::nginx::{Nginx, Version, certify};
 use fanfare_tests::process::{Launch, Output, Process};
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::wait::{eventually, patience};
-use fanfare_tests::{Client, Cluster, for_each_nginx, http};
+use fanfare_tests::{Client, Cluster, http};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -257,7 +257,8 @@ async fn a_wrong_certificate_switches_tls_off_and_leaves_plain_http_on() {
     assert!(reason.contains("privkey.pem"), "{reason}");
 }
 
-for_each_nginx!(
+for_each! {
+    nginx_1_22(Version::Old), nginx_new(Version::New):
     fifty_streams_share_one_connection,
     a_stream_is_told_to_retry_while_the_only_node_is_away,
     a_publish_to_a_room_that_ends_like_a_transport_sees_its_failure,
@@ -265,4 +266,4 @@ for_each_nginx!(
     no_secret_is_in_a_log,
     a_websocket_opens_beside_http2,
     nginx_accepts_the_shipped_files,
-);
+}

@@ -12,7 +12,7 @@ use fanfare_tests::http::{self, Call};
 use fanfare_tests::nginx::{Nginx, Version};
 use fanfare_tests::ports::free_port;
 use fanfare_tests::wait::{eventually, patient};
-use fanfare_tests::{Cluster, crowd::KEEP_ALL, for_each_nginx};
+use fanfare_tests::{Cluster, crowd::KEEP_ALL};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -261,9 +261,10 @@ async fn history(address: SocketAddr, room: &str, epoch: &str) -> BTreeMap<Strin
     }
 }
 
-for_each_nginx!(
+for_each! {
+    nginx_1_22(Version::Old), nginx_new(Version::New):
     a_publish_with_a_key_is_repeated_at_another_node,
     other_posts_are_sent_once,
     a_publish_with_a_key_is_refused_like_any_other,
     nodes_that_end_cost_no_publish_with_a_key,
-);
+}

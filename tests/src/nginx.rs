@@ -52,26 +52,6 @@ pub struct Secure {
     pub certificate: PathBuf,
 }
 
-/// Makes two tests of each function, one for each version of nginx: `nginx_1_22::NAME` and `nginx_new::NAME`. The
-/// functions stand in the module of the call and take the [`Version`].
-#[macro_export]
-macro_rules! for_each_nginx {
-    ($($name:ident),+ $(,)?) => {
-        $crate::for_each_nginx!(@ nginx_1_22 Old $($name)+);
-        $crate::for_each_nginx!(@ nginx_new New $($name)+);
-    };
-    (@ $module:ident $version:ident $($name:ident)+) => {
-        mod $module {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    super::$name($crate::nginx::Version::$version).await;
-                }
-            )+
-        }
-    };
-}
-
 impl Version {
     /// Its name in verdicts.
     #[must_use]
