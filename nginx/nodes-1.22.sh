@@ -1,7 +1,7 @@
 #!/bin/sh
-# The node list for nginx-1.22.conf: nodes-1.22.sh IP:PORT... > nodes-1.22.conf
-# Called by operators and tests whenever nodes come or go, followed by a reload. Never looks a name up: the addresses
-# must be the ones the nodes know themselves by (FANFARE_ADVERTISE), since md5 of that text is their route.
+# Writes the list of nodes for nginx-1.22.conf: nodes-1.22.sh IP:PORT... > nodes-1.22.conf
+# Run it when nodes come or go, then reload nginx. It takes addresses, not names: each must be the address that the node
+# itself uses (FANFARE_ADVERTISE), because the md5 of that text is the node's route.
 # In Docker: nodes-1.22.sh $(getent ahostsv4 gateway | awk '{print $1 ":8080"}' | sort -u)
 set -eu
 
@@ -16,8 +16,9 @@ done
 
 route() { printf %s "$1" | md5sum | cut -c 1-32; }
 
-# upstream NAME PINNED NODE...: the pinned node first and the others for when it is away; no pinned node: all alike.
-# max_fails=0: nginx forgives a failed node only when a request to it has ended, and a WebSocket does not end.
+# upstream NAME PINNED NODE...: writes an upstream whose requests go to the pinned node, and to the others only while
+# it is away. With an empty PINNED all nodes are equal. max_fails=0, because nginx lifts the mark of a failed node only
+# when a request to it has ended, and WebSockets hardly end.
 upstream() {
     name=$1 pinned=$2
     shift 2

@@ -1,18 +1,19 @@
-//! The broker trait and the types that cross it. The promises are in the crate's head; this file is their shapes.
+//! The trait `Broker` and its types. What the calls promise together is in the crate's head (`lib.rs`); this file
+//! says what each call takes and returns.
 
 use crate::{Cursor, Room, SessionId};
 use bytes::Bytes;
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
-/// The result of a request that is made rarely. The data path (publish, deliver) uses no boxed future.
+/// The future of a rare request. The data path (publish, deliver) has no boxed futures.
 pub type BrokerFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
-/// Which consumer of this process: an index into the list the broker was built with.
+/// One subscriber of this process: its index in the list that the broker was built with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubscriberId(pub u16);
 
-/// Names one process in the cluster; a restart is another one.
+/// One process in the cluster. A restart has another id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeId(pub u64);
 
@@ -30,21 +31,21 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Tells one publish from every other: the node and its running number.
+/// Identifies one publish in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MessageId {
-    /// Where it was published.
+    /// The node that published it.
     pub node: NodeId,
-    /// The node's running number.
+    /// The node's running number for it.
     pub number: u64,
 }
 
-/// How much of a room's past is kept.
+/// How much of a room's history is kept, at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// At least so many messages.
+    /// The number of the newest messages.
     pub messages: u32,
-    /// For at least so long after each was published.
+    /// How long each message is kept after it was published.
     pub ttl: Duration,
 }
 
@@ -55,7 +56,7 @@ pub struct IdempotencyKey(Arc<str>);
 impl IdempotencyKey {
     /// The longest key, in bytes.
     pub const BYTES_MAX: usize = 64;
-    /// How long a key is remembered.
+    /// How long after its first use a key is remembered.
     pub const TTL: Duration = Duration::from_secs(300);
 
     /// `None` for an empty or too long key.
@@ -74,59 +75,76 @@ impl IdempotencyKey {
 /// A message to publish.
 #[derive(Debug, Clone)]
 pub struct Publish {
-    /// Where.
+    /// The room.
     pub room: Room,
-    /// The room's class as the publisher's node knows it; `None`: no history, no cursor.
+    /// The room's retention as the publisher's node knows it; `None`: the room has neither history nor cursors.
     pub retention: Option<Retention>,
     /// The session that published it; `None`: a back end.
     pub author: Option<SessionId>,
     /// Milliseconds since 1970, by the publishing node's clock.
     pub ts_ms: u64,
-    /// The bytes that every member's node gets, untouched.
+    /// The bytes that every member's node gets, unchanged.
     pub payload: Bytes,
-    /// With a key, a second publish within [`IdempotencyKey::TTL`] is answered with the first one's cursor.
+    /// A second publish with the same key within [`IdempotencyKey::TTL`] publishes nothing and returns the first one's
+    /// cursor.
     pub key: Option<IdempotencyKey>,
 }
 
 /// A publish that the backplane has taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// Its place; `None` in a room without history.
+    /// The message's cursor; `None` in a room without history.
     pub cursor: Option<Cursor>,
-    /// An earlier publish with the same key got here first; nothing new was published.
+    /// An earlier publish had the same key, so nothing was published now.
     pub duplicate: bool,
 }
 
 /// The result of a publish.
 pub type PublishResult = Result<Published, BrokerError>;
 
-/// Whom to tell what became of a publish.
+/// Who gets the result of a publish.
 #[derive(Debug)]
 pub enum Reply {
-    /// Nobody.
+    /// Nobody: the result is dropped.
     Nobody,
-    /// A subscriber, by [`Subscriber::on_published`], whatever the outcome.
+    /// A subscriber, by [`Subscriber::on_published`].
     Ticket(SubscriberId, Ticket),
-    /// A subscriber, by [`Subscriber::on_published`], only if it failed.
+    /// A subscriber, by [`Subscriber::on_published`], but only if the publish has failed.
     OnFailure(SubscriberId, Ticket),
     /// A task that waits.
     Waiter(oneshot::Sender<PublishResult>),
 }
 
-/// A subscriber's own name for one publish in flight; the broker only hands it back.
+impl Reply {
+    /// Delivers the result of a publish into `room`.
+    pub(crate) fn report(self, subscribers: &[Arc<dyn Subscriber>], room: Room, result: PublishResult) {
+        match self {
+            Self::Nobody => {}
+            Self::OnFailure(..) if result.is_ok() => {}
+            Self::Ticket(who, ticket) | Self::OnFailure(who, ticket) => {
+                if let Some(subscriber) = subscribers.get(usize::from(who.0)) {
+                    subscriber.on_published(ticket, room, result);
+                }
+            }
+            Self::Waiter(waiter) => drop(waiter.send(result)), // the waiter may be gone
+        }
+    }
+}
+
+/// A subscriber's own mark for one publish in flight. The broker returns it with the result and never reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(pub [u64; 3]);
 
 /// A message as members get it.
 #[derive(Debug, Clone)]
 pub struct Publication {
-    /// Its place; `None` in a room without history.
+    /// Its cursor; `None` in a room without history.
     pub cursor: Option<Cursor>,
-    /// Tells it from every other, also where there is no cursor.
+    /// Identifies the message, also in a room without cursors.
     pub id: MessageId,
     /// The session that published it; `None`: a back end.
     pub author: Option<SessionId>,
-    /// Milliseconds since 1970.
+    /// When it was published, in milliseconds since 1970.
     pub ts_ms: u64,
     /// The publisher's bytes.
     pub payload: Bytes,
@@ -137,34 +155,36 @@ pub struct Publication {
 pub enum RoomEvent {
     /// A message.
     Message(Publication),
-    /// Somebody came or went.
+    /// A user joined or left.
     Presence(PresenceEvent),
-    /// After a reconnect, and now and then in a quiet room: where the room stands now. Sent only where it differs from
-    /// what was delivered last.
+    /// The room's head, which differs from the last cursor that was delivered, so messages were lost on the way. Heads
+    /// are compared after a reconnect, and in quiet rooms from time to time.
     Head(Cursor),
 }
 
-/// An [`RoomEvent`] and its room.
+/// A [`RoomEvent`] and its room.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// Where.
+    /// The room.
     pub room: Room,
-    /// What.
+    /// What happened in it.
     pub event: RoomEvent,
 }
 
-/// A consumer of this process. Calls come from any thread, must not block and must not call the broker back.
+/// A consumer of events in this process: a shard of the gateway. Its methods are called from any thread. They must not
+/// block and must not call the broker.
 pub trait Subscriber: Send + Sync + 'static {
-    /// Takes an event of a room this subscriber follows. A full subscriber controls the room and catches up from
-    /// history later: an event in a room with history is never lost in silence.
+    /// Takes an event of a room that this subscriber follows. A subscriber that is full remembers the room and catches
+    /// up from history later, so an event in a room with history is never lost unnoticed.
     fn deliver(&self, delivery: Delivery);
-    /// What became of a publish into `room` that asked for it by ticket. Never lost: publishes in flight are bounded.
-    fn on_published(&self, ticket: Ticket, room: Room, outcome: PublishResult);
+    /// Takes the result of a publish into `room` that asked for it by ticket. Every result is taken, also by a full
+    /// subscriber: publishes in flight are bounded.
+    fn on_published(&self, ticket: Ticket, room: Room, result: PublishResult);
     /// Takes a control message that a node sent by [`Broker::send_control`].
     fn on_control(&self, message: Bytes);
 }
 
-/// A user's name as members see it. The gateway checks what may be one.
+/// A user's name as members see it. The gateway checks the name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct User(Arc<str>);
 
@@ -182,132 +202,145 @@ impl User {
     }
 }
 
-/// Whom presence counts: a named user, or an anonymous session, which is a user of its own.
+/// What presence counts as one member: a named user, or an anonymous session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// A user, once however many sessions there are.
+    /// A user, who counts once with any number of sessions.
     User(User),
     /// An anonymous session.
     Session(SessionId),
 }
 
-/// A user who is present.
+/// A member who is present in a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Who.
+    /// The user or anonymous session.
     pub who: Who,
-    /// How many sessions the user has in the room.
+    /// How many sessions the member has in the room.
     pub sessions: u32,
-    /// What the user shows to others: JSON text, opaque here.
+    /// What the member shows to others: JSON text, opaque to the broker.
     pub info: Option<Bytes>,
 }
 
-/// A session that comes into a room or leaves it.
+impl Member {
+    /// Merges the sessions of each user. A user shows the info of any session that has one.
+    pub(crate) fn merge(sessions: impl Iterator<Item = (Who, Option<Bytes>)>) -> Vec<Self> {
+        let mut members: HashMap<Who, Self> = HashMap::new();
+        for (who, info) in sessions {
+            let member = members.entry(who.clone()).or_insert(Self { who, sessions: 0, info: None });
+            member.sessions += 1;
+            member.info = member.info.take().or(info);
+        }
+        members.into_values().collect()
+    }
+}
+
+/// A session that enters a room or leaves it.
 #[derive(Debug, Clone)]
 pub enum PresenceUpdate {
-    /// Comes in. Again with the same session: its info is replaced, nothing is announced.
+    /// The session enters. If it is in the room already, its info is replaced and no event is sent.
     Enter {
-        /// Which session.
+        /// The session.
         session: SessionId,
-        /// Whose session; `None`: an anonymous one.
+        /// The session's user; `None`: an anonymous session.
         user: Option<User>,
-        /// What the user shows to others.
+        /// What the member shows to others.
         info: Option<Bytes>,
-        /// Whether members hear of it ([`RoomEvent::Presence`]); counting happens either way.
+        /// Whether members get an event ([`RoomEvent::Presence`]). The session counts either way.
         announce: bool,
     },
-    /// Leaves. Unknown sessions leave without a trace.
+    /// The session leaves. The leave of an unknown session changes nothing.
     Leave {
-        /// Which session.
+        /// The session.
         session: SessionId,
-        /// As it was when it came in.
+        /// The same as when it entered.
         announce: bool,
     },
 }
 
-/// Came or went.
+/// Whether a member joined or left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PresenceKind {
-    /// The user's first session came in.
+    /// The user's first session entered.
     Joined,
     /// The user's last session left.
     Left,
 }
 
-/// A user came into a room or left it.
+/// A member joined a room or left it.
 #[derive(Debug, Clone)]
 pub struct PresenceEvent {
-    /// Came or went.
+    /// Joined or left.
     pub kind: PresenceKind,
-    /// Who.
+    /// The user or anonymous session.
     pub who: Who,
-    /// What the user shows to others.
+    /// What the member shows to others.
     pub info: Option<Bytes>,
-    /// Grows with every presence change of the room; 0 where a room starts anew.
+    /// Grows with every change of the room's presence; 0 before the first one.
     pub version: u64,
 }
 
-/// How much of [`Broker::presence`] is wanted.
+/// How much [`Broker::presence`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PresenceDetail {
-    /// Numbers: constant time.
+    /// Numbers only, in constant time.
     Counts,
-    /// Every user too.
+    /// The members too.
     Members,
 }
 
 /// Who is in a room, in the whole cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Presence {
-    /// Sessions.
+    /// The number of sessions.
     pub sessions: u64,
-    /// Users.
+    /// The number of users; each anonymous session is one.
     pub users: u64,
-    /// The users, in no order; empty for [`PresenceDetail::Counts`].
+    /// The members in no particular order; empty with [`PresenceDetail::Counts`].
     pub members: Vec<Member>,
-    /// The last [`PresenceEvent::version`] that is contained.
+    /// The version of the last [`PresenceEvent`] that is contained.
     pub version: u64,
-    /// The room's head, if it has had a message or a member in a class with history.
+    /// The room's head; `None` if the room has no history, or has had neither a message nor a member.
     pub head: Option<Cursor>,
 }
 
-/// Which part of a room's past.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which part of a room's history to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HistoryQuery {
-    /// After this place, ascending from there; `None`: the last `limit` messages.
+    /// The cursor after which the page begins; `None`: the page has the last `limit` messages.
     pub since: Option<Cursor>,
-    /// At most so many.
+    /// The largest number of messages.
     pub limit: usize,
 }
 
-/// Messages are missing between a cursor and what history still has.
+/// Messages that are missing between a cursor and the oldest message that history still has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// How many; `None` when the cursor is of another epoch, so that nobody can know.
+    /// How many are missing; `None` if that is unknown, because the cursor is of another epoch or beyond the head.
     pub missed: Option<u64>,
 }
 
-/// A part of a room's past, ascending.
+/// A part of a room's history.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// The messages.
+    /// The messages, in ascending order.
     pub publications: Vec<Publication>,
-    /// The place from which the page begins: `since`; after a gap the place before the oldest kept message.
+    /// The cursor before the first message: `since`, or after a gap the cursor before the oldest kept message.
     pub from: Cursor,
-    /// The room's last message when the page was read. The page is complete if its last message is this one.
+    /// The room's head when the page was read. If the last message is this one, there is nothing more to read.
     pub head: Cursor,
-    /// Set when `since` lies before what is kept, beyond the head, or in another epoch.
+    /// `Some` if `since` is before the oldest kept message, beyond the head, or of another epoch.
     pub gap: Option<Gap>,
 }
 
 impl Page {
-    /// Cuts the page to about `bytes` of payload, but never to nothing: its newest messages stay if `newest`, else its
-    /// first ones, and [`Page::end`] says where to read on.
+    /// Cuts the page to about `bytes` of payload, but never to nothing. Its newest messages stay if `newest`, else its
+    /// oldest ones; then [`Page::end`] is the cursor from which to read on.
     pub fn cut(&mut self, bytes: usize, newest: bool) {
-        let mut room = bytes;
+        let mut left = bytes;
         let mut fits = |p: &Publication| {
-            let fits = room > 0;
-            room = room.saturating_sub(p.payload.len());
+            let fits = left > 0;
+            left = left.saturating_sub(p.payload.len());
             fits
         };
         if !newest {
@@ -319,34 +352,34 @@ impl Page {
         self.from = gone.and_then(|p| p.cursor).unwrap_or(self.from);
     }
 
-    /// The place after the last message of the page.
+    /// The cursor of the last message, from which to read on.
     #[must_use]
     pub fn end(&self) -> Cursor {
         self.publications.last().and_then(|p| p.cursor).unwrap_or(self.from)
     }
 }
 
-/// Rooms with members, in name order.
+/// Which rooms with members to list.
 #[derive(Debug, Clone)]
 pub struct RoomQuery {
-    /// Only names that begin so.
+    /// Only names that begin with this.
     pub prefix: String,
-    /// Only names after this one.
+    /// Only names after this one in the order of names.
     pub after: Option<String>,
-    /// At most so many.
+    /// The largest number of names.
     pub limit: usize,
 }
 
 /// A page of rooms.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RoomList {
-    /// Names, ascending.
+    /// The rooms in the order of their names.
     pub rooms: Vec<Room>,
-    /// More follow after the last one.
+    /// There are more rooms after the last one.
     pub more: bool,
 }
 
-/// Which nodes get a control message.
+/// The nodes that get a control message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeTarget {
     /// Every node, this one included.
@@ -355,50 +388,51 @@ pub enum NodeTarget {
     One(NodeId),
 }
 
-/// How the backplane is.
+/// The state of the connections to the backplane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
-    /// This process in the cluster: where [`NodeTarget::One`] finds it.
+    /// This process, as [`NodeTarget::One`] addresses it.
     pub node: NodeId,
     /// Publishes can be expected to succeed.
     pub up: bool,
-    /// Connections made after the first ones, since the start.
+    /// Connections since the start, without the first ones.
     pub reconnects: u64,
-    /// Publishes waiting for their answer.
+    /// Publishes without a result so far.
     pub in_flight: u64,
     /// Rooms that this node follows.
     pub rooms: u64,
-    /// Envelopes dropped because this version cannot read them.
+    /// Envelopes that were dropped because this version cannot read them.
     pub unreadable: u64,
 }
 
 /// Why a request failed. Every variant is something a caller can act on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// The backplane does not answer; retry later.
+    /// The backplane cannot be reached; retry later.
     #[error("the backplane is not available")]
     Unavailable,
-    /// Too many requests are waiting for the backplane; retry later.
+    /// Too many requests wait for the backplane; retry later.
     #[error("too much is waiting for the backplane")]
     Overloaded,
     /// The room has no history.
     #[error("the room has no history")]
     HistoryOff,
-    /// The backplane answered with something no version of it should; the text is for operators.
+    /// The backplane sent a malformed or unknown reply; the text is for operators.
     #[error("the backplane answered unexpectedly: {0}")]
     Protocol(String),
 }
 
-/// A backplane. See the crate's head for what each call promises; the `contract` suite tests it.
+/// Moves publications between nodes, keeps rooms' history, and knows who is present. The suite in `contract.rs` tests
+/// what the crate's head promises.
 ///
 /// `publish` and `update_presence` take effect in the order in which one thread calls them for one room.
 pub trait Broker: Send + Sync + 'static {
-    /// Publishes. Never blocks; the outcome goes to `reply`, within about a second.
+    /// Publishes. Never blocks; the result goes to `reply` within about a second.
     fn publish(&self, publish: Publish, reply: Reply);
 
-    /// Begins to deliver the room's events to `who`. Answers with the room's head once deliveries are certain
-    /// (`None` for a room without history). Waits as long as the backplane is away. Takes effect whether or not the
-    /// answer is awaited; the answer to one that `unsubscribe` has undone says nothing about a later one.
+    /// Begins to deliver the room's events to `who`. Returns the room's head once deliveries are certain (`None` in a
+    /// room without history). Waits for as long as the backplane cannot be reached. Takes effect whether or not the
+    /// future is awaited. If `unsubscribe` undoes the call, its result says nothing about a later call.
     fn subscribe(
         &self,
         who: SubscriberId,
@@ -406,32 +440,33 @@ pub trait Broker: Send + Sync + 'static {
         retention: Option<Retention>,
     ) -> BrokerFuture<'_, Option<Cursor>>;
 
-    /// Ends the deliveries to `who`; a few may still be under way.
+    /// Ends the deliveries to `who`. A few events may still come after the call.
     fn unsubscribe(&self, who: SubscriberId, room: &Room);
 
-    /// Reads a part of a room's past.
+    /// Reads a part of a room's history.
     fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> BrokerFuture<'_, Page>;
 
-    /// Notes that a session came or went. Takes effect whether or not the answer is awaited; survives a time
-    /// without backplane (what stands at its end is written then). An error means: not written yet.
-    fn update_presence(&self, room: &Room, attendance: PresenceUpdate) -> BrokerFuture<'_, ()>;
+    /// Records that a session enters or leaves a room. Takes effect whether or not the future is awaited. An error
+    /// means that the change is not written yet: it is written once the backplane can be reached again, unless a later
+    /// change of the session replaces it.
+    fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()>;
 
-    /// Who is in a room, cluster-wide.
+    /// Reads who is in a room, in the whole cluster.
     fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence>;
 
-    /// Rooms that have members, cluster-wide.
+    /// Lists the rooms that have members, in the whole cluster.
     fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList>;
 
-    /// Sends a control message to nodes ([`Subscriber::on_control`] of each of their subscribers). Best effort; `false`: no
-    /// node is subscribed under that id, so the node has ended.
+    /// Sends a control message to nodes, where each subscriber gets it by [`Subscriber::on_control`]. It can be lost.
+    /// Returns `false` if no node is subscribed under that id, so the node has ended.
     fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool>;
 
-    /// Whether publishes into a room can be expected to succeed, from memory.
+    /// Whether publishes into a room can be expected to succeed. Asks nothing of the backplane.
     fn is_up(&self, room: &Room) -> bool;
 
-    /// How the backplane is, from memory.
+    /// The state of the connections. Asks nothing of the backplane.
     fn status(&self) -> Status;
 
-    /// Writes what is pending, takes this node out of the cluster and closes the connections.
+    /// Writes what is pending, removes this node from the cluster and closes the connections.
     fn close(&self) -> BrokerFuture<'_, ()>;
 }

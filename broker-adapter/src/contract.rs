@@ -1,6 +1,6 @@
-//! The contract as tests: what the crate's head promises, in cases that every broker passes. A broker's own tests make
-//! a fixture of three or more [`Node`]s and hand it to [`contract_tests!`](crate::contract_tests). Cases wait for
-//! conditions with a deadline and never look inside a broker.
+//! The promises of the crate's head as test cases, which every broker passes. A broker's own tests make a fixture of
+//! three or more [`Node`]s and pass it to [`contract_tests!`](crate::contract_tests). Cases wait for conditions with a
+//! deadline, and use nothing but the public interface of a broker.
 
 mod history;
 mod messages;
@@ -24,10 +24,10 @@ use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
-/// What the cases keep of a room's past, where they do not say otherwise.
+/// The retention of the cases' rooms, unless a case has its own.
 pub const KEEP: Retention = Retention { messages: 1000, ttl: Duration::from_secs(300) };
 
-/// One consumer: a subscriber of a broker, which may be shared with other nodes of the fixture.
+/// One subscriber of a broker, which stands for a node. Several nodes of a fixture may share a broker.
 #[derive(Clone)]
 pub struct Node {
     pub broker: Arc<dyn Broker>,
@@ -37,7 +37,7 @@ pub struct Node {
 
 impl Node {
     pub async fn subscribe(&self, room: &Room) -> Cursor {
-        self.broker.subscribe(self.me, room, Some(KEEP)).await.unwrap().expect("a head where there is history")
+        self.broker.subscribe(self.me, room, Some(KEEP)).await.unwrap().expect("a room with history has a head")
     }
 
     pub async fn publish(&self, publish: Publish) -> Published {
@@ -47,11 +47,11 @@ impl Node {
     pub async fn try_publish(&self, publish: Publish) -> crate::PublishResult {
         let (tx, rx) = oneshot::channel();
         self.broker.publish(publish, Reply::Waiter(tx));
-        tokio::time::timeout(WAIT_MAX, rx).await.expect("an outcome in time").expect("an outcome")
+        tokio::time::timeout(WAIT_MAX, rx).await.expect("a result in time").expect("a result")
     }
 
     pub async fn say(&self, room: &Room, text: &str) -> Cursor {
-        self.publish(message(room, text)).await.cursor.expect("a cursor where there is history")
+        self.publish(message(room, text)).await.cursor.expect("a room with history has cursors")
     }
 
     pub async fn since(&self, room: &Room, since: Cursor, limit: usize) -> Page {
@@ -62,7 +62,7 @@ impl Node {
         self.broker.history(room, KEEP, HistoryQuery { since: None, limit }).await.unwrap()
     }
 
-    /// The id of the process behind the node, as messages tell it.
+    /// The id of the node's process, read from a message that it publishes.
     pub async fn id(&self) -> NodeId {
         let room = room("id");
         self.broker.subscribe(self.me, &room, None).await.unwrap();
@@ -71,7 +71,7 @@ impl Node {
     }
 }
 
-/// A room that no other case uses, also when fixtures share a backplane.
+/// A room that no other case uses, even if fixtures share a backplane.
 pub fn room(case: &str) -> Room {
     Room::parse(&format!("{case}:{:x}", crate::cursor::random_u64())).unwrap()
 }
@@ -101,9 +101,9 @@ pub fn texts(publications: &[Publication]) -> Vec<String> {
     publications.iter().map(|p| String::from_utf8_lossy(&p.payload).into_owned()).collect()
 }
 
-/// One test per case. `$fixture` is an async function that gives the nodes and whatever must outlive them;
-/// the attribute is the test attribute to put on each. `@one_by_one` runs every case in one test instead, with the nodes
-/// that `$nodes` makes anew for each: for backplanes that take long to start.
+/// Makes one test of each case. `$fixture` is an async function that returns the nodes, and what must be kept alive for
+/// them; the attribute is put on each test. `@one_by_one` runs all cases in one test instead, each with new nodes made
+/// by `$nodes`: for backplanes that take long to start.
 #[macro_export]
 macro_rules! contract_tests {
     (#[$test:meta] $fixture:path) => {
@@ -116,19 +116,21 @@ macro_rules! contract_tests {
         $crate::contract_tests!(@$how $with:
             every_node_sees_one_order, the_acknowledged_cursor_is_the_one_that_members_see,
             a_thread_s_publishes_keep_their_order, payloads_are_untouched,
-            a_room_without_history_has_no_cursors, rooms_do_not_mix,
+            a_room_without_history_has_no_cursors, messages_reach_only_their_room,
             the_same_key_publishes_once, the_same_key_from_two_nodes_at_once_publishes_once,
             the_same_key_publishes_once_without_history,
             a_subscriber_has_everything_after_its_head, a_publish_right_after_the_join_is_heard,
-            unsubscribing_ends_deliveries, subscribing_again_begins_them_again,
-            flapping_never_loses_a_subscription,
-            the_last_messages, messages_since_a_cursor, pages_follow_one_another, what_was_trimmed_is_counted,
+            unsubscribing_ends_deliveries, subscribing_again_begins_deliveries_again,
+            joining_and_leaving_quickly_never_loses_a_subscription,
+            the_last_messages_are_read, messages_since_a_cursor_are_read, pages_follow_one_another,
+            trimmed_messages_are_counted_in_the_gap,
             a_cursor_of_another_epoch_is_a_gap, a_cursor_beyond_the_head_is_a_gap, an_empty_room_has_a_stable_head,
-            at_least_so_many_are_kept, messages_outlive_their_ttl,
-            counts_and_members, one_event_per_user, anonymous_sessions_are_users_of_their_own,
-            entering_again_replaces_the_info, versions_merge_with_the_listing, silent_members_count,
-            leaving_twice_leaves_no_trace, rooms_with_members_are_listed,
-            a_note_to_all_and_to_one, every_reply_is_given, a_failure_is_not_made_up,
+            at_least_the_configured_number_of_messages_is_kept, each_message_is_kept_for_its_ttl,
+            counts_and_members_are_listed, one_event_per_user, anonymous_sessions_are_users_of_their_own,
+            entering_again_replaces_the_info, versions_merge_with_the_listing, unannounced_members_count,
+            leaving_twice_changes_nothing, rooms_with_members_are_listed,
+            control_messages_reach_all_nodes_or_one, every_publish_reports_its_result_as_asked,
+            a_success_is_never_reported_as_a_failure,
         );
     };
     (@each (#[$test:meta] $fixture:path): $($case:ident,)*) => {

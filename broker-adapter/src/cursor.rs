@@ -1,13 +1,14 @@
-//! `Cursor`: a place in a room, `epoch.offset`. Opaque to clients, compared only here and in `position.rs`.
+//! `Cursor`: how far a reader has got in a room, written `epoch.offset`. Opaque to clients; compared only here and in
+//! `position.rs`.
 
 use std::{fmt, str::FromStr};
 
-/// How many messages a room has had in its epoch; the first one is 1, and 0 is the place before it.
+/// A message's number within its epoch. The first message has 1; 0 stands before the first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Offset(pub u64);
 
 impl Offset {
-    /// The next place.
+    /// The offset of the next message.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
@@ -19,12 +20,12 @@ impl Offset {
 pub struct Epoch([u8; Self::LEN]);
 
 impl Epoch {
-    /// Characters in an epoch made here.
+    /// Characters of an epoch.
     pub const LEN: usize = 8;
-    /// Stands for a well-formed epoch of another length or make; equal to no room's epoch.
+    /// Stands for every epoch of another length, which another version may make. It is equal to no room's epoch.
     pub const FOREIGN: Self = Self([0; Self::LEN]);
 
-    /// A fresh epoch from 48 random bits: two incarnations of one room share it with a chance of 2^-48.
+    /// Makes an epoch from 48 random bits: two incarnations of one room get the same with a chance of 2^-48.
     #[must_use]
     pub fn random() -> Self {
         Self::from_bits(random_u64())
@@ -37,7 +38,7 @@ impl Epoch {
         Self(std::array::from_fn(|i| ALPHABET[(bits >> (6 * i)) as usize & 63]))
     }
 
-    /// Takes what [`Epoch::as_bytes`] gave.
+    /// Reads the characters of [`Epoch::as_bytes`]; `None` if one of them is not allowed.
     #[must_use]
     pub fn from_bytes(bytes: [u8; Self::LEN]) -> Option<Self> {
         bytes.iter().all(|b| is_epoch_byte(*b)).then_some(Self(bytes))
@@ -50,7 +51,7 @@ impl Epoch {
     }
 }
 
-/// 64 random bits from the operating system; without them no name here would be unguessable, so it aborts.
+/// 64 random bits from the operating system. Panics without them: ids that can be guessed would be unsafe.
 pub(crate) fn random_u64() -> u64 {
     getrandom::u64().expect("the operating system gives random numbers")
 }
@@ -71,24 +72,24 @@ impl fmt::Debug for Epoch {
     }
 }
 
-/// A place in a room: what comes after it is still to be delivered.
+/// How far a reader has got in a room: everything after this message is still to be delivered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cursor {
-    /// The incarnation.
+    /// The epoch of the offset.
     pub epoch: Epoch,
-    /// The last message before the place.
+    /// The last message that the reader has got.
     pub offset: Offset,
 }
 
 impl Cursor {
-    /// A cursor.
+    /// Makes a cursor.
     #[must_use]
     pub fn new(epoch: Epoch, offset: Offset) -> Self {
         Self { epoch, offset }
     }
 }
 
-/// The text is no cursor.
+/// The text is not a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a cursor is epoch.offset")]
 pub struct CursorInvalid;
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_and_back() {
+    fn a_cursor_is_read_back_from_its_text() {
         let cursor: Cursor = "Xk2p9QaB.42".parse().unwrap();
         assert_eq!(cursor.offset, Offset(42));
         assert_eq!(cursor.to_string(), "Xk2p9QaB.42");

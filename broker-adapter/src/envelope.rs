@@ -1,28 +1,29 @@
-//! The bytes between nodes: one fixed header, then the payload as it came. Read in place, written once.
+//! The bytes that nodes send to each other: one fixed header, then the payload as it came. Written once, and read
+//! without a copy.
 //!
 //! ```text
-//!  0  version   u8   this file's is 1; others are counted and dropped
+//!  0  version   u8   1; envelopes of other versions are counted and dropped
 //!  1  kind      u8   1 message, 2 joined, 3 left, 4 control, 5 messages
-//!  2  flags     u8   bit 0: epoch and offset are a cursor
+//!  2  flags     u8   bit 0: the message has a cursor
 //!  3  epoch     8 characters, or zeros
 //! 11  offset    u64  the message's offset; for joined and left the presence version
 //! 19  node      u64  ┐
 //! 27  number    u64  │ the tail: written by the publisher, stored in history as it is;
-//! 35  ts        u64  │ the header before it is written by whoever assigns the offset
-//! 43  author    12   │ (the publish script)
+//! 35  ts        u64  │ the header before it is written by the script that assigns
+//! 43  author    12   │ the offset
 //! 55  payload        ┘
 //! ```
-//! Messages are several of one room: instead of one tail each one's bytes u32 and tail, and the offset is the first one's.
-//! Integers are big-endian. A presence payload is `user bytes u16, user, info`; user bytes 0xFFFF: anonymous.
+//! Kind 5 has several messages of one room: for each its length (u32) and its tail. The offset is that of the first
+//! one. Integers are big-endian. A presence payload is `user bytes u16, user, info`; user bytes 0xFFFF: anonymous.
 
 use crate::{
     Cursor, Epoch, MessageId, NodeId, Offset, PresenceEvent, PresenceKind, Publication, RoomEvent, SessionId, User, Who,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// The layout's version.
+/// The version of the layout.
 pub const VERSION: u8 = 1;
-/// Where the tail begins: bytes of header before it.
+/// The offset of the tail: the length of the header before it.
 pub const TAIL: usize = 19;
 const PAYLOAD: usize = 55;
 const HAS_CURSOR: u8 = 1;
@@ -34,13 +35,13 @@ const ANONYMOUS: u16 = u16::MAX;
 pub enum Kind {
     /// A publication.
     Message = 1,
-    /// A user came.
+    /// A user joined.
     Joined = 2,
     /// A user left.
     Left = 3,
     /// A control message between nodes.
     Control = 4,
-    /// Publications of one room that follow each other.
+    /// Several publications of one room with consecutive offsets.
     Messages = 5,
 }
 
@@ -55,18 +56,18 @@ pub enum Envelope {
     Control(Bytes),
 }
 
-/// The bytes are no envelope that this version reads.
+/// The bytes are not an envelope that this version can read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an envelope of version {VERSION}")]
 pub struct Unreadable;
 
-/// The first three bytes of an envelope, for whoever writes the rest of the header.
+/// The first three bytes of an envelope. The script that assigns the offset writes the rest of the header.
 #[must_use]
 pub fn head(kind: Kind, has_cursor: bool) -> [u8; 3] {
     [VERSION, kind as u8, if has_cursor { HAS_CURSOR } else { 0 }]
 }
 
-/// A whole header for what has no cursor.
+/// The whole header of an envelope without cursor.
 fn header(kind: Kind, number: u64) -> [u8; TAIL] {
     let mut bytes = [0; TAIL];
     bytes[..3].copy_from_slice(&head(kind, false));
@@ -74,7 +75,7 @@ fn header(kind: Kind, number: u64) -> [u8; TAIL] {
     bytes
 }
 
-/// Appends the tail: everything from `node` on.
+/// Appends a tail: everything from `node` on.
 pub fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, author: Option<SessionId>, payload: &[u8]) {
     out.reserve(PAYLOAD - TAIL + payload.len());
     out.put_u64(id.node.0);
@@ -84,20 +85,20 @@ pub fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, author: Option<Se
     out.put_slice(payload);
 }
 
-/// One or several messages of one room without cursor, whole.
+/// The whole envelope of one or several messages of a room without history.
 #[must_use]
 pub fn messages_without_cursor(kind: Kind, tails: impl Iterator<Item = BytesMut>) -> Bytes {
     let mut out = BytesMut::from(&header(kind, 0)[..]);
     for tail in tails {
         if kind == Kind::Messages {
-            out.put_u32(tail.len() as u32); // a message's limit is far below
+            out.put_u32(tail.len() as u32); // messages are limited to far less
         }
         out.put_slice(&tail);
     }
     out.freeze()
 }
 
-/// A whole control message.
+/// The whole envelope of a control message.
 #[must_use]
 pub fn control(from: NodeId, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(PAYLOAD + payload.len());
@@ -120,10 +121,10 @@ pub fn presence_payload(who: &Who, info: Option<&[u8]>) -> Vec<u8> {
     out
 }
 
-/// Reads an envelope in place: the payload stays a slice of `bytes`.
+/// Reads an envelope. Its payload is a slice of `bytes`.
 ///
 /// # Errors
-/// [`Unreadable`] for other versions and kinds, short input, and a cursor or user name that is none.
+/// [`Unreadable`] for other versions and kinds, short input, and a malformed cursor or user name.
 pub fn decode(bytes: &Bytes) -> Result<Envelope, Unreadable> {
     if bytes.len() < PAYLOAD || bytes[0] != VERSION {
         return Err(Unreadable);
@@ -146,7 +147,7 @@ pub fn decode(bytes: &Bytes) -> Result<Envelope, Unreadable> {
     })
 }
 
-/// Reads what history stores: the tail of a message whose place is known from elsewhere.
+/// Reads a tail, as history stores it, of a message whose cursor is known.
 ///
 /// # Errors
 /// [`Unreadable`] for short input.
@@ -160,7 +161,7 @@ pub fn decode_tail(tail: &Bytes, cursor: Option<Cursor>) -> Result<Publication, 
     Ok(Publication { cursor, id, author, ts_ms: be64(tail, 16), payload: tail.slice(PAYLOAD - TAIL..) })
 }
 
-/// Reads several tails, each behind its length; the cursor is the first one's.
+/// Reads several tails, each after its length. `cursor` is that of the first one.
 fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>) -> Result<Vec<Publication>, Unreadable> {
     let mut list = Vec::new();
     while !rest.is_empty() {
@@ -177,24 +178,29 @@ fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>) -> Result<Vec<Publi
 }
 
 fn presence(kind: PresenceKind, p: &Publication, version: u64) -> Result<Envelope, Unreadable> {
-    let (len, rest) = p.payload.split_first_chunk::<2>().ok_or(Unreadable)?;
+    let (who, info) = read_presence_payload(&p.payload, p.author).ok_or(Unreadable)?;
+    Ok(Envelope::Room(RoomEvent::Presence(PresenceEvent { kind, who, info, version })))
+}
+
+/// Reads the payload of a presence event. An anonymous member is named by its session.
+pub(crate) fn read_presence_payload(payload: &Bytes, session: Option<SessionId>) -> Option<(Who, Option<Bytes>)> {
+    let (len, rest) = payload.split_first_chunk::<2>()?;
     let (who, name_len) = match u16::from_be_bytes(*len) {
-        ANONYMOUS => (Who::Session(p.author.ok_or(Unreadable)?), 0),
-        n => {
-            let name = rest.get(..usize::from(n)).ok_or(Unreadable)?;
-            (Who::User(User::new(std::str::from_utf8(name).map_err(|_| Unreadable)?)), usize::from(n))
+        ANONYMOUS => (Who::Session(session?), 0),
+        len => {
+            let name = rest.get(..usize::from(len))?;
+            (Who::User(User::new(std::str::from_utf8(name).ok()?)), usize::from(len))
         }
     };
-    let info = p.payload.slice(2 + name_len..);
-    let info = (!info.is_empty()).then_some(info);
-    Ok(Envelope::Room(RoomEvent::Presence(PresenceEvent { kind, who, info, version })))
+    let info = payload.slice(2 + name_len..);
+    Some((who, (!info.is_empty()).then_some(info)))
 }
 
 fn epoch(bytes: &[u8]) -> Result<Epoch, Unreadable> {
     bytes.try_into().ok().and_then(Epoch::from_bytes).ok_or(Unreadable)
 }
 
-/// Eight bytes at `at`; the caller has checked the length.
+/// Reads eight bytes at `at`. The caller has checked the length.
 fn be64(bytes: &[u8], at: usize) -> u64 {
     let mut eight = [0; 8];
     eight.copy_from_slice(&bytes[at..at + 8]);
@@ -217,9 +223,9 @@ mod tests {
         out.freeze()
     }
 
-    /// Golden bytes: nodes of two versions share a Redis during a deploy, so the layout does not move.
+    /// Golden bytes: nodes of two versions share a Redis during a deploy, so the layout never changes.
     #[test]
-    fn the_layout_of_a_message() {
+    fn the_layout_of_a_message_is_stable() {
         let bytes = with_cursor(b"hi");
         let golden = b"\x01\x01\x01Xk2p9QaB\0\0\0\0\0\0\0\x2a\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x09\
             \0\0\x01\x9a\xa8\x49\xcc\x7babcdefghijklhi";
@@ -232,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_of_a_departure() {
+    fn the_layout_of_a_leave_is_stable() {
         let mut out = BytesMut::from(&header(Kind::Left, 7)[..]);
         let payload = presence_payload(&Who::User(User::new("u42")), Some(b"{}"));
         put_tail(&mut out, ID, 0, Some(SessionId(*b"abcdefghijkl")), &payload);
@@ -244,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn an_anonymous_arrival_is_named_by_its_session() {
+    fn an_anonymous_member_is_named_by_its_session() {
         let mut out = BytesMut::from(&header(Kind::Joined, 1)[..]);
         let session = SessionId(*b"abcdefghijkl");
         put_tail(&mut out, ID, 0, Some(session), &presence_payload(&Who::Session(session), None));
@@ -253,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_of_several_messages() {
+    fn the_layout_of_several_messages_is_stable() {
         let mut out = BytesMut::from(&head(Kind::Messages, true)[..]);
         out.put_slice(b"Xk2p9QaB");
         out.put_u64(42);
@@ -273,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_and_kinds_are_refused() {
+    fn other_versions_and_kinds_are_unreadable() {
         for (at, value) in [(0, 2), (1, 0), (1, 6), (3, b'*')] {
             let mut bytes = with_cursor(b"hi").to_vec();
             bytes[at] = value;
@@ -288,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn no_mangled_envelope_panics(at in 0usize..60, value: u8, cut in 0usize..64) {
+        fn no_damaged_envelope_panics(at in 0usize..60, value: u8, cut in 0usize..64) {
             let mut bytes = with_cursor(b"\0\x03u42").to_vec();
             let at = at % bytes.len();
             bytes[at] = value;

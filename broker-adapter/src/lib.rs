@@ -1,35 +1,36 @@
-//! Moving publications between gateway nodes, keeping a room's recent past, and knowing who is present.
+//! Moves publications between the nodes of the gateway, keeps the recent history of rooms, and knows who is present.
 //!
-//! The crate has never heard of sessions, sockets or JSON: a payload is bytes, a member is a name, and whoever
-//! consumes deliveries is a numbered [`Subscriber`] of this process (the gateway's shards).
+//! The crate does not know sockets or JSON: a payload is bytes, a session is an id, and events are delivered to the
+//! numbered [`Subscriber`]s of this process, which are the gateway's shards.
 //!
 //! # The contract, in prose
 //!
-//! **Order.** A room has one order. Every subscriber of every node sees a room's messages in it, and two messages
-//! published one after the other through the same node keep their order.
+//! **Order.** A room has one order, in which every subscriber of every node sees the room's messages. Two messages that
+//! are published one after the other through the same node keep their order.
 //!
-//! **Acknowledgement.** [`Broker::publish`] answers through its [`Reply`] once the backplane has assigned the
-//! message its [`Cursor`] (in a room without history: has taken it). An error means that the message was not
-//! acknowledged; it may still have been published when the connection broke in between, which is why a publisher
-//! retries with the same idempotency key.
+//! **Acknowledgement.** [`Broker::publish`] reports success to its [`Reply`] once the backplane has given the message
+//! its [`Cursor`] (in a room without history: once it has taken the message). An error means that the message was not
+//! acknowledged. If the connection broke in between, the message may still have been published, so a publisher retries
+//! with the same idempotency key.
 //!
-//! **Joining.** When [`Broker::subscribe`] has answered with the room's head, every message after that head
-//! reaches the subscriber. What came up to the head may have been delivered too; a subscriber skips it by offset.
+//! **Joining.** [`Broker::subscribe`] returns the room's head. Every message after that head reaches the subscriber.
+//! Messages up to the head may be delivered too; a subscriber recognizes and skips them by their offsets.
 //!
-//! **What a reconnect can lose, and how that is told.** A live delivery can be lost: while the connection to the
-//! backplane is away, or because a queue was full. In a room with history a subscriber notices by offset (the next
-//! message jumps), or is told by [`RoomEvent::Head`], after a reconnect and within a minute in a quiet room, where the room
-//! stands; it then reads the hole from [`Broker::history`]. What history no longer has is a [`Gap`], never silence. Rooms without history are
-//! at-most-once.
+//! **Lost deliveries.** A live delivery can be lost, while the connection to the backplane is away or because a queue
+//! is full. In a room with history the subscriber learns of it: the offset of the next message jumps, or it gets a
+//! [`RoomEvent::Head`] after a reconnect, and within a minute in a quiet room. It then reads what is missing from
+//! [`Broker::history`]. Messages that history no longer has are reported as a [`Gap`]. Rooms without history deliver at
+//! most once.
 //!
-//! **Epochs.** Offsets grow by one per message within an epoch. When the backplane cannot vouch that its memory is
-//! the one that gave out the last offsets (restart, failover, flush, eviction) the room starts a new epoch; an
-//! offset is never used twice under one epoch.
+//! **Epochs.** Within an epoch offsets grow by one per message. After a restart, a failover, a flush or an eviction the
+//! backplane may have lost the last offsets that it gave out. Then the room begins a new epoch, so no offset is used
+//! twice under one epoch.
 //!
-//! **Presence.** One [`PresenceEvent`] per user and room: with the first session in, with the last one out. Events
-//! carry a version, and a listing tells the version it contains, so that the two can be merged exactly.
+//! **Presence.** A user is announced once per room: one [`PresenceEvent`] with the first session that enters, and one
+//! with the last session that leaves. Events have a version, and a listing has the version of the last event that it
+//! contains, so a client can merge the two exactly.
 //!
-//! `contract` (behind the feature of that name) is the suite that holds every broker to this.
+//! `contract` (behind the feature of that name) is the test suite of these promises, which every broker passes.
 
 mod broker;
 #[cfg(any(test, feature = "contract"))]

@@ -1,4 +1,5 @@
-//! Where one consumer stands in one room, and what the next message means to it. Pure: no I/O, no clock.
+//! `Position`: the last message that one consumer of one room has had, and what the next message means to it. Pure: no
+//! I/O, no clock.
 
 use crate::{Cursor, Offset};
 
@@ -6,28 +7,28 @@ use crate::{Cursor, Offset};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position(Cursor);
 
-/// What a message, or the word that a room's head is somewhere, means to a consumer at a [`Position`].
+/// What a message, or a head, means to a consumer at a [`Position`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The next one in sequence.
+    /// It is the next message.
     InSequence,
-    /// Already had.
+    /// The consumer has had it.
     Old,
-    /// Something in between is missing: read history after `since` before anything later.
+    /// Messages in between are missing: the consumer reads history after `since` before anything later.
     Hole {
-        /// The position itself.
+        /// The position's cursor.
         since: Cursor,
     },
 }
 
 impl Position {
-    /// Stands at `cursor`.
+    /// The position of a consumer that has had everything up to `cursor`.
     #[must_use]
     pub fn at(cursor: Cursor) -> Self {
         Self(cursor)
     }
 
-    /// The place.
+    /// The cursor of the last message.
     #[must_use]
     pub fn cursor(self) -> Cursor {
         self.0
@@ -46,8 +47,8 @@ impl Position {
         }
     }
 
-    /// Judges the word that the room's last message is `head`. A head of the same epoch that lies *behind* the
-    /// position cannot be: the backplane forgot messages that were delivered, so it counts as a hole too.
+    /// Judges the room's head. A head of the same epoch *behind* the position means that the backplane has forgotten
+    /// messages which were delivered, so it counts as a hole too.
     #[must_use]
     pub fn of_head(self, head: Cursor) -> Verdict {
         if head == self.0 { Verdict::Old } else { Verdict::Hole { since: self.0 } }
@@ -58,13 +59,13 @@ impl Position {
         self.0 = cursor;
     }
 
-    /// Whether `cursor` is of the same epoch and not ahead of the position.
+    /// Whether the consumer has had the message at `cursor`: same epoch, and not after the position.
     #[must_use]
     pub fn covers(self, cursor: Cursor) -> bool {
         cursor.epoch == self.0.epoch && cursor.offset <= self.0.offset
     }
 
-    /// The offset.
+    /// The offset of the last message.
     #[must_use]
     pub fn offset(self) -> Offset {
         self.0.offset
@@ -91,9 +92,9 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
-        /// Whatever arrives in whatever order, a consumer that obeys the verdicts has each offset once, in order.
+        /// Whatever arrives in whatever order, a consumer that follows the verdicts has each offset once, in order.
         #[test]
-        fn obeying_the_verdicts_delivers_every_offset_once(arrivals in proptest::collection::vec(1u64..60, 0..200)) {
+        fn following_the_verdicts_delivers_every_offset_once(arrivals in proptest::collection::vec(1u64..60, 0..200)) {
             let mut at = Position::at(cursor(b"aaaaaaaa", 0));
             let mut seen = Vec::new();
             for offset in arrivals {

@@ -1,4 +1,4 @@
-//! `Room`: the validated name of a stream of publications. Made where bytes enter the process, cloned everywhere.
+//! `Room`: the checked name of a room. Made where bytes enter the process, and cloned from there on.
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
@@ -8,13 +8,13 @@ use std::{borrow::Borrow, fmt, sync::Arc};
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Room(Arc<str>);
 
-/// Why a name is no room name; the text may be shown to clients.
+/// Why a name is not a room's name. The text may be shown to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RoomInvalid {
     /// Empty, or longer than [`Room::BYTES_MAX`].
     #[error("a room name has 1 to 255 bytes")]
     Length,
-    /// A byte outside the alphabet.
+    /// Has a character that is not allowed.
     #[error("a room name is visible ASCII without {{ }} \" \\")]
     Alphabet,
     /// Begins with `$`.
@@ -29,13 +29,13 @@ impl Room {
     /// Checks and copies a name that a client or a back end sent.
     ///
     /// # Errors
-    /// [`RoomInvalid`] names the first rule broken; nothing is allocated then.
+    /// [`RoomInvalid`] names the first rule that is broken.
     pub fn parse(name: &str) -> Result<Self, RoomInvalid> {
         Self::check(name)?;
         Ok(Self(name.into()))
     }
 
-    /// The checks of [`Room::parse`] alone, for callers that only look a room up.
+    /// Checks a name as [`Room::parse`] does, for callers that only look a room up.
     ///
     /// # Errors
     /// As [`Room::parse`].

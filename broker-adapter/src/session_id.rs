@@ -1,11 +1,11 @@
-//! The public name of a session, as members see it and as it travels between nodes. Made by the gateway when a session
-//! opens; the broker compares it and stores it, and never looks into it.
+//! `SessionId`: the public id of a session, as members see it and as nodes send it to each other. The gateway makes it
+//! when a session opens; the broker stores and compares it.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use std::{fmt, str::FromStr};
 
-/// A session, unique in the cluster: 96 random bits, written as 16 characters of base64url (RFC 4648 section 5, no
-/// padding). It is public: knowing it lets nobody act as the session.
+/// The id of a session, unique in the cluster: 96 random bits, written as 16 characters of base64url (RFC 4648 section
+/// 5, without padding). It is public: a client that knows it cannot act as the session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionId(pub [u8; Self::BYTES]);
 
@@ -17,13 +17,13 @@ pub struct SessionIdInvalid;
 impl SessionId {
     /// Bytes of an id.
     pub const BYTES: usize = 12;
-    /// Characters of its text.
+    /// Characters of an id's text.
     pub const TEXT: usize = Self::BYTES / 3 * 4;
 
-    /// A fresh id.
+    /// Makes a random id.
     ///
     /// # Panics
-    /// When the operating system gives no random numbers.
+    /// If the operating system gives no random numbers.
     #[must_use]
     pub fn random() -> Self {
         let mut bytes = [0; Self::BYTES];
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_sixteen_characters_and_back() {
+    fn an_id_is_read_back_from_its_sixteen_characters() {
         for _ in 0..1000 {
             let id = SessionId::random();
             assert_eq!(id.to_string().len(), SessionId::TEXT);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_refused() {
+    fn malformed_ids_are_refused() {
         for text in ["", "short", "AAAAAAAAAAAAAAA*", "AAAAAAAAAAAAAAA=", "AAAAAAAAAAAAAAAAA", "AAAAAAAAAAAAAAAAAAAA"] {
             assert_eq!(text.parse::<SessionId>(), Err(SessionIdInvalid), "{text}");
         }

@@ -1,5 +1,5 @@
-//! The data path without sockets: `cargo bench -p fanfare --bench data_path`. Each name says what one element is, and
-//! `elem/s` is how many of those one core does; what a write to a socket costs beside it, `tests/bench` measures.
+//! Measures the data path without sockets: `cargo bench -p fanfare --bench data_path`. The table says what one element is;
+//! `elem/s` is how many of them one core does in a second. Writes to sockets are not in here; `tests/bench` measures them.
 //!
 //! | group | one element |
 //! |---|---|
@@ -7,7 +7,7 @@
 //! | `decode/command` | one client frame read |
 //! | `encode/message` | one message laid out, text and WebSocket header; once per room, not per member |
 //! | `encode/frame` | one WebSocket header put before a text, and the text copied |
-//! | `outbox/frame` | one frame through the outbox of a socket that takes everything, little by little, or nothing |
+//! | `outbox/frame` | one frame through an outbox whose socket takes everything at once, or in parts, or nothing |
 
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Messages of chat size; the load tool's default too.
+/// Bytes of a message: the size of a chat message, which is also the load tool's default.
 const DATA_BYTES: usize = 128;
 
 fn data(bytes: usize) -> String {
@@ -135,7 +135,7 @@ fn outbox(criterion: &mut Criterion) {
 }
 
 fn main() {
-    // Short: there are enough of them, and what is looked for is a half, not a hundredth.
+    // Short runs: they are to show a slow-down by half, not by a hundredth.
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))

@@ -1,8 +1,9 @@
-//! What an idle WebSocket connection keeps on the heap: `cargo bench -p fanfare --bench idle`. A whole node runs in this
-//! process, on its own threads; the clients are bare sockets of the main thread, which own no heap. The allocator counts
-//! what was asked for and not freed, so the kernel's share (4.3 KiB) and the allocator's own rounding are not in it.
+//! Measures what an idle WebSocket connection keeps on the heap: `cargo bench -p fanfare --bench idle`. A whole node runs in
+//! this process, on its own threads; the clients are bare sockets of the main thread, which own no heap. The allocator counts
+//! bytes that were asked for and not freed. So the figures contain neither the kernel's share (4.3 KiB) nor what the
+//! allocator loses by rounding.
 //!
-//! What is printed is the slope over the second half of the connections: what a node has once is not in it.
+//! The figures are the growth over the second half of the connections. So they do not contain what a node allocates once.
 
 use fanfare_gateway::bench;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -19,7 +20,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CONNECTIONS: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The figure counts as settled when it has not changed for so long: the handshakes' last tasks have ended then.
+/// The figure counts as settled when it has not changed for this long: the last tasks of the handshakes have ended then.
 const QUIET: Duration = Duration::from_millis(300);
 const UPGRADE: &[u8] = b"HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -31,7 +32,7 @@ fn live() -> (isize, isize) {
     (bytes, stats.allocations as isize - stats.deallocations as isize)
 }
 
-/// [`live`], once it stands still.
+/// [`live`], once it no longer changes.
 fn settled() -> (isize, isize) {
     let (begun, mut seen, mut since) = (Instant::now(), live(), Instant::now());
     while since.elapsed() < QUIET && begun.elapsed() < PATIENCE {
@@ -44,7 +45,7 @@ fn settled() -> (isize, isize) {
     seen
 }
 
-/// One client, up to the end of the frame that `last` begins with.
+/// Connects one client, and reads until `last` has come.
 fn connect(address: SocketAddr, path: &str, last: &[u8]) -> io::Result<TcpStream> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -62,7 +63,7 @@ fn connect(address: SocketAddr, path: &str, last: &[u8]) -> io::Result<TcpStream
     Ok(socket)
 }
 
-/// Bytes and blocks per connection of this kind; `#` in the path stands for the connection's number.
+/// Bytes and blocks per connection of one kind; `#` in the path stands for the connection's number.
 fn measure(address: SocketAddr, path: &str, last: &[u8]) -> io::Result<(f64, f64)> {
     let mut clients = Vec::with_capacity(CONNECTIONS);
     let open = |clients: &mut Vec<TcpStream>, to: usize| -> io::Result<(isize, isize)> {

@@ -1,4 +1,4 @@
-//! What `benches/` reaches of the gateway's inside, and nobody else: not an interface, it may change with every commit.
+//! Access to the gateway's inside for `benches/`, and for nothing else: it is no interface and may change with every commit.
 //! It arranges and calls; what is measured is the gateway's own code, unchanged.
 
 use crate::{
@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// Runs a node in this process until it is drained.
 ///
 /// # Errors
-/// Why it cannot start, for people.
+/// Why the node cannot start, as a sentence.
 pub fn serve(flags: &[(&'static str, &str)]) -> Result<(), String> {
     let flags = flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
     let config = config::load(&flags, &Environment::default()).map_err(|why| why.to_string())?;
@@ -39,7 +39,7 @@ pub fn decode(text: &str) -> bool {
     black_box(native::decode(text)).is_ok()
 }
 
-/// A publication as the broker gives it to a shard: number `offset` of a room with history, without an event's name.
+/// A publication as the broker delivers it to a shard: message number `offset` of a room with history.
 #[must_use]
 pub fn publication(data: &str, offset: u64) -> Publication {
     const AUTHOR: SessionId = SessionId([7; 12]);
@@ -53,7 +53,7 @@ pub fn publication(data: &str, offset: u64) -> Publication {
     }
 }
 
-/// Appends a publication as members get it: the message's text in a WebSocket frame.
+/// Appends a publication as members receive it: the message's text in a WebSocket frame.
 pub fn encode(room: &Room, publication: &Publication, out: &mut BytesMut) {
     let text = native::MessageText::new(room, publication);
     put_frame(out, FrameShape::WebSocket, &text.parts(publication));
@@ -72,7 +72,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Empty, with this room for bytes.
+    /// An empty outbox that takes this many bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         Self { outbox: Outbox::default(), limits: OutboxLimits { bytes, frames: 1024, age_ms: 5000 } }
@@ -83,7 +83,7 @@ impl Queue {
         self.outbox.push(Frames { bytes: frame.clone(), count: 1 }, 0, &self.limits).is_ok()
     }
 
-    /// Gathers what one write would take, as slices, and notes that the socket took `written` bytes of it.
+    /// Gathers the slices of one write, and notes that the socket took `written` bytes of them.
     pub fn write(&mut self, written: usize) {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         black_box(self.outbox.slices(&mut slices));
@@ -91,7 +91,7 @@ impl Queue {
     }
 }
 
-/// A shard's way of a message from its inbox to its members' outboxes.
+/// The way of a message through a shard, from the inbox to the members' outboxes.
 pub struct FanOut {
     crowd: Crowd,
     offset: u64,
@@ -103,7 +103,7 @@ impl FanOut {
     /// `rooms` rooms with history, each with `members` members of its own.
     ///
     /// # Errors
-    /// The operating system gives no socket.
+    /// The operating system refuses a socket.
     pub fn new(rooms: usize, members: u32) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let socket = Rc::new(runtime.block_on(async {
@@ -134,7 +134,7 @@ impl FanOut {
         self.crowd.publish(&publication(data, self.offset));
     }
 
-    /// What the shard does with its inbox, up to the outboxes.
+    /// Runs the shard's passes until its inbox is empty: the messages are in the outboxes then.
     pub fn pass(&self) {
         self.crowd.pass();
     }

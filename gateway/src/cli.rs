@@ -78,10 +78,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>, environment: &Environmen
         Some(("serve", matches)) => serve(matches, environment),
         Some(("check", matches)) if matches.get_flag("reference") => Err(Exit { code: 0, text: config::reference() }),
         Some(("check", matches)) => Ok(Invocation::Check(string(matches, "FILE").unwrap_or_default().into())),
-        Some((name, matches)) => {
-            let variable = |name: &str| environment.get(name).map(str::to_owned);
-            ClientCommand::read(name, matches, &variable).map(Invocation::Client).map_err(Exit::faults)
-        }
+        Some(_) => ClientCommand::read(&matches).map(Invocation::Client).map_err(Exit::faults),
     }
 }
 
@@ -97,7 +94,7 @@ fn string(matches: &ArgMatches, name: &str) -> Option<String> {
 
 /// The whole command line. Without a command the program serves, so the flags of `serve` are also at the top level.
 fn command() -> Command {
-    Command::new("fanfare")
+    let server = Command::new("fanfare")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A realtime gateway: rooms over WebSocket, through Redis, on every node.\nWithout a command it serves.")
         .after_help("Example:\n  fanfare --listen 127.0.0.1:8080\n  fanfare sub news &\n  fanfare pub news '{\"hello\":\"world\"}'")
@@ -118,8 +115,8 @@ fn command() -> Command {
                     "Print the reference of all options and sections instead (Markdown)",
                 ))
                 .after_help("Example:\n  fanfare check /etc/fanfare.toml"),
-        )
-        .subcommands(fanfare_client_cli::commands())
+        );
+    fanfare_client_cli::with_client_commands(server)
 }
 
 /// The flag of an option. Its value is read by the table, as those of the other layers are.

@@ -5,9 +5,9 @@ use fanfare_tests::cluster::binary;
 use fanfare_tests::process::{Launch, Output};
 use fanfare_tests::wait::{eventually, patience};
 use fanfare_tests::{Cluster, http, ports};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::fixtures::{NO_RATE, one_node_with};
+use crate::fixtures::{NO_RATE, one_node, one_node_with};
 
 fn bench(args: &[&str]) -> Launch {
     Launch::new("bench", binary()).arg("bench").args(args)
@@ -73,10 +73,13 @@ async fn the_report_of_a_load_on_two_nodes_adds_up() {
     for cost in ["gateway_cores", "bench_cores", "cpu_us_per_delivery", "cpu_us_per_publish"] {
         assert!(figure(&report, cost) > 0.0, "{cost}: {report}");
     }
-    // Few members come and little happens: their share may be less than the 10 ms or the page that is counted by.
-    for cost in ["connect_cpu_us", "idle_cpu_percent", "rss_kib_per_member"] {
+    // Few members come and little happens: their share may be less than the 10 ms in which the kernel counts.
+    for cost in ["connect_cpu_us", "idle_cpu_percent"] {
         assert!(report[cost].is_number(), "{cost}: {report}");
     }
+    let asked = [&report["target"], &report["transport"], &report["rate"], &report["in_flight"]];
+    assert_eq!(asked, [&json!([url(&cluster, 0), from_b]), &json!("ws"), &json!(200.0), &Value::Null], "{report}");
+    assert!(count(&report, "shared_cores") > 0, "all processes are on this machine: {report}");
     assert!(count(&report, "rss_kib") > 2 * 1024, "two processes have more than 2 MiB: {report}");
 
     assert!(output.stderr.starts_with("1 s: "), "{}", output.stderr);
@@ -100,7 +103,10 @@ async fn people_get_a_table_and_no_line_but_the_report() {
         let found = table.iter().find(|(found, _)| *found == name);
         found.unwrap_or_else(|| panic!("no line {name}:\n{}", output.stdout)).1
     };
-    assert!(line("members").starts_with("10 in 1 rooms"), "{}", output.stdout);
+    assert_eq!(line("target"), format!("{} over WebSocket", url(&cluster, 0)));
+    assert_eq!(line("load"), "10 members in 1 room, 2 messages of 128 bytes in flight from 1 session, for 0.5 s");
+    assert!(line("machine").starts_with("gateway and bench share "), "{}", output.stdout);
+    assert!(line("members joined").starts_with("10 in "), "{}", output.stdout);
     assert!(line("published").contains("0 refused, 0 unanswered"), "{}", output.stdout);
     assert_eq!(line("faults"), "0 lost, 0 repeated, 0 out of order, 0 gaps, 0 disconnected");
     for (name, part) in [
@@ -108,12 +114,14 @@ async fn people_get_a_table_and_no_line_but_the_report() {
         ("publish to member", "p99.9"),
         ("publish to acknowledgement", "p50"),
         ("gateway memory per member", "KiB"),
-        ("gateway CPU per delivery", "µs"),
-        ("gateway CPU", "cores"),
-        ("bench CPU", "cores"),
+        ("gateway CPU per delivery", "µs: all CPU since the first publish / "),
+        ("gateway CPU per publish", "µs: the same CPU / "),
+        ("bench CPU", "% of a core"),
     ] {
         assert!(line(name).contains(part), "{name} without {part}:\n{}", output.stdout);
     }
+    let last = output.stdout.lines().last().unwrap_or_default();
+    assert!(last.starts_with("gateway CPU ") && last.contains(" % of a core at this rate: "), "{last}");
 }
 
 #[tokio::test]
@@ -125,7 +133,8 @@ async fn what_was_not_measured_is_null() {
     let report = report(&output);
     adds_up(&report, 0);
     is_ordered(&report["acknowledged_ms"]);
-    for field in ["offered", "rss_kib", "rss_kib_per_member", "connect_cpu_us", "gateway_cores", "cpu_us_per_delivery"]
+    for field in
+        ["offered", "rate", "rss_kib", "rss_kib_per_member", "connect_cpu_us", "gateway_cores", "cpu_us_per_delivery"]
     {
         assert!(report[field].is_null(), "{field}: {report}");
     }
@@ -143,6 +152,34 @@ async fn refused_publishes_are_counted_apart_and_fail_the_run() {
     assert!(count(&report, "refused") > 0, "{report}");
     adds_up(&report, 4);
     assert!(output.stderr.contains("refused"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn a_publisher_that_is_closed_for_its_errors_names_the_limit_to_raise() {
+    let cluster = one_node_with("[limits]\npublishes_per_second = 5\n").await;
+    let run = bench(&["--url", &url(&cluster, 0), "--members", "1", "--rate", "200", "--seconds", "60"]);
+    let output = run.run().await;
+    assert_eq!(output.code, Some(1), "{output:?}");
+    for part in ["closed with 4429 too many errors", "rate_limited: too many publishes", "publishes_per_second"] {
+        assert!(output.stderr.contains(part), "{part} is not in {}", output.stderr);
+    }
+}
+
+/// Members of a second run move into memory that those of the first have left, and would seem to need less.
+#[tokio::test]
+async fn memory_per_member_is_told_of_a_new_process_only() {
+    let cluster = one_node().await;
+    let pid = cluster.nodes[0].pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the node runs");
+    let files = status.lines().find_map(|line| line.strip_prefix("FDSize:")).expect("the kernel tells it");
+    let members = (2 * files.trim().parse::<u64>().expect("a number")).to_string();
+    let pid = pid.to_string();
+    let run =
+        ["--url", &url(&cluster, 0), "--members", &members, "--publishers", "0", "--seconds", "0", "--pids", &pid];
+    let first = report(&bench(&run).arg("--json").run().await);
+    assert!(figure(&first, "rss_kib_per_member") >= 1.0, "{first}");
+    let second = bench(&run).run().await;
+    assert!(second.stdout.contains("gateway memory per member         cannot be told: "), "{second:?}");
 }
 
 #[tokio::test]

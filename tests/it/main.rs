@@ -6,8 +6,10 @@
 mod fixtures;
 
 mod backplane;
+mod client_tls;
 mod cluster;
 mod continuity;
+mod deploy;
 mod documents;
 mod faults;
 mod http_api;
@@ -20,5 +22,6 @@ mod sentences;
 mod sub;
 mod through_nginx;
 mod through_nginx_h2;
+mod through_nginx_publish;
 mod transports;
 mod tree;

@@ -196,7 +196,7 @@ async fn a_gap_is_told(transport: &str) {
     let numbers = sub.number(40).await;
     let missed = numbers[0] - 1;
     assert!(missed > 0 && numbers == (numbers[0]..=40).collect::<Vec<_>>(), "{numbers:?}");
-    sub.says(&format!("gap: {missed} messages are lost")).await;
+    sub.says(&format!("gap: {missed} messages are missing")).await;
 }
 
 async fn the_last_messages_come_first(transport: &str) {

@@ -1,5 +1,6 @@
-//! The same sentences through a real nginx, with both of the repository's configurations, and what only nginx can
-//! get wrong: stickiness, upgrades, headers, nodes that go away behind it.
+//! Members and publishers reach a cluster through a real nginx, with both of the repository's configurations. The
+//! sentences of `sentences` hold here too; the other tests are about what only nginx can get wrong: stickiness,
+//! upgrades, headers, nodes that end behind it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +20,7 @@ async fn three_nodes_behind(version: Version) -> (Cluster, Nginx) {
     (cluster, nginx)
 }
 
-async fn the_cluster_sentences_hold_behind(version: Version) {
+async fn the_cluster_sentences_hold(version: Version) {
     let (_cluster, nginx) = three_nodes_behind(version).await;
     let target = nginx.target();
     sentences::all_agree_on_one_order(&target).await;
@@ -28,20 +29,20 @@ async fn the_cluster_sentences_hold_behind(version: Version) {
     sentences::kicks_reach_every_node(&target).await;
 }
 
-async fn joins_and_resumes_lose_nothing_behind(version: Version) {
+async fn joins_lose_nothing(version: Version) {
     let (_cluster, nginx) = three_nodes_behind(version).await;
     let target = nginx.target();
     sentences::a_publish_right_after_joined_comes(&target).await;
     sentences::a_join_amid_publishes_misses_nothing_after_its_cursor(&target).await;
 }
 
-async fn resumes_lose_nothing_behind(version: Version) {
+async fn resumes_lose_nothing(version: Version) {
     let (_cluster, nginx) = three_nodes_behind(version).await;
     sentences::a_resume_on_another_node_loses_and_repeats_nothing(&nginx.target()).await;
 }
 
-/// Drains one node and kills another while members and publishers go through nginx.
-async fn nodes_come_and_go_unnoticed_behind(version: Version) {
+/// One node drains and another is killed while members and publishers go through nginx.
+async fn nodes_come_and_go_unnoticed(version: Version) {
     let (mut cluster, nginx) = three_nodes_behind(version).await;
     let target = nginx.target();
     let rooms = rooms(6);
@@ -62,8 +63,8 @@ async fn nodes_come_and_go_unnoticed_behind(version: Version) {
     assert!(reports.iter().all(|report| report.nodes.last().is_some_and(|node| node == "c")));
 }
 
-/// `?n=` with the route of `welcome` leads to the same node again; without it clients spread.
-async fn a_route_leads_back_to_its_node_behind(version: Version) {
+/// `?n=` with the route from `welcome` leads to the same node again. Clients without it are spread over the nodes.
+async fn a_route_leads_back_to_its_node(version: Version) {
     let (_cluster, nginx) = three_nodes_behind(version).await;
     let mut routes = BTreeMap::new();
     let mut open = Vec::new();
@@ -85,7 +86,7 @@ async fn a_route_leads_back_to_its_node_behind(version: Version) {
     assert!(routes.contains_key(&unknown.node()), "an unknown route is balanced as usual");
 }
 
-/// The HTTP API passes unchanged: encoded rooms, headers, refusals, origins.
+/// nginx changes nothing of the HTTP API: encoded rooms, headers, refusals, origins.
 async fn the_http_api_passes_unchanged(version: Version) {
     let (_cluster, nginx) = three_nodes_behind(version).await;
     let mut client = Client::open(nginx.address, "/ws?room=a%2Fb%2Cc").await;
@@ -107,7 +108,7 @@ async fn the_http_api_passes_unchanged(version: Version) {
     assert!(!nginx.access_log().contains("event=e"), "no query strings in the log");
 }
 
-/// With no node left, refusals still are problems that say when to come back.
+/// While all nodes are away, nginx itself replies with problems that say when to come back.
 async fn without_nodes_clients_are_told_to_come_back(version: Version) {
     let (mut cluster, nginx) = three_nodes_behind(version).await;
     for node in &mut cluster.nodes {
@@ -121,54 +122,38 @@ async fn without_nodes_clients_are_told_to_come_back(version: Version) {
     assert!(stream.text.starts_with("retry: "), "{stream:?}");
 }
 
-macro_rules! behind {
-    ($module:ident, $version:expr) => {
-        mod $module {
-            use fanfare_tests::nginx::Version;
-
-            #[tokio::test]
-            async fn the_cluster_sentences_hold() {
-                super::the_cluster_sentences_hold_behind($version).await;
-            }
-
-            #[tokio::test]
-            async fn joins_lose_nothing() {
-                super::joins_and_resumes_lose_nothing_behind($version).await;
-            }
-
-            #[tokio::test]
-            async fn resumes_lose_nothing() {
-                super::resumes_lose_nothing_behind($version).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn nodes_come_and_go_unnoticed() {
-                super::nodes_come_and_go_unnoticed_behind($version).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn three_hundred_members_lose_nothing_of_twenty_thousand_publishes() {
-                let (_cluster, nginx) = super::three_nodes_behind($version).await;
-                crate::sentences::nothing_is_lost_under_load(&nginx.target(), 300, 20_000).await;
-            }
-
-            #[tokio::test]
-            async fn a_route_leads_back_to_its_node() {
-                super::a_route_leads_back_to_its_node_behind($version).await;
-            }
-
-            #[tokio::test]
-            async fn the_http_api_passes_unchanged() {
-                super::the_http_api_passes_unchanged($version).await;
-            }
-
-            #[tokio::test]
-            async fn without_nodes_clients_are_told_to_come_back() {
-                super::without_nodes_clients_are_told_to_come_back($version).await;
-            }
-        }
-    };
+/// The most members and messages of a test through nginx.
+async fn three_hundred_members_lose_nothing_of_twenty_thousand_publishes(version: Version) {
+    let (_cluster, nginx) = three_nodes_behind(version).await;
+    sentences::nothing_is_lost_under_load(&nginx.target(), 300, 20_000).await;
 }
 
-behind!(nginx_1_22, Version::Old);
-behind!(nginx_new, Version::New);
+/// The gateway compresses its files; nginx passes them on, and compresses nothing itself.
+async fn only_the_client_and_the_pages_are_compressed(version: Version) {
+    let (_cluster, nginx) = three_nodes_behind(version).await;
+    let get = |path: &str| http::get(nginx.address, path).header("accept-encoding", "gzip");
+    let message = json!("x".repeat(5_000));
+    http::post(nginx.address, "/v1/rooms/a", &message).send().await.expect(200);
+    for (path, encoding) in [
+        ("/client.js", "gzip"),
+        ("/demo/chat.html", "gzip"),
+        ("/v1/rooms/a/history", ""),
+        ("/v1/rooms/a/poll?last=1", ""),
+    ] {
+        let reply = get(path).send().await;
+        assert_eq!((reply.status, reply.header("content-encoding")), (200, encoding), "{path}: {:?}", reply.headers);
+    }
+}
+
+for_each! {
+    nginx_1_22(Version::Old), nginx_new(Version::New):
+    the_cluster_sentences_hold,
+    joins_lose_nothing,
+    resumes_lose_nothing,
+    nodes_come_and_go_unnoticed,
+    a_route_leads_back_to_its_node,
+    the_http_api_passes_unchanged,
+    without_nodes_clients_are_told_to_come_back,
+    three_hundred_members_lose_nothing_of_twenty_thousand_publishes,
+    only_the_client_and_the_pages_are_compressed,
+}

@@ -1,8 +1,10 @@
-//! Server-sent events through a real nginx over TLS and HTTP/2, as browsers take them, with both of the repository's
-//! configurations. The client is curl, which has an HTTP/2 of its own; it never knows more than a browser would.
+//! TLS and HTTP/2 through a real nginx, with both of the repository's configurations; above all server-sent events,
+//! which browsers need HTTP/2 for. The client is curl, and knows no more than a browser would.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use fanfare_tests::nginx::{Nginx, Version, certify};
 use fanfare_tests::process::{Launch, Output, Process};
@@ -25,17 +27,17 @@ fn url(nginx: &Nginx, path: &str) -> String {
     format!("https://{}{path}", nginx.secure().address)
 }
 
-/// One request: what came with it until its end.
+/// One request, and the reply with its head.
 async fn ask(nginx: &Nginx, flags: &[&str], path: &str) -> Output {
     curl(nginx).args(flags).arg("--include").arg(url(nginx, path)).run().await
 }
 
-/// A stream that goes on, and what has come on it so far.
+/// A stream that goes on; its log is what it has received so far.
 fn follow(nginx: &Nginx, flags: &[&str], path: &str, scratch: &Scratch) -> Process {
     curl(nginx).args(flags).arg(url(nginx, path)).start(scratch.path())
 }
 
-/// What came on the stream number `n` so far.
+/// What the stream number `n` has received so far.
 fn came(scratch: &Scratch, n: usize) -> String {
     std::fs::read_to_string(scratch.path().join(format!("stream_{n}"))).unwrap_or_default()
 }
@@ -51,7 +53,7 @@ async fn sessions(nginx: &Nginx, room: usize) -> Value {
     http::get(nginx.address, &format!("/v1/rooms/room:{room}")).send().await.json()["sessions"].clone()
 }
 
-async fn fifty_streams_share_one_connection_through(version: Version) {
+async fn fifty_streams_share_one_connection(version: Version) {
     let cluster = Cluster::over_redis(3).start().await;
     let nginx = Nginx::secure_before(&cluster, version).await;
     let scratch = Scratch::new();
@@ -90,8 +92,8 @@ async fn fifty_streams_share_one_connection_through(version: Version) {
     );
 }
 
-/// The only node is killed: its streams end, and whoever comes back is told to come again, until there is a node.
-async fn a_killed_only_node_is_a_retry_through(version: Version) {
+/// The only node is killed: its streams end, and new ones are told to retry until the node is back.
+async fn a_stream_is_told_to_retry_while_the_only_node_is_away(version: Version) {
     let mut cluster = Cluster::embedded().start().await;
     let nginx = Nginx::secure_before(&cluster, version).await;
     let scratch = Scratch::new();
@@ -117,8 +119,8 @@ async fn a_killed_only_node_is_a_retry_through(version: Version) {
     eventually("the stream is served again", async || stream.log().matches("event:joined").count() == 2).await;
 }
 
-/// While one of three nodes drains, nobody who comes is told to wait.
-async fn a_draining_node_is_avoided_by(version: Version) {
+/// While one of three nodes drains, the others serve all new streams at once.
+async fn new_streams_avoid_a_draining_node(version: Version) {
     let cluster = Cluster::over_redis(3).drain(8).start().await;
     let nginx = Nginx::secure_before(&cluster, version).await;
     // Clients that never close hold it in its drain.
@@ -141,8 +143,8 @@ async fn a_draining_node_is_avoided_by(version: Version) {
     drop(silent);
 }
 
-/// What is no event stream keeps its failure: EventSource never asks for it.
-async fn a_publish_to_a_room_that_ends_like_a_transport_sees_its_failure_through(version: Version) {
+/// Only event streams get a 200 in place of a failure; the address of these publishes ends like that of a stream.
+async fn a_publish_to_a_room_that_ends_like_a_transport_sees_its_failure(version: Version) {
     let mut cluster = Cluster::embedded().start().await;
     let nginx = Nginx::before(&cluster, version).await;
     cluster.nodes[0].kill();
@@ -153,8 +155,8 @@ async fn a_publish_to_a_room_that_ends_like_a_transport_sees_its_failure_through
     }
 }
 
-/// Whoever reads nginx's logs can send for no session and pose as no member.
-async fn no_secret_is_in_a_log_of(version: Version) {
+/// A session's address and its `?session=` are secrets: with one a reader of the logs could act as that session.
+async fn no_secret_is_in_a_log(version: Version) {
     let mut cluster = Cluster::embedded().start().await;
     let nginx = Nginx::before(&cluster, version).await;
     cluster.nodes[0].kill();
@@ -169,7 +171,7 @@ async fn no_secret_is_in_a_log_of(version: Version) {
 }
 
 /// A browser that speaks HTTP/2 opens its WebSockets over HTTP/1.1 on the same port.
-async fn a_websocket_opens_beside_http2_through(version: Version) {
+async fn a_websocket_opens_beside_http2(version: Version) {
     let cluster = Cluster::embedded().start().await;
     let nginx = Nginx::secure_before(&cluster, version).await;
     let scratch = Scratch::new();
@@ -182,25 +184,17 @@ async fn a_websocket_opens_beside_http2_through(version: Version) {
     assert!(socket.log().starts_with("HTTP/1.1 101"), "{}", socket.log());
 }
 
-/// The top files as they are shipped, whole, with their own names and ports, with TLS and without.
-async fn the_shipped_files_are_taken_by(version: Version) {
+/// nginx accepts the files as they are shipped, without TLS and with it.
+async fn nginx_accepts_the_shipped_files(version: Version) {
     let scratch = Scratch::new();
     let here = scratch.path();
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx");
     let [top, tls] = version.files();
-    let copied = Launch::new("cp", "cp").arg("-r").arg(shipped.join("fanfare")).arg(shipped.join("nodes-1.22.conf"));
-    assert_eq!(copied.arg(here).run().await.code, Some(0));
-    let text = std::fs::read_to_string(shipped.join(top)).expect("the top file is shipped");
-    let text = text.replace("/tmp/", &format!("{}/", here.display()));
-    let file = scratch.file(top, &text);
+    shipped_files(version, &scratch).await;
     let test = Launch::new("nginx", version.binary()).args(["-t", "-e"]).arg(here.join("error.log"));
-    let test = test.arg("-p").arg(here).arg("-c").arg(file);
+    let test = test.arg("-p").arg(here).arg("-c").arg(here.join(top));
     let plain = test.run().await;
     assert_eq!(plain.code, Some(0), "{}", plain.stderr);
-    for directory in ["tls", "certificates"] {
-        std::fs::create_dir(here.join(directory)).expect("a directory can be made");
-    }
-    std::fs::copy(shipped.join(tls), here.join("tls").join(tls)).expect("the TLS server is shipped");
+    std::fs::copy(shipped().join(tls), here.join("tls").join(tls)).expect("the TLS server is shipped");
     let without = test.run().await;
     assert!(without.code == Some(1) && without.stderr.contains("fullchain.pem"), "{}", without.stderr);
     certify(&here.join("certificates")).await;
@@ -208,48 +202,68 @@ async fn the_shipped_files_are_taken_by(version: Version) {
     assert_eq!((secure.code, secure.stderr.contains("[warn]")), (Some(0), false), "{}", secure.stderr);
 }
 
-macro_rules! through {
-    ($module:ident, $version:expr) => {
-        mod $module {
-            use fanfare_tests::nginx::Version;
-
-            #[tokio::test]
-            async fn fifty_streams_share_one_connection() {
-                super::fifty_streams_share_one_connection_through($version).await;
-            }
-
-            #[tokio::test]
-            async fn a_killed_only_node_is_a_retry() {
-                super::a_killed_only_node_is_a_retry_through($version).await;
-            }
-
-            #[tokio::test]
-            async fn a_publish_to_a_room_that_ends_like_a_transport_sees_its_failure() {
-                super::a_publish_to_a_room_that_ends_like_a_transport_sees_its_failure_through($version).await;
-            }
-
-            #[tokio::test]
-            async fn a_draining_node_is_avoided() {
-                super::a_draining_node_is_avoided_by($version).await;
-            }
-
-            #[tokio::test]
-            async fn no_secret_is_in_a_log() {
-                super::no_secret_is_in_a_log_of($version).await;
-            }
-
-            #[tokio::test]
-            async fn a_websocket_opens_beside_http2() {
-                super::a_websocket_opens_beside_http2_through($version).await;
-            }
-
-            #[tokio::test]
-            async fn the_shipped_files_are_taken() {
-                super::the_shipped_files_are_taken_by($version).await;
-            }
-        }
-    };
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx")
 }
 
-through!(nginx_1_22, Version::Old);
-through!(nginx_new, Version::New);
+/// Copies the top file and what it includes into a directory, with empty directories for TLS. Only `/tmp` is replaced.
+async fn shipped_files(version: Version, scratch: &Scratch) {
+    let [top, _] = version.files();
+    let copy = Launch::new("cp", "cp").arg("-r").arg(shipped().join("fanfare")).arg(shipped().join("nodes-1.22.conf"));
+    assert_eq!(copy.arg(scratch.path()).run().await.code, Some(0));
+    let text = std::fs::read_to_string(shipped().join(top)).expect("the top file is shipped");
+    let _ = scratch.file(top, &text.replace("/tmp/", &format!("{}/", scratch.path().display())));
+    for directory in ["tls", "certificates"] {
+        std::fs::create_dir(scratch.path().join(directory)).expect("a directory can be made");
+    }
+}
+
+/// docker-compose.tls.yml's script: nginx would not start at all with a certificate that it cannot use.
+#[tokio::test]
+async fn a_wrong_certificate_switches_tls_off_and_leaves_plain_http_on() {
+    let scratch = Scratch::new();
+    let here = scratch.path();
+    let certificates = here.join("certificates");
+    shipped_files(Version::New, &scratch).await;
+    let script = shipped().join("switch-tls-on.sh");
+    // The script calls nginx without arguments, as the image does.
+    let nginx = format!(
+        "#!/bin/sh\nexec {} -e {here}/error.log -p {here} -c {here}/nginx.conf \"$@\"\n",
+        Version::New.binary().display(),
+        here = here.display()
+    );
+    let nginx = scratch.file("nginx", &nginx);
+    std::fs::set_permissions(&nginx, Permissions::from_mode(0o755)).expect("a file can be made executable");
+    let path = format!("{}:{}", here.display(), std::env::var("PATH").unwrap_or_default());
+    let directory = here.display().to_string();
+    let script = Launch::new("switch-tls-on.sh", script).env("PATH", &path).env("NGINX_DIRECTORY", &directory);
+    let switched = async || {
+        let output = script.run().await;
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let reason = std::fs::read_to_string(here.join("tls/reason.txt")).ok();
+        assert_eq!(reason.as_ref(), Some(&output.stderr).filter(|text| !text.is_empty()), "the log has the reason too");
+        let is_on = here.join("tls/tls.conf").exists();
+        let start = Launch::new("nginx", &nginx).arg("-t").run().await;
+        assert_eq!((is_on, start.code), (reason.is_none(), Some(0)), "{}", start.stderr);
+        reason
+    };
+    std::fs::copy(shipped().join("tls.conf"), here.join("tls.conf")).expect("the TLS server is shipped");
+    let reason = switched().await.expect("there is no certificate");
+    assert!(reason.contains("fullchain.pem") && reason.contains("chown"), "{reason}");
+    certify(&certificates).await;
+    assert_eq!(switched().await, None);
+    let _ = scratch.file("certificates/privkey.pem", "no key");
+    let reason = switched().await.expect("the key is wrong");
+    assert!(reason.contains("privkey.pem"), "{reason}");
+}
+
+for_each! {
+    nginx_1_22(Version::Old), nginx_new(Version::New):
+    fifty_streams_share_one_connection,
+    a_stream_is_told_to_retry_while_the_only_node_is_away,
+    a_publish_to_a_room_that_ends_like_a_transport_sees_its_failure,
+    new_streams_avoid_a_draining_node,
+    no_secret_is_in_a_log,
+    a_websocket_opens_beside_http2,
+    nginx_accepts_the_shipped_files,
+}

@@ -5,6 +5,7 @@
 pub mod client;
 pub mod cluster;
 pub mod crowd;
+pub mod dns;
 pub mod fault;
 pub mod history;
 pub mod http;

@@ -1,12 +1,13 @@
-//! A real nginx before a cluster, with the repository's own `nginx/fanfare/*.conf` included unchanged: only the top
-//! file, which holds ports and paths, is generated, and the server of `nginx/tls*.conf` gets others. Called by the tests
-//! through nginx; it never edits how requests are treated.
+//! A real nginx before a cluster, with the repository's own `nginx/fanfare/*.conf`, included unchanged. Only the ports
+//! and paths are a test's own: the top file is generated, and those in `nginx/tls*.conf` are replaced. Called by the
+//! tests through nginx.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::Cluster;
+use crate::dns::Dns;
 use crate::http;
 use crate::ports::free_port;
 use crate::process::{Launch, Process};
@@ -14,16 +15,16 @@ use crate::scratch::Scratch;
 use crate::target::Target;
 use crate::wait::eventually;
 
-/// Which nginx, and with it which of the two configurations.
+/// An nginx and the configuration for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// Debian 12's: no `sticky`, a generated list of nodes (`nodes-1.22.sh`).
+    /// Debian 12's, without `sticky`: it gets a generated list of nodes (`nodes-1.22.sh`).
     Old,
-    /// 1.30 and later: `sticky route`.
+    /// 1.30 or newer, with `sticky route`.
     New,
 }
 
-/// A running nginx; ends with this.
+/// A running nginx; dropping it ends it.
 #[derive(Debug)]
 pub struct Nginx {
     /// Where clients connect.
@@ -34,17 +35,25 @@ pub struct Nginx {
     scratch: Scratch,
 }
 
-/// Where clients connect with TLS, and what they trust.
+/// The nodes behind an nginx.
+enum Nodes<'a> {
+    /// At these addresses.
+    List(&'a [SocketAddr]),
+    /// At the addresses that the resolver has for a name.
+    Named { resolver: SocketAddr, port: u16 },
+}
+
+/// Where clients connect with TLS, and the certificate that they have to trust.
 #[derive(Clone, Debug)]
 pub struct Secure {
     /// The address.
     pub address: SocketAddr,
-    /// The certificate, which signs itself.
+    /// The certificate; it is self-signed.
     pub certificate: PathBuf,
 }
 
 impl Version {
-    /// How it is called in verdicts.
+    /// Its name in verdicts.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -53,7 +62,7 @@ impl Version {
         }
     }
 
-    /// The files of the repository that are for it: the top file, and the one that adds TLS.
+    /// The repository's files for it: the top file, and the one that adds TLS.
     #[must_use]
     pub fn files(self) -> [&'static str; 2] {
         match self {
@@ -65,7 +74,7 @@ impl Version {
     /// The program.
     ///
     /// # Panics
-    /// When the new one has not been fetched.
+    /// When `tests/run` has not fetched the new one yet.
     #[must_use]
     pub fn binary(self) -> PathBuf {
         match self {
@@ -80,25 +89,41 @@ impl Version {
 }
 
 impl Nginx {
-    /// Starts one before the nodes of `cluster` and waits until it serves.
+    /// Starts nginx before the nodes of `cluster` and waits until it serves.
     ///
     /// # Panics
     /// When it does not start.
     pub async fn before(cluster: &Cluster, version: Version) -> Self {
         let nodes: Vec<SocketAddr> = cluster.nodes.iter().map(|node| node.listen).collect();
-        Self::before_nodes(&nodes, version, None).await
+        Self::before_nodes(&nodes, version).await
     }
 
-    /// The same with TLS and HTTP/2 on a port of their own.
+    /// The same before these addresses.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn before_nodes(nodes: &[SocketAddr], version: Version) -> Self {
+        Self::start(&Nodes::List(nodes), version, None).await
+    }
+
+    /// The newer nginx before the nodes that `dns` names, all at `port`; it looks them up every second.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn before_names(dns: &Dns, port: u16) -> Self {
+        Self::start(&Nodes::Named { resolver: dns.address, port }, Version::New, None).await
+    }
+
+    /// The same, also with TLS and HTTP/2, on a second port.
     ///
     /// # Panics
     /// When it does not start.
     pub async fn secure_before(cluster: &Cluster, version: Version) -> Self {
         let nodes: Vec<SocketAddr> = cluster.nodes.iter().map(|node| node.listen).collect();
-        Self::before_nodes(&nodes, version, Some(local())).await
+        Self::start(&Nodes::List(&nodes), version, Some(local())).await
     }
 
-    async fn before_nodes(nodes: &[SocketAddr], version: Version, secure: Option<SocketAddr>) -> Self {
+    async fn start(nodes: &Nodes<'_>, version: Version, secure: Option<SocketAddr>) -> Self {
         let scratch = Scratch::new();
         let address = local();
         let mut text = top_file(version, address, nodes, scratch.path()).await;
@@ -134,10 +159,10 @@ impl Nginx {
         Target::balancer(self.version.name(), self.address)
     }
 
-    /// Where it takes TLS.
+    /// Where clients connect with TLS.
     ///
     /// # Panics
-    /// When it was started without.
+    /// When it was started without TLS.
     #[must_use]
     pub fn secure(&self) -> &Secure {
         self.secure.as_ref().expect("this nginx was started with TLS")
@@ -149,14 +174,14 @@ impl Nginx {
         std::fs::read_to_string(self.scratch.path().join("access.log")).unwrap_or_default()
     }
 
-    /// Its error log so far, wherever it has written it.
+    /// Its error log so far. Before it has read its configuration it writes to a file, afterwards to standard error.
     #[must_use]
     pub fn error_log(&self) -> String {
         let file = std::fs::read_to_string(self.scratch.path().join("error.log")).unwrap_or_default();
         file + &self.process.log()
     }
 
-    /// Of every request that has ended: the number of its connection, the protocol, the path.
+    /// The number of the connection, the protocol and the path of every request that has ended.
     #[must_use]
     pub fn connections(&self) -> Vec<[String; 3]> {
         let text = std::fs::read_to_string(self.scratch.path().join("connections.log")).unwrap_or_default();
@@ -189,7 +214,7 @@ pub async fn certify(directory: &Path) {
     assert_eq!(made.code, Some(0), "{}", made.stderr);
 }
 
-/// The server that the repository ships, with the port and the paths of a test.
+/// The TLS server of the repository, with the port and the paths of a test.
 fn tls_server(version: Version, address: SocketAddr, scratch: &Path) -> String {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx");
     let shipped = std::fs::read_to_string(directory.join(version.files()[1])).expect("the TLS server is shipped");
@@ -200,8 +225,8 @@ fn tls_server(version: Version, address: SocketAddr, scratch: &Path) -> String {
         .replace(" fanfare/", &format!(" {}/fanfare/", directory.display()))
 }
 
-/// What `nginx/fanfare/http.conf` says that a top file provides; the last brace is left to the caller.
-async fn top_file(version: Version, address: SocketAddr, nodes: &[SocketAddr], scratch: &Path) -> String {
+/// A top file, as the head of `nginx/fanfare/http.conf` describes it, but for the last brace of `http { }`.
+async fn top_file(version: Version, address: SocketAddr, nodes: &Nodes<'_>, scratch: &Path) -> String {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx");
     let fanfare = directory.join("fanfare");
     let mut text = String::from("# Generated for one test.\n");
@@ -217,21 +242,7 @@ async fn top_file(version: Version, address: SocketAddr, nodes: &[SocketAddr], s
     let _ = writeln!(text, "    include {}/http.conf;\n    access_log {here}/access.log fanfare;", fanfare.display());
     text.push_str("    log_format connections '$connection $server_protocol $uri';\n");
     let _ = writeln!(text, "    access_log {here}/connections.log connections;");
-    let addresses: Vec<String> = nodes.iter().map(ToString::to_string).collect();
-    match version {
-        Version::Old => {
-            let list = Launch::new("nodes-1.22.sh", directory.join("nodes-1.22.sh")).args(&addresses).run().await;
-            assert_eq!(list.code, Some(0), "{}", list.stderr);
-            text.push_str(&list.stdout);
-        }
-        Version::New => {
-            text.push_str("    upstream gateway {\n        zone gateway 256k;\n        least_conn;\n");
-            for node in &addresses {
-                let _ = writeln!(text, "        server {node} max_fails=0;");
-            }
-            text.push_str("        sticky route $arg_n $cookie_fanfare_node;\n    }\n");
-        }
-    }
+    text.push_str(&upstream(version, nodes).await);
     let _ = write!(
         text,
         "    server {{\n        listen {address};\n        include {}/locations.conf;\n    }}\n",
@@ -240,16 +251,37 @@ async fn top_file(version: Version, address: SocketAddr, nodes: &[SocketAddr], s
     text
 }
 
+/// The nodes, for the top file.
+async fn upstream(version: Version, nodes: &Nodes<'_>) -> String {
+    if let (Version::Old, Nodes::List(addresses)) = (version, nodes) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx/nodes-1.22.sh");
+        let list = Launch::new("nodes-1.22.sh", script).args(addresses.iter().map(ToString::to_string)).run().await;
+        assert_eq!(list.code, Some(0), "{}", list.stderr);
+        return list.stdout;
+    }
+    let (mut text, servers) = match nodes {
+        Nodes::List(addresses) => (String::new(), addresses.iter().map(ToString::to_string).collect()),
+        Nodes::Named { resolver, port } => {
+            (format!("    resolver {resolver} valid=1s ipv6=off;\n"), vec![format!("nodes.test:{port} resolve")])
+        }
+    };
+    text.push_str("    upstream gateway {\n        zone gateway 256k;\n        least_conn;\n");
+    for server in servers {
+        let _ = writeln!(text, "        server {server} max_fails=0;");
+    }
+    text + "        sticky route $arg_n $cookie_fanfare_node;\n    }\n"
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Nginx, Version};
     use crate::http;
 
     #[tokio::test]
-    async fn both_configurations_are_taken_and_serve() {
+    async fn nginx_starts_with_both_configurations() {
         for version in [Version::Old, Version::New] {
-            let nobody = ([127, 0, 0, 1], crate::ports::free_port()).into();
-            let nginx = Nginx::before_nodes(&[nobody], version, None).await;
+            let nowhere = ([127, 0, 0, 1], crate::ports::free_port()).into();
+            let nginx = Nginx::before_nodes(&[nowhere], version).await;
             let reply = http::get(nginx.address, "/v1/rooms/a").send().await;
             assert_eq!(reply.status, 503, "{}: {}", version.name(), reply.text);
         }

@@ -1,20 +1,28 @@
-//! Reads the Prometheus text format, strictly enough to find what a scraper would refuse. Called by the tests of
-//! `/metrics`; it never computes anything from the samples.
+//! Reads the Prometheus text format, and refuses what Prometheus would refuse. Called by the tests of `/metrics`; it
+//! computes nothing from the samples. The tests of the alerts run Prometheus' own tool.
 
 use std::collections::BTreeMap;
+
+use crate::process::Launch;
 
 /// The samples of one scrape: `name{labels}` and its value, in the text's own spelling.
 #[derive(Clone, Debug, Default)]
 pub struct Scrape {
     samples: BTreeMap<String, f64>,
-    /// The metric families that have a `# TYPE` line, with the type.
+    /// The type of each metric family that has a `# TYPE` line.
     pub types: BTreeMap<String, String>,
+}
+
+/// Prometheus' tool for checking configurations and testing rules; `tests/run` installs it.
+#[must_use]
+pub fn promtool() -> Launch {
+    Launch::new("promtool", "promtool")
 }
 
 /// Parses a scrape.
 ///
 /// # Errors
-/// The first line that does not belong there.
+/// The first malformed line.
 pub fn parse(text: &str) -> Result<Scrape, String> {
     let mut scrape = Scrape::default();
     for line in text.lines().filter(|line| !line.is_empty()) {
@@ -47,7 +55,7 @@ impl Scrape {
         self.series(name).map(|(_, value)| value).sum()
     }
 
-    /// Whether a family is there, with a sample or only announced.
+    /// Whether the scrape has the family: its `# TYPE` line, or a sample of it.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.types.contains_key(name) || self.series(name).next().is_some()

@@ -1,4 +1,4 @@
-//! Cases about a room's past: pages, gaps, epochs, retention.
+//! Cases about a room's history: pages, gaps, epochs, retention.
 
 use super::{Node, message, offsets, room};
 use crate::{Cursor, Epoch, Gap, HistoryQuery, Offset, Publish, Retention, Room};
@@ -16,7 +16,7 @@ fn at(cursor: Cursor, offset: u64) -> Cursor {
     Cursor::new(cursor.epoch, Offset(offset))
 }
 
-pub async fn the_last_messages(nodes: &[Node]) {
+pub async fn the_last_messages_are_read(nodes: &[Node]) {
     let room = room("last");
     let head = fill(&nodes[0], &room, 10).await;
     let page = nodes[1].last(&room, 3).await;
@@ -28,7 +28,7 @@ pub async fn the_last_messages(nodes: &[Node]) {
     assert_eq!((page.publications.len(), page.from, page.head), (0, head, head));
 }
 
-pub async fn messages_since_a_cursor(nodes: &[Node]) {
+pub async fn messages_since_a_cursor_are_read(nodes: &[Node]) {
     let room = room("since");
     let head = fill(&nodes[0], &room, 10).await;
     for since in 0..=10 {
@@ -52,7 +52,7 @@ pub async fn pages_follow_one_another(nodes: &[Node]) {
     assert_eq!(seen, (1..=25).collect::<Vec<_>>());
 }
 
-pub async fn what_was_trimmed_is_counted(nodes: &[Node]) {
+pub async fn trimmed_messages_are_counted_in_the_gap(nodes: &[Node]) {
     let room = room("trim");
     let few = Retention { messages: 5, ttl: Duration::from_secs(300) };
     let mut head = None;
@@ -103,7 +103,7 @@ pub async fn an_empty_room_has_a_stable_head(nodes: &[Node]) {
     assert_eq!(nodes[1].say(&room, "first").await, at(head, 1));
 }
 
-pub async fn at_least_so_many_are_kept(nodes: &[Node]) {
+pub async fn at_least_the_configured_number_of_messages_is_kept(nodes: &[Node]) {
     let room = room("keep");
     for messages in [1, 10, 100] {
         let keep = Retention { messages, ttl: Duration::from_secs(60) };
@@ -117,8 +117,8 @@ pub async fn at_least_so_many_are_kept(nodes: &[Node]) {
     }
 }
 
-/// A message that is published late in another one's life lives its own time out.
-pub async fn messages_outlive_their_ttl(nodes: &[Node]) {
+/// A message that is published when an earlier one is about to expire is still kept for its own whole time.
+pub async fn each_message_is_kept_for_its_ttl(nodes: &[Node]) {
     let room = room("ttl");
     let keep = Retention { messages: 100, ttl: Duration::from_secs(3) };
     let query = HistoryQuery { since: None, limit: 1 };
@@ -132,7 +132,7 @@ pub async fn messages_outlive_their_ttl(nodes: &[Node]) {
             nodes[0].publish(Publish { retention: Some(keep), ..message(&room, "x") }).await;
         }
         let page = nodes[1].broker.history(&room, keep, query).await.unwrap();
-        // A read that was answered later than that says nothing.
+        // A reply that came after the time proves nothing.
         if last.elapsed() < keep.ttl {
             assert_eq!(page.publications.len(), 1, "{:?} after it was published", last.elapsed());
             assert_eq!(page.publications[0].cursor, Some(page.head));

@@ -24,7 +24,7 @@ pub async fn every_node_sees_one_order(nodes: &[Node]) {
     publishers.join_all().await;
     let total = EACH * nodes.len();
     let first = nodes[0].seen.messages(&room, total).await;
-    assert_eq!(offsets(&first), (1..=total as u64).collect::<Vec<_>>(), "from 1, without holes or repeats");
+    assert_eq!(offsets(&first), (1..=total as u64).collect::<Vec<_>>(), "from 1, each once");
     for node in nodes {
         let seen = node.seen.messages(&room, total).await;
         assert_eq!(texts(&seen), texts(&first));
@@ -32,7 +32,7 @@ pub async fn every_node_sees_one_order(nodes: &[Node]) {
     }
     for n in 0..nodes.len() {
         let own: Vec<_> = texts(&first).into_iter().filter(|t| t.starts_with(&format!("{n}:"))).collect();
-        assert_eq!(own, (0..EACH).map(|i| format!("{n}:{i}")).collect::<Vec<_>>(), "a publisher's own order");
+        assert_eq!(own, (0..EACH).map(|i| format!("{n}:{i}")).collect::<Vec<_>>(), "in the publisher's order");
     }
 }
 
@@ -46,9 +46,9 @@ pub async fn the_acknowledged_cursor_is_the_one_that_members_see(nodes: &[Node])
     }
     let seen = nodes[0].seen.messages(&room, 30).await;
     assert_eq!(seen.iter().map(|p| p.cursor.unwrap()).collect::<Vec<_>>(), acknowledged);
-    assert_eq!(acknowledged[0].epoch, head.epoch, "the first message goes on from the head of the empty room");
+    assert_eq!(acknowledged[0].epoch, head.epoch, "the first message continues the epoch of the empty room");
     let ids: HashSet<_> = seen.iter().map(|p| p.id).collect();
-    assert_eq!(ids.len(), 30, "ids tell messages apart");
+    assert_eq!(ids.len(), 30, "every message has its own id");
 }
 
 pub async fn a_thread_s_publishes_keep_their_order(nodes: &[Node]) {
@@ -105,7 +105,7 @@ pub async fn a_room_without_history_has_no_cursors(nodes: &[Node]) {
     }
 }
 
-pub async fn rooms_do_not_mix(nodes: &[Node]) {
+pub async fn messages_reach_only_their_room(nodes: &[Node]) {
     let base = room("mix");
     let rooms: Vec<Room> =
         ["", ":c", ",x", "*", "/..", " "].iter().filter_map(|s| Room::parse(&format!("{base}{s}")).ok()).collect();
@@ -142,7 +142,7 @@ pub async fn the_same_key_from_two_nodes_at_once_publishes_once(nodes: &[Node]) 
         let key = format!("k{i}");
         let (a, b) =
             tokio::join!(nodes[0].publish(keyed(&room, &key, &key)), nodes[1].publish(keyed(&room, &key, &key)),);
-        assert!(a.duplicate ^ b.duplicate, "one of the two is the first");
+        assert!(a.duplicate ^ b.duplicate, "exactly one of the two is published");
         assert_eq!(a.cursor, b.cursor);
     }
     let seen = nodes[2].seen.messages(&room, 50).await;

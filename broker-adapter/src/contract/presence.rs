@@ -22,8 +22,8 @@ fn leave(n: u8) -> PresenceUpdate {
     PresenceUpdate::Leave { session: session(n), announce: true }
 }
 
-async fn update_presence(node: &Node, room: &Room, attendance: PresenceUpdate) {
-    node.broker.update_presence(room, attendance).await.unwrap();
+async fn update_presence(node: &Node, room: &Room, update: PresenceUpdate) {
+    node.broker.update_presence(room, update).await.unwrap();
 }
 
 async fn members(node: &Node, room: &Room) -> Presence {
@@ -44,7 +44,7 @@ fn named(kind: PresenceKind, name: &str) -> (PresenceKind, Who) {
     (kind, Who::User(User::new(name)))
 }
 
-pub async fn counts_and_members(nodes: &[Node]) {
+pub async fn counts_and_members_are_listed(nodes: &[Node]) {
     let room = room("count");
     assert_eq!(members(&nodes[0], &room).await.users, 0);
     update_presence(&nodes[0], &room, enter(1, Some("ann"), Some(r#"{"n":1}"#))).await;
@@ -117,7 +117,7 @@ pub async fn entering_again_replaces_the_info(nodes: &[Node]) {
     assert_eq!(members(&nodes[2], &room).await.sessions, 0);
 }
 
-/// A listing read in the midst of changes, plus the events after its version, is the truth at the end.
+/// A listing that is read amid changes, merged with the events after its version, is right at the end.
 pub async fn versions_merge_with_the_listing(nodes: &[Node]) {
     let room = room("versions");
     nodes[1].subscribe(&room).await;
@@ -149,7 +149,7 @@ pub async fn versions_merge_with_the_listing(nodes: &[Node]) {
     assert_eq!(now.version, seen.last().unwrap().version);
 }
 
-pub async fn silent_members_count(nodes: &[Node]) {
+pub async fn unannounced_members_count(nodes: &[Node]) {
     let room = room("silent");
     nodes[1].subscribe(&room).await;
     let quiet =
@@ -162,7 +162,7 @@ pub async fn silent_members_count(nodes: &[Node]) {
     assert_eq!(kinds(&seen), [named(PresenceKind::Joined, "bob")]);
 }
 
-pub async fn leaving_twice_leaves_no_trace(nodes: &[Node]) {
+pub async fn leaving_twice_changes_nothing(nodes: &[Node]) {
     let room = room("twice");
     nodes[1].subscribe(&room).await;
     update_presence(&nodes[0], &room, leave(1)).await;

@@ -1,4 +1,4 @@
-//! The subscriber of the contract's cases: keeps everything, and lets a case wait for it with a deadline.
+//! `Recorder`: the subscriber of the contract's cases. Records everything, and lets a case wait for it with a deadline.
 
 use crate::{Cursor, Delivery, PresenceEvent, Publication, PublishResult, Room, RoomEvent, Subscriber, Ticket};
 use bytes::Bytes;
@@ -9,9 +9,9 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// How long a case waits for anything before it fails. Far above what any broker needs on a busy machine.
+/// How long a case waits for a condition before it fails: far longer than a broker needs on a busy machine.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
-/// More than any case publishes: reaching it means that a broker repeats itself.
+/// More events than any case causes: a broker that delivers them repeats itself.
 const EVENTS_MAX: usize = 1 << 20;
 
 #[derive(Default)]
@@ -20,11 +20,11 @@ pub struct Recorder {
     changed: Notify,
 }
 
-/// All that a subscriber was told, in order.
+/// Everything that a subscriber has got, in order.
 #[derive(Default)]
 pub struct Seen {
     pub rooms: HashMap<Room, Vec<RoomEvent>>,
-    pub outcomes: Vec<(Ticket, Room, PublishResult)>,
+    pub results: Vec<(Ticket, Room, PublishResult)>,
     pub controls: Vec<Bytes>,
     count: usize,
 }
@@ -61,7 +61,7 @@ impl Recorder {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `f` finds what it looks for.
+    /// Waits until `f` returns something.
     pub async fn wait_for<T>(&self, what: &str, mut f: impl FnMut(&Seen) -> Option<T>) -> T {
         let search = async {
             loop {
@@ -82,22 +82,22 @@ impl Recorder {
         }
     }
 
-    /// Waits for `count` messages of a room, and says which there are.
+    /// Waits for `count` messages of a room, and returns all that there are.
     pub async fn messages(&self, room: &Room, count: usize) -> Vec<Publication> {
         let what = format!("{count} messages in {room}");
         self.wait_for(&what, |seen| Some(seen.messages(room)).filter(|messages| messages.len() >= count)).await
     }
 
-    /// Waits for `count` presence events of a room, and says which there are.
+    /// Waits for `count` presence events of a room, and returns all that there are.
     pub async fn presence(&self, room: &Room, count: usize) -> Vec<PresenceEvent> {
         let what = format!("{count} presence events in {room}");
         self.wait_for(&what, |seen| Some(seen.presence(room)).filter(|events| events.len() >= count)).await
     }
 
-    fn note(&self, f: impl FnOnce(&mut Seen)) {
+    fn record(&self, f: impl FnOnce(&mut Seen)) {
         let mut seen = self.now();
         seen.count += 1;
-        assert!(seen.count < EVENTS_MAX, "a subscriber is told more than anybody published");
+        assert!(seen.count < EVENTS_MAX, "a subscriber gets more events than the case has caused");
         f(&mut seen);
         drop(seen);
         self.changed.notify_waiters();
@@ -106,14 +106,14 @@ impl Recorder {
 
 impl Subscriber for Recorder {
     fn deliver(&self, delivery: Delivery) {
-        self.note(|seen| seen.rooms.entry(delivery.room).or_default().push(delivery.event));
+        self.record(|seen| seen.rooms.entry(delivery.room).or_default().push(delivery.event));
     }
 
-    fn on_published(&self, ticket: Ticket, room: Room, outcome: PublishResult) {
-        self.note(|seen| seen.outcomes.push((ticket, room, outcome)));
+    fn on_published(&self, ticket: Ticket, room: Room, result: PublishResult) {
+        self.record(|seen| seen.results.push((ticket, room, result)));
     }
 
     fn on_control(&self, message: Bytes) {
-        self.note(|seen| seen.controls.push(message));
+        self.record(|seen| seen.controls.push(message));
     }
 }

@@ -1,14 +1,14 @@
-//! Cases about the promise of `subscribe`: everything after the head it answered with.
+//! Cases about the promise of `subscribe`: everything after the head that it returns is delivered.
 
 use super::{Node, message, offsets, room, texts};
 use crate::{Cursor, Publication, Publish, Room};
 
-/// The offsets after `head`, as a subscriber that skips what it has keeps them.
+/// The offsets after `head`: a subscriber skips the others.
 fn after(head: Cursor, seen: &[Publication]) -> Vec<u64> {
     offsets(seen).into_iter().filter(|offset| *offset > head.offset.0).collect()
 }
 
-/// Joins begin while another node publishes; whatever the interleaving, head and messages fit together.
+/// Joins begin while another node publishes. However the two interleave, head and messages fit together.
 pub async fn a_subscriber_has_everything_after_its_head(nodes: &[Node]) {
     for _ in 0..150 {
         let room = room("join-race");
@@ -25,7 +25,7 @@ pub async fn a_subscriber_has_everything_after_its_head(nodes: &[Node]) {
     }
 }
 
-/// The first publish after the answer, by another node, at once.
+/// Another node publishes as soon as `subscribe` has returned.
 pub async fn a_publish_right_after_the_join_is_heard(nodes: &[Node]) {
     for i in 0..300 {
         let room = room("join-then");
@@ -44,26 +44,26 @@ pub async fn unsubscribing_ends_deliveries(nodes: &[Node]) {
     nodes[1].say(&room, "before").await;
     leaver.seen.messages(&room, 1).await;
     leaver.broker.unsubscribe(leaver.me, &room);
-    // A few may still be under way: the end is reached when a whole round was not heard.
+    // A few deliveries may still be under way: they have ended when none of a whole round of messages comes.
     let mut published = 1;
     for round in 0.. {
         assert!(round < 50, "deliveries go on after unsubscribe");
-        let heard = leaver.seen.now().messages(&room).len();
+        let before = leaver.seen.now().messages(&room).len();
         for _ in 0..20 {
             nodes[1].say(&room, "after").await;
             published += 1;
         }
         stayer.seen.messages(&room, published).await;
-        if leaver.seen.now().messages(&room).len() == heard {
+        if leaver.seen.now().messages(&room).len() == before {
             break;
         }
     }
 }
 
-pub async fn subscribing_again_begins_them_again(nodes: &[Node]) {
+pub async fn subscribing_again_begins_deliveries_again(nodes: &[Node]) {
     let room = room("again");
     let first = nodes[0].subscribe(&room).await;
-    assert_eq!(nodes[0].subscribe(&room).await, first, "twice is once");
+    assert_eq!(nodes[0].subscribe(&room).await, first, "subscribing twice is subscribing once");
     nodes[1].say(&room, "one").await;
     nodes[0].seen.messages(&room, 1).await;
     nodes[0].broker.unsubscribe(nodes[0].me, &room);
@@ -79,8 +79,8 @@ pub async fn subscribing_again_begins_them_again(nodes: &[Node]) {
     assert_eq!(texts(&seen).iter().filter(|t| *t == "one").count(), 1, "followed twice, delivered once");
 }
 
-/// A member that comes and goes faster than the backplane answers ends up subscribed if it came last.
-pub async fn flapping_never_loses_a_subscription(nodes: &[Node]) {
+/// A member that joins and leaves faster than the backplane replies is subscribed if it joined last.
+pub async fn joining_and_leaving_quickly_never_loses_a_subscription(nodes: &[Node]) {
     let rooms: Vec<Room> = (0..4).map(|_| room("flap")).collect();
     for round in 0..60u64 {
         for room in &rooms {

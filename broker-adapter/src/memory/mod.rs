@@ -1,15 +1,15 @@
-//! The embedded broker: everything in this process, nothing to install. Complete: history, cursors, idempotency,
-//! presence. Also joins several in-process nodes in tests, since every subscriber may be another node's.
+//! The embedded broker: everything is in the memory of this process, and nothing has to be installed. It has all of the
+//! contract: history, cursors, idempotency, presence. In tests its subscribers stand for several nodes.
 //!
-//! Rooms live in stripes, each behind a lock that is held for one operation and never across an await. A publish
-//! delivers under its stripe's lock: that is what gives a room one order.
+//! Rooms are divided among stripes. Each stripe has a lock that is held for one operation and never across an await. A
+//! publish delivers while it holds the lock of its stripe, so a room has one order.
 
 mod room;
 
 use crate::{
     Broker, BrokerError, BrokerFuture, Cursor, Delivery, HistoryQuery, MessageId, NodeId, NodeTarget, Page, Presence,
-    PresenceDetail, PresenceUpdate, Publication, Publish, PublishResult, Published, Reply, Retention, Room, RoomEvent,
-    RoomList, RoomQuery, Status, Subscriber, SubscriberId,
+    PresenceDetail, PresenceUpdate, Publication, Publish, Published, Reply, Retention, Room, RoomEvent, RoomList,
+    RoomQuery, Status, Subscriber, SubscriberId,
 };
 use bytes::Bytes;
 use room::RoomState;
@@ -25,19 +25,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Locks are per stripe: with 64 of them two of a handful of shards rarely meet.
+/// Stripes, each with a lock: with 64 of them two shards rarely wait for each other.
 const STRIPES: usize = 64;
-/// How often a stripe drops what nobody needs any more, at most.
+/// The shortest interval between two sweeps of a stripe, which drop what has expired.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
-/// The embedded broker. See the module's head.
+/// The embedded broker: serves the subscribers of one process from memory.
 pub struct MemoryBroker {
     node: NodeId,
     subscribers: Vec<Arc<dyn Subscriber>>,
     stripes: Vec<Mutex<Stripe>>,
     hasher: RandomState,
     numbers: AtomicU64,
-    /// Counted up whenever a room that had messages is forgotten, so that its successor has another epoch.
+    /// Grows whenever a room that has had messages is forgotten, so that the next room of that name has another epoch.
     era: AtomicU64,
 }
 
@@ -47,10 +47,10 @@ struct Stripe {
 }
 
 impl MemoryBroker {
-    /// A broker for these subscribers; [`SubscriberId`] is the index.
+    /// Makes a broker for these subscribers; [`SubscriberId`] is the index.
     ///
     /// # Panics
-    /// With more than [`u16::MAX`] subscribers.
+    /// If there are more than [`u16::MAX`] subscribers.
     #[must_use]
     pub fn new(subscribers: Vec<Arc<dyn Subscriber>>) -> Self {
         assert!(subscribers.len() <= usize::from(u16::MAX), "a process has fewer subscribers");
@@ -79,36 +79,36 @@ impl MemoryBroker {
     fn sweep(&self, stripe: &mut Stripe, now: Instant) {
         stripe.rooms.retain(|_, room| {
             room.expire(now);
-            if !room.forgettable(now) {
+            if !room.can_be_forgotten(now) {
                 return true;
             }
-            self.forget(room);
+            self.count_forgotten(room);
             false
         });
         stripe.rooms.shrink_to(stripe.rooms.len() * 2);
     }
 
-    fn forget(&self, room: &RoomState) {
+    fn count_forgotten(&self, room: &RoomState) {
         if room.has_had_messages() {
             self.era.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Runs `f` on the room's state, made if need be, and drops the state again if nothing came of it.
+    /// Runs `f` on the room's state, which is made first if it does not exist, and dropped afterwards if it is empty.
     fn with_room<T>(&self, name: &Room, f: impl FnOnce(&mut RoomState) -> T) -> T {
         let mut stripe = self.stripe(name);
         let era = self.era.load(Ordering::Relaxed);
         let state = stripe.rooms.entry(name.clone()).or_insert_with(|| RoomState::new(self.epoch_bits(name, era)));
         let result = f(state);
-        if state.forgettable(Instant::now()) {
-            self.forget(state);
+        if state.can_be_forgotten(Instant::now()) {
+            self.count_forgotten(state);
             stripe.rooms.remove(name);
         }
         result
     }
 
-    /// The same room gets the same epoch until a room with messages was forgotten: a room that never had one may
-    /// come and go without making its cursors foreign.
+    /// The epoch of a room in an era. A room without messages may be dropped and made again: it gets the same epoch, so
+    /// its cursors stay valid.
     fn epoch_bits(&self, room: &Room, era: u64) -> u64 {
         self.hasher.hash_one((room, era, self.node.0))
     }
@@ -147,25 +147,13 @@ impl MemoryBroker {
             Published { cursor, duplicate: false }
         })
     }
-
-    fn answer(&self, reply: Reply, room: Room, outcome: PublishResult) {
-        match reply {
-            Reply::Nobody | Reply::OnFailure(..) => {}
-            Reply::Ticket(who, ticket) => {
-                if let Some(subscriber) = self.subscribers.get(usize::from(who.0)) {
-                    subscriber.on_published(ticket, room, outcome);
-                }
-            }
-            Reply::Waiter(waiter) => drop(waiter.send(outcome)),
-        }
-    }
 }
 
 impl Broker for MemoryBroker {
     fn publish(&self, publish: Publish, reply: Reply) {
         let room = publish.room.clone();
         let published = self.publish_now(publish);
-        self.answer(reply, room, Ok(published));
+        reply.report(&self.subscribers, room, Ok(published));
     }
 
     fn subscribe(
@@ -193,9 +181,9 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(page)))
     }
 
-    fn update_presence(&self, room: &Room, attendance: PresenceUpdate) -> BrokerFuture<'_, ()> {
+    fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()> {
         self.with_room(room, |state| {
-            if let Some(event) = state.update_presence(attendance) {
+            if let Some(event) = state.update_presence(update) {
                 self.deliver(room, state, &RoomEvent::Presence(event));
             }
         });
@@ -250,7 +238,7 @@ mod tests {
     use super::*;
     use crate::contract::{Node, Recorder};
 
-    /// Three subscribers of one broker stand for three nodes.
+    /// Three subscribers of one broker stand for three nodes. Nothing else has to be kept alive.
     async fn three_nodes() -> (Vec<Node>, ()) {
         let seen: Vec<Arc<Recorder>> = (0..3).map(|_| Arc::default()).collect();
         let subscribers = seen.iter().map(|s| Arc::clone(s) as Arc<dyn Subscriber>).collect();

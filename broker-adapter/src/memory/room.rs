@@ -1,5 +1,6 @@
-//! One room of the embedded broker: its recent messages, its followers, its members. Pure but for the `now` it is
-//! given. A room that only holds one quiet member owns three small allocations; everything else is made on use.
+//! `RoomState`: one room of the embedded broker, with its recent messages, followers and members. Has no clock; callers
+//! pass the time. A room with one member and no messages has three small allocations; everything else is allocated on
+//! use.
 
 use crate::{
     Cursor, Epoch, Gap, HistoryQuery, IdempotencyKey, Member, Offset, Page, Presence, PresenceDetail, PresenceEvent,
@@ -11,37 +12,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a room without members is remembered after its last message went out of history: until then a cursor
-/// into it is answered with an exact count of what was missed.
+/// How long a room without members is kept after its last message, at least: until then the number of messages that a
+/// cursor has missed is known.
 const META_TTL: Duration = Duration::from_secs(3600);
 
-/// See the module's head.
+/// One room.
 pub(super) struct RoomState {
     epoch: Epoch,
     offset: u64,
-    log: VecDeque<Kept>,
-    /// When the room may be forgotten, set by each message.
+    log: VecDeque<KeptMessage>,
+    /// Until when the room has to be kept; set by each message.
     remembered_until: Option<Instant>,
     followers: Vec<SubscriberId>,
-    sessions: HashMap<SessionId, Attendee>,
-    /// Named users and how many sessions each has; anonymous sessions are not in here.
+    sessions: HashMap<SessionId, PresentSession>,
+    /// How many sessions each named user has.
     users: HashMap<User, u32>,
     presence_version: u64,
-    keys: Option<Box<Keys>>,
+    keys: Option<Box<UsedKeys>>,
 }
 
-struct Kept {
+/// A message in history, until it expires.
+struct KeptMessage {
     publication: Publication,
     until: Instant,
 }
 
-struct Attendee {
+/// A session in the room.
+struct PresentSession {
     user: Option<User>,
     info: Option<Box<Bytes>>,
 }
 
+/// Idempotency keys with the cursors of their first publishes, until they expire.
 #[derive(Default)]
-struct Keys {
+struct UsedKeys {
     by_key: HashMap<IdempotencyKey, Option<Cursor>>,
     expiries: VecDeque<(Instant, IdempotencyKey)>,
 }
@@ -73,8 +77,8 @@ impl RoomState {
         !self.sessions.is_empty()
     }
 
-    /// Whether nobody could tell that the room's state is gone.
-    pub(super) fn forgettable(&self, now: Instant) -> bool {
+    /// Whether the state can be dropped without any client noticing.
+    pub(super) fn can_be_forgotten(&self, now: Instant) -> bool {
         self.followers.is_empty()
             && self.sessions.is_empty()
             && self.keys.is_none()
@@ -89,14 +93,14 @@ impl RoomState {
     }
 
     pub(super) fn keep(&mut self, publication: &Publication, retention: Retention, now: Instant) {
-        self.log.push_back(Kept { publication: publication.clone(), until: now + retention.ttl });
+        self.log.push_back(KeptMessage { publication: publication.clone(), until: now + retention.ttl });
         let surplus = self.log.len().saturating_sub(retention.messages as usize);
         self.log.drain(..surplus);
         self.remembered_until = Some(now + retention.ttl.max(META_TTL));
         self.expire(now);
     }
 
-    /// Drops messages and keys that have outlived their time.
+    /// Drops expired messages and keys.
     pub(super) fn expire(&mut self, now: Instant) {
         while self.log.front().is_some_and(|kept| kept.until <= now) {
             self.log.pop_front();
@@ -114,16 +118,18 @@ impl RoomState {
 
     pub(super) fn page(&self, query: HistoryQuery) -> Page {
         let head = self.head();
-        let oldest = self.offset - self.log.len() as u64; // the place before the oldest kept message
+        let before_oldest = self.offset - self.log.len() as u64;
         let (from, gap) = match query.since {
             None => (self.offset - (query.limit.min(self.log.len()) as u64), None),
             Some(since) if since.epoch != self.epoch || since.offset.0 > self.offset => {
-                (oldest, Some(Gap { missed: None }))
+                (before_oldest, Some(Gap { missed: None }))
             }
-            Some(since) if since.offset.0 < oldest => (oldest, Some(Gap { missed: Some(oldest - since.offset.0) })),
+            Some(since) if since.offset.0 < before_oldest => {
+                (before_oldest, Some(Gap { missed: Some(before_oldest - since.offset.0) }))
+            }
             Some(since) => (since.offset.0, None),
         };
-        let publications = self.log.iter().skip((from - oldest) as usize).take(query.limit);
+        let publications = self.log.iter().skip((from - before_oldest) as usize).take(query.limit);
         Page {
             publications: publications.map(|kept| kept.publication.clone()).collect(),
             from: Cursor::new(self.epoch, Offset(from)),
@@ -165,13 +171,13 @@ impl RoomState {
 
     // --- presence ---
 
-    /// Returns the event to announce, if the change is one for others.
-    pub(super) fn update_presence(&mut self, attendance: PresenceUpdate) -> Option<PresenceEvent> {
-        match attendance {
+    /// Returns the event to announce: only of a user's first and last session.
+    pub(super) fn update_presence(&mut self, update: PresenceUpdate) -> Option<PresenceEvent> {
+        match update {
             PresenceUpdate::Enter { session, user, info, announce } => {
                 let who = user.clone().map_or(Who::Session(session), Who::User);
-                let attendee = Attendee { user: user.clone(), info: info.clone().map(Box::new) };
-                if self.sessions.insert(session, attendee).is_some() {
+                let present = PresentSession { user: user.clone(), info: info.clone().map(Box::new) };
+                if self.sessions.insert(session, present).is_some() {
                     return None;
                 }
                 if let Some(user) = user {
@@ -184,7 +190,7 @@ impl RoomState {
                 self.change(PresenceKind::Joined, who, info, announce)
             }
             PresenceUpdate::Leave { session, announce } => {
-                let Attendee { user, info } = self.sessions.remove(&session)?;
+                let PresentSession { user, info } = self.sessions.remove(&session)?;
                 let who = user.clone().map_or(Who::Session(session), Who::User);
                 if let Some(user) = user {
                     let count = self.users.get_mut(&user)?;
@@ -220,29 +226,13 @@ impl RoomState {
     }
 
     fn members(&self) -> Vec<Member> {
-        let mut named: HashMap<&User, Member> = HashMap::with_capacity(self.users.len());
-        let mut members = Vec::new();
-        for (session, attendee) in &self.sessions {
-            let info = attendee.info.as_deref().cloned();
-            match &attendee.user {
-                None => members.push(Member { who: Who::Session(*session), sessions: 1, info }),
-                Some(user) => {
-                    let member = named.entry(user).or_insert_with(|| Member {
-                        who: Who::User(user.clone()),
-                        sessions: 0,
-                        info: None,
-                    });
-                    member.sessions += 1;
-                    member.info = member.info.take().or(info);
-                }
-            }
-        }
-        members.extend(named.into_values());
-        members
+        let who = |session, user: &Option<User>| user.clone().map_or(Who::Session(session), Who::User);
+        let sessions = self.sessions.iter();
+        Member::merge(sessions.map(|(session, a)| (who(*session, &a.user), a.info.as_deref().cloned())))
     }
 }
 
-impl Keys {
+impl UsedKeys {
     fn expire(&mut self, now: Instant) {
         while self.expiries.front().is_some_and(|(until, _)| *until <= now) {
             if let Some((_, key)) = self.expiries.pop_front() {
@@ -272,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_trimmed_is_counted_as_missed() {
+    fn trimmed_messages_are_counted_as_missed() {
         let (mut room, now) = (RoomState::new(1), Instant::now());
         for _ in 0..5 {
             publish(&mut room, now);
@@ -287,12 +277,12 @@ mod tests {
     }
 
     #[test]
-    fn messages_and_then_the_room_are_forgotten_by_time() {
+    fn messages_expire_first_and_then_the_room() {
         let (mut room, now) = (RoomState::new(1), Instant::now());
         publish(&mut room, now);
         room.expire(now + Duration::from_secs(61));
         assert!(room.page(HistoryQuery { since: None, limit: 10 }).publications.is_empty());
-        assert!(!room.forgettable(now + Duration::from_secs(61)), "its cursors still mean something");
-        assert!(room.forgettable(now + META_TTL));
+        assert!(!room.can_be_forgotten(now + Duration::from_secs(61)), "its cursors are still valid");
+        assert!(room.can_be_forgotten(now + META_TTL));
     }
 }

@@ -1,5 +1,5 @@
-//! The addresses of Redis, as an operator writes them. Read before anything connects; neither `Debug` nor errors show a
-//! password. Never resolves names and never connects.
+//! The addresses of Redis as an operator writes them, and the settings of every connection. Addresses are parsed before
+//! anything connects; neither `Debug` nor errors show a password. Nothing here resolves names or connects.
 //!
 //! ```text
 //! redis[s]://[[user]:password@]host[:6379][/database]
@@ -7,32 +7,38 @@
 //! redis[s]+cluster://[[user]:password@]host[:6379][,host...]
 //! ```
 
-use super::config::ConfigError;
-use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates};
-use std::fmt;
+use crate::redis::errors::ConfigError;
+use redis::{
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisResult, TlsCertificates,
+    io::tcp::{TcpSettings, socket2::TcpKeepalive},
+};
+use std::{fmt, time::Duration};
 
-/// What an address leads to.
+/// The kernel ends a connection whose peer has acknowledged nothing for this long.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What an address names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum AddressKind {
     /// One server, a master.
     Server,
-    /// Sentinels, which know who is the master of this name.
+    /// Sentinels, which know the current master of this name.
     Sentinel(String),
-    /// Members of a cluster, which know all the others.
+    /// Some members of a cluster, which know all the others.
     Cluster,
 }
 
 /// One server, one group of sentinels or one cluster.
 #[derive(Clone)]
-pub(super) struct Address {
-    pub(super) kind: Kind,
-    /// Whom to ask, and with what credentials and database masters are used.
-    pub(super) hosts: Vec<ConnectionInfo>,
+pub(crate) struct Address {
+    pub(crate) kind: AddressKind,
+    /// The servers, sentinels or cluster members that are named, with the credentials and the database of the masters.
+    pub(crate) hosts: Vec<ConnectionInfo>,
 }
 
 impl Address {
-    /// Reads one or several, separated by commas or blanks.
-    pub(super) fn parse_all(text: &str) -> Result<Vec<Self>, ConfigError> {
+    /// Reads one or several addresses, separated by commas or blanks.
+    pub(crate) fn parse_all(text: &str) -> Result<Vec<Self>, ConfigError> {
         // Hosts are separated by commas too, so an address ends where the next scheme begins.
         let scheme = |end: usize| {
             let before = text[..end].trim_end_matches(|c: char| c.is_ascii_lowercase() || c == '+' || c == '-');
@@ -52,13 +58,13 @@ impl Address {
             }
             addresses.push(Self::parse(piece.trim_end_matches(separator))?);
         }
-        if addresses.len() > 1 && addresses.iter().any(|address| address.kind == Kind::Cluster) {
+        if addresses.len() > 1 && addresses.iter().any(|address| address.kind == AddressKind::Cluster) {
             return Err(ConfigError::Cluster);
         }
         let mut names: Vec<String> = addresses.iter().map(Self::name).collect();
         names.sort();
         if names.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(ConfigError::Twice);
+            return Err(ConfigError::Duplicate);
         }
         Ok(addresses)
     }
@@ -72,19 +78,19 @@ impl Address {
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
         let (kind, database, port) = match kind {
-            "" => (Kind::Server, path, 6379),
+            "" => (AddressKind::Server, path, 6379),
             "sentinel" => {
-                let (service, database) = path.split_once('/').unwrap_or((path, ""));
-                if service.is_empty() {
-                    return Err(ConfigError::Service);
+                let (master_name, database) = path.split_once('/').unwrap_or((path, ""));
+                if master_name.is_empty() {
+                    return Err(ConfigError::MasterName);
                 }
-                (Kind::Sentinel(service.to_owned()), database, 26379)
+                (AddressKind::Sentinel(master_name.to_owned()), database, 26379)
             }
-            "cluster" if path.is_empty() => (Kind::Cluster, "", 6379),
+            "cluster" if path.is_empty() => (AddressKind::Cluster, "", 6379),
             "cluster" => return Err(ConfigError::Cluster),
             _ => return Err(ConfigError::Malformed),
         };
-        if !database.bytes().all(|b| b.is_ascii_digit()) || (kind == Kind::Server && hosts.contains(',')) {
+        if !database.bytes().all(|b| b.is_ascii_digit()) || (kind == AddressKind::Server && hosts.contains(',')) {
             return Err(ConfigError::Malformed);
         }
         let host = |host: &str| {
@@ -103,18 +109,19 @@ impl Address {
         Ok(Self { kind, hosts })
     }
 
-    /// By what rooms are divided among several: it must not change while the data stays where they are.
-    pub(super) fn name(&self) -> String {
+    /// The name by which rooms are divided among several addresses. If it changes, rooms move to another Redis and
+    /// leave their data behind.
+    pub(crate) fn name(&self) -> String {
         match &self.kind {
-            Kind::Sentinel(service) => service.clone(),
-            Kind::Server | Kind::Cluster => {
+            AddressKind::Sentinel(master_name) => master_name.clone(),
+            AddressKind::Server | AddressKind::Cluster => {
                 self.hosts.iter().map(|host| host.addr().to_string()).collect::<Vec<_>>().join(",")
             }
         }
     }
 
-    /// Certificates are to be signed by one of these authorities (PEM). Says whether there is TLS at all.
-    pub(super) fn trust(&mut self, authorities: &[u8]) -> Result<bool, ConfigError> {
+    /// Accepts certificates that one of these authorities (PEM) has signed. Returns whether the address uses TLS.
+    pub(crate) fn trust(&mut self, authorities: &[u8]) -> Result<bool, ConfigError> {
         let mut tls = false;
         for host in &mut self.hosts {
             if matches!(host.addr(), ConnectionAddr::TcpTls { .. }) {
@@ -129,8 +136,8 @@ impl Address {
     }
 }
 
-/// The same credentials and certificates for another host.
-pub(super) fn elsewhere(like: &ConnectionInfo, host: String, port: u16) -> ConnectionInfo {
+/// The credentials and certificates of `like` for another host.
+pub(crate) fn with_host(like: &ConnectionInfo, host: String, port: u16) -> ConnectionInfo {
     let addr = match like.addr() {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
             ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
@@ -140,13 +147,26 @@ pub(super) fn elsewhere(like: &ConnectionInfo, host: String, port: u16) -> Conne
     like.clone().set_addr(addr)
 }
 
+/// Whether both lead to the same host and port.
+pub(crate) fn is_same_server(one: &ConnectionInfo, other: &ConnectionInfo) -> bool {
+    one.addr().to_string() == other.addr().to_string()
+}
+
+/// A client with the settings that every connection has, those of the read pool too.
+pub(crate) fn client(server: ConnectionInfo) -> RedisResult<Client> {
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(1)).with_retries(3);
+    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(TCP_USER_TIMEOUT);
+    Client::open(server.set_tcp_settings(tcp))
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts = self.hosts.iter().map(|host| host.addr().to_string()).collect::<Vec<_>>().join(",");
         match &self.kind {
-            Kind::Server => f.write_str(&hosts),
-            Kind::Sentinel(service) => write!(f, "{hosts}/{service}"),
-            Kind::Cluster => write!(f, "the cluster of {hosts}"),
+            AddressKind::Server => f.write_str(&hosts),
+            AddressKind::Sentinel(master_name) => write!(f, "{hosts}/{master_name}"),
+            AddressKind::Cluster => write!(f, "the cluster of {hosts}"),
         }
     }
 }
@@ -160,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form() {
+    fn every_form_of_an_address_is_read() {
         for (text, shown) in [
             ("redis://localhost", &["localhost:6379"][..]),
             ("redis://[::1]:6380/3", &["::1:6380"]),
@@ -177,7 +197,7 @@ mod tests {
             );
         }
         let address = &Address::parse_all("redis+sentinel://ann:p%40w@a,b/main/3").unwrap()[0];
-        assert_eq!(address.kind, Kind::Sentinel("main".into()));
+        assert_eq!(address.kind, AddressKind::Sentinel("main".into()));
         for host in &address.hosts {
             let settings = host.redis_settings();
             assert_eq!((settings.username(), settings.password(), settings.db()), (Some("ann"), Some("p@w"), 3));
@@ -185,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn malformed_addresses_are_refused() {
         for (text, why) in [
             ("http://a", ConfigError::Malformed),
             ("localhost:6379", ConfigError::Malformed),
@@ -197,11 +217,11 @@ mod tests {
             ("redis://a;redis://b", ConfigError::Malformed),
             ("redis+sentinel://a,,b/main", ConfigError::Malformed),
             ("redis+other://a", ConfigError::Malformed),
-            ("redis+sentinel://a:26379", ConfigError::Service),
+            ("redis+sentinel://a:26379", ConfigError::MasterName),
             ("redis+cluster://a/1", ConfigError::Cluster),
             ("redis+cluster://a,redis://b", ConfigError::Cluster),
-            ("redis://a,redis://b/1,redis://a:6379/2", ConfigError::Twice),
-            ("redis+sentinel://a/main,redis+sentinel://b/main", ConfigError::Twice),
+            ("redis://a,redis://b/1,redis://a:6379/2", ConfigError::Duplicate),
+            ("redis+sentinel://a/main,redis+sentinel://b/main", ConfigError::Duplicate),
         ] {
             assert_eq!(read(text).err(), Some(why), "{text}");
         }

@@ -1,78 +1,54 @@
-//! Where Redis is and how it is used. Parsed before anything connects; its `Debug` and errors never show a password.
+//! Where Redis is and how the broker uses it. Parsed before anything connects; `Debug` and errors never show a
+//! password.
 
-use super::address::{Address, Kind};
+use crate::redis::{
+    address::{Address, AddressKind},
+    errors::ConfigError,
+};
 use std::{fmt, time::Duration};
 
 /// How a [`RedisBroker`](crate::RedisBroker) uses Redis.
 #[derive(Clone)]
 pub struct Config {
-    /// One, or several among which rooms are divided; a cluster is alone.
-    pub(super) addresses: Vec<Address>,
-    /// What every key and channel begins with. Default `fanfare`.
+    /// One address, or several among which rooms are divided. A cluster is the only address.
+    pub(crate) addresses: Vec<Address>,
+    /// The beginning of every key and channel. Default `fanfare`.
     pub prefix: String,
-    /// Subscriber connections; a room's messages come over one of them. 1 to 16, default 2.
-    pub lanes: usize,
-    /// How often this node says that it lives. Default 1 s.
+    /// How many subscriber connections each master gets; a room's messages come over one of them. 1 to 16, default 2.
+    pub subscriber_connections: usize,
+    /// The interval between this node's heartbeats. Default 1 s.
     pub heartbeat: Duration,
-    /// Without a heartbeat for so long a node is dead: others remove its members. Default 10 s, at least 3 heartbeats.
+    /// A node without a heartbeat for this long is dead, and another node removes its members. Default 10 s, at least
+    /// 3 heartbeats.
     pub dead_after: Duration,
-    /// How often the heads of quiet rooms are compared; a message that was lost in silence is found within two of
-    /// these. Default 30 s.
+    /// The interval in which the heads of all quiet rooms are compared. A message that Redis lost unnoticed is found
+    /// within two intervals. Default 30 s.
     pub sweep: Duration,
 }
 
-/// The address is none that can be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// None of the forms that `--redis` takes.
-    #[error(
-        "not an address of the form redis://[[user]:password@]host[:port][/database], \
-         redis+sentinel://host[:port],.../master-name or redis+cluster://host[:port],... (rediss for TLS)"
-    )]
-    Malformed,
-    /// Sentinels have to be asked for somebody.
-    #[error("a sentinel address ends with the master's name: redis+sentinel://host:26379/master-name")]
-    Service,
-    /// A cluster with others beside it or with a database.
-    #[error("a cluster stands alone and has no databases: redis+cluster://host:port,host:port")]
-    Cluster,
-    /// One server, or one master's name, in two addresses.
-    #[error("two of the addresses lead to the same Redis")]
-    Twice,
-    /// What is to be trusted is none, or nothing uses it.
-    #[error("the certificates of authorities are not PEM, or no address begins with rediss")]
-    Authorities,
-    /// [`Config::lanes`] out of range.
-    #[error("the number of subscriber connections is 1 to 16")]
-    Lanes,
-    /// [`Config::prefix`] is empty, too long or has other characters.
-    #[error("a key prefix has 1 to 64 letters, digits, dots, colons, dashes or underscores")]
-    Prefix,
-}
-
 impl Config {
-    /// Reads one or several addresses, separated by commas or blanks, of the forms
+    /// Reads one or several addresses, separated by commas or blanks. Everything else has its default. The forms are
     ///
     /// - `redis://[[user]:password@]host[:port][/database]`
     /// - `redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/master-name[/database]`
     /// - `redis+cluster://[[user]:password@]host[:port][,host[:port]...]`
     ///
-    /// and with `rediss` for TLS; everything else at its default.
+    /// and each of them with `rediss` for TLS.
     ///
     /// # Errors
-    /// [`ConfigError`] says what cannot be used. It never repeats the address, which may hold a password.
+    /// [`ConfigError`] says what cannot be used.
     pub fn parse(urls: &str) -> Result<Self, ConfigError> {
         Ok(Self {
             addresses: Address::parse_all(urls)?,
             prefix: "fanfare".into(),
-            lanes: 2,
+            subscriber_connections: 2,
             heartbeat: Duration::from_secs(1),
             dead_after: Duration::from_secs(10),
             sweep: Duration::from_secs(30),
         })
     }
 
-    /// Certificates of servers are to be signed by one of these authorities (PEM), and not by the public ones.
+    /// Accepts servers whose certificates are signed by one of these authorities (PEM), instead of the public ones.
     ///
     /// # Errors
     /// [`ConfigError::Authorities`].
@@ -84,14 +60,14 @@ impl Config {
         if used { Ok(()) } else { Err(ConfigError::Authorities) }
     }
 
-    /// Checks what can be set after [`Config::parse`].
+    /// Checks the fields that can be set after [`Config::parse`].
     ///
     /// # Errors
-    /// [`ConfigError::Lanes`], [`ConfigError::Prefix`].
+    /// [`ConfigError::SubscriberConnections`], [`ConfigError::Prefix`].
     pub fn check(&self) -> Result<(), ConfigError> {
         let in_prefix = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b':' | b'-' | b'_');
-        if !(1..=16).contains(&self.lanes) {
-            return Err(ConfigError::Lanes);
+        if !(1..=16).contains(&self.subscriber_connections) {
+            return Err(ConfigError::SubscriberConnections);
         }
         if !(1..=64).contains(&self.prefix.len()) || !self.prefix.bytes().all(in_prefix) {
             return Err(ConfigError::Prefix);
@@ -99,15 +75,15 @@ impl Config {
         Ok(())
     }
 
-    /// Hosts and ports, for logs.
+    /// The hosts and ports, for logs.
     #[must_use]
     pub fn address(&self) -> String {
         self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     }
 
-    /// Whether keys and channels have to be where the cluster's slots say.
-    pub(super) fn is_cluster(&self) -> bool {
-        self.addresses.iter().any(|address| address.kind == Kind::Cluster)
+    /// Whether keys and channels need a slot of a Redis Cluster.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.addresses.iter().any(|address| address.kind == AddressKind::Cluster)
     }
 }
 
@@ -116,7 +92,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("address", &self.address())
             .field("prefix", &self.prefix)
-            .field("lanes", &self.lanes)
+            .field("subscriber_connections", &self.subscriber_connections)
             .field("heartbeat", &self.heartbeat)
             .field("dead_after", &self.dead_after)
             .field("sweep", &self.sweep)
@@ -136,11 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn limits() {
+    fn values_out_of_range_are_refused() {
         let mut good = Config::parse("redis://a").unwrap();
         assert_eq!(good.trust(b"nothing"), Err(ConfigError::Authorities));
         assert_eq!(good.check(), Ok(()));
-        assert_eq!(Config { lanes: 0, ..good.clone() }.check(), Err(ConfigError::Lanes));
+        assert_eq!(
+            Config { subscriber_connections: 0, ..good.clone() }.check(),
+            Err(ConfigError::SubscriberConnections)
+        );
         assert_eq!(Config { prefix: "a{b}".into(), ..good }.check(), Err(ConfigError::Prefix));
     }
 }

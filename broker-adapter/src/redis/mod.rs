@@ -1,44 +1,41 @@
-//! The Redis broker: many nodes, one order per room, everything shared in one Redis.
+//! The Redis broker: many nodes share one Redis, or several, and every room has one order.
 //!
-//! - `address.rs`, `config.rs`: what can be named: servers, sentinels, a cluster; several divide the rooms among them.
-//! - `site.rs`, `routes.rs`: what belongs to one address; which of its masters has which rooms.
-//! - `store.rs`: what is kept with one master:
-//!   - `publisher.rs`, `batch.rs`: one command connection for everything that this node writes, in order, in pipelines.
-//!   - `lane.rs`, `interest.rs`: subscriber connections; a room's messages come over one of them.
-//!   - `reads.rs`, `flights.rs`: the rare reads, over a pool; what many ask for at once is read once.
-//! - `supervisor.rs`, `link.rs`: how a connection is judged and kept.
-//! - `target.rs`, `cluster.rs`: where the masters are, as sentinels and clusters say.
-//! - `script.rs`, `scripts/`, `names.rs`: what is said to Redis, and what keys are called.
-//! - `presence.rs`, `keeper.rs`: this node's attendances, its heartbeat, and the members of dead nodes.
+//! From the outside inwards; a file uses only what stands below it:
 //!
-//! Tasks run on the runtime of whoever called [`RedisBroker::connect`] and end with the broker. It never uses the
-//! client library's own resubscription or connection manager: they lose subscriptions and stall for seconds.
+//! - `config.rs` has the settings.
+//! - `deployment.rs` is everything that belongs to one address: a server, sentinels or a cluster.
+//! - `presence/` keeps the presence of this node's sessions in Redis, and removes the members of dead nodes.
+//! - `routes.rs` knows which master has which rooms; `master.rs` is what is kept with one master.
+//! - `write/`, `subscribe/`, `read/` are one master's connections: for what this node writes, receives, and reads.
+//! - `connection/` keeps one connection open, and decides when to give it up.
+//! - `topology/` asks sentinels and clusters where the masters are.
+//! - `commands.rs`, `scripts/` build the commands; the scripts run in Redis.
+//! - `address.rs`, `keys.rs`, `fence.rs`, `errors.rs` are names and values: servers, keys, memories, errors.
+//!
+//! Tasks run on the runtime of the caller of [`RedisBroker::connect`] and end with the broker. The client library's own
+//! resubscription and connection manager are not used: they lose subscriptions and stall for seconds.
 
 mod address;
-mod batch;
-mod channels;
-mod cluster;
+mod commands;
 mod config;
-mod flights;
-mod interest;
-mod keeper;
-mod lane;
-mod link;
-mod names;
+mod connection;
+mod deployment;
+mod errors;
+mod fence;
+mod keys;
+mod master;
 mod presence;
-mod publisher;
-mod reads;
+mod read;
 mod routes;
-mod script;
-mod site;
-mod store;
-mod supervisor;
-mod target;
+mod scripts;
+mod subscribe;
 #[cfg(test)]
 mod tests;
+mod topology;
+mod write;
 
-pub use config::{Config, ConfigError};
-pub use link::ConnectError;
+pub use config::Config;
+pub use errors::{ConfigError, ConnectError};
 
 use crate::{
     Broker, BrokerError, BrokerFuture, Cursor, HistoryQuery, NodeId, NodeTarget, Page, Presence, PresenceDetail,
@@ -46,82 +43,82 @@ use crate::{
 };
 use ::redis::Value;
 use bytes::Bytes;
+use commands::CommandBuilder;
+use deployment::Deployment;
 use futures_util::future::{join_all, try_join_all};
-use names::{HOME, Names, Partition};
-use script::Scripts;
-use site::Site;
+use keys::{HOME, Keys, Partition};
+use master::{Master, NodeContext};
+use scripts::Scripts;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
-use store::{Base, Store};
 
-/// See the module's head.
+/// A broker over one or several Redis, among which rooms are divided by their partitions.
 pub struct RedisBroker {
     node: NodeId,
-    names: Names,
-    sites: Vec<Site>,
-    /// By partition, into `sites`.
-    places: Vec<usize>,
+    keys: Keys,
+    deployments: Vec<Deployment>,
+    /// The index in `deployments` of each partition's deployment.
+    by_partition: Vec<usize>,
     unreadable: Arc<AtomicU64>,
 }
 
 impl RedisBroker {
-    /// Connects once; [`SubscriberId`] is the index into `subscribers`. A caller that is willing to wait for Redis
-    /// calls again.
+    /// Connects once; [`SubscriberId`] is the index into `subscribers`. If Redis is away, the call fails, and a caller
+    /// who wants to wait for Redis calls again.
     ///
     /// # Errors
     /// [`ConnectError`] of the first connection that could not be made.
     pub async fn connect(config: Config, subscribers: Vec<Arc<dyn Subscriber>>) -> Result<Arc<Self>, ConnectError> {
         config.check()?;
-        // Fails if it has been chosen before, which is as well.
+        // Fails if the process has chosen a provider before; that one is used then.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (node, cluster) = (NodeId::random(), config.is_cluster());
-        let names = if cluster { Names::in_cluster(&config.prefix) } else { Names::new(&config.prefix) };
-        let base = Base {
+        let (node, is_cluster) = (NodeId::random(), config.is_cluster());
+        let keys = Keys::new(&config.prefix, is_cluster);
+        let context = NodeContext {
             config: config.clone(),
-            node,
-            names: names.clone(),
-            scripts: Scripts::of(cluster),
+            builder: CommandBuilder { keys: keys.clone(), node, scripts: Scripts::of(is_cluster) },
             subscribers: subscribers.into(),
             unreadable: Arc::default(),
             numbers: Arc::new(AtomicU64::new(1)),
-            bell: Arc::default(),
+            events: Arc::default(),
         };
-        let known: Vec<String> = config.addresses.iter().map(|address| address.name()).collect();
-        let connecting = config.addresses.iter().zip(&known).map(|(address, name)| {
-            let of = if known.len() > 1 { format!(" of {name}") } else { String::new() };
-            let base = Base { bell: Arc::default(), ..base.clone() };
-            async move { Site::connect(base, address, &of).await }
+        let names: Vec<String> = config.addresses.iter().map(|address| address.name()).collect();
+        let connecting = config.addresses.iter().zip(&names).map(|(address, name)| {
+            let of = if names.len() > 1 { format!(" of {name}") } else { String::new() };
+            let context = NodeContext { events: Arc::default(), ..context.clone() };
+            async move { Deployment::connect(context, address, &of).await }
         });
-        let sites = try_join_all(connecting).await?;
-        let places = Partition::all().map(|partition| partition.place(&known)).collect();
-        Ok(Arc::new(Self { node, names, sites, places, unreadable: base.unreadable }))
+        let deployments = try_join_all(connecting).await?;
+        let by_partition = Partition::all().map(|partition| partition.choose(&names)).collect();
+        Ok(Arc::new(Self { node, keys, deployments, by_partition, unreadable: context.unreadable }))
     }
 
-    fn site(&self, room: &Room) -> &Site {
-        &self.sites[self.places[usize::from(Partition::of(room).0)]]
+    fn deployment(&self, room: &Room) -> &Deployment {
+        &self.deployments[self.by_partition[usize::from(Partition::of(room).0)]]
     }
 
-    fn store(&self, room: &Room) -> Arc<Store> {
-        self.site(room).routes.store(room)
+    fn master(&self, room: &Room) -> Arc<Master> {
+        self.deployment(room).routes.master(room)
     }
 
-    fn stores(&self) -> impl Iterator<Item = Arc<Store>> {
-        self.sites.iter().flat_map(|site| site.routes.stores())
+    fn masters(&self) -> impl Iterator<Item = Arc<Master>> {
+        self.deployments.iter().flat_map(|deployment| deployment.routes.masters())
     }
 
-    /// Every store's page, merged. Without one of them there is none: it would look complete.
+    /// Merges the pages of all masters. If one of them cannot be read, the call fails: the list would look complete.
     async fn list(&self, query: RoomQuery) -> Result<RoomList, BrokerError> {
-        let shares = self.sites.iter().flat_map(|site| site.routes.shares());
+        let masters = self.deployments.iter().flat_map(|deployment| deployment.routes.masters_with_partitions());
         let query = &query;
-        let pages = shares.map(|(store, partitions)| async move { store.reads.rooms(query, &partitions).await });
+        let pages = masters.map(|(master, partitions)| async move { master.reads.rooms(query, &partitions).await });
         let pages = try_join_all(pages).await?;
         let more = pages.iter().any(|page| page.more);
         let mut rooms: Vec<Room> = pages.into_iter().flat_map(|page| page.rooms).collect();
         rooms.sort_unstable();
+        // While a slot moves, a room may be in the lists of both masters.
         rooms.dedup();
-        let limit = query.limit.min(reads::ROOMS_MAX);
+        let limit = query.limit.min(read::ROOMS_MAX);
         let more = more || rooms.len() > limit;
         rooms.truncate(limit);
         Ok(RoomList { rooms, more })
@@ -130,8 +127,7 @@ impl RedisBroker {
 
 impl Broker for RedisBroker {
     fn publish(&self, publish: Publish, reply: Reply) {
-        let site = self.site(&publish.room);
-        site.routes.store(&publish.room).publisher.publish(publish, reply);
+        self.master(&publish.room).publisher.publish(publish, reply);
     }
 
     fn subscribe(
@@ -140,30 +136,31 @@ impl Broker for RedisBroker {
         room: &Room,
         retention: Option<Retention>,
     ) -> BrokerFuture<'_, Option<Cursor>> {
-        let follow = |store: &Store, partition| store.lane(partition).follow(who, room, retention);
-        let joined = self.site(room).routes.with(room, follow);
-        Box::pin(async { joined.await.unwrap_or(Err(BrokerError::Unavailable)) })
+        let follow = |master: &Master, partition| master.connection(partition).follow(who, room, retention);
+        let head = self.deployment(room).routes.with(room, follow);
+        Box::pin(async { head.await.unwrap_or(Err(BrokerError::Unavailable)) })
     }
 
     fn unsubscribe(&self, who: SubscriberId, room: &Room) {
-        self.site(room).routes.with(room, |store, partition| store.lane(partition).unfollow(who, room));
+        let unfollow = |master: &Master, partition| master.connection(partition).unfollow(who, room);
+        self.deployment(room).routes.with(room, unfollow);
     }
 
     fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> BrokerFuture<'_, Page> {
         let room = room.clone();
-        Box::pin(async move { self.store(&room).page(&room, retention, query).await })
+        Box::pin(async move { self.master(&room).page(&room, retention, query).await })
     }
 
-    fn update_presence(&self, room: &Room, attendance: PresenceUpdate) -> BrokerFuture<'_, ()> {
-        let written = self.site(room).update_presence(room, attendance);
+    fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()> {
+        let written = self.deployment(room).update_presence(room, update);
         Box::pin(async { written.await.unwrap_or(Err(BrokerError::Unavailable)) })
     }
 
     fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence> {
         let room = room.clone();
         Box::pin(async move {
-            let store = self.store(&room);
-            store.reads.presence(&room, detail, store.publisher.link.fence().as_ref()).await
+            let master = self.master(&room);
+            master.reads.presence(&room, detail, master.publisher.status.fence().as_ref()).await
         })
     }
 
@@ -171,25 +168,25 @@ impl Broker for RedisBroker {
         Box::pin(self.list(query))
     }
 
-    /// Over the first master that is up: every node listens to all of them.
+    /// Sends over the first master that is up, because every node is subscribed at all of them.
     fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool> {
-        let stores: Vec<_> = self.stores().collect();
-        let over = stores.iter().find(|store| store.publisher.link.is_up()).unwrap_or(&stores[0]);
-        let partition = over.first_partition().unwrap_or(HOME);
+        let masters: Vec<_> = self.masters().collect();
+        let master = masters.iter().find(|master| master.publisher.status.is_up()).unwrap_or(&masters[0]);
+        let partition = master.first_partition().unwrap_or(HOME);
         let channel = match target {
-            NodeTarget::All => self.names.control(partition),
-            NodeTarget::One(node) => self.names.node(node, partition),
+            NodeTarget::All => self.keys.control(partition),
+            NodeTarget::One(node) => self.keys.control_to(node, partition),
         };
-        let told = over.publisher.send_control(&channel, &envelope::control(self.node, &message));
-        // PUBLISH answers with the number of its receivers.
-        Box::pin(async { told.await.map(|receivers| receivers != Value::Int(0)) })
+        let sent = master.publisher.send_control(&channel, &envelope::control(self.node, &message));
+        // The reply of PUBLISH is the number of subscribers.
+        Box::pin(async { sent.await.map(|subscribers| subscribers != Value::Int(0)) })
     }
 
     fn is_up(&self, room: &Room) -> bool {
-        self.store(room).is_up()
+        self.master(room).is_up()
     }
 
-    /// `up`: this node can publish everywhere and hears what others publish.
+    /// `up`: this node can publish into every room and receives what others publish.
     fn status(&self) -> Status {
         let mut status = Status {
             node: self.node,
@@ -199,18 +196,18 @@ impl Broker for RedisBroker {
             rooms: 0,
             unreadable: self.unreadable.load(Ordering::Relaxed),
         };
-        for store in self.stores() {
-            status.up &= store.is_up();
-            status.reconnects += store.reconnects();
-            status.in_flight += store.in_flight();
-            status.rooms += store.rooms();
+        for master in self.masters() {
+            status.up &= master.is_up();
+            status.reconnects += master.reconnects();
+            status.in_flight += master.in_flight();
+            status.rooms += master.rooms();
         }
         status
     }
 
     fn close(&self) -> BrokerFuture<'_, ()> {
         Box::pin(async {
-            join_all(self.sites.iter().map(Site::close)).await;
+            join_all(self.deployments.iter().map(Deployment::close)).await;
             Ok(())
         })
     }

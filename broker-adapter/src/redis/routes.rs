@@ -1,169 +1,187 @@
-//! Which store has which room. With one server, or sentinels, that is the same store for all and for ever; in a
-//! cluster it follows the slots: a master that takes over is the same store elsewhere, and rooms whose slot moves take
-//! their followers along. Never connects by itself and never asks.
+//! `Routes`: which master of one address has which partition. With one server, or with sentinels, one master has all
+//! partitions forever. In a cluster the routes follow the slots: when another server takes over for a master that is
+//! gone, the same `Master` moves there; when a slot moves, its rooms are handed to the new master with their followers.
+//! Asks no server anything.
 
-use super::{
-    names::{HOME, PARTITIONS, Partition},
-    store::{Base, Firsts, Store},
-    target::Target,
+use crate::{
+    Room,
+    redis::{
+        address::is_same_server,
+        keys::{HOME, PARTITIONS, Partition},
+        master::{FirstAttempts, Master, NodeContext},
+        topology::{cluster::Assignment, target::Target},
+    },
 };
-use crate::Room;
 use redis::ConnectionInfo;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
-/// A master and what it has, as the cluster says.
-pub(super) struct Share {
-    pub(super) master: ConnectionInfo,
-    pub(super) partitions: Vec<Partition>,
-}
-
-/// See the module's head.
+/// The masters of one address, by partition.
 #[derive(Default)]
-pub(super) struct Routes {
+pub(crate) struct Routes {
     table: RwLock<Table>,
 }
 
 #[derive(Default)]
 struct Table {
-    seats: Vec<Seat>,
-    /// By partition, into `seats`.
-    at: Vec<usize>,
+    entries: Vec<RouteEntry>,
+    /// The index in `entries` of each partition's master.
+    by_partition: Vec<usize>,
 }
 
 #[derive(Clone)]
-struct Seat {
-    store: Arc<Store>,
-    /// Tells the store where its master is; `None` where that is none of ours to say.
-    tell: Option<Arc<watch::Sender<ConnectionInfo>>>,
+struct RouteEntry {
+    master: Arc<Master>,
+    /// Moves the master to another server; `None` for a master that the routes do not move.
+    server: Option<watch::Sender<ConnectionInfo>>,
 }
 
-impl Seat {
-    fn is_at(&self, master: &ConnectionInfo) -> bool {
-        let at = |tell: &Arc<watch::Sender<ConnectionInfo>>| tell.borrow().addr().to_string();
-        self.tell.as_ref().is_some_and(|tell| at(tell) == master.addr().to_string())
+/// A master whose connections are being made for the first time.
+pub(crate) struct NewMaster {
+    pub(crate) master: Arc<Master>,
+    pub(crate) attempts: FirstAttempts,
+}
+
+impl RouteEntry {
+    fn is_at(&self, server: &ConnectionInfo) -> bool {
+        self.server.as_ref().is_some_and(|current| is_same_server(&current.borrow(), server))
     }
 }
 
 impl Routes {
-    /// One store for all.
-    pub(super) fn of_one(store: Store) -> Self {
-        let seats = vec![Seat { store: Arc::new(store), tell: None }];
-        Self { table: RwLock::new(Table { seats, at: vec![0; PARTITIONS] }) }
+    /// One master for all partitions.
+    pub(crate) fn of_one(master: Master) -> Self {
+        let entries = vec![RouteEntry { master: Arc::new(master), server: None }];
+        Self { table: RwLock::new(Table { entries, by_partition: vec![0; PARTITIONS] }) }
     }
 
     fn table(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something with a room's store, which is the right one until that is done.
-    pub(super) fn with<T>(&self, room: &Room, act: impl FnOnce(&Store, Partition) -> T) -> T {
+    /// Calls `act` with a room's master. The room does not move to another master before `act` returns.
+    pub(crate) fn with<T>(&self, room: &Room, act: impl FnOnce(&Master, Partition) -> T) -> T {
         let partition = Partition::of(room);
+        act(self.table().master(partition), partition)
+    }
+
+    /// The master that has a room now.
+    pub(crate) fn master(&self, room: &Room) -> Arc<Master> {
+        Arc::clone(self.table().master(Partition::of(room)))
+    }
+
+    /// The master that has the heartbeats.
+    pub(crate) fn home(&self) -> Arc<Master> {
+        Arc::clone(self.table().master(HOME))
+    }
+
+    /// Every master.
+    pub(crate) fn masters(&self) -> Vec<Arc<Master>> {
+        self.table().entries.iter().map(|entry| Arc::clone(&entry.master)).collect()
+    }
+
+    /// Every master with its partitions.
+    pub(crate) fn masters_with_partitions(&self) -> Vec<(Arc<Master>, Vec<Partition>)> {
         let table = self.table();
-        act(&table.seats[table.at[usize::from(partition.0)]].store, partition)
+        let of = |(at, entry): (usize, &RouteEntry)| (Arc::clone(&entry.master), table.partitions(at));
+        table.entries.iter().enumerate().map(of).collect()
     }
 
-    /// A room's store, as of now.
-    pub(super) fn store(&self, room: &Room) -> Arc<Store> {
-        self.of(Partition::of(room))
-    }
-
-    /// Where nodes say that they live.
-    pub(super) fn home(&self) -> Arc<Store> {
-        self.of(HOME)
-    }
-
-    fn of(&self, partition: Partition) -> Arc<Store> {
-        let table = self.table();
-        Arc::clone(&table.seats[table.at[usize::from(partition.0)]].store)
-    }
-
-    /// Every store.
-    pub(super) fn stores(&self) -> Vec<Arc<Store>> {
-        self.table().seats.iter().map(|seat| Arc::clone(&seat.store)).collect()
-    }
-
-    /// Every store with the partitions that it has.
-    pub(super) fn shares(&self) -> Vec<(Arc<Store>, Vec<Partition>)> {
-        let table = self.table();
-        let share = |(at, seat): (usize, &Seat)| (Arc::clone(&seat.store), table.partitions(at));
-        table.seats.iter().enumerate().map(share).collect()
-    }
-
-    /// Follows the cluster. Answers with the first attempts of stores that are new.
-    pub(super) fn update(&self, base: &Base, shares: Vec<Share>) -> Vec<(Arc<Store>, Firsts)> {
-        // Held to the end: whoever follows a room does it either before its move or after it.
+    /// Makes the routes follow the assignments of a cluster. Returns the masters that are new.
+    pub(crate) fn update(&self, context: &NodeContext, assignments: Vec<Assignment>) -> Vec<NewMaster> {
+        // Locked to the end: a room is followed either before it moves or at its new master.
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if table.is_already(&shares) {
+        if table.is_already(&assignments) {
             return Vec::new();
         }
-        let mut left: Vec<Option<Seat>> = table.seats.iter().cloned().map(Some).collect();
-        let mut taken: Vec<Option<Seat>> = shares.iter().map(|_| None).collect();
-        for (share, seat) in shares.iter().zip(&mut taken) {
-            let same = left.iter_mut().find(|seat| seat.as_ref().is_some_and(|seat| seat.is_at(&share.master)));
-            *seat = same.and_then(Option::take);
+        // 1. Servers that are masters as before keep their entries.
+        let mut old: Vec<Option<RouteEntry>> = table.entries.iter().cloned().map(Some).collect();
+        let mut kept = Vec::with_capacity(assignments.len());
+        for assignment in &assignments {
+            let is_kept = |entry: &&mut Option<RouteEntry>| entry.as_ref().is_some_and(|e| e.is_at(&assignment.master));
+            kept.push(old.iter_mut().find(is_kept).and_then(Option::take));
         }
-        let (mut new, mut next) = (Vec::new(), Table { seats: Vec::new(), at: table.at.clone() });
-        next.at.resize(PARTITIONS, 0);
-        for (share, seat) in shares.into_iter().zip(taken) {
-            // A master that is not known has taken over from the one that is gone and had most of its partitions.
-            let seat = seat.or_else(|| {
-                let common = |at: usize| share.partitions.iter().filter(|p| table.at[usize::from(p.0)] == at).count();
-                let gone = (0..left.len()).filter(|at| left[*at].is_some() && common(*at) > 0).max_by_key(|at| common(*at))?;
-                let seat = left[gone].take()?;
-                tracing::info!(store = %seat.store.name, master = %share.master.addr(), "another master has taken over");
-                if let Some(tell) = &seat.tell {
-                    tell.send_replace(share.master.clone());
-                }
-                Some(seat)
+        // 2. A server that was no master takes over the entry of a master that is gone, or gets a new entry.
+        let mut new = Vec::new();
+        let mut next = Table { entries: Vec::new(), by_partition: table.by_partition.clone() };
+        next.by_partition.resize(PARTITIONS, 0);
+        for (assignment, kept) in assignments.into_iter().zip(kept) {
+            let entry = kept.or_else(|| table.take_over(&mut old, &assignment)).unwrap_or_else(|| {
+                let (entry, attempts) = RouteEntry::start(context, &assignment);
+                new.push(NewMaster { master: Arc::clone(&entry.master), attempts });
+                entry
             });
-            let seat = seat.unwrap_or_else(|| {
-                let (tell, told) = watch::channel(share.master.clone());
-                let of = format!(" of {}", share.master.addr());
-                let (store, firsts) = Store::start(base, &Target::told(told), &of, share.partitions.clone());
-                let store = Arc::new(store);
-                new.push((Arc::clone(&store), firsts));
-                Seat { store, tell: Some(Arc::new(tell)) }
-            });
-            for partition in &share.partitions {
-                next.at[usize::from(partition.0)] = next.seats.len();
+            for partition in &assignment.partitions {
+                next.by_partition[usize::from(partition.0)] = next.entries.len();
             }
-            seat.store.has(&share.partitions);
-            next.seats.push(seat);
+            entry.master.set_partitions(&assignment.partitions);
+            next.entries.push(entry);
         }
+        // 3. Rooms whose master is another one now go there, with their followers.
         table.hand_over(&next);
         *table = next;
-        for seat in left.into_iter().flatten() {
-            tracing::info!(store = %seat.store.name, "has no rooms any more");
-            seat.store.close();
+        // 4. The masters that remain have no rooms any more.
+        for entry in old.into_iter().flatten() {
+            tracing::info!(master = %entry.master.name, "the master has no rooms any more");
+            entry.master.close();
         }
         new
     }
 }
 
+impl RouteEntry {
+    /// An entry for a server that takes over from no other.
+    fn start(context: &NodeContext, assignment: &Assignment) -> (Self, FirstAttempts) {
+        let (sender, server) = watch::channel(assignment.master.clone());
+        let of = format!(" of {}", assignment.master.addr());
+        let (master, attempts) = Master::start(context, &Target::new(server), &of, assignment.partitions.clone());
+        (Self { master: Arc::new(master), server: Some(sender) }, attempts)
+    }
+}
+
 impl Table {
-    fn partitions(&self, seat: usize) -> Vec<Partition> {
-        Partition::all().filter(|partition| self.at[usize::from(partition.0)] == seat).collect()
+    fn master(&self, partition: Partition) -> &Arc<Master> {
+        &self.entries[self.by_partition[usize::from(partition.0)]].master
     }
 
-    fn is_already(&self, shares: &[Share]) -> bool {
-        let is = |share: &Share| {
-            let at = self.seats.iter().position(|seat| seat.is_at(&share.master));
-            at.is_some_and(|at| share.partitions.iter().all(|p| self.at[usize::from(p.0)] == at))
+    fn partitions(&self, entry: usize) -> Vec<Partition> {
+        Partition::all().filter(|partition| self.by_partition[usize::from(partition.0)] == entry).collect()
+    }
+
+    fn is_already(&self, assignments: &[Assignment]) -> bool {
+        let is_same = |assignment: &Assignment| {
+            let at = self.entries.iter().position(|entry| entry.is_at(&assignment.master));
+            at.is_some_and(|at| assignment.partitions.iter().all(|p| self.by_partition[usize::from(p.0)] == at))
         };
-        self.seats.len() == shares.len() && shares.iter().all(is)
+        self.entries.len() == assignments.len() && assignments.iter().all(is_same)
     }
 
-    /// Takes the followers of rooms that move to where the rooms go.
+    /// Moves to the assignment's server the one of the `old` masters that had most of its partitions; `None` if no old
+    /// master had any of them.
+    fn take_over(&self, old: &mut [Option<RouteEntry>], assignment: &Assignment) -> Option<RouteEntry> {
+        let common = |entry: usize| {
+            let is_common = |p: &&Partition| self.by_partition[usize::from(p.0)] == entry;
+            assignment.partitions.iter().filter(is_common).count()
+        };
+        let candidates = (0..old.len()).filter(|at| old[*at].is_some() && common(*at) > 0);
+        let gone = candidates.max_by_key(|at| common(*at))?;
+        let entry = old[gone].take()?;
+        tracing::info!(was = %entry.master.name, master = %assignment.master.addr(), "another master has taken over");
+        if let Some(server) = &entry.server {
+            server.send_replace(assignment.master.clone());
+        }
+        Some(entry)
+    }
+
+    /// Hands the rooms of every partition whose master changes to the new master.
     fn hand_over(&self, next: &Self) {
-        if self.seats.is_empty() {
+        if self.entries.is_empty() {
             return;
         }
         for partition in Partition::all() {
-            let at = usize::from(partition.0);
-            let (from, to) = (&self.seats[self.at[at]].store, &next.seats[next.at[at]].store);
+            let (from, to) = (self.master(partition), next.master(partition));
             if !Arc::ptr_eq(from, to) {
-                to.lane(partition).adopt(from.lane(partition).give_up(partition));
+                to.connection(partition).adopt(from.connection(partition).release(partition));
             }
         }
     }

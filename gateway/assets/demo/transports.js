@@ -15,7 +15,7 @@ const columns = [
   { key: "ws", name: "WebSocket", how: "One connection, both ways. A message is one frame.", follow: webSocket },
   { key: "sse", name: "Server-sent events", how: "One answer without an end. The browser reconnects by itself.", follow: serverSentEvents },
   { key: "stream", name: "HTTP streaming", how: "One answer without an end, a line of JSON for each message.", follow: httpStream },
-  { key: "long", name: "Long polling", how: "The gateway answers as soon as there is a message. Then the page asks again.", follow: longPolling },
+  { key: "long", name: "Long polling", how: "Each answer waits for a message. Then the page asks again.", follow: longPolling },
   { key: "short", name: "Short polling", how: "The page asks from time to time. Messages wait until it asks.", follow: shortPolling },
 ].map((column) => ({ ...column, meter: new Meter(column.key, page, failed) }));
 

@@ -1,30 +1,31 @@
-//! How long to wait before the next attempt: exponential with full jitter (AWS Architecture Blog, "Exponential Backoff
-//! And Jitter"), so that clients that were cut together do not come back together. It holds no clock and no randomness.
+//! How long `sub` waits before the next attempt: exponential with full jitter (AWS Architecture Blog, "Exponential Backoff
+//! And Jitter"), so that clients which lost their connections together do not reconnect together. There is no clock and no
+//! randomness in here.
 
 use std::time::Duration;
 
 /// The ceiling of the first wait.
 const FIRST: Duration = Duration::from_millis(200);
-/// The ceiling of every later one.
+/// The highest ceiling of a later wait.
 const LAST: Duration = Duration::from_secs(10);
 
 /// Counts the attempts that failed in a row.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failed: u32,
 }
 
 impl Backoff {
-    /// The next wait: evenly between nothing and the ceiling, by 32 random bits.
-    pub(super) fn next(&mut self, random: u32) -> Duration {
-        // 200 ms * 2^6 is past 10 s: the exponent need not grow beyond that.
+    /// The next wait: 32 random bits choose it evenly between zero and the ceiling.
+    pub(crate) fn next(&mut self, random: u32) -> Duration {
+        // 200 ms * 2^6 is more than 10 s, so a larger exponent changes nothing.
         let ceiling = (FIRST * 2_u32.pow(self.failed.min(6))).min(LAST);
         self.failed = self.failed.saturating_add(1);
         ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
-    /// The last attempt was a good one.
-    pub(super) fn reset(&mut self) {
+    /// The last attempt succeeded.
+    pub(crate) fn reset(&mut self) {
         self.failed = 0;
     }
 }

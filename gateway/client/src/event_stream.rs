@@ -1,31 +1,31 @@
-//! Reads `text/event-stream` (WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6): bytes go in as they come, what they say
-//! comes out. `subscribe` feeds it. Pure; however the bytes are cut into pieces, the items are the same.
+//! Parses `text/event-stream` (WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6): bytes go in as they come, items come out.
+//! `subscribe` feeds it. However the bytes are cut into pieces, the items are the same.
 
-use super::{FRAME_BYTES_MAX, TooLong};
+use crate::size_limit::{FRAME_BYTES_MAX, TooLong};
 
-/// What a stream says.
+/// An item of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Item {
-    /// The next reconnect shall wait so many milliseconds.
+pub(crate) enum Item {
+    /// How long to wait before the next reconnect, in milliseconds.
     Retry(u64),
-    /// An event of any name: its data.
+    /// The data of an event of any name.
     Event(String),
-    /// The last event's id is this; it comes after the event that it belongs to, or alone.
+    /// The id of the last event. It comes after its event, or alone.
     Id(String),
 }
 
-/// A stream, as far as it has been read.
+/// The state between two pieces of a stream.
 #[derive(Debug)]
-pub(super) struct EventStream {
-    /// The line that is not whole yet.
+pub(crate) struct EventStream {
+    /// The beginning of a line whose end has not come.
     line: Vec<u8>,
-    /// The event that is not whole yet: each of its `data` lines with a line feed.
+    /// The `data` lines of the event whose end has not come, each with a line feed.
     data: String,
     /// The `id` of that event.
     id: Option<String>,
-    /// The last byte was a carriage return: a line feed after it belongs to the same end of line.
+    /// The last byte was a carriage return: a line feed right after it ends the same line.
     after_return: bool,
-    /// Nothing has been read: a byte order mark may come.
+    /// No line has been read: a byte order mark may stand at its beginning.
     at_start: bool,
 }
 
@@ -36,8 +36,8 @@ impl Default for EventStream {
 }
 
 impl EventStream {
-    /// Takes the next bytes; gives everything that is whole with them.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Item>, TooLong> {
+    /// Takes the next bytes; gives the items that end in them.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Item>, TooLong> {
         let mut items = Vec::new();
         let mut rest = bytes;
         while let Some(first) = rest.first() {
@@ -77,7 +77,7 @@ impl EventStream {
             }
             "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
             "retry" if value.bytes().all(|byte| byte.is_ascii_digit()) => items.extend(value.parse().map(Item::Retry)),
-            // The name of an event says what its data says too. A line that begins with a colon is a comment.
+            // `event:` repeats the `type` in the data. A line that begins with a colon is a comment.
             _ => {}
         }
     }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gateways_stream_is_read() {
+    fn the_stream_of_a_gateway_is_read() {
         let text = "retry:1500\n\nevent:welcome\ndata:{\"type\":\"welcome\"}\n\n\
                     event:joined\ndata:{\"type\":\"joined\"}\nid:Epoch000.1~-\n\n\
                     data:{\"a\": \"b:  c\"}\nid:Epoch000.2~-\n\nid:Epoch000.3~-\n\n";
@@ -128,11 +128,11 @@ mod tests {
 
     /// The `format-*` cases of web-platform-tests' `eventsource/`.
     #[test]
-    fn the_standards_odd_cases_are_read_as_browsers_do() {
+    fn odd_cases_of_the_standard_are_read_as_by_browsers() {
         assert_eq!(
             read("\u{feff}data:1\n\n\u{feff}data:2\n\ndata:3\n\n"),
             [event("1"), event("3")],
-            "a mark begins it"
+            "a byte order mark at the beginning"
         );
         assert_eq!(read("data:1\rdata:2\r\ndata:3\n\r\n"), [event("1\n2\n3")], "every end of line");
         assert_eq!(read(":comment\n:\ndata:1\n\n"), [event("1")]);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_an_end_is_not_kept_without_one() {
+    fn an_endless_event_is_refused() {
         let mut stream = EventStream::default();
         let line = vec![b'x'; 1 << 20];
         let fed = (0..20).try_for_each(|_| stream.feed(&line).map(|_| ()));

@@ -1,35 +1,46 @@
-//! `fanfare health`: whether the node beside it is ready, for container health checks. It asks `/readyz` once.
+//! `fanfare health`: asks a node's admin listener once whether the node is ready, for the health checks of containers.
 
-use super::{Failure, finish, http::Http, print, server::Server};
-use bytes::Bytes;
+use crate::{
+    connection::Gateway,
+    failure::Failure,
+    http::HttpClient,
+    output::{finish, print},
+    tls::TlsOptions,
+    url::GatewayUrl,
+};
+use clap::Args;
 use http_body_util::Full;
-use hyper::{Request, StatusCode};
+use hyper::{Method, StatusCode};
 use std::{process::ExitCode, time::Duration};
 
-/// How long a healthy node may take: its admin listener answers in milliseconds while the data plane is saturated.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The admin listener of a healthy node responds in milliseconds even while the node's other threads are saturated.
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
-/// What to ask.
-#[derive(Debug)]
-pub(crate) struct Health {
-    /// The admin listener; an unspecified address is asked on loopback.
-    pub(crate) admin: String,
+/// The flags of `fanfare health`.
+#[derive(Debug, Args)]
+pub(crate) struct HealthOptions {
+    /// The admin listener, or its URL.
+    #[arg(long, value_name = "HOST:PORT", env = "FANFARE_ADMIN", hide_env_values = true)]
+    #[arg(default_value = "127.0.0.1:8081")]
+    admin: String,
+    #[command(flatten)]
+    tls: TlsOptions,
 }
 
-/// Asks; success is an answer of 200.
-pub(crate) async fn health(order: Health) -> ExitCode {
-    finish("health", ask(order).await)
+/// Ends with success if the node is ready.
+pub(crate) async fn health(options: HealthOptions) -> ExitCode {
+    finish("health", ask(&options).await)
 }
 
-async fn ask(order: Health) -> Result<(), Failure> {
-    let mut http = Http::new(Server::of_listener(&order.admin), PATIENCE);
-    let request = Request::get("/readyz").body(Full::<Bytes>::default()).map_err(Failure::refused)?;
-    let answer = http.send(request).await?;
-    let body = String::from_utf8_lossy(&answer.body);
-    if answer.status != StatusCode::OK {
-        return Err(Failure::refused(format_args!("not ready: {} {}", answer.status, body.trim())));
+async fn ask(options: &HealthOptions) -> Result<(), Failure> {
+    let gateway = Gateway::without_token(GatewayUrl::parse_admin(&options.admin)?, &options.tls)?;
+    let request = gateway.request(Method::GET, "/readyz").body(Full::default()).map_err(Failure::refused)?;
+    let response = HttpClient::new(&gateway, TIME_LIMIT).send(request).await?;
+    let body = String::from_utf8_lossy(&response.body);
+    if response.status != StatusCode::OK {
+        return Err(Failure::refused(format_args!("not ready: {} {}", response.status, body.trim())));
     }
-    // Docker keeps what a health check prints; a closed standard output does not make the node unhealthy.
+    // Docker keeps what a health check prints. A closed standard output does not make the node unhealthy.
     let _ = print(body.trim());
     Ok(())
 }

@@ -1,32 +1,34 @@
-//! HTTP/1.1 to a gateway: requests whose answer is read whole, on one connection that is opened when it is needed and again
-//! when it broke (`publish`, `health`, polls), and requests whose body goes on, on a connection of their own (streams). Plain
-//! TCP only; everything but the length of such a stream is bounded in size and time.
+//! HTTP/1.1 to a gateway: requests whose response is read whole, on one connection that is kept open between them
+//! (`publish`, `health`, polls), and requests whose response goes on, on a connection of their own (streams). Everything but
+//! the length of such a stream is bounded in size and time.
 
-use super::{FRAME_BYTES_MAX, Failure, server::Server};
+use crate::{
+    connection::{ConnectionError, Gateway},
+    size_limit::FRAME_BYTES_MAX,
+};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
     body::Incoming,
     client::conn::http1::{SendRequest, handshake},
-    header::{HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use std::time::Duration;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
-/// An answer.
+/// A response that was read whole.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub(crate) struct HttpResponse {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
-impl Answer {
-    /// What an answer other than 200 says: the problem's code and detail, or whatever a proxy in between wrote.
-    pub(super) fn refusal(&self) -> String {
+impl HttpResponse {
+    /// What a response other than 200 says: the problem's code and detail, or the first 200 characters of a proxy's page.
+    pub(crate) fn refusal(&self) -> String {
         #[derive(Deserialize)]
         struct Problem {
             code: String,
@@ -43,92 +45,83 @@ impl Answer {
     }
 }
 
-/// A connection, or the place of one.
-pub(super) struct Http {
-    server: Server,
-    patience: Duration,
+/// Sends one request after the other, on a connection that is opened with the first of them.
+pub(crate) struct HttpClient<'a> {
+    gateway: &'a Gateway,
+    time_limit: Duration,
     open: Option<SendRequest<Full<Bytes>>>,
 }
 
-impl Http {
-    /// Nothing is opened yet. `patience` bounds each request with everything it takes, connecting included.
-    pub(super) fn new(server: Server, patience: Duration) -> Self {
-        Self { server, patience, open: None }
+impl<'a> HttpClient<'a> {
+    /// `time_limit` bounds each request with everything it takes, connecting included.
+    pub(crate) fn new(gateway: &'a Gateway, time_limit: Duration) -> Self {
+        Self { gateway, time_limit, open: None }
     }
 
-    /// Sends a request that may safely arrive twice: on a connection that was used before and broke, it is sent again on
-    /// a new one.
-    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
-        let request = addressed(&self.server, request)?;
-        let late = late(&self.server, self.patience);
-        let patience = self.patience;
-        timeout(patience, self.attempt(request)).await.map_err(|_| late)?
+    /// Sends a request that may safely arrive twice: when a connection that was used before has broken, the request is
+    /// sent again on a new one.
+    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<HttpResponse, ConnectionError> {
+        let (gateway, time_limit) = (self.gateway, self.time_limit);
+        timeout(time_limit, self.attempt(request)).await.map_err(|_| no_response(gateway, time_limit))?
     }
 
-    async fn attempt(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+    async fn attempt(&mut self, request: Request<Full<Bytes>>) -> Result<HttpResponse, ConnectionError> {
         if let Some(mut sender) = self.open.take()
-            && let Ok(answer) = exchange(&mut sender, request.clone()).await
+            && let Ok(response) = exchange(&mut sender, request.clone()).await
         {
             self.open = Some(sender);
-            return Ok(answer);
+            return Ok(response);
         }
-        let mut sender = connect(&self.server).await?;
-        let answer = exchange(&mut sender, request).await.map_err(|error| broken(&self.server, &error))?;
+        let mut sender = connect(self.gateway).await?;
+        let response = exchange(&mut sender, request).await.map_err(|error| broken(self.gateway, &error))?;
         self.open = Some(sender);
-        Ok(answer)
+        Ok(response)
     }
 }
 
-/// Sends a request on a connection of its own and gives the answer as soon as its head is there, within `patience`.
-pub(super) async fn open(
-    server: &Server,
+/// Sends a request on a connection of its own and gives the response as soon as its head is there.
+pub(crate) async fn open_stream(
+    gateway: &Gateway,
     request: Request<Full<Bytes>>,
-    patience: Duration,
-) -> Result<Response<Incoming>, Failure> {
-    let request = addressed(server, request)?;
+    time_limit: Duration,
+) -> Result<Response<Incoming>, ConnectionError> {
     let attempt = async {
-        let mut sender = connect(server).await?;
-        sender.send_request(request).await.map_err(|error| broken(server, &error.to_string()))
+        let mut sender = connect(gateway).await?;
+        sender.send_request(request).await.map_err(|error| broken(gateway, &error.to_string()))
     };
-    timeout(patience, attempt).await.map_err(|_| late(server, patience))?
+    timeout(time_limit, attempt).await.map_err(|_| no_response(gateway, time_limit))?
 }
 
-/// Reads an answer to its end.
-pub(super) async fn whole(answer: Response<Incoming>) -> Result<Answer, String> {
-    let (head, body) = answer.into_parts();
+/// Reads a response to its end.
+pub(crate) async fn read_whole(response: Response<Incoming>) -> Result<HttpResponse, String> {
+    let (head, body) = response.into_parts();
     let body = Limited::new(body, FRAME_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
-    Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    Ok(HttpResponse { status: head.status, headers: head.headers, body: body.to_bytes() })
 }
 
-fn addressed(server: &Server, mut request: Request<Full<Bytes>>) -> Result<Request<Full<Bytes>>, Failure> {
-    let host = HeaderValue::try_from(&server.authority);
-    request.headers_mut().insert(HOST, host.map_err(|_| Failure::refused("the address is no host name"))?);
-    Ok(request)
-}
-
-async fn connect(server: &Server) -> Result<SendRequest<Full<Bytes>>, Failure> {
-    let authority = &server.authority;
-    let stream = TcpStream::connect(authority.as_str()).await;
-    let stream = stream.map_err(|error| Failure::refused(format_args!("cannot connect to {authority}: {error}")))?;
-    // A request is one small write and its answer is waited for: Nagle's algorithm would only delay it.
-    stream.set_nodelay(true).map_err(|error| broken(server, &error.to_string()))?;
-    let (sender, connection) =
-        handshake(TokioIo::new(stream)).await.map_err(|error| broken(server, &error.to_string()))?;
+async fn connect(gateway: &Gateway) -> Result<SendRequest<Full<Bytes>>, ConnectionError> {
+    let stream = TokioIo::new(gateway.connect().await?);
+    let (sender, connection) = handshake(stream).await.map_err(|error| broken(gateway, &error.to_string()))?;
+    // It moves the bytes of the connection, and ends with it.
     tokio::spawn(connection);
     Ok(sender)
 }
 
-async fn exchange(sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+async fn exchange(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<HttpResponse, String> {
     sender.ready().await.map_err(|error| error.to_string())?;
-    whole(sender.send_request(request).await.map_err(|error| error.to_string())?).await
+    read_whole(sender.send_request(request).await.map_err(|error| error.to_string())?).await
 }
 
-fn broken(server: &Server, error: &str) -> Failure {
-    Failure::refused(format_args!("{} does not answer HTTP: {error}", server.authority))
+fn broken(gateway: &Gateway, error: &str) -> ConnectionError {
+    ConnectionError::Transient(format!("{} sent no HTTP response: {error}", gateway.url.authority))
 }
 
-fn late(server: &Server, patience: Duration) -> Failure {
-    Failure::refused(format_args!("no answer from {} within {} s", server.authority, patience.as_secs()))
+fn no_response(gateway: &Gateway, time_limit: Duration) -> ConnectionError {
+    let seconds = time_limit.as_secs();
+    ConnectionError::Transient(format!("no response from {} within {seconds} s", gateway.url.authority))
 }
 
 #[cfg(test)]
@@ -136,10 +129,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_names_the_code_and_what_a_proxy_says_is_cut() {
+    fn a_refusal_names_the_code_and_a_proxys_page_is_cut() {
         let refusal = |body: &str| {
             let (headers, body) = (HeaderMap::new(), Bytes::from(body.to_owned()));
-            Answer { status: StatusCode::FORBIDDEN, headers, body }.refusal()
+            HttpResponse { status: StatusCode::FORBIDDEN, headers, body }.refusal()
         };
         let problem = r#"{"type":"about:blank","code":"forbidden","detail":"not yours","retryable":false}"#;
         assert_eq!(refusal(problem), "refused with 403 forbidden: not yours");

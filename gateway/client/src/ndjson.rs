@@ -1,18 +1,18 @@
-//! Reads `application/x-ndjson`: bytes go in as they come, whole lines come out. `subscribe` feeds it. Pure; what a line
-//! says is not its business, and a line that the end of the body cuts is never one.
+//! Splits `application/x-ndjson`: bytes go in as they come, whole lines come out. `subscribe` feeds it. It does not look into
+//! the lines. A last line without a line feed is dropped, because the end of the body may have cut it.
 
-use super::{FRAME_BYTES_MAX, TooLong};
+use crate::size_limit::{FRAME_BYTES_MAX, TooLong};
 
-/// A body, as far as it has been read.
+/// The state between two pieces of a body.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
-    /// The line that is not whole yet.
+pub(crate) struct Lines {
+    /// The beginning of a line whose end has not come.
     rest: Vec<u8>,
 }
 
 impl Lines {
-    /// Takes the next bytes; gives all lines that are whole with them, but for empty ones.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<String>, TooLong> {
+    /// Takes the next bytes; gives the lines that end in them, without empty ones.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<String>, TooLong> {
         let mut lines = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.rest.extend_from_slice(piece);
@@ -35,7 +35,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn lines_are_whole_or_wait() {
+    fn a_line_is_given_once_it_is_whole() {
         let mut lines = Lines::default();
         assert_eq!(lines.feed(b"{\"a\":1}\n\n{\"b\":"), Ok(vec!["{\"a\":1}".to_owned()]));
         assert_eq!(lines.feed(b"2}\r\n{"), Ok(vec!["{\"b\":2}".to_owned()]));
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_not_kept_without_one() {
+    fn an_endless_line_is_refused() {
         let mut lines = Lines::default();
         let piece = vec![b'x'; 1 << 20];
         assert_eq!((0..20).try_for_each(|_| lines.feed(&piece).map(|_| ())), Err(TooLong));

@@ -21,8 +21,8 @@ Configuration is strict. An unknown key, flag or `FANFARE_…` variable, or a va
 stops the start with exit code 78. All faults are listed at once on standard error, one per line, each with its location;
 of more than 20 the first 20. A public listener that is not loopback is a fault too, unless `open` is set, so that no
 gateway is open to other machines by accident.
-(`FANFARE_URL` and `FANFARE_TOKEN` belong to the client commands. Variables that Kubernetes and Docker links make for a
-service of this name, such as `FANFARE_PORT_8080_TCP` and `FANFARE_SERVICE_HOST`, are ignored.)
+(`FANFARE_URL`, `FANFARE_TOKEN` and `FANFARE_CA_FILE` belong to the client commands. Variables that Kubernetes and Docker
+links make for a service of this name, such as `FANFARE_PORT_8080_TCP` and `FANFARE_SERVICE_HOST`, are ignored.)
 
 ## Options
 

@@ -1,5 +1,5 @@
-//! The node's way out: running, then draining, then drained. SIGTERM or `POST /drain` begins it; everybody who must
-//! behave differently asks here. It never turns back.
+//! The phases of a node's life: running, draining, drained. SIGTERM or `POST /drain` begins the drain; code that behaves
+//! differently during a drain asks here. A drain cannot be undone.
 
 use crate::node::metrics::Metrics;
 use std::sync::{
@@ -8,15 +8,15 @@ use std::sync::{
 };
 use tokio::sync::watch;
 
-/// How far the way out has gone.
+/// Whether the node drains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+enum Phase {
     Running,
-    /// No new sessions; those there are leave one after the other. Publishes are served.
+    /// New sessions are refused, and the present ones are closed one after the other. Publishes are served.
     Draining,
 }
 
-/// See the module's head.
+/// Which phase the node is in, and who waits for the next one.
 pub(crate) struct Drain {
     phase: watch::Sender<Phase>,
     /// Whether the node has begun to serve.
@@ -48,18 +48,18 @@ impl Drain {
         self.has_front.load(Ordering::Relaxed)
     }
 
-    /// Notes that the node serves: from here on it is ready.
+    /// The node has begun to serve: it is ready.
     pub(crate) fn start(&self) {
         self.started.send_replace(true);
     }
 
-    /// Begins to drain; `false` if that had happened before.
+    /// Begins to drain; `false` if the node drains already.
     pub(crate) fn begin(&self) -> bool {
         self.metrics.drain_phase.set(1);
         self.phase.send_if_modified(|phase| std::mem::replace(phase, Phase::Draining) == Phase::Running)
     }
 
-    /// Notes that nothing is left.
+    /// The last session has gone.
     pub(crate) fn finish(&self) {
         self.metrics.drain_phase.set(2);
     }
@@ -68,7 +68,7 @@ impl Drain {
         *self.phase.borrow() == Phase::Draining
     }
 
-    /// Whether new sessions are welcome here.
+    /// Whether new sessions may come to this node.
     pub(crate) fn is_ready(&self) -> bool {
         *self.started.borrow() && !self.is_draining()
     }

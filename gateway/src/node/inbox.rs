@@ -1,5 +1,5 @@
-//! What other threads, and the embedded broker, have for a shard: one bounded queue that is taken whole. Pushed to by
-//! the broker (`Subscriber`); drained by the shard's loop. The lock is held for a push or a swap, never longer.
+//! What other threads, and the embedded broker, have for a shard: a bounded queue that is taken in portions. The broker
+//! (`Subscriber`) pushes; the shard's loop takes. The lock is held for one push or one take, never longer.
 
 use crate::node::metrics::Metrics;
 use bytes::Bytes;
@@ -14,20 +14,35 @@ use tokio::sync::Notify;
 const DELIVERIES_MAX: usize = 65_536;
 /// Payload bytes that may wait.
 const BYTES_MAX: usize = 64 << 20;
-/// Items taken at a time, so that no pass keeps others waiting for long.
+/// Items, and results of publishes, taken at a time, so that one turn of the shard's loop does not take long.
 const TAKE_MAX: usize = 1024;
 
 /// One thing for a shard to do.
 #[derive(Debug)]
 pub(crate) enum Item {
     Deliver(Delivery),
-    Published(Ticket, Room, PublishResult),
-    Control(Bytes),
-    /// The broker's word that this room's deliveries did not fit: catch up from history.
+    /// Deliveries of this room did not fit: the shard reads them from history.
     Behind(Room),
+    Control(Bytes),
 }
 
-/// See the module's head.
+/// The broker's result of one publish.
+#[derive(Debug)]
+pub(crate) struct PublishDone {
+    pub(crate) ticket: Ticket,
+    pub(crate) room: Room,
+    pub(crate) result: PublishResult,
+}
+
+/// What a shard takes from its inbox at a time. The results of publishes are apart, because they need not keep their order
+/// among the items: they go to the publishers before the messages go to the members.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) published: Vec<PublishDone>,
+    pub(crate) items: Vec<Item>,
+}
+
+/// The queue into one shard.
 pub(crate) struct Inbox {
     queue: Mutex<Queue>,
     wake: Notify,
@@ -36,6 +51,8 @@ pub(crate) struct Inbox {
 
 #[derive(Default)]
 struct Queue {
+    /// Bounded by the publishes that may be in flight.
+    published: VecDeque<PublishDone>,
     items: VecDeque<Item>,
     deliveries: usize,
     bytes: usize,
@@ -43,31 +60,41 @@ struct Queue {
     behind: HashSet<Room>,
 }
 
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.published.is_empty() && self.items.is_empty() && self.behind.is_empty()
+    }
+}
+
 impl Inbox {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         Self { queue: Mutex::default(), wake: Notify::new(), metrics }
     }
 
-    /// Moves the oldest of what waits into `items`.
-    pub(crate) fn take(&self, items: &mut Vec<Item>) {
+    /// Moves the oldest of what waits into `taken`.
+    pub(crate) fn take(&self, taken: &mut Taken) {
         let mut queue = self.lock();
+        let count = queue.published.len().min(TAKE_MAX);
+        taken.published.extend(queue.published.drain(..count));
         let count = queue.items.len().min(TAKE_MAX);
-        items.extend(queue.items.drain(..count));
-        for item in items.iter() {
+        taken.items.extend(queue.items.drain(..count));
+        for item in &taken.items {
             if let Item::Deliver(delivery) = item {
                 queue.deliveries -= 1;
                 queue.bytes -= payload_bytes(delivery);
             }
         }
         if queue.items.is_empty() {
-            items.extend(queue.behind.drain().map(Item::Behind));
+            taken.items.extend(queue.behind.drain().map(Item::Behind));
             queue.items.shrink_to(TAKE_MAX);
+        }
+        if queue.published.is_empty() {
+            queue.published.shrink_to(TAKE_MAX);
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        let queue = self.lock();
-        queue.items.is_empty() && queue.behind.is_empty()
+        self.lock().is_empty()
     }
 
     /// Wakes the shard's loop.
@@ -75,18 +102,20 @@ impl Inbox {
         self.wake.notify_one();
     }
 
-    /// Waits for [`Inbox::wake`]; one that came before counts.
+    /// Waits for [`Inbox::wake`]. A wake that came before the wait ends it at once.
     pub(crate) async fn woken(&self) {
         self.wake.notified().await;
     }
 
-    fn push(&self, item: Item) {
-        let first = {
+    /// Puts something into the queue, and wakes the loop if the queue was empty.
+    fn push(&self, put: impl FnOnce(&mut Queue)) {
+        let was_empty = {
             let mut queue = self.lock();
-            queue.items.push_back(item);
-            queue.items.len() == 1
+            let was_empty = queue.is_empty();
+            put(&mut queue);
+            was_empty
         };
-        if first {
+        if was_empty {
             self.wake();
         }
     }
@@ -106,31 +135,26 @@ fn payload_bytes(delivery: &Delivery) -> usize {
 impl Subscriber for Inbox {
     fn deliver(&self, delivery: Delivery) {
         let bytes = payload_bytes(&delivery);
-        let first = {
-            let mut queue = self.lock();
-            if queue.deliveries >= DELIVERIES_MAX || queue.bytes + bytes > BYTES_MAX {
-                self.metrics.inbox_overflows.inc();
-                // Rooms without history are at-most-once: the counter is all that is left of the message.
-                if !matches!(&delivery.event, RoomEvent::Message(p) if p.cursor.is_none()) {
-                    queue.behind.insert(delivery.room);
-                }
+        self.push(|queue| {
+            if queue.deliveries < DELIVERIES_MAX && queue.bytes + bytes <= BYTES_MAX {
+                queue.deliveries += 1;
+                queue.bytes += bytes;
+                queue.items.push_back(Item::Deliver(delivery));
                 return;
             }
-            queue.deliveries += 1;
-            queue.bytes += bytes;
-            queue.items.push_back(Item::Deliver(delivery));
-            queue.items.len() == 1
-        };
-        if first {
-            self.wake();
-        }
+            self.metrics.inbox_overflows.inc();
+            // Rooms without history are at-most-once: the counter is all that is left of the message.
+            if !matches!(&delivery.event, RoomEvent::Message(message) if message.cursor.is_none()) {
+                queue.behind.insert(delivery.room);
+            }
+        });
     }
 
-    fn on_published(&self, ticket: Ticket, room: Room, outcome: PublishResult) {
-        self.push(Item::Published(ticket, room, outcome));
+    fn on_published(&self, ticket: Ticket, room: Room, result: PublishResult) {
+        self.push(|queue| queue.published.push_back(PublishDone { ticket, room, result }));
     }
 
     fn on_control(&self, message: Bytes) {
-        self.push(Item::Control(message));
+        self.push(|queue| queue.items.push_back(Item::Control(message)));
     }
 }

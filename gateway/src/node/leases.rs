@@ -1,10 +1,10 @@
-//! Who is present by polling. A poll that repeats its session's value is a lease: the session is in its rooms until some
-//! time after the poll, and leaves once, when no other one came in time. Renewed by `transport::poll`; [`expire`] ends
-//! those whose time is over.
+//! The presence of polling clients, by leases. A poll that repeats its session's value renews a lease on each of its rooms:
+//! the session is present until some time after the poll, and leaves when no other poll has come by then. Renewed by
+//! `transport::poll`; [`Leases::expire`] ends leases.
 //!
-//! Polls of one session may go to any node. The broker keeps a session's entry with the node that wrote it last, and an
-//! older one's leave does nothing; so that the last writer is a node whose lease is alive, a lease that is renewed is
-//! written again unless that was done a moment ago and for about as long.
+//! The polls of one session may go to any node, so several nodes may hold a lease of it. The broker keeps a session's entry
+//! with the node that wrote it last, and ignores a leave by another node. The last writer must be a node whose lease is
+//! alive. So a renewal writes the entry again, unless this node has written it a moment ago with about the same end.
 
 use crate::{
     policy::class::Classes,
@@ -19,12 +19,12 @@ use std::{
 
 /// Leases that one node holds; a few hundred bytes each.
 const LEASES_MAX: usize = 100_000;
-/// A lease that was written so recently is not written again. Half of the shortest lease that another node may hold.
+/// An entry that was written within this time is not written again. Half of the shortest lease of another node.
 const WRITTEN_LATELY: Duration = Duration::from_secs(5);
-/// Between two looks for leases that are over.
+/// Between two looks for expired leases.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// How long a session that was kicked is refused.
+/// How long a kicked session is refused.
 const KICKED: Duration = Duration::from_secs(300);
 
 /// The leases of the polling members whose last poll came to this node.
@@ -32,7 +32,7 @@ pub(crate) struct Leases {
     broker: Arc<dyn Broker>,
     classes: Classes,
     held: Mutex<HashMap<(Room, SessionId), Lease>>,
-    /// Sessions that were kicked: from which room (`None`: from all), and until when they are refused.
+    /// Kicked sessions, with the room (`None`: all rooms) and the time until which they are refused.
     kicked: Mutex<HashMap<(Option<Room>, SessionId), Instant>>,
 }
 
@@ -63,10 +63,10 @@ impl Leases {
         Ok(())
     }
 
-    /// Whether a polling session may be in a room.
+    /// Checks that a polling session may be in a room.
     ///
     /// # Errors
-    /// It was kicked.
+    /// The session was kicked.
     pub(crate) fn admit(&self, room: &Room, session: SessionId) -> Result<(), Refusal> {
         if self.is_kicked(room, session, Instant::now()) {
             return Err(Refusal::new(ErrorCode::Forbidden, "this session was kicked"));
@@ -79,7 +79,7 @@ impl Leases {
         self.kick_at(room, session, Instant::now());
     }
 
-    /// Ends leases when their time is over. Runs until the process ends.
+    /// Ends expired leases. Runs until the process ends.
     pub(crate) async fn expire(&self) {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
@@ -94,7 +94,7 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a session is in a room until `ttl` from now; `true` if the entry in the broker has to be written again.
+    /// Renews a lease until `ttl` from now; `true` if the entry in the broker has to be written again.
     fn extend(&self, key: (Room, SessionId), announce: bool, now: Instant, ttl: Duration) -> Result<bool, Refusal> {
         let mut held = self.held();
         let known = held.get(&key).copied();
@@ -111,7 +111,7 @@ impl Leases {
         Ok(written.is_none())
     }
 
-    /// Whether a session was kicked from a room, or from everywhere.
+    /// Whether a session was kicked from a room or from all rooms.
     fn is_kicked(&self, room: &Room, session: SessionId, now: Instant) -> bool {
         let kicked = self.kicked.lock().unwrap_or_else(PoisonError::into_inner);
         let until = |room| kicked.get(&(room, session)).is_some_and(|until| now < *until);
@@ -132,7 +132,7 @@ impl Leases {
         }
     }
 
-    /// Removes the leases whose time is over.
+    /// Removes the expired leases, and says which of them were announced.
     fn take_expired(&self, now: Instant) -> Vec<((Room, SessionId), bool)> {
         let mut held = self.held();
         let expired: Vec<_> = held.extract_if(|_, lease| lease.until <= now).collect();
@@ -149,7 +149,7 @@ mod tests {
     use fanfare_broker::MemoryBroker;
 
     #[test]
-    fn a_lease_is_renewed_by_each_poll_and_over_once() {
+    fn a_lease_is_renewed_by_each_poll_and_expires_once() {
         let (leases, start) =
             (Leases::new(Arc::new(MemoryBroker::new(Vec::new())), Classes::default()), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
@@ -159,9 +159,12 @@ mod tests {
         assert!(!leases.extend(key(), true, at(4), ttl).unwrap(), "written a moment ago");
         assert!(leases.extend(key(), true, at(6), ttl).unwrap(), "another node may have written it since");
         assert!(leases.take_expired(at(35)).is_empty());
-        assert!(leases.extend(key(), true, at(7), Duration::from_secs(60)).unwrap(), "longer than what others know of");
+        assert!(
+            leases.extend(key(), true, at(7), Duration::from_secs(60)).unwrap(),
+            "its end is later than the written one"
+        );
         assert!(!leases.extend(key(), true, at(8), ttl).unwrap());
-        // A shorter one does not end a longer one early.
+        // A shorter renewal does not shorten the lease.
         assert!(leases.extend(key(), true, at(35), Duration::from_secs(1)).unwrap());
         assert!(leases.take_expired(at(66)).is_empty());
         assert_eq!(leases.take_expired(at(67)), [(key(), true)]);

@@ -1,5 +1,5 @@
-//! Every metric, registered once. Handles are resolved here and counted on; nothing looks a label up per message. No
-//! room and no user is ever a label.
+//! Every metric, registered once at the start. Code counts on the handles here, so that no label is looked up per message.
+//! A room or a user is never a label.
 
 use crate::protocol::{FrameShape, close::CloseReason};
 use prometheus::{
@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// The metrics of one process. Units are in the names; counters end in `_total`.
 pub(crate) struct Metrics {
     registry: Registry,
-    /// By [`FrameShape`], as are the next two.
+    /// By [`FrameShape`], like the other arrays here.
     pub(crate) sessions: [IntGauge; FrameShape::COUNT],
     pub(crate) sessions_opened: [IntCounter; FrameShape::COUNT],
     pub(crate) published: [IntCounter; FrameShape::COUNT],
@@ -55,7 +55,7 @@ pub(crate) struct Metrics {
     process: Process,
 }
 
-/// What the operating system says of this process, read when asked for.
+/// Figures of the process from the operating system, read when metrics are asked for.
 struct Process {
     cpu_seconds: Gauge,
     resident_bytes: IntGauge,
@@ -66,9 +66,9 @@ struct Process {
 const FAST: &[f64] =
     &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
-struct Maker(Registry);
+struct Registrar(Registry);
 
-impl Maker {
+impl Registrar {
     fn keep<C: Collector + Clone + 'static>(&self, collector: prometheus::Result<C>) -> C {
         // Names are constants of this file; a test registers them all.
         let collector = collector.expect("a metric's name and labels are valid");
@@ -98,7 +98,7 @@ impl Metrics {
     /// Registers everything; `node` names the process in `build_info`.
     #[allow(clippy::too_many_lines)] // one table, better read whole
     pub(crate) fn new(node: &str) -> Arc<Self> {
-        let make = Maker(Registry::new());
+        let make = Registrar(Registry::new());
         let build = Opts::new("fanfare_build_info", "Always 1; which version and node this is.");
         let build: IntGaugeVec = make.keep(IntGaugeVec::new(build, &["version", "node"]));
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), node]).set(1);
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_has_a_name_of_its_own_and_the_text_says_so() {
+    fn every_metric_is_registered_once_and_appears_in_the_text() {
         let metrics = Metrics::new("a");
         metrics.session_closed(CloseReason::TooSlow);
         let status = fanfare_broker::Status {

@@ -1,5 +1,5 @@
-//! What all shards of a process share: settings, the broker, the metrics. Read-only after the start, but for the
-//! two switches that `drain.rs` owns.
+//! What all shards of a process share: settings, the broker, the metrics, the shards' inboxes. Built by `app` before anything
+//! runs. After that only [`Drain`], [`Leases`] and [`PeerPolicy`] hold something that changes, each behind its own lock.
 
 pub(crate) mod drain;
 pub(crate) mod inbox;
@@ -24,11 +24,11 @@ use leases::Leases;
 use metrics::Metrics;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-/// See the module's head.
+/// One gateway process, as its shards and its API see it.
 pub(crate) struct Node {
-    /// Where other nodes find this process.
+    /// The process's id in the cluster, by which other nodes address it.
     pub(crate) id: NodeId,
-    /// As it stands in `welcome`, metrics and logs.
+    /// The name in `welcome`, metrics and logs.
     pub(crate) name: String,
     /// What clients repeat as `?n=` so that nginx leads them here again.
     pub(crate) route: String,
@@ -36,25 +36,25 @@ pub(crate) struct Node {
     pub(crate) classes: Classes,
     pub(crate) limits: Limits,
     pub(crate) outbox_limits: OutboxLimits,
-    /// What may wait for all clients of one shard; `usize::MAX`: no limit.
+    /// Bytes that may wait in all outboxes of one shard together; `usize::MAX`: no limit.
     pub(crate) shard_outbox_bytes: usize,
     pub(crate) origins: OriginPolicy,
     pub(crate) peers: PeerPolicy,
-    /// Who is present by polling.
+    /// The presence of polling clients.
     pub(crate) leases: Leases,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) drain: Arc<Drain>,
     /// The time over which a drain is spread.
     pub(crate) drain_window: Duration,
-    /// The way into each shard.
+    /// The queue into each shard, by the shard's number.
     pub(crate) inboxes: Vec<Arc<Inbox>>,
 }
 
 impl Node {
-    /// A place for one more connection of this address.
+    /// A permit for one more connection of this client address; `None` if connections are not limited.
     ///
     /// # Errors
-    /// It has as many as it may.
+    /// The address has as many connections as it may.
     pub(crate) fn seat(&self, client: IpAddr) -> Result<Option<ConnectionPermit>, Refusal> {
         self.peers.permit(client).map_err(|()| {
             self.metrics.rate_limited_connections.inc();
@@ -62,7 +62,7 @@ impl Node {
         })
     }
 
-    /// Puts a note into a shard's inbox; `false` if there is no such shard.
+    /// Puts a control message into a shard's inbox; `false` if there is no such shard.
     pub(crate) fn send_to_shard(&self, shard: u16, message: Bytes) -> bool {
         self.inboxes.get(usize::from(shard)).map(|inbox| inbox.on_control(message)).is_some()
     }

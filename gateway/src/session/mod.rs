@@ -15,7 +15,7 @@ use crate::{
     },
     protocol::{
         close::CloseReason,
-        command::{Command, JoinOptions, PresenceWish, PublishRequest, Request, RequestId},
+        command::{Command, JoinOptions, PresenceWish, PublishRequest, Request},
         error::{ErrorCode, Refusal},
     },
 };
@@ -212,14 +212,6 @@ impl Session {
         std::mem::take(&mut self.memberships)
     }
 }
-
-/// A request id as a number, with [`NO_ID`] for `None`.
-pub(crate) fn answer_id(id: RequestId) -> u64 {
-    id.unwrap_or(NO_ID)
-}
-
-/// Means "no request id" where a number is needed; larger than every request id.
-pub(crate) const NO_ID: u64 = u64::MAX;
 
 #[cfg(test)]
 mod model_tests;

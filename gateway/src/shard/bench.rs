@@ -1,7 +1,8 @@
 //! A shard with members and without clients, for the benchmark of the fan-out: the real inbox, feeds, batches and
-//! outboxes, and one socket that stands for all members' and is never written to. Called by `crate::bench` alone.
+//! outboxes, and one socket that stands for the sockets of all members and is never written to. Called by `crate::bench`
+//! alone.
 
-use super::{Opening, Shard, conn::FlushQueue};
+use super::{Opening, Shard, members::CustomMember};
 use crate::{
     node::{Node, inbox::Inbox},
     policy::class::Class,
@@ -9,33 +10,35 @@ use crate::{
 };
 use bytes::Bytes;
 use fanfare_broker::{Cursor, Delivery, Publication, Room, RoomEvent, Subscriber as _, SubscriberId};
+use smallvec::SmallVec;
 use std::{rc::Rc, sync::Arc};
 use tokio::net::TcpStream;
 
-/// See the module's head.
+/// A shard whose rooms have members that no client stands for.
 pub(crate) struct Crowd {
     shard: Rc<Shard>,
     rooms: Vec<Room>,
-    sessions: u32,
 }
 
 impl Crowd {
     pub(crate) fn new(node: Arc<Node>, inbox: Arc<Inbox>) -> Self {
-        Self { shard: Shard::new(node, SubscriberId(0), inbox, Arc::default()), rooms: Vec::new(), sessions: 0 }
+        Self { shard: Shard::new(node, SubscriberId(0), inbox, Arc::default()), rooms: Vec::new() }
     }
 
-    /// Opens a room whose last message was `head`, with so many members of its own.
-    pub(crate) fn add(&mut self, room: Room, head: Option<Cursor>, members: u32, socket: &Rc<TcpStream>) {
-        let plain: Vec<u32> = (0..members).map(|_| self.open(socket)).collect();
+    /// Adds a room whose last message was `head`, with this many members of its own.
+    pub(crate) fn add(&mut self, name: Room, head: Option<Cursor>, members: u32, socket: &Rc<TcpStream>) {
+        let sessions: Vec<u32> = (0..members).map(|_| self.open(socket)).collect();
         let state = &mut *self.shard.state.borrow_mut();
-        let (key, _) = state.rooms.find_or_make(&room, 0, || Class::BUILT_IN);
-        if let Some(entry) = state.rooms.get_mut(key) {
+        let room = state.rooms.insert(&name, Class::BUILT_IN, 0);
+        if let Some(entry) = state.rooms.same(room) {
             entry.feed.on_subscribed(head);
             entry.occupants = members;
-            entry.plain[FrameShape::WebSocket as usize] = plain;
+            for session in sessions {
+                let (shape, excluded) = (FrameShape::WebSocket, SmallVec::new());
+                entry.members.add(CustomMember { session, shape, has_own_ids: false, presence_after: None, excluded });
+            }
         }
-        self.sessions += members;
-        self.rooms.push(room);
+        self.rooms.push(name);
     }
 
     fn open(&self, socket: &Rc<TcpStream>) -> u32 {
@@ -50,8 +53,8 @@ impl Crowd {
         }
     }
 
-    /// What the shard does with its inbox: each message through its room's feed into the room's batch, each batch into
-    /// its members' outboxes. Nothing is written.
+    /// What the shard does with its inbox: each message through its room's feed into the room's batch, each batch into its
+    /// members' outboxes. Nothing is written to a socket.
     pub(crate) fn pass(&self) {
         while !self.shard.inbox.is_empty() {
             self.shard.take_inbox();
@@ -60,15 +63,6 @@ impl Crowd {
 
     /// Empties the outboxes as if the sockets had taken everything; returns how many bytes that was.
     pub(crate) fn discard(&self) -> usize {
-        let state = &mut *self.shard.state.borrow_mut();
-        state.urgent.clear();
-        state.bulk.clear();
-        for index in 0..self.sessions {
-            if let Some(conn) = state.sessions.at(index) {
-                conn.queued_in = FlushQueue::None;
-                conn.outbox.advance(conn.outbox.bytes(), 0);
-            }
-        }
-        std::mem::take(&mut state.outbox_bytes)
+        self.shard.state.borrow_mut().outgoing.discard_all()
     }
 }

@@ -1,31 +1,42 @@
-//! Holes in a room's deliveries: read from history until the feed is in sequence again, or told as gaps.
+//! Holes in a room's deliveries: read from history until the feed is in sequence again. What history no longer has is a
+//! gap, which members are told.
 
-use super::{
-    Shard, State,
-    fanout::{append, append_gap},
-    retry::Retry,
-    rooms::RoomKey,
-};
+use super::{Shard, State, retry::Retry, room::RoomRef};
 use crate::protocol::command::HISTORY_LIMIT_MAX;
 use fanfare_broker::{Cursor, HistoryQuery, Page};
 use std::rc::Rc;
 
-impl Shard {
-    pub(super) fn start_catch_up(self: &Rc<Self>, state: &mut State, key: u32, since: Cursor) {
-        let Some(entry) = state.rooms.get(key) else { return };
-        tokio::task::spawn_local(Rc::clone(self).catch_up((key, entry.generation), since));
+impl State {
+    /// Starts to read the hole that the room's feed has found after `since`.
+    pub(super) fn start_catch_up(&self, room: RoomRef, since: Cursor) {
+        self.spawn(|shard| shard.catch_up(room, since));
     }
 
-    /// Reads a hole from history until the feed is live again.
-    async fn catch_up(self: Rc<Self>, key: RoomKey, mut since: Cursor) {
+    /// Delivers a page of the hole; returns the cursor to read on from, unless the feed is in sequence again.
+    fn fill(&mut self, room: RoomRef, page: Page) -> Option<Cursor> {
+        let filled = self.rooms.same(room)?.feed.on_page(page);
+        let metrics = &self.node.metrics;
+        if filled.gap.is_some() { &metrics.gaps_told } else { &metrics.gaps_filled }.inc();
+        self.pass(|pass| {
+            if let Some(gap) = filled.gap {
+                pass.append_gap(room.index, gap);
+            }
+            filled.deliver.into_iter().for_each(|publication| pass.append(room.index, publication));
+        });
+        filled.again
+    }
+}
+
+impl Shard {
+    async fn catch_up(self: Rc<Self>, room: RoomRef, mut since: Cursor) {
         let mut retry = Retry::new();
         loop {
             let query = HistoryQuery { since: Some(since), limit: HISTORY_LIMIT_MAX };
-            match self.read_history(key, query).await {
+            match self.read_history(room, query).await {
                 None => return,
                 Some(Ok(page)) => {
                     retry.reset();
-                    let Some(again) = self.fill(key, page) else { return };
+                    let Some(again) = self.state.borrow_mut().fill(room, page) else { return };
                     since = again;
                 }
                 Some(Err(why)) => {
@@ -34,22 +45,5 @@ impl Shard {
                 }
             }
         }
-    }
-
-    fn fill(&self, key: RoomKey, page: Page) -> Option<Cursor> {
-        let state = &mut *self.state.borrow_mut();
-        let filled = state.rooms.same(key)?.feed.on_page(page);
-        if let Some((from, to)) = filled.gap {
-            self.node.metrics.gaps_told.inc();
-            append_gap(state, key.0, from, to);
-        } else {
-            self.node.metrics.gaps_filled.inc();
-        }
-        for publication in filled.deliver {
-            append(state, key.0, publication);
-        }
-        // Before anybody else can join: a batch is for those who are members now.
-        self.fan_out(state);
-        filled.again
     }
 }

@@ -1,248 +1,208 @@
-//! What clients ask for, done: the session judges a command, this file acts. Called by `transport` with whole frames.
+//! What clients ask by commands: the session judges a command (`session`), this file does it. Commands come from the
+//! transports, as whole frames, and from `posted`.
 
-use super::{Shard, State, conn::SessionRef, posts::ReplyNumber};
+use super::{
+    SessionRef, Shard, State,
+    reply_to::{PublishTicket, ReplyTo},
+};
 use crate::{
+    node::inbox::PublishDone,
     protocol::{
         close::CloseReason,
-        command::{JoinOptions, Request, RequestId},
+        command::Request,
         error::{ErrorCode, Refusal},
         event::Event,
         native::{self, DecodeError, Sender},
     },
-    session::{Action, NO_ID, PublishAction, answer_id},
+    session::{Action, PublishAction},
     time::unix_ms,
 };
-use fanfare_broker::{HistoryQuery, PresenceDetail, Publish, PublishResult, Reply, Room, Ticket};
+use fanfare_broker::{HistoryQuery, PresenceDetail, Publish, Reply, Room};
 use std::{borrow::Cow, rc::Rc};
 
-/// Who asked, and where the answer goes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ReplyTo {
-    pub(super) who: SessionRef,
-    pub(super) id: RequestId,
-    /// The command was posted: the answer to this number goes back to whoever posted it.
-    pub(super) post: Option<ReplyNumber>,
-}
-
-impl ReplyTo {
-    /// A session that did not ask by a command.
-    pub(super) fn unnumbered(who: SessionRef) -> Self {
-        Self { who, id: None, post: None }
-    }
-}
-
 impl Shard {
-    /// One text frame of a client.
-    pub(crate) fn receive(self: &Rc<Self>, who: SessionRef, text: &str) {
-        self.command(&mut self.state.borrow_mut(), ReplyTo::unnumbered(who), text);
+    /// Does the command in one text frame of a client.
+    pub(crate) fn receive(&self, session: SessionRef, text: &str) {
+        self.state.borrow_mut().command(ReplyTo::unnumbered(session), text);
     }
 
-    /// One command, from wherever it came; whether it is a join.
-    pub(super) fn command(self: &Rc<Self>, state: &mut State, asker: ReplyTo, text: &str) -> bool {
-        let now_ms = self.now_ms();
-        let Some(conn) = state.sessions.open(asker.who) else { return false };
+    /// Refuses something else in the URL than a room.
+    pub(crate) fn refuse_url(&self, session: SessionRef, refusal: Refusal) {
+        self.state.borrow_mut().refuse(ReplyTo::unnumbered(session), None, refusal);
+    }
+}
+
+impl State {
+    /// Does one command, wherever it came from; whether it is a join.
+    pub(super) fn command(&mut self, reply_to: ReplyTo, text: &str) -> bool {
+        let now_ms = self.clock.now_ms();
+        let Some(conn) = self.outgoing.sessions.open(reply_to.session) else { return false };
         let (id, action) = match native::decode(text) {
             Ok(command) => {
-                let (id, publishes) = (command.id, matches!(command.request, Request::Publish(_)));
+                let (id, is_publish) = (command.id, matches!(command.request, Request::Publish(_)));
                 let action = conn.session.handle(command, &self.node.limits, now_ms);
                 if matches!(&action, Action::Refuse { refusal, .. } if refusal.code == ErrorCode::RateLimited) {
                     let metrics = &self.node.metrics;
-                    let limited = if publishes { &metrics.rate_limited_publish } else { &metrics.rate_limited_request };
-                    limited.inc();
+                    if is_publish { &metrics.rate_limited_publish } else { &metrics.rate_limited_request }.inc();
                 }
                 (id, action)
             }
             Err(DecodeError::Refused { id, refusal }) => (id, conn.session.refuse(None, refusal, now_ms)),
-            Err(DecodeError::NotOurProtocol) if asker.post.is_some() => {
+            Err(DecodeError::NotOurProtocol) if reply_to.post.is_some() => {
                 (None, conn.session.refuse(None, Refusal::bad_request("a command is a JSON object"), now_ms))
             }
             Err(DecodeError::NotOurProtocol) => {
-                self.end(state, asker.who, CloseReason::NotOurProtocol, None);
+                self.end(reply_to.session, CloseReason::NotOurProtocol, None);
                 return false;
             }
         };
-        let joins = matches!(action, Action::Join(..));
-        self.act(state, ReplyTo { id, ..asker }, action);
-        joins
+        let is_join = matches!(action, Action::Join(..));
+        self.act(ReplyTo { id, ..reply_to }, action);
+        is_join
     }
 
-    /// Answers a command: over the session's own connection, or to whoever posted it.
-    pub(super) fn reply(&self, state: &mut State, asker: ReplyTo, event: &Event<'_>) {
-        match asker.post {
-            Some(_) => self.answer(state, asker, event),
-            None => self.send(state, asker.who.index, event),
-        }
-    }
-
-    /// Answers a command only if it was posted.
-    pub(super) fn answer(&self, state: &mut State, asker: ReplyTo, event: &Event<'_>) {
-        if asker.post.is_some() {
-            self.reply_to_post(state, asker, native::encode(event));
-        }
-    }
-
-    /// A room that stands in the URL.
-    pub(crate) fn join_by_url(self: &Rc<Self>, who: SessionRef, room: &str, options: Result<JoinOptions, Refusal>) {
-        let state = &mut *self.state.borrow_mut();
-        let refusal = match (Room::parse(room), options) {
-            (Ok(room), Ok(options)) => return self.join(state, ReplyTo::unnumbered(who), &room, options),
-            (Err(why), _) => why.into(),
-            (_, Err(refusal)) => refusal,
-        };
-        self.refuse(state, ReplyTo::unnumbered(who), Some(Cow::Borrowed(room)), refusal);
-    }
-
-    /// Something else in the URL is wrong.
-    pub(crate) fn refuse_url(&self, who: SessionRef, refusal: Refusal) {
-        self.refuse(&mut self.state.borrow_mut(), ReplyTo::unnumbered(who), None, refusal);
-    }
-
-    fn act(self: &Rc<Self>, state: &mut State, asker: ReplyTo, action: Action<'_>) {
-        let ReplyTo { who, id, .. } = asker;
+    fn act(&mut self, reply_to: ReplyTo, action: Action<'_>) {
+        let ReplyTo { session, id, .. } = reply_to;
         match action {
-            Action::Publish(publish) => self.publish(state, asker, publish),
-            Action::Join(room, options) => self.join(state, asker, &room, options),
-            Action::Leave(room) => {
-                if !self.leave(state, who, room.as_str()) {
-                    let refusal = Refusal::new(ErrorCode::NotJoined, "this session is not in the room");
-                    return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
-                }
+            Action::Publish(publish) => self.publish(reply_to, publish),
+            Action::Join(room, options) => self.join(reply_to, &room, options),
+            Action::Leave(room) if self.leave(session, room.as_str()) => {
                 let left = Event::Left { id, room: &room, reason: None };
-                self.send(state, who.index, &left);
-                self.answer(state, asker, &left);
+                self.send(session.index, &left);
+                self.reply_if_posted(reply_to, &left);
             }
-            Action::Presence(room) => drop(tokio::task::spawn_local(Rc::clone(self).presence(asker, room))),
+            Action::Leave(room) => {
+                let refusal = Refusal::new(ErrorCode::NotJoined, "this session is not in the room");
+                self.refuse(reply_to, Some(room.as_str()), refusal);
+            }
+            Action::Presence(room) => self.spawn(|shard| shard.presence(reply_to, room)),
             Action::History { room, since, limit } => {
                 let query = HistoryQuery { since, limit };
-                drop(tokio::task::spawn_local(Rc::clone(self).history(asker, room, query)));
+                self.spawn(|shard| shard.history(reply_to, room, query));
             }
-            Action::Pong => self.reply(state, asker, &Event::Pong { id }),
-            Action::Refuse { room, refusal, close } => self.send_refusal(state, asker, (room, refusal), close),
+            Action::Pong => self.reply(reply_to, &Event::Pong { id }),
+            Action::Refuse { .. } => self.send_refusal(reply_to, action),
         }
     }
 
-    /// Refuses a request on the session's account.
-    pub(super) fn refuse(&self, state: &mut State, asker: ReplyTo, room: Option<Cow<'_, str>>, refusal: Refusal) {
-        let now_ms = self.now_ms();
-        let Some(conn) = state.sessions.open(asker.who) else { return };
-        if let Action::Refuse { room, refusal, close } = conn.session.refuse(room, refusal, now_ms) {
-            self.send_refusal(state, asker, (room, refusal), close);
+    // --- replies ---
+
+    /// Replies to a command: over the session's own connection, or to the client that posted it.
+    pub(super) fn reply(&mut self, reply_to: ReplyTo, event: &Event<'_>) {
+        match reply_to.post {
+            Some(_) => self.reply_if_posted(reply_to, event),
+            None => self.send(reply_to.session.index, event),
         }
     }
 
-    fn send_refusal(
-        &self,
-        state: &mut State,
-        asker: ReplyTo,
-        (room, refusal): (Option<Cow<'_, str>>, Refusal),
-        close: Option<CloseReason>,
-    ) {
-        self.reply(state, asker, &Event::refusal(asker.id, room, &refusal));
+    /// Replies to a command that was posted; for what goes over the session's own connection in any case.
+    pub(super) fn reply_if_posted(&mut self, reply_to: ReplyTo, event: &Event<'_>) {
+        if reply_to.post.is_some() {
+            self.reply_to_post(reply_to, native::encode(event));
+        }
+    }
+
+    /// Refuses a request. An error of the client's counts against its session, which ends if there are too many.
+    pub(super) fn refuse(&mut self, reply_to: ReplyTo, room: Option<&str>, refusal: Refusal) {
+        let now_ms = self.clock.now_ms();
+        let Some(conn) = self.outgoing.sessions.open(reply_to.session) else { return };
+        let action = conn.session.refuse(room.map(Cow::Borrowed), refusal, now_ms);
+        self.send_refusal(reply_to, action);
+    }
+
+    fn send_refusal(&mut self, reply_to: ReplyTo, action: Action<'_>) {
+        let Action::Refuse { room, refusal, close } = action else { return };
+        self.reply(reply_to, &Event::refusal(reply_to.id, room, &refusal));
         if let Some(reason) = close {
             self.node.metrics.rate_limited_errors.inc();
-            self.end(state, asker.who, reason, None);
+            self.end(reply_to.session, reason, None);
         }
     }
 
     // --- publishing ---
 
-    fn publish(&self, state: &mut State, asker: ReplyTo, publish: PublishAction<'_>) {
-        let ReplyTo { who, id, post } = asker;
+    fn publish(&mut self, reply_to: ReplyTo, publish: PublishAction<'_>) {
         let PublishAction { room, data, event, key } = publish;
         if let Err(refusal) = native::check_size(data, self.node.limits.message_bytes) {
-            return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal);
+            return self.refuse(reply_to, Some(room.as_str()), refusal);
         }
-        let Some(conn) = state.sessions.open(who) else { return };
-        let from = Sender::Session(conn.session.id, conn.session.user());
-        let payload = native::payload(data, event.as_deref(), from);
-        let post_bits = post.map_or(0, |number| u64::from(number.get()) << 32);
-        let ticket = Ticket([who.to_u64(), answer_id(id), post_bits | u64::from(self.now_ms())]);
-        let (author, shape) = (Some(conn.session.id), conn.shape);
-        let publish = Publish {
-            retention: self.retention(state, &room),
-            author,
-            room,
-            ts_ms: unix_ms(),
-            payload: payload.into(),
-            key,
-        };
-        self.node.metrics.published[shape as usize].inc();
-        let reply = match (id, post) {
+        let retention = self.class(&room).history;
+        let Some(conn) = self.outgoing.sessions.open(reply_to.session) else { return };
+        let sender = Sender::Session(conn.session.id, conn.session.user());
+        let payload = native::payload(data, event.as_deref(), sender).into();
+        let author = Some(conn.session.id);
+        self.node.metrics.published[conn.shape as usize].inc();
+        let ticket = PublishTicket { reply_to, began_ms: self.clock.now_ms() }.encode();
+        // Without an id nobody waits for the result, but a failure is told.
+        let reply = match (reply_to.id, reply_to.post) {
             (None, None) => Reply::OnFailure(self.me, ticket),
             _ => Reply::Ticket(self.me, ticket),
         };
-        self.node.broker.publish(publish, reply);
+        self.node.broker.publish(Publish { retention, author, room, ts_ms: unix_ms(), payload, key }, reply);
     }
 
-    /// The room's class, from its entry if the shard follows it: no pattern is matched per message then.
-    fn retention(&self, state: &State, room: &Room) -> Option<fanfare_broker::Retention> {
-        let followed = state.rooms.find(room.as_str()).and_then(|key| state.rooms.get(key));
-        followed.map_or_else(|| self.node.classes.of(room.as_str()), |entry| entry.class).history
-    }
-
-    /// The broker's answer to a publish.
-    pub(super) fn on_published(&self, state: &mut State, ticket: Ticket, room: &Room, outcome: PublishResult) {
-        let Ticket([session, id, post_and_time]) = ticket;
-        let (began_ms, post) = (post_and_time as u32, ReplyNumber::new((post_and_time >> 32) as u32));
-        let who = SessionRef::from_u64(session);
-        let id = Some(id).filter(|id| *id != NO_ID);
-        let asker = ReplyTo { who, id, post };
-        if state.sessions.open(who).is_none() {
+    /// The broker's result of a publish.
+    pub(super) fn on_published(&mut self, PublishDone { ticket, room, result }: PublishDone) {
+        let PublishTicket { reply_to, began_ms } = PublishTicket::decode(ticket);
+        if self.outgoing.sessions.open(reply_to.session).is_none() {
             return;
         }
-        match outcome {
+        match result {
             Ok(published) => {
-                let ms = self.now_ms().wrapping_sub(began_ms);
+                let ms = self.clock.now_ms().wrapping_sub(began_ms);
                 self.node.metrics.publish_seconds.observe(f64::from(ms) / 1000.0);
                 self.node.metrics.backplane_publish_seconds.observe(f64::from(ms) / 1000.0);
                 let room = Cow::Borrowed(room.as_str());
-                self.reply(state, asker, &Event::Published { id, room, cursor: published.cursor });
+                self.reply(reply_to, &Event::Published { id: reply_to.id, room, cursor: published.cursor });
             }
-            Err(why) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), why.into()),
+            Err(why) => self.refuse(reply_to, Some(room.as_str()), why.into()),
         }
     }
+}
 
-    // --- questions that the broker answers ---
+// --- questions that the broker answers ---
 
-    async fn presence(self: Rc<Self>, asker: ReplyTo, room: Room) {
-        let answer = if self.node.classes.of(room.as_str()).presence {
+impl Shard {
+    async fn presence(self: Rc<Self>, reply_to: ReplyTo, room: Room) {
+        let presence = if self.node.classes.of(room.as_str()).presence {
             self.node.broker.presence(&room, PresenceDetail::Members).await.map_err(Refusal::from)
         } else {
             Err(Refusal::presence_off())
         };
         let state = &mut *self.state.borrow_mut();
-        if state.sessions.open(asker.who).is_none() {
+        if state.outgoing.sessions.open(reply_to.session).is_none() {
             return;
         }
-        match answer {
+        match presence {
             Ok(presence) => {
                 let members = presence.members.iter().map(Into::into).collect();
-                let presence = Event::Presence { id: asker.id, room: &room, count: presence.users, members };
-                self.reply(state, asker, &presence);
+                let presence = Event::Presence { id: reply_to.id, room: &room, count: presence.users, members };
+                state.reply(reply_to, &presence);
             }
-            Err(refusal) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
+            Err(refusal) => state.refuse(reply_to, Some(room.as_str()), refusal),
         }
     }
 
-    async fn history(self: Rc<Self>, asker: ReplyTo, room: Room, query: HistoryQuery) {
-        let answer = match self.node.classes.of(room.as_str()).history {
+    async fn history(self: Rc<Self>, reply_to: ReplyTo, room: Room, query: HistoryQuery) {
+        let page = match self.node.classes.of(room.as_str()).history {
             Some(retention) => self.node.broker.history(&room, retention, query).await.map_err(Refusal::from),
             None => Err(Refusal::history_off()),
         };
         let state = &mut *self.state.borrow_mut();
-        if state.sessions.open(asker.who).is_none() {
+        if state.outgoing.sessions.open(reply_to.session).is_none() {
             return;
         }
-        match answer {
+        match page {
             Ok(mut page) => {
+                // Half an outbox, so that messages which come meanwhile find space.
                 page.cut(self.node.outbox_limits.bytes / 2, query.since.is_none());
-                let text = native::history(asker.id, &room, &page);
-                match asker.post {
-                    Some(_) => self.reply_to_post(state, asker, text),
-                    None => self.send_text(state, asker.who.index, &text),
+                let text = native::history(reply_to.id, &room, &page);
+                match reply_to.post {
+                    Some(_) => state.reply_to_post(reply_to, text),
+                    None => state.send_text(reply_to.session.index, &text),
                 }
             }
-            Err(refusal) => self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
+            Err(refusal) => state.refuse(reply_to, Some(room.as_str()), refusal),
         }
     }
 }

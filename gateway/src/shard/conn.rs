@@ -1,17 +1,31 @@
-//! One session as its shard holds it: socket, outbox, session, liveness; and the table of them. Exactly one function
-//! removes a session (`Sessions::remove`), called from one place (`Shard::remove`).
+//! The sessions of one shard: the table of them, and what belongs to each beside its protocol state: socket, outbox,
+//! keepalive, flush queue. Data; `sessions` opens, ends and removes them.
 
 use crate::{
     policy::peer::ConnectionPermit,
     protocol::{FrameShape, address::Secret, close::CloseReason},
+    random::random_below,
     session::{Outbox, Session, keepalive::Keepalive},
 };
+use bytes::Bytes;
 use fanfare_broker::{Cursor, Room};
 use slab::Slab;
-use std::rc::Rc;
+use std::{
+    net::Shutdown,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 use tokio::{net::TcpStream, sync::oneshot};
 
-/// A session of this shard: its place in the table, and which of the place's tenants it is.
+/// A stream lives for 8 to 10 minutes. So a node that is to be emptied empties by itself, and a load balancer distributes
+/// the clients anew.
+const STREAM_AGE_MS: u32 = 8 * 60_000;
+const STREAM_AGE_SPREAD_MS: u64 = 2 * 60_000;
+
+/// A session by its index in the table; the generation tells it from an earlier session of the same index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SessionRef {
     pub(crate) index: u32,
@@ -28,74 +42,106 @@ impl SessionRef {
     }
 }
 
-/// Which flush queue a session waits in.
+/// What a session begins with.
+pub(crate) struct Opening {
+    pub(super) shape: FrameShape,
+    /// The bytes before the first frame: the head of the HTTP response, and what a stream begins with.
+    pub(super) head: Bytes,
+    pub(super) rooms: Vec<UrlRoom>,
+}
+
+impl Opening {
+    /// A WebSocket, over which the client names its rooms itself.
+    pub(crate) fn websocket(head: Bytes) -> Self {
+        Self { shape: FrameShape::WebSocket, head, rooms: Vec::new() }
+    }
+
+    /// A stream of the rooms in its URL. Of each room: whether it has history, and the cursor from which it resumes.
+    pub(crate) fn stream(
+        shape: FrameShape,
+        head: Bytes,
+        rooms: impl Iterator<Item = (Room, bool, Option<Cursor>)>,
+    ) -> Self {
+        let room = |(name, is_numbered, reached)| UrlRoom { name, is_numbered, reached };
+        Self { shape, head, rooms: rooms.map(room).collect() }
+    }
+}
+
+/// The flush queue in which a session waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FlushQueue {
-    /// None: nothing to write, or the socket is full.
+    /// No queue: its outbox is empty, or its socket is full.
     None,
-    /// Behind the other members of a large room.
+    /// The queue for members of large rooms.
     Bulk,
-    /// Before those.
+    /// The queue for everything else, which goes first.
     Urgent,
 }
 
-/// How far a session's life has come.
+/// Whether a session is in use or going.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Open,
-    /// Its last frames go out; it is in no room any more.
+    /// Its last frames are written; nothing more is queued for it.
     Closing,
 }
 
-/// See the module's head.
+/// One session of the shard, with its socket and its outbox.
 pub(super) struct Conn {
     pub(super) generation: u32,
     pub(super) queued_in: FlushQueue,
     pub(super) phase: Phase,
-    /// The socket takes no more; a task waits until it does.
+    /// The socket takes no more bytes; a task waits until it does.
     pub(super) blocked: bool,
-    /// The wheel holds a [`Timer::Stale`] for it.
+    /// The wheel holds a [`Timer::Stale`] for the session.
     pub(super) stale_filed: bool,
     pub(super) shape: FrameShape,
-    pub(super) live: Keepalive,
+    pub(super) keepalive: Keepalive,
     pub(super) socket: Rc<TcpStream>,
     pub(super) outbox: Outbox,
     pub(super) session: Session,
-    /// Told when the outbox is empty: a join that sends history in portions.
+    /// Joins that wait until the outbox is empty, because they send history in portions.
     pub(super) drained: Option<Box<Waiters>>,
-    /// Its place among its address's connections.
-    pub(super) _seat: Option<ConnectionPermit>,
-    /// What only a session has whose client cannot send.
+    /// Counts the connection against its client's address.
+    pub(super) _permit: Option<ConnectionPermit>,
+    /// Set for an event stream or a line stream.
     pub(super) stream: Option<Box<Stream>>,
 }
 
-/// Joins that wait until an outbox is empty. Boxed, since hardly ever there is one.
+/// Joins that wait for an empty outbox. Boxed, because a session hardly ever has one.
 #[derive(Default)]
 pub(super) struct Waiters(pub(super) Vec<oneshot::Sender<()>>);
 
-/// A stream's own: an event stream or a line stream.
+/// What only a session has whose client cannot send over its connection: an event stream or a line stream.
 pub(super) struct Stream {
-    /// Who knows it may post commands for the session.
+    /// Permits to post commands for the session.
     pub(super) secret: Secret,
-    /// The rooms of its URL, in the order of its cursors. A browser that comes back repeats the URL, so these are what an
-    /// event's id speaks of, whatever else the session has joined.
+    /// The rooms of the URL, in the order of the cursors in an event's id. A browser that reconnects repeats the URL, so
+    /// the ids name these rooms only, whatever else the session has joined.
     pub(super) rooms: Vec<UrlRoom>,
-    /// When it ends, by the shard's clock.
+    /// When the stream ends, by the shard's clock.
     pub(super) ends_ms: u32,
 }
 
 /// A room of a stream's URL.
 pub(super) struct UrlRoom {
     pub(super) name: Room,
-    /// Whether the room has history, so that places in it have cursors.
+    /// Whether the room has history, so that its messages have cursors.
     pub(super) is_numbered: bool,
-    /// What the client has had, while it is not a member.
+    /// The cursor that the client has reached, while it is not a member.
     pub(super) reached: Option<Cursor>,
 }
 
+impl Stream {
+    pub(super) fn new(rooms: Vec<UrlRoom>, now_ms: u32) -> Self {
+        let age_ms = STREAM_AGE_MS + random_below(STREAM_AGE_SPREAD_MS) as u32;
+        Self { secret: Secret::random(), rooms, ends_ms: now_ms.wrapping_add(age_ms) }
+    }
+}
+
 impl Conn {
-    /// Whether a message's own cursor is all that is to be said of where the session is: it names one room, and this
-    /// is it. Others cannot share their room's frames.
+    /// Whether the session can share its frames with the other members of the room. An event stream of several rooms
+    /// cannot: the ids of its events name the cursors of all of them.
     pub(super) fn shares_frames(&self, room: &Room) -> bool {
         match &self.stream {
             Some(stream) if self.shape == FrameShape::Event => {
@@ -104,29 +150,39 @@ impl Conn {
             _ => true,
         }
     }
+
+    /// Ends one direction of the socket, or both. The only possible failure is that the socket has ended already.
+    pub(super) fn shut(&self, how: Shutdown) {
+        drop(socket2::SockRef::from(&*self.socket).shutdown(how));
+    }
 }
 
-/// What the wheel is to look at.
+/// What the wheel holds, to be looked at when it is due.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Timer {
-    /// Ping, or give up.
+    /// The session is pinged, or closed if it has not answered.
     Keepalive(SessionRef),
-    /// The oldest frame has waited for too long.
+    /// The session is closed if its oldest frame has waited for too long.
     Stale(SessionRef),
-    /// A closing session has had its time.
+    /// The socket of a closing session is cut.
     Closed(SessionRef),
-    /// Posted commands that are not answered yet.
+    /// The post with this first reply number is answered, complete or not.
     Post(u32),
 }
 
 /// The sessions of a shard.
-#[derive(Default)]
 pub(super) struct Sessions {
     conns: Slab<Box<Conn>>,
     generations: u32,
+    /// How many there are, for the acceptor, which balances shards.
+    load: Arc<AtomicUsize>,
 }
 
 impl Sessions {
+    pub(super) fn new(load: Arc<AtomicUsize>) -> Self {
+        Self { conns: Slab::new(), generations: 0, load }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.conns.len()
     }
@@ -135,14 +191,18 @@ impl Sessions {
         self.generations = self.generations.wrapping_add(1);
         let generation = self.generations;
         let index = self.conns.insert(Box::new(make(generation))) as u32;
+        self.load.store(self.len(), Ordering::Relaxed);
         SessionRef { index, generation }
     }
 
     pub(super) fn remove(&mut self, session: SessionRef) -> Option<Box<Conn>> {
         self.get(session)?;
-        self.conns.try_remove(session.index as usize)
+        let conn = self.conns.try_remove(session.index as usize);
+        self.load.store(self.len(), Ordering::Relaxed);
+        conn
     }
 
+    /// The session that has this index now.
     pub(super) fn at(&mut self, index: u32) -> Option<&mut Conn> {
         self.conns.get_mut(index as usize).map(|conn| &mut **conn)
     }
@@ -157,25 +217,19 @@ impl Sessions {
         self.at(session.index).filter(|conn| conn.generation == session.generation)
     }
 
-    /// All that are open.
+    /// All open sessions.
     pub(super) fn all_open(&self) -> impl Iterator<Item = (SessionRef, &Conn)> {
         let open = self.conns.iter().filter(|(_, conn)| conn.phase == Phase::Open);
         open.map(|(index, conn)| (SessionRef { index: index as u32, generation: conn.generation }, &**conn))
     }
 
-    /// What sockets have refused to take, of all open sessions.
-    pub(super) fn refused_bytes(&self) -> usize {
-        self.all_open().filter(|(_, conn)| conn.blocked).map(|(_, conn)| conn.outbox.bytes()).sum()
-    }
-
-    /// Of those the one with the fullest outbox, and how full it is.
-    pub(super) fn fullest(&self) -> Option<(SessionRef, usize)> {
-        let blocked = self.all_open().filter(|(_, conn)| conn.blocked);
-        blocked.map(|(who, conn)| (who, conn.outbox.bytes())).max_by_key(|(_, bytes)| *bytes)
+    /// The open sessions whose sockets take no more.
+    pub(super) fn blocked(&self) -> impl Iterator<Item = (SessionRef, &Conn)> {
+        self.all_open().filter(|(_, conn)| conn.blocked)
     }
 }
 
-/// Whether a reason leaves the outbox's content worth sending.
+/// Whether frames that wait for a client are still sent when its session ends for this reason.
 pub(super) fn keeps_outbox(reason: CloseReason) -> bool {
     !matches!(reason, CloseReason::TooSlow | CloseReason::Silent | CloseReason::Gone)
 }

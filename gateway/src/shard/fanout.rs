@@ -1,309 +1,218 @@
-//! The hot loop and nothing else: a message is encoded once, appended to its room's batch, and at the end of the pass
-//! each member's outbox gets a reference to the batch. No lock, clock, allocation or label look-up per delivery.
+//! The hot path: a message is encoded once, appended to its room's batch, and at the end of the pass each member's outbox
+//! gets a reference to the batch. Per delivery there is no lock, no clock, no allocation and no look-up of a label.
+//!
+//! [`Pass`] is the only way to a batch, and [`Pass::run`] the only way to a `Pass`. Since it borrows the rooms until it has
+//! handed out every batch, no member can come or go while a batch exists.
 
 use super::{
-    Shard, State,
+    batch::{Batch, Entry, SealedBatch},
     conn::FlushQueue,
     feed::Step,
-    rooms::{Batch, CustomMember, Mark, PENDING_PRESENCE_MAX, RoomEntry},
+    members::CustomMember,
+    outgoing::{Ended, Outgoing, SharedFrames},
+    room::{RoomEntry, RoomRef},
+    rooms::{Reached, Rooms},
 };
 use crate::{
     protocol::{
-        FrameShape,
-        close::CloseReason,
-        end_event,
+        FrameShape, end_event,
         event::{Event, MemberView},
-        name_event, native, put_frame,
+        native,
     },
     session::Frames,
 };
-use bytes::{Bytes, BytesMut};
-use fanfare_broker::{Cursor, Delivery, Offset, PresenceEvent, PresenceKind, Publication, Room, RoomEvent, SessionId};
-use smallvec::SmallVec;
-use std::rc::Rc;
+use bytes::BytesMut;
+use fanfare_broker::{Cursor, Delivery, Offset, PresenceEvent, PresenceKind, Publication, Room, RoomEvent};
+use std::ops::Range;
 
-/// Members up to which a room counts as small: its members are written to before those of larger ones.
+/// The members of a room with at most this many are written to before the members of larger rooms.
 const SMALL_ROOM: usize = 64;
 
-/// A room's batch, frozen.
-struct Ready<'a> {
-    key: u32,
-    frames: &'a [Frames; FrameShape::COUNT],
-    marks: &'a [Mark],
-    now_ms: u32,
+/// Delivers messages into the rooms' batches; see the head of this file.
+pub(super) struct Pass<'a> {
+    rooms: &'a mut Rooms,
+    outgoing: &'a mut Outgoing,
+    /// The rooms that have a batch.
+    batched: Vec<u32>,
+    left: Left,
 }
 
-impl Shard {
-    /// One event from the broker.
-    pub(super) fn on_delivery(self: &Rc<Self>, state: &mut State, delivery: Delivery) {
-        let Some(key) = state.rooms.find(delivery.room.as_str()) else { return };
-        let Some(entry) = state.rooms.get_mut(key) else { return };
-        let step = match delivery.event {
-            RoomEvent::Message(publication) => entry.feed.on_message(publication),
-            RoomEvent::Head(head) => entry.feed.on_head(head),
-            RoomEvent::Presence(event) => return self.announce(state, key, &event),
-        };
-        self.apply(state, key, step);
+/// What a pass has done, and what it leaves to do.
+#[derive(Default)]
+pub(super) struct Left {
+    /// Whether a room had a batch.
+    pub(super) has_batches: bool,
+    /// Messages queued for members, by shape.
+    pub(super) delivered: [u64; FrameShape::COUNT],
+    /// Sessions that read too slowly. They get nothing more, and are still in their rooms.
+    pub(super) ended: Vec<Ended>,
+    /// Holes to be filled from history after the cursor.
+    pub(super) catch_ups: Vec<(RoomRef, Cursor)>,
+}
+
+impl<'a> Pass<'a> {
+    /// Has `deliver` fill batches, then hands out all of them.
+    pub(super) fn run<T>(
+        rooms: &'a mut Rooms,
+        outgoing: &'a mut Outgoing,
+        deliver: impl FnOnce(&mut Self) -> T,
+    ) -> (T, Left) {
+        let batched = std::mem::take(&mut rooms.spare_indices);
+        let mut pass = Self { rooms, outgoing, batched, left: Left::default() };
+        let result = deliver(&mut pass);
+        pass.hand_out_all();
+        (result, pass.left)
+    }
+
+    // --- into the batches ---
+
+    /// Takes one event from the broker. A message goes through the room's feed, which holds it back if others are missing
+    /// before it.
+    pub(super) fn deliver(&mut self, delivery: Delivery) {
+        let Some(index) = self.rooms.find(delivery.room.as_str()) else { return };
+        let Some(entry) = self.rooms.get_mut(index) else { return };
+        let room = RoomRef { index, generation: entry.generation };
+        match delivery.event {
+            RoomEvent::Message(publication) => match entry.feed.on_message(publication) {
+                Step::Deliver(publication) => self.append(index, publication),
+                Step::Nothing => {}
+                Step::CatchUp(since) => self.left.catch_ups.push((room, since)),
+            },
+            RoomEvent::Head(head) => self.left.catch_ups.extend(entry.feed.on_head(head).map(|since| (room, since))),
+            RoomEvent::Presence(event) => self.announce(index, &event),
+        }
     }
 
     /// Deliveries of this room did not fit the inbox.
-    pub(super) fn on_behind(self: &Rc<Self>, state: &mut State, room: &Room) {
-        let Some(key) = state.rooms.find(room.as_str()) else { return };
-        let step = state.rooms.get_mut(key).map_or(Step::Nothing, |entry| entry.feed.on_behind());
-        self.apply(state, key, step);
+    pub(super) fn on_behind(&mut self, room: &Room) {
+        let Some(index) = self.rooms.find(room.as_str()) else { return };
+        let Some(entry) = self.rooms.get_mut(index) else { return };
+        let room = RoomRef { index, generation: entry.generation };
+        self.left.catch_ups.extend(entry.feed.on_behind().map(|since| (room, since)));
     }
 
-    pub(super) fn apply(self: &Rc<Self>, state: &mut State, key: u32, step: Step) {
-        match step {
-            Step::Deliver(publication) => append(state, key, publication),
-            Step::Nothing => {}
-            Step::CatchUp(since) => self.start_catch_up(state, key, since),
+    /// Encodes a message into the room's batch, and keeps it for clients that resume.
+    pub(super) fn append(&mut self, index: u32, publication: Publication) {
+        let Some(entry) = self.rooms.get_mut(index) else { return };
+        if !entry.members.is_empty() {
+            let text = native::MessageText::new(&entry.name, &publication);
+            let at = publication.cursor;
+            let before = at.map(|at| Cursor::new(at.epoch, Offset(at.offset.0.saturating_sub(1))));
+            let frame = Entry { name: None, text: &text.parts(&publication), author: publication.author, at };
+            if push(entry, before, &frame) {
+                self.batched.push(index);
+            }
         }
+        entry.wake_polls();
+        self.rooms.remember(index, publication);
     }
 
-    /// Hands each dirty room's batch to its members; `true` if there was one.
-    pub(super) fn fan_out(&self, state: &mut State) -> bool {
-        let mut dirty = std::mem::take(&mut state.dirty);
-        let any = !dirty.is_empty();
-        let now_ms = self.now_ms();
-        let mut overflowed = Vec::new();
-        let mut delivered = [0; FrameShape::COUNT];
-        for key in dirty.drain(..) {
-            let Some(batch) = state.rooms.get_mut(key).and_then(|entry| entry.batch.take()) else { continue };
-            let Batch { bytes, count, marks, .. } = *batch;
-            let frames = bytes.map(|bytes| Frames { bytes: bytes.freeze(), count });
-            let ready = Ready { key, frames: &frames, marks: &marks, now_ms };
-            let handed = self.hand_out(state, &ready, &mut overflowed);
-            delivered.iter_mut().zip(handed).for_each(|(sum, handed)| *sum += handed);
-            for (index, frames) in overflowed.drain(..) {
-                self.queue(state, index, frames);
-            }
-            self.hand_out_with_ids(state, key, &frames[FrameShape::Event as usize].bytes, &marks);
+    /// Tells the room's members, in the order of its messages, that the messages between two cursors are lost.
+    pub(super) fn append_gap(&mut self, index: u32, Range { start: from, end: to }: Range<Cursor>) {
+        let Some(entry) = self.rooms.get_mut(index) else { return };
+        let gap = Event::Gap { room: &entry.name, from, to };
+        let (name, text) = (gap.name(), native::encode(&gap));
+        let frame = Entry { name: Some(name), text: &[&text], author: None, at: Some(to) };
+        if push(entry, Some(from), &frame) {
+            self.batched.push(index);
         }
-        state.dirty = dirty;
-        // Once a pass: other threads count on the same words.
-        for (counter, delivered) in self.node.metrics.delivered.iter().zip(delivered).filter(|(_, sum)| *sum > 0) {
-            counter.inc_by(delivered);
-        }
-        any
+        entry.wake_polls();
     }
 
-    /// Returns how many messages, by shape.
-    fn hand_out(
-        &self,
-        state: &mut State,
-        ready: &Ready<'_>,
-        overflowed: &mut Vec<(u32, Frames)>,
-    ) -> [u64; FrameShape::COUNT] {
-        let Ready { key, frames, marks, now_ms } = *ready;
-        let mut delivered = [0; FrameShape::COUNT];
-        let Some(entry) = state.rooms.get_mut(key) else { return delivered };
-        let queued_in = if entry.members() <= SMALL_ROOM { FlushQueue::Urgent } else { FlushQueue::Bulk };
-        let limits = &self.node.outbox_limits;
-        let mut wake = false;
-        let queue = if queued_in == FlushQueue::Urgent { &mut state.urgent } else { &mut state.bulk };
-        let mut push = |index: u32, shape: FrameShape, frames: Frames| {
-            let Some(conn) = state.sessions.at(index) else { return };
-            let (bytes, count) = (frames.bytes.len(), frames.count);
-            delivered[shape as usize] += u64::from(count);
-            let again = overflowed.last().is_some_and(|(last, _)| *last == index);
-            if again || conn.outbox.push(frames.clone(), now_ms, limits).is_err() {
-                overflowed.push((index, frames));
-                return;
-            }
-            state.outbox_bytes += bytes;
-            if !conn.blocked && conn.queued_in != FlushQueue::Urgent && conn.queued_in != queued_in {
-                conn.queued_in = queued_in;
-                wake |= queue.is_empty();
-                queue.push_back(index);
-            }
-        };
+    // --- out of the batches ---
+
+    fn hand_out_all(&mut self) {
+        let now_ms = self.outgoing.now_ms();
+        self.left.has_batches = !self.batched.is_empty();
+        let mut batched = std::mem::take(&mut self.batched);
+        for index in batched.drain(..) {
+            let Some(batch) = self.rooms.get_mut(index).and_then(|entry| entry.batch.take()) else { continue };
+            let batch = batch.seal();
+            self.hand_out(index, &batch, now_ms);
+            self.hand_out_with_ids(index, &batch);
+        }
+        self.rooms.spare_indices = batched;
+    }
+
+    /// Queues a batch for the members who share their frames.
+    fn hand_out(&mut self, index: u32, batch: &SealedBatch, now_ms: u32) {
+        let Some(RoomEntry { members, .. }) = self.rooms.get(index) else { return };
+        let queue = if members.len() <= SMALL_ROOM { FlushQueue::Urgent } else { FlushQueue::Bulk };
+        // Members that want every message: a reference to the same bytes for each.
         for shape in FrameShape::ALL {
-            for index in &entry.plain[shape as usize] {
-                push(*index, shape, frames[shape as usize].clone());
-            }
+            let (indices, frames) = (members.plain(shape), &batch.frames[shape as usize]);
+            self.left.delivered[shape as usize] += u64::from(frames.count) * indices.len() as u64;
+            self.left.ended.extend(self.outgoing.queue_for_all(indices, SharedFrames { frames, queue, now_ms }));
         }
-        for CustomMember { session, shape, excluded, .. } in entry.custom.iter().filter(|custom| !custom.has_own_ids) {
-            let bytes = &frames[*shape as usize].bytes;
-            pick(bytes, marks, *shape, excluded, |run| push(*session, *shape, run));
+        // Members that exclude some messages: references to the runs between those.
+        for member in members.custom().iter().filter(|member| !member.has_own_ids) {
+            batch.pick(member.shape, &member.excluded, |run| {
+                self.left.delivered[member.shape as usize] += u64::from(run.count);
+                let shared = SharedFrames { frames: &run, queue, now_ms };
+                self.left.ended.extend(self.outgoing.queue_for_all(&[member.session], shared));
+            });
         }
-        if wake {
-            self.inbox.wake();
-        }
-        delivered
     }
 
-    /// For event streams of several rooms: each event's id says where its own client is in all of them.
-    fn hand_out_with_ids(&self, state: &mut State, key: u32, events: &Bytes, marks: &[Mark]) {
-        let Some(entry) = state.rooms.get(key) else { return };
-        let own = |custom: &&CustomMember| custom.has_own_ids;
-        let members: Vec<(u32, SmallVec<[SessionId; 2]>)> =
-            entry.custom.iter().filter(own).map(|custom| (custom.session, custom.excluded.clone())).collect();
-        for (index, excluded) in members {
+    /// Queues a batch for event streams of several rooms: each event's id names the client's cursors in all of them, so
+    /// the frames are copied for each client.
+    fn hand_out_with_ids(&mut self, index: u32, batch: &SealedBatch) {
+        let Some(entry) = self.rooms.get(index) else { return };
+        let events = &batch.frames[FrameShape::Event as usize].bytes;
+        for CustomMember { session, excluded, .. } in entry.members.custom().iter().filter(|member| member.has_own_ids)
+        {
+            let Some(conn) = self.outgoing.sessions.at(*session) else { continue };
             let (mut bytes, mut count, mut start) = (BytesMut::new(), 0, 0);
-            for mark in marks {
+            for mark in &batch.marks {
                 let end = mark.ends[FrameShape::Event as usize];
-                if !mark.is_excluded(&excluded) {
+                if !mark.is_excluded(excluded) {
                     bytes.extend_from_slice(&events[start..mark.id_at]);
-                    end_event(&mut bytes, Some(&state.cursors(index, Some((key, mark.at)))));
+                    let here = Reached { room: index, cursor: mark.at };
+                    end_event(&mut bytes, Some(&self.rooms.cursors(conn, Some(here))));
                     count += 1;
                 }
                 start = end;
             }
             if count > 0 {
-                self.node.metrics.delivered[FrameShape::Event as usize].inc_by(u64::from(count));
-                self.queue(state, index, Frames { bytes: bytes.freeze(), count });
+                self.left.delivered[FrameShape::Event as usize] += u64::from(count);
+                self.left.ended.extend(self.outgoing.queue(*session, &Frames { bytes: bytes.freeze(), count }));
             }
         }
     }
 
-    /// Over the node's budget the fullest outbox goes first, until there is room. Only what sockets have refused counts:
-    /// frames that are about to be written are shared by their members. Called by the timers: looking at all sessions
-    /// is nothing for every pass, and within one tick each outbox has its own limit.
-    pub(super) fn evict_fullest(&self, state: &mut State) {
-        if state.outbox_bytes <= self.node.shard_outbox_bytes {
-            return;
-        }
-        let mut refused = state.sessions.refused_bytes();
-        while refused > self.node.shard_outbox_bytes {
-            let Some((who, bytes)) = state.sessions.fullest() else { return };
-            refused -= bytes;
-            self.end(state, who, CloseReason::TooSlow, None);
-        }
-    }
+    // --- presence ---
 
-    /// Somebody came or went: for those members who wished to know.
-    fn announce(&self, state: &mut State, key: u32, event: &PresenceEvent) {
-        let Some(entry) = state.rooms.get(key) else { return };
-        let wishing = entry.custom.iter().filter(|s| s.presence_after.is_some_and(|after| event.version > after));
-        let wishing: Vec<(u32, FrameShape)> = wishing.map(|s| (s.session, s.shape)).collect();
-        if wishing.is_empty() && entry.pending_presence.is_empty() {
+    /// Sends a presence event to the members that asked for presence, and keeps it for the joins that did.
+    fn announce(&mut self, index: u32, event: &PresenceEvent) {
+        let Some(entry) = self.rooms.get_mut(index) else { return };
+        let is_asked = |member: &&CustomMember| member.presence_after.is_some_and(|after| event.version > after);
+        let mut asked = entry.members.custom().iter().filter(is_asked).peekable();
+        if asked.peek().is_none() && entry.pending_presence.is_empty() {
             return;
         }
         let member = MemberView { who: &event.who, sessions: None, info: event.info.as_deref() };
         let room = &entry.name;
-        let told = match event.kind {
+        let change = match event.kind {
             PresenceKind::Joined => Event::MemberJoined { room, member },
             PresenceKind::Left => Event::MemberLeft { room, member },
         };
         let frames = FrameShape::ALL.map(|shape| {
             let mut bytes = BytesMut::new();
-            native::put_event(&mut bytes, shape, &told, None);
+            native::put_event(&mut bytes, shape, &change, None);
             Frames { bytes: bytes.freeze(), count: 1 }
         });
-        let Some(entry) = state.rooms.get_mut(key) else { return };
-        for pending in entry.pending_presence.iter_mut().filter(|pending| pending.events.len() < PENDING_PRESENCE_MAX) {
-            pending.events.push((event.version, frames[pending.shape as usize].clone()));
+        for member in asked {
+            self.left.ended.extend(self.outgoing.queue(member.session, &frames[member.shape as usize]));
         }
-        for (index, shape) in wishing {
-            self.queue(state, index, frames[shape as usize].clone());
+        for pending in &mut entry.pending_presence {
+            pending.push(event.version, frames[pending.shape as usize].clone());
         }
     }
 }
 
-/// Encodes a message into its room's batch and keeps it for resumes.
-pub(super) fn append(state: &mut State, key: u32, publication: Publication) {
-    let Some(entry) = state.rooms.get_mut(key) else { return };
-    if entry.members() > 0 {
-        let text = native::MessageText::new(&entry.name, &publication);
-        let at = publication.cursor;
-        let before = at.map(|at| Cursor::new(at.epoch, Offset(at.offset.0.saturating_sub(1))));
-        let author = publication.author;
-        put(entry, &mut state.dirty, key, (None, &text.parts(&publication)), Moves { author, before, at });
-    }
-    entry.wake_parked();
-    state.rooms.remember(key, publication);
-}
-
-/// Tells a room's members that messages are gone, in the order of its messages.
-pub(super) fn append_gap(state: &mut State, key: u32, from: Cursor, to: Cursor) {
-    let Some(entry) = state.rooms.get_mut(key) else { return };
-    let gap = Event::Gap { room: &entry.name, from, to };
-    let text = native::encode(&gap);
-    let moves = Moves { author: None, before: Some(from), at: Some(to) };
-    put(entry, &mut state.dirty, key, (Some(gap.name()), &[&text]), moves);
-    if let Some(entry) = state.rooms.get(key) {
-        entry.wake_parked();
-    }
-}
-
-/// Whose a frame is, and from where to where it takes a member.
-struct Moves {
-    author: Option<SessionId>,
-    before: Option<Cursor>,
-    at: Option<Cursor>,
-}
-
-fn put(
-    entry: &mut RoomEntry,
-    dirty: &mut Vec<u32>,
-    key: u32,
-    (name, text): (Option<&str>, &[&[u8]]),
-    Moves { author, before, at }: Moves,
-) {
-    if entry.batch.is_none() {
-        dirty.push(key);
-    }
-    let is_marked = !entry.custom.is_empty();
-    let batch = entry.batch(before);
-    let mut id_at = 0;
-    for shape in FrameShape::ALL.into_iter().filter(|shape| batch.wanted[*shape as usize]) {
-        let bytes = &mut batch.bytes[shape as usize];
-        if shape != FrameShape::Event {
-            put_frame(bytes, shape, text);
-            continue;
-        }
-        if let Some(name) = name {
-            name_event(bytes, name);
-        }
-        put_frame(bytes, shape, text);
-        id_at = bytes.len();
-        end_event(bytes, Some(at.map(native::cursor_text).as_deref().unwrap_or(b"-")));
-    }
-    batch.count += 1;
-    if is_marked {
-        let ends = std::array::from_fn(|shape| batch.bytes[shape].len());
-        batch.marks.push(Mark { ends, id_at, author, at });
-    }
-}
-
-/// Cuts a batch into the runs of frames that a member wants; one run, without copying, if it wants them all.
-fn pick(bytes: &Bytes, marks: &[Mark], shape: FrameShape, excluded: &[SessionId], mut take: impl FnMut(Frames)) {
-    let (mut start, mut end, mut count) = (0, 0, 0);
-    for mark in marks {
-        let here = mark.ends[shape as usize];
-        if !mark.is_excluded(excluded) {
-            (end, count) = (here, count + 1);
-            continue;
-        }
-        if count > 0 {
-            take(Frames { bytes: bytes.slice(start..end), count });
-        }
-        (start, end, count) = (here, here, 0);
-    }
-    if count > 0 {
-        take(Frames { bytes: bytes.slice(start..end), count });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_member_gets_runs_without_the_messages_it_keeps_away() {
-        let (mine, other) = (SessionId([1; 12]), SessionId([2; 12]));
-        let bytes = Bytes::from_static(b"aabbccdd");
-        let authors = [Some(other), Some(mine), None, Some(other)];
-        let mark = |(author, end)| Mark { ends: [end, 0, 0], id_at: 0, author, at: None };
-        let marks: Vec<Mark> = authors.into_iter().zip([2, 4, 6, 8]).map(mark).collect();
-        let runs = |excluded: &[SessionId]| {
-            let mut runs = vec![];
-            pick(&bytes, &marks, FrameShape::WebSocket, excluded, |f| runs.push((f.bytes, f.count)));
-            runs
-        };
-        assert_eq!(runs(&[]), [(bytes.clone(), 4)]);
-        assert_eq!(runs(&[mine]), [(Bytes::from("aa"), 1), (Bytes::from("ccdd"), 2)]);
-        assert_eq!(runs(&[other]), [(Bytes::from("bbcc"), 2)]);
-    }
+/// Appends a frame to the room's batch; `true` if it is the first of the pass. `before` is the members' cursor without it.
+fn push(entry: &mut RoomEntry, before: Option<Cursor>, frame: &Entry<'_>) -> bool {
+    let is_first = entry.batch.is_none();
+    entry.batch.get_or_insert_with(|| Box::new(Batch::new(&entry.members, before))).push(frame);
+    is_first
 }

@@ -1,32 +1,33 @@
-//! `Feed`: how one room's messages reach this shard without holes. Sans-I/O: messages, heads and history pages in;
-//! what to deliver, and whether to read history, out. The shard obeys; members never see a hole that is not a `gap`.
+//! How one room's messages reach this shard without holes. Sans-I/O: messages, heads and pages of history go in; what to
+//! deliver and where to read history comes out. Members never see a hole: it is filled, or they are told a gap.
 
 use fanfare_broker::{Cursor, Epoch, Offset, Page, Position, Publication, Verdict};
+use std::ops::Range;
 
-/// Keepalive messages held while history is read: beyond this the rest is read from history too.
+/// Live messages held while history is read; the others are read from history too.
 const HELD_MAX: usize = 1024;
 /// Their payload bytes.
 const HELD_BYTES_MAX: usize = 1 << 20;
 
-/// Where the shard stands in a room.
+/// A room's sequence of messages, and how far this shard has come in it.
 #[derive(Debug)]
 pub(crate) enum Feed {
-    /// The broker has not confirmed yet; what comes early is only noted.
+    /// The broker has not confirmed the subscription. Messages that come early are only noted.
     Subscribing { seen: Option<Cursor> },
-    /// A room without history: everything is passed on.
+    /// A room without history: every message is delivered as it comes.
     Unnumbered,
     /// In sequence.
-    Keepalive(Position),
-    /// A hole is being read from history; what comes meanwhile is held.
+    Live(Position),
+    /// A hole is being read from history; live messages are held.
     CatchingUp { at: Position, held: Held },
 }
 
-/// Keepalive messages that wait for a hole to be filled.
+/// Live messages that wait until a hole before them is filled.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     publications: Vec<Publication>,
     bytes: usize,
-    /// Some did not fit: history has to be read once more.
+    /// Some did not fit, so history has to be read once more.
     overflowed: bool,
 }
 
@@ -35,17 +36,17 @@ pub(crate) struct Held {
 pub(crate) enum Step {
     Deliver(Publication),
     Nothing,
-    /// Read history after this place and hand the page to [`Feed::on_page`].
+    /// Read history after this cursor and hand the page to [`Feed::on_page`].
     CatchUp(Cursor),
 }
 
-/// What a page of history comes to.
+/// What a page of history fills.
 #[derive(Debug)]
 pub(crate) struct Filled {
-    /// Messages are gone: members are told, with the places before and after.
-    pub(crate) gap: Option<(Cursor, Cursor)>,
+    /// The messages between these cursors are lost: tell the members.
+    pub(crate) gap: Option<Range<Cursor>>,
     pub(crate) deliver: Vec<Publication>,
-    /// Read on from here.
+    /// Read on after this cursor. `None`: the feed is in sequence again.
     pub(crate) again: Option<Cursor>,
 }
 
@@ -58,7 +59,7 @@ impl Feed {
     pub(crate) fn position(&self) -> Option<Position> {
         match self {
             Self::Subscribing { .. } | Self::Unnumbered => None,
-            Self::Keepalive(at) | Self::CatchingUp { at, .. } => Some(*at),
+            Self::Live(at) | Self::CatchingUp { at, .. } => Some(*at),
         }
     }
 
@@ -66,19 +67,55 @@ impl Feed {
         matches!(self, Self::Subscribing { .. })
     }
 
-    /// The broker confirmed: from `head` on everything is delivered.
-    pub(crate) fn on_subscribed(&mut self, head: Option<Cursor>) -> Step {
-        let Self::Subscribing { seen } = *self else { return Step::Nothing };
+    /// The broker has confirmed the subscription: every message after `head` will be delivered. Returns the cursor to catch
+    /// up from, as the next two methods do.
+    pub(crate) fn on_subscribed(&mut self, head: Option<Cursor>) -> Option<Cursor> {
+        let Self::Subscribing { seen } = *self else { return None };
         let Some(head) = head else {
             *self = Self::Unnumbered;
-            return Step::Nothing;
+            return None;
         };
         let at = Position::at(head);
-        *self = Self::Keepalive(at);
-        // Something after the head came before the confirmation was seen here, and was only noted.
-        match seen {
-            Some(seen) if !at.covers(seen) => self.catch_up(at),
-            _ => Step::Nothing,
+        *self = Self::Live(at);
+        // A message after the head came before the confirmation, and was only noted.
+        seen.filter(|seen| !at.covers(*seen)).map(|_| self.catch_up(at))
+    }
+
+    /// The room's head, as the broker saw it after a reconnect or as a page of history shows it.
+    pub(crate) fn on_head(&mut self, head: Cursor) -> Option<Cursor> {
+        match self {
+            Self::Live(at) => match at.of_head(head) {
+                Verdict::Hole { .. } => {
+                    let at = *at;
+                    Some(self.catch_up(at))
+                }
+                Verdict::InSequence | Verdict::Old => None,
+            },
+            Self::CatchingUp { held, .. } => {
+                held.overflowed = true;
+                None
+            }
+            Self::Subscribing { .. } | Self::Unnumbered => None,
+        }
+    }
+
+    /// Messages of this room may have been dropped.
+    pub(crate) fn on_behind(&mut self) -> Option<Cursor> {
+        match self {
+            Self::Live(at) => {
+                let at = *at;
+                Some(self.catch_up(at))
+            }
+            Self::CatchingUp { held, .. } => {
+                held.overflowed = true;
+                None
+            }
+            Self::Subscribing { seen } => {
+                // No head covers this cursor, so the confirmation is followed by a look at history.
+                *seen = Some(Cursor::new(Epoch::FOREIGN, Offset(0)));
+                None
+            }
+            Self::Unnumbered => None,
         }
     }
 
@@ -93,7 +130,7 @@ impl Feed {
                 Step::Nothing
             }
             Self::Unnumbered => Step::Deliver(publication),
-            Self::Keepalive(at) => match at.of_message(cursor) {
+            Self::Live(at) => match at.of_message(cursor) {
                 Verdict::InSequence => {
                     at.move_to(cursor);
                     Step::Deliver(publication)
@@ -101,9 +138,9 @@ impl Feed {
                 Verdict::Old => Step::Nothing,
                 Verdict::Hole { .. } => {
                     let at = *at;
-                    let step = self.catch_up(at);
+                    let since = self.catch_up(at);
                     self.hold(publication);
-                    step
+                    Step::CatchUp(since)
                 }
             },
             Self::CatchingUp { .. } => {
@@ -113,54 +150,17 @@ impl Feed {
         }
     }
 
-    /// The room's head after a reconnect, or as a history page told it.
-    pub(crate) fn on_head(&mut self, head: Cursor) -> Step {
-        match self {
-            Self::Keepalive(at) => match at.of_head(head) {
-                Verdict::Hole { .. } => {
-                    let at = *at;
-                    self.catch_up(at)
-                }
-                Verdict::InSequence | Verdict::Old => Step::Nothing,
-            },
-            Self::CatchingUp { held, .. } => {
-                held.overflowed = true;
-                Step::Nothing
-            }
-            Self::Subscribing { .. } | Self::Unnumbered => Step::Nothing,
-        }
-    }
-
-    /// Messages of this room may have been dropped.
-    pub(crate) fn on_behind(&mut self) -> Step {
-        match self {
-            Self::Keepalive(at) => {
-                let at = *at;
-                self.catch_up(at)
-            }
-            Self::CatchingUp { held, .. } => {
-                held.overflowed = true;
-                Step::Nothing
-            }
-            Self::Subscribing { seen } => {
-                // No head covers it: the confirmation will be followed by a look at history.
-                *seen = Some(Cursor::new(Epoch::FOREIGN, Offset(0)));
-                Step::Nothing
-            }
-            Self::Unnumbered => Step::Nothing,
-        }
-    }
-
-    /// The page that was read after [`Step::CatchUp`] or [`Filled::again`].
+    /// The page that was read to catch up.
     pub(crate) fn on_page(&mut self, page: Page) -> Filled {
         let Self::CatchingUp { at, held } = self else { return Filled { gap: None, deliver: vec![], again: None } };
-        let gap = page.gap.map(|_| (at.cursor(), page.from));
+        let gap = page.gap.map(|_| at.cursor()..page.from);
         let (end, head) = (page.end(), page.head);
         let mut deliver = page.publications;
         at.move_to(end);
         if end != head {
             return Filled { gap, deliver, again: Some(end) };
         }
+        // History is read to its end. The held messages follow, up to the next hole if there is another.
         let mut later = std::mem::take(held);
         let mut hole = None;
         for publication in later.publications.drain(..) {
@@ -177,14 +177,14 @@ impl Feed {
         }
         let again = hole.or(later.overflowed.then(|| at.cursor()));
         if again.is_none() {
-            *self = Self::Keepalive(*at);
+            *self = Self::Live(*at);
         }
         Filled { gap, deliver, again }
     }
 
-    fn catch_up(&mut self, at: Position) -> Step {
+    fn catch_up(&mut self, at: Position) -> Cursor {
         *self = Self::CatchingUp { at, held: Held::default() };
-        Step::CatchUp(at.cursor())
+        at.cursor()
     }
 
     fn hold(&mut self, publication: Publication) {

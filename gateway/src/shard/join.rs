@@ -1,472 +1,184 @@
-//! PendingPresence into rooms. A join becomes a member only when it has had everything up to where the room's feed stands, in one
-//! step that nothing can come between: that is what makes history and live deliveries meet without a hole or a repeat.
+//! The first half of a join: the session is permitted, counted as an occupant of the room, and entered into the room's
+//! presence; the first session or poll of a room has the shard subscribe. `admit` is the second half.
 
 use super::{
-    Shard, State,
-    commands::ReplyTo,
-    conn::SessionRef,
-    feed::Step,
+    SessionRef, Shard, State,
+    reply_to::ReplyTo,
     retry::Retry,
-    rooms::{CustomMember, PendingPresence, RoomKey, excluded},
+    room::{Join, PendingPresence, RoomEntry, RoomRef},
+    rooms::Reached,
 };
 use crate::{
+    policy::class::Class,
     protocol::{
-        FrameShape,
-        command::{HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
-        end_event,
+        command::{JoinOptions, PresenceWish},
         error::{ErrorCode, Refusal},
-        event::{Event, Missed},
-        native, put_frame,
+        event::Event,
     },
-    session::{Frames, Stage},
+    session::Stage,
 };
-use bytes::BytesMut;
-use fanfare_broker::{
-    BrokerError, Cursor, Gap, HistoryQuery, Page, Presence, PresenceDetail, PresenceUpdate, Publication, Room,
-};
-use std::{borrow::Cow, collections::VecDeque, rc::Rc, time::Duration};
-use tokio::sync::oneshot;
-
-/// Messages read from history at a time.
-const PAGE: usize = 100;
-/// How long a join waits for a feed that is behind it.
-const FEED_WAIT: Duration = Duration::from_millis(20);
-
-/// Members in the answer to a join that was posted; a stream has them all.
-const ANSWERED_MEMBERS_MAX: usize = 1_000;
-
-/// A join under way.
-#[derive(Debug)]
-pub(super) struct Join {
-    asker: ReplyTo,
-    room: RoomKey,
-    /// The session's number for it; an older one is not wanted any more.
-    number: u32,
-    options: JoinOptions,
-    /// Where a session stood that was a member already: from there it goes on, whatever the new join asks for.
-    from: Option<Cursor>,
-}
-
-/// How far a join has come.
-#[derive(Debug, Default)]
-struct Progress {
-    presence: Option<Presence>,
-    /// Set once `joined` was sent: the last message the client has had.
-    reached: Option<Cursor>,
-    /// Read from history, not sent yet.
-    pending: VecDeque<Publication>,
-}
-
-/// How `joined` begins: the place from which messages follow, and what is missing before it.
-type Opening = (Option<Cursor>, Option<Gap>);
-
-/// What a join that cannot complete yet waits for.
-enum Wait {
-    /// A page of history.
-    History(HistoryQuery),
-    /// Room in the client's outbox.
-    Outbox(oneshot::Receiver<()>),
-    /// The client is ahead of the feed, or in another epoch: a moment, then a page of history says which.
-    Feed(HistoryQuery),
-}
+use fanfare_broker::{Cursor, PresenceUpdate, Room};
+use std::{borrow::Cow, rc::Rc};
 
 impl Shard {
-    /// Begins a join that the session permits.
-    pub(super) fn join(self: &Rc<Self>, state: &mut State, asker: ReplyTo, room: &Room, options: JoinOptions) {
-        let entered = self.enter(state, asker.who, room, options.presence);
-        let (key, number, from) = match entered {
-            Ok(entered) => entered,
-            Err(refusal) => return self.refuse(state, asker, Some(Cow::Borrowed(room.as_str())), refusal),
-        };
-        let join = Join { asker, room: key, number, options, from };
-        let Some(entry) = state.rooms.get_mut(key.0) else { return };
-        if entry.feed.is_subscribing() {
-            let earlier = entry.waiting.iter().position(|earlier| earlier.asker.who == join.asker.who);
-            let earlier = earlier.map(|place| entry.waiting.swap_remove(place));
-            entry.waiting.push(join);
-            if let Some(earlier) = earlier {
-                self.answer_superseded(state, &earlier);
-            }
-        } else {
-            self.admit(state, join);
+    /// Joins a room of the URL; `options` are refused if the URL's are wrong.
+    pub(crate) fn join_by_url(&self, session: SessionRef, room: &str, options: Result<JoinOptions, Refusal>) {
+        let state = &mut *self.state.borrow_mut();
+        let reply_to = ReplyTo::unnumbered(session);
+        match (Room::parse(room), options) {
+            (Ok(room), Ok(options)) => state.join(reply_to, &room, options),
+            (Err(why), _) => state.refuse(reply_to, Some(room), why.into()),
+            (_, Err(refusal)) => state.refuse(reply_to, Some(room), refusal),
         }
     }
 
-    /// Notes the session in the room, and begins to follow the room if nobody here did.
-    fn enter(
-        self: &Rc<Self>,
-        state: &mut State,
-        who: SessionRef,
-        room: &Room,
-        wish: PresenceWish,
-    ) -> Result<(RoomKey, u32, Option<Cursor>), Refusal> {
-        let found = state.rooms.find(room.as_str());
-        let conn = state.sessions.open(who).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the session is gone"))?;
-        let present = found.and_then(|key| conn.session.membership(key));
-        if present.is_none() {
-            conn.session.may_enter(&self.node.limits)?;
-        }
-        let class = match found.and_then(|key| state.rooms.get(key)) {
-            Some(entry) => entry.class,
-            None => self.node.classes.of(room.as_str()),
-        };
-        if wish == PresenceWish::Members && !class.presence {
-            return Err(Refusal::presence_off());
-        }
-        let (key, made) = state.rooms.find_or_make(room, self.now_ms(), || class);
-        let shape = conn.shape;
-        let number = conn.session.begin_join(key);
-        let session = conn.session.id;
-        let user = conn.session.user().cloned();
-        let Some(entry) = state.rooms.get_mut(key) else {
-            return Err(Refusal::new(ErrorCode::Internal, "the room is gone"));
-        };
-        let mut from = None;
-        match present {
-            Some(membership) if membership.stage == Stage::Member => {
-                entry.remove_member(who.index, shape);
-                from = entry.feed.position().map(fanfare_broker::Position::cursor);
-            }
-            Some(_) => {}
-            None => {
-                entry.occupants += 1;
-                self.node.metrics.members.inc();
-                let enter = PresenceUpdate::Enter { session, user, info: None, announce: class.presence };
-                drop(self.node.broker.update_presence(room, enter));
-            }
-        }
-        entry.pending_presence.retain(|pending| pending.session != who.index);
-        let generation = entry.generation;
-        if wish == PresenceWish::Members {
-            entry.pending_presence.push(PendingPresence { session: who.index, shape, events: Vec::new() });
-        }
-        if from.is_some() {
-            // No member until it has come in again: what it has had so far is noted, for those who ask meanwhile.
-            state.note_reached(who.index, (key, from));
-        }
-        let room_key = (key, generation);
-        if made {
-            self.start_following(room_key);
-        }
-        Ok((room_key, number, from))
-    }
-
-    pub(super) fn start_following(self: &Rc<Self>, key: RoomKey) {
-        self.node.metrics.rooms.inc();
-        tokio::task::spawn_local(Rc::clone(self).follow(key));
-    }
-
-    /// Subscribes a room, as long as it takes, then lets in who waits.
-    async fn follow(self: Rc<Self>, key: RoomKey) {
+    /// Subscribes a room, however long that takes, then lets the waiting joins in.
+    async fn follow(self: Rc<Self>, room: RoomRef) {
         let mut retry = Retry::new();
         loop {
-            let Some((name, retention)) = self.room(key, |entry| (entry.name.clone(), entry.class.history)) else {
-                return;
-            };
+            let known = self.room(room, |entry| (entry.name.clone(), entry.class.history));
+            let Some((name, retention)) = known else { return };
             match self.node.broker.subscribe(self.me, &name, retention).await {
-                Ok(head) => return self.on_followed(key, head),
+                Ok(head) => return self.state.borrow_mut().on_subscribed(room, head),
                 Err(why) => tracing::debug!(room = %name, %why, "cannot subscribe yet"),
             }
             retry.wait().await;
         }
     }
 
-    fn on_followed(self: &Rc<Self>, key: RoomKey, head: Option<Cursor>) {
-        let state = &mut *self.state.borrow_mut();
-        let Some(entry) = state.rooms.same(key) else { return };
-        let step = entry.feed.on_subscribed(head);
-        let waiting = std::mem::take(&mut entry.waiting);
-        entry.wake_parked();
-        self.apply(state, key.0, step);
-        for join in waiting {
-            self.admit(state, join);
-        }
+    /// Reads something of a room, if the room is still there.
+    pub(super) fn room<T>(&self, room: RoomRef, read: impl FnOnce(&RoomEntry) -> T) -> Option<T> {
+        self.state.borrow_mut().rooms.same(room).map(|entry| read(entry))
     }
+}
 
-    /// Completes a join at once if nothing has to be read for it.
-    fn admit(self: &Rc<Self>, state: &mut State, join: Join) {
-        let mut progress = Progress::default();
-        if join.options.presence == PresenceWish::No && self.advance(state, &join, &mut progress).is_none() {
-            return;
-        }
-        tokio::task::spawn_local(Rc::clone(self).admit_slowly(join, progress));
-    }
-
-    async fn admit_slowly(self: Rc<Self>, join: Join, mut progress: Progress) {
-        if join.options.presence == PresenceWish::Members {
-            let Some(name) = self.room(join.room, |entry| entry.name.clone()) else { return };
-            progress.presence = match self.presence_with(&join, &name).await {
-                Ok(presence) => Some(presence),
-                Err(why) => return self.abandon(&join, why.into()),
-            };
-        }
-        let mut retry = Retry::new();
-        loop {
-            let Some(wait) = self.advance(&mut self.state.borrow_mut(), &join, &mut progress) else { return };
-            let query = match wait {
-                Wait::Outbox(drained) => {
-                    drop(drained.await); // a session that closes drops the sender
-                    continue;
-                }
-                Wait::Feed(query) => {
-                    tokio::time::sleep(FEED_WAIT).await;
-                    query
-                }
-                Wait::History(query) => query,
-            };
-            match self.read_history(join.room, query).await {
-                Some(Ok(page)) => {
-                    retry.reset();
-                    self.open_page(&join, &mut progress, page);
-                }
-                Some(Err(BrokerError::Unavailable | BrokerError::Overloaded)) => {
-                    retry.wait().await;
-                }
-                Some(Err(why)) => return self.abandon(&join, why.into()),
-                None => return,
-            }
-        }
-    }
-
-    /// Who is in the room, this session included: its own entry is confirmed first.
-    async fn presence_with(&self, join: &Join, name: &Room) -> Result<Presence, BrokerError> {
-        let enter = {
-            let mut state = self.state.borrow_mut();
-            let Some(conn) = state.sessions.open(join.asker.who) else { return Ok(Presence::default()) };
-            if !conn.session.is_joining(join.room.0, join.number) {
-                return Ok(Presence::default());
-            }
-            let user = conn.session.user().cloned();
-            PresenceUpdate::Enter { session: conn.session.id, user, info: None, announce: true }
+impl State {
+    /// Begins a join that the session's rights permit.
+    pub(super) fn join(&mut self, reply_to: ReplyTo, room: &Room, options: JoinOptions) {
+        let join = match self.enter(reply_to, room, options) {
+            Ok(join) => join,
+            Err(refusal) => return self.refuse(reply_to, Some(room.as_str()), refusal),
         };
-        self.node.broker.update_presence(name, enter).await?;
-        self.node.broker.presence(name, PresenceDetail::Members).await
+        let Some(entry) = self.rooms.same(join.room) else { return };
+        if !entry.feed.is_subscribing() {
+            return self.admit(join);
+        }
+        // A session waits with its last join only: an earlier one is answered now.
+        let earlier = entry.waiting.iter().position(|earlier| earlier.session() == join.session());
+        let earlier = earlier.map(|index| entry.waiting.swap_remove(index));
+        entry.waiting.push(join);
+        if let Some(earlier) = earlier {
+            self.answer_superseded(&earlier);
+        }
     }
 
-    /// Sends what can be sent and completes the join if that was all; else says what to wait for. `None`: completed,
-    /// or not wanted any more.
-    fn advance(&self, state: &mut State, join: &Join, progress: &mut Progress) -> Option<Wait> {
-        let conn = state.sessions.open(join.asker.who)?;
-        if !conn.session.is_joining(join.room.0, join.number) {
-            self.answer_superseded(state, join);
-            return None;
+    /// Makes the session an occupant of the room. A member that joins again is no member until the new join is complete;
+    /// the join goes on from the cursor that it has reached.
+    fn enter(&mut self, reply_to: ReplyTo, name: &Room, options: JoinOptions) -> Result<Join, Refusal> {
+        let session = reply_to.session;
+        let gone = || Refusal::new(ErrorCode::Internal, "the session is gone");
+        // First what may be refused, before anything changes.
+        let found = self.rooms.find(name.as_str());
+        let conn = self.outgoing.sessions.open(session).ok_or_else(gone)?;
+        let present = found.and_then(|index| conn.session.membership(index));
+        if present.is_none() {
+            conn.session.may_enter(&self.node.limits)?;
         }
-        if let Some(wait) = self.send_pending(state, join, progress) {
-            return Some(wait);
+        let class = self.class(name);
+        if options.presence == PresenceWish::Members && !class.presence {
+            return Err(Refusal::presence_off());
         }
-        let entry = state.rooms.same(join.room)?;
-        let from = join.from.filter(|_| join.options.last == 0);
-        let since = progress.reached.or(join.options.since).or(from);
-        match (entry.feed.position().map(fanfare_broker::Position::cursor), since) {
-            (None, _) => {
-                let gap = join.options.since.map(|_| Gap { missed: None });
-                self.open_join(state, join, progress, (None, gap));
-            }
-            (Some(at), None) if join.options.last == 0 => self.open_join(state, join, progress, (Some(at), None)),
-            (Some(_), None) => {
-                let limit = join.options.last.min(HISTORY_LIMIT_MAX);
-                return Some(Wait::History(HistoryQuery { since: None, limit }));
-            }
-            (Some(at), Some(since)) if since == at => self.open_join(state, join, progress, (Some(at), None)),
-            (Some(at), Some(since)) if since.epoch == at.epoch && since.offset < at.offset => {
-                let Some(missed) = entry.ring_after(since) else {
-                    return Some(Wait::History(HistoryQuery { since: Some(since), limit: PAGE }));
-                };
-                let missed: VecDeque<Publication> = missed.cloned().collect();
-                self.open_join(state, join, progress, (Some(since), None));
-                progress.pending = missed;
-                return self.advance(state, join, progress);
-            }
-            (Some(_), Some(since)) => {
-                let query = HistoryQuery { since: Some(since), limit: PAGE };
-                return Some(if progress.reached.is_some() { Wait::Feed(query) } else { Wait::History(query) });
-            }
-        }
-        self.complete(state, join, progress);
-        None
-    }
-
-    /// Sends what was read, as far as the feed has come, half an outbox at a time.
-    fn send_pending(&self, state: &mut State, join: &Join, progress: &mut Progress) -> Option<Wait> {
-        let entry = state.rooms.same(join.room)?;
-        let at = entry.feed.position();
-        let name = entry.name.clone();
-        let conn = state.sessions.open(join.asker.who)?;
-        let excluded = excluded(conn.session.id, &join.options);
-        while !progress.pending.is_empty() {
-            let conn = state.sessions.open(join.asker.who)?;
-            if conn.outbox.is_half_full(&self.node.outbox_limits) {
-                let (tell, drained) = oneshot::channel();
-                conn.drained.get_or_insert_default().0.push(tell);
-                return Some(Wait::Outbox(drained));
-            }
-            let Some(publication) = progress.pending.pop_front() else { break };
-            let Some(cursor) = publication.cursor else { continue };
-            // What the feed has not had yet comes live.
-            if at.is_some_and(|at| at.cursor().epoch == cursor.epoch && !at.covers(cursor)) {
-                progress.pending.clear();
-                break;
-            }
-            progress.reached = Some(cursor);
-            if !publication.author.is_some_and(|author| excluded.contains(&author)) {
-                self.send_message(state, join, &name, &publication);
-            }
-        }
-        None
-    }
-
-    /// Queues one message of the past, beyond the outbox's limits: [`Shard::send_pending`] paces by itself.
-    fn send_message(&self, state: &mut State, join: &Join, room: &Room, publication: &Publication) {
-        let who = join.asker.who;
-        let text = native::MessageText::new(room, publication);
-        let id = state.note_reached(who.index, (join.room.0, publication.cursor));
-        let Some(conn) = state.sessions.open(who) else { return };
-        let mut bytes = BytesMut::new();
-        put_frame(&mut bytes, conn.shape, &text.parts(publication));
-        if conn.shape == FrameShape::Event {
-            end_event(&mut bytes, id.as_deref());
-        }
-        state.outbox_bytes += bytes.len();
-        conn.outbox.push_unbounded(Frames { bytes: bytes.freeze(), count: 1 }, self.now_ms());
-        self.node.metrics.delivered[conn.shape as usize].inc();
-        self.mark_dirty(state, who.index, super::conn::FlushQueue::Urgent);
-    }
-
-    /// Takes a page of history: `joined` goes out with the first, a later one may tell a gap.
-    fn open_page(self: &Rc<Self>, join: &Join, progress: &mut Progress, page: Page) {
-        let state = &mut *self.state.borrow_mut();
-        let wanted = |conn: &mut super::Conn| conn.session.is_joining(join.room.0, join.number);
-        if !state.sessions.open(join.asker.who).is_some_and(wanted) {
-            return; // left or gone meanwhile: the next step sees it too
-        }
-        let Some(entry) = state.rooms.same(join.room) else { return };
-        let name = entry.name.clone();
-        // The feed may have lost the very message that would tell it: history's word is as good.
-        let late = progress.reached.is_some() && page.publications.is_empty();
-        let behind = entry
-            .feed
-            .position()
-            .is_some_and(|at| at.cursor().epoch != page.head.epoch || (late && !at.covers(page.head)));
-        let step = if behind { entry.feed.on_head(page.head) } else { Step::Nothing };
-        self.apply(state, join.room.0, step);
-        match progress.reached {
-            None if join.options.since.is_none() && page.gap.is_some() && join.from.is_some() => {
-                self.open_join(state, join, progress, (join.from, None));
-                if let Some(from) = join.from {
-                    self.send_gap(state, join, &name, (from, page.from));
-                }
-                progress.reached = Some(page.from);
-            }
-            None => self.open_join(state, join, progress, (Some(page.from), page.gap)),
-            Some(from) if page.gap.is_some() => {
-                self.send_gap(state, join, &name, (from, page.from));
-                progress.reached = Some(page.from);
+        // Then the room and the session each learn of the other.
+        let room = self.followed_room(name, class);
+        let conn = self.outgoing.sessions.open(session).ok_or_else(gone)?;
+        let number = conn.session.begin_join(room.index);
+        let (id, user, shape) = (conn.session.id, conn.session.user().cloned(), conn.shape);
+        let entry = self.rooms.same(room).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the room is gone"))?;
+        let mut from = None;
+        match present {
+            Some(membership) if membership.stage == Stage::Member => {
+                entry.members.remove(session.index, shape);
+                from = entry.cursor();
             }
             Some(_) => {}
+            None => {
+                entry.occupants += 1;
+                self.node.metrics.members.inc();
+                let enter = PresenceUpdate::Enter { session: id, user, info: None, announce: class.presence };
+                drop(self.node.broker.update_presence(name, enter));
+            }
         }
-        progress.pending = page.publications.into();
+        entry.pending_presence.retain(|pending| pending.session != session.index);
+        if options.presence == PresenceWish::Members {
+            entry.pending_presence.push(PendingPresence { session: session.index, shape, events: Vec::new() });
+        }
+        if from.is_some() {
+            // The ids of other rooms' events say where the client is in this room, also while it is no member.
+            self.note_reached(session.index, Reached { room: room.index, cursor: from });
+        }
+        Ok(Join { reply_to, room, number, options, from })
     }
 
-    fn send_gap(&self, state: &mut State, join: &Join, room: &Room, (from, to): (Cursor, Cursor)) {
-        let gap = Event::Gap { room, from, to };
-        self.send_at(state, join.asker.who.index, &gap, Some((join.room.0, Some(to))));
+    /// The room's class. It is kept with a room that this shard follows, so that no pattern is matched per command.
+    pub(super) fn class(&self, name: &Room) -> Class {
+        let followed = self.rooms.find(name.as_str()).and_then(|index| self.rooms.get(index));
+        followed.map_or_else(|| self.node.classes.of(name.as_str()), |entry| entry.class)
     }
 
-    /// Sends `joined`, once.
-    fn open_join(&self, state: &mut State, join: &Join, progress: &mut Progress, (cursor, gap): Opening) {
-        if progress.reached.is_some() {
-            return;
+    /// The room, which this shard begins to follow if it does not follow it already. The caller adds an occupant.
+    pub(super) fn followed_room(&mut self, name: &Room, class: Class) -> RoomRef {
+        if let Some(index) = self.rooms.find(name.as_str())
+            && let Some(entry) = self.rooms.get(index)
+        {
+            return RoomRef { index, generation: entry.generation };
         }
-        progress.reached = cursor;
-        let Some(entry) = state.rooms.same(join.room) else { return };
-        let name = entry.name.clone();
-        let resumed = join.options.since.map(|_| gap.is_none());
-        match resumed {
-            Some(true) => self.node.metrics.resumes_exact.inc(),
-            Some(false) => self.node.metrics.resumes_gap.inc(),
-            None => {}
-        }
-        let presence = progress.presence.as_ref();
-        let mut joined = Event::Joined {
-            id: join.asker.id,
-            room: &name,
-            cursor,
-            resumed,
-            gap: gap.filter(|_| resumed.is_some()).map(Missed::from),
-            members: presence.map(|p| p.members.iter().map(Into::into).collect()),
-        };
-        // A stream tells it too: there it stands before the messages that follow from it.
-        self.send_at(state, join.asker.who.index, &joined, Some((join.room.0, cursor)));
-        if let Event::Joined { members, .. } = &mut joined {
-            members.take_if(|members| members.len() > ANSWERED_MEMBERS_MAX);
-        }
-        self.answer(state, join.asker, &joined);
+        let room = self.rooms.insert(name, class, self.clock.now_ms());
+        self.node.metrics.rooms.inc();
+        self.spawn(|shard| shard.follow(room));
+        room
     }
 
-    /// Makes the session a member: from here on it gets what the feed delivers.
-    fn complete(&self, state: &mut State, join: &Join, progress: &Progress) {
-        let Some(conn) = state.sessions.open(join.asker.who) else { return };
-        if !conn.session.complete_join(join.room.0, join.number) {
-            return;
+    /// The broker delivers the room's messages from now on, all that come after `head`.
+    fn on_subscribed(&mut self, room: RoomRef, head: Option<Cursor>) {
+        let Some(entry) = self.rooms.same(room) else { return };
+        let hole = entry.feed.on_subscribed(head);
+        let waiting = std::mem::take(&mut entry.waiting);
+        entry.wake_polls();
+        if let Some(since) = hole {
+            self.start_catch_up(room, since);
         }
-        let version = progress.presence.as_ref().map_or(0, |p| p.version);
-        let Some(entry) = state.rooms.same(join.room) else { return };
-        entry.add_member(CustomMember {
-            session: join.asker.who.index,
-            shape: conn.shape,
-            has_own_ids: !conn.shares_frames(&entry.name),
-            presence_after: (join.options.presence == PresenceWish::Members).then_some(version),
-            excluded: excluded(conn.session.id, &join.options),
-        });
-        let came = entry.pending_presence.iter().position(|pending| pending.session == join.asker.who.index);
-        let Some(came) = came.map(|place| entry.pending_presence.swap_remove(place)) else { return };
-        for (_, frames) in came.events.into_iter().filter(|(at, _)| *at > version) {
-            self.queue(state, join.asker.who.index, frames);
+        for join in waiting {
+            self.admit(join);
         }
     }
 
-    /// A join that a later one, or a leave, has overtaken: whoever waits for its number is answered. It is nobody's
-    /// fault and counts as no error.
-    fn answer_superseded(&self, state: &mut State, join: &Join) {
-        let Some(name) = state.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
-        let ReplyTo { who, id, post } = join.asker;
-        if (id.is_none() && post.is_none()) || state.sessions.open(who).is_none() {
+    /// Answers a join that a later join, or a leave, of the room has overtaken, if the client waits for a reply. The client
+    /// has done nothing wrong, so this is not counted as an error of its session.
+    pub(super) fn answer_superseded(&mut self, join: &Join) {
+        let Some(name) = self.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
+        let ReplyTo { session, id, post } = join.reply_to;
+        if (id.is_none() && post.is_none()) || self.outgoing.sessions.open(session).is_none() {
             return;
         }
         let overtaken = "a later join or leave of this room has overtaken this one";
         let refusal = Refusal::new(ErrorCode::NotJoined, overtaken);
-        let error = Event::refusal(id, Some(Cow::Borrowed(name.as_str())), &refusal);
-        self.reply(state, join.asker, &error);
+        self.reply(join.reply_to, &Event::refusal(id, Some(Cow::Borrowed(name.as_str())), &refusal));
     }
 
-    /// Gives a join up: the client is told why and is not in the room.
-    fn abandon(self: &Rc<Self>, join: &Join, refusal: Refusal) {
-        let state = &mut *self.state.borrow_mut();
-        let Some(conn) = state.sessions.open(join.asker.who) else { return };
-        if !conn.session.is_joining(join.room.0, join.number) {
+    /// Gives up a join that is still wanted: the session leaves the room, and the client gets the reason.
+    pub(super) fn abandon(&mut self, join: &Join, refusal: Refusal) {
+        let session = join.session();
+        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        if !conn.session.is_joining(join.room.index, join.number) {
             return;
         }
-        conn.session.leave(join.room.0);
-        let Some(name) = state.rooms.get(join.room.0).map(|entry| entry.name.clone()) else { return };
-        self.vacate(state, join.asker.who, join.room.0, Stage::Joining);
-        self.refuse(state, join.asker, Some(Cow::Borrowed(name.as_str())), refusal);
-        if join.from.is_some() && state.sessions.open(join.asker.who).is_some() {
-            // It was a member before it asked to join again, and is none any more.
-            self.send(state, join.asker.who.index, &Event::Left { id: None, room: &name, reason: None });
+        conn.session.leave(join.room.index);
+        let Some(name) = self.rooms.get(join.room.index).map(|entry| entry.name.clone()) else { return };
+        self.vacate(session, join.room.index, Stage::Joining);
+        self.refuse(join.reply_to, Some(name.as_str()), refusal);
+        if join.from.is_some() && self.outgoing.sessions.open(session).is_some() {
+            // It was a member before this join, and the client still thinks so.
+            self.send(session.index, &Event::Left { id: None, room: &name, reason: None });
         }
-    }
-
-    // --- reading ---
-
-    pub(super) async fn read_history(&self, key: RoomKey, query: HistoryQuery) -> Option<Result<Page, BrokerError>> {
-        let (name, retention) = self.room(key, |entry| (entry.name.clone(), entry.class.history))?;
-        match retention {
-            Some(retention) => Some(self.node.broker.history(&name, retention, query).await),
-            None => Some(Err(BrokerError::HistoryOff)),
-        }
-    }
-
-    fn room<T>(&self, key: RoomKey, read: impl FnOnce(&super::rooms::RoomEntry) -> T) -> Option<T> {
-        self.state.borrow_mut().rooms.same(key).map(|entry| read(entry))
     }
 }

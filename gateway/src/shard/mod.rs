@@ -1,24 +1,38 @@
-//! A shard: one thread that owns its sessions, its rooms' member lists and its sockets. A session lives its whole
-//! life on one shard. Nothing here is shared or locked; other threads reach a shard through its inbox alone.
+//! A shard: one thread with its sessions, their sockets, and the rooms that they are in. A session stays on its shard for
+//! life. Nothing here is locked; other threads reach a shard through its inbox alone.
 //!
-//! Called by `transport` (sockets, bytes in) and `app` (the loop). Never waits while it holds its state.
+//! Called by `transport` (sockets, and what clients send) and `app` (the loop).
+//!
+//! # Three types, and what their methods may do
+//!
+//! - [`Shard`] is the handle, shared by the tasks of the thread. Its plain methods are **calls** of a transport: they borrow
+//!   the state, take one step and return. Its `async` methods are **tasks**: the loop, the timers, and whatever waits for
+//!   the broker, a socket or a time. A task borrows the state for one step at a time, never while it waits.
+//! - `State` is what the shard owns. Its methods are **steps**: they take `&mut self`, run to their end and wait for
+//!   nothing. What has to wait they start as a task.
+//! - `Pass` delivers messages. It holds the rooms and the outboxes borrowed from `State::pass` until every room's batch has
+//!   been handed out. Joins, leaves and commands are steps of `State`, so none of them can come between a message and the
+//!   members it was encoded for.
+//!
+//! The owners inside `State` (`Outgoing`, `Rooms`, `Posts`) know neither `State` nor each other.
 //!
 //! | file | |
 //! |---|---|
-//! | `inbox` | what other threads have for a shard |
-//! | `rooms`, `feed` | rooms, members, and deliveries without holes |
-//! | `join`, `leave`, `catch_up` | coming and going; filling holes |
-//! | `commands`, `posts` | what clients ask for, over their own connection or by posting |
-//! | `streams` | sessions whose clients cannot send: where they are, heartbeats, their age |
-//! | `polls` | rooms that polls look at and wait for |
-//! | `fanout`, `flush` | the hot path: encode once, queue, write |
-//! | `timers`, `wheel` | pings, deadlines, lingering rooms |
-//! | `retry` | waits when the broker fails |
-//! | `conn`, `control`, `drain` | the table of sessions; kicks; drain |
-//! | `bench` | for the benchmark of the fan-out |
+//! | `conn`, `outgoing` | data: sessions; their outboxes and who is written to next |
+//! | `rooms`, `room`, `members`, `ring`, `feed`, `batch` | data: the table of rooms; one room and its parts; its sequence without holes; the frames of one pass |
+//! | `fanout` | the hot path: `Pass` encodes once and queues for many |
+//! | `sessions`, `flush`, `timers`, `drain` | a session's life; writing; pings and deadlines; the drain |
+//! | `join`, `admit`, `leave`, `catch_up` | into a room and out of it; holes filled from history |
+//! | `commands`, `streams`, `polls`, `control` | what clients ask; where a stream's client is; rooms that polls watch; control messages |
+//! | `posts`, `posted` | commands that clients post: the table; the way to the session's shard and back |
+//! | `reply_to`, `clock`, `wheel`, `retry` | where a reply goes; times; waits when the broker fails |
+//! | `bench` | access for the benchmark of the fan-out |
 
+mod admit;
+mod batch;
 mod bench;
 mod catch_up;
+mod clock;
 mod commands;
 mod conn;
 mod control;
@@ -28,94 +42,80 @@ mod feed;
 mod flush;
 mod join;
 mod leave;
+mod members;
+mod outgoing;
 mod polls;
+mod posted;
 mod posts;
+mod reply_to;
 mod retry;
+mod ring;
+mod room;
 mod rooms;
+mod sessions;
 mod streams;
 mod timers;
 mod wheel;
 
 pub(crate) use bench::Crowd;
-pub(crate) use conn::SessionRef;
+pub(crate) use conn::{Opening, SessionRef};
 pub(crate) use polls::{Look, Watch};
-pub(crate) use streams::Opening;
 
 use crate::{
     node::{
         Node,
-        inbox::{Inbox, Item},
+        inbox::{Inbox, Item, Taken},
     },
-    policy::peer::ConnectionPermit,
-    protocol::{
-        FrameShape,
-        address::{PostAddress, Secret},
-        close::CloseReason,
-        control_frame,
-        event::{Event, WelcomeLimits},
-        native, put_frame,
-    },
-    session::{Frames, Outbox, Session, keepalive::Keepalive},
     time::unix_ms,
 };
-use bytes::{Bytes, BytesMut};
-use conn::{Conn, FlushQueue, Phase, Sessions, Stream, Timer};
-use fanfare_broker::{Delivery, RoomEvent, SessionId, SubscriberId};
+use clock::Clock;
+use conn::{Sessions, Timer};
+use fanfare_broker::{Delivery, RoomEvent, SubscriberId};
+use fanout::Pass;
+use outgoing::Outgoing;
 use posts::Posts;
 use rooms::Rooms;
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    rc::{Rc, Weak},
+    sync::{Arc, atomic::AtomicUsize},
     time::Instant,
 };
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::sync::Notify;
+use wheel::Wheel;
 
-/// How long a closing session may take to read its last frames and go, in milliseconds.
-const CLOSING_MS: u32 = 3_000;
-
-/// See the module's head.
+/// One shard, as transports and the shard's own tasks hold it.
 pub(crate) struct Shard {
     pub(crate) node: Arc<Node>,
     me: SubscriberId,
     inbox: Arc<Inbox>,
-    /// Sessions, for the acceptor that balances them.
-    load: Arc<AtomicUsize>,
-    started: Instant,
-    /// Wakes the timer task when something is filed after nothing was.
-    timers: Notify,
-    /// HTTP requests being answered: a drain waits for them.
+    clock: Clock,
+    /// Notified when the first timer or lingering room is filed.
+    timer_filed: Rc<Notify>,
+    /// HTTP requests being answered; a drain waits for them.
     requests: Rc<Cell<usize>>,
-    /// As many references as there are posts for nodes that nobody hears as, and one.
-    looking: Rc<()>,
+    /// One reference here, and one for each post that waits for a node under whose id no node is subscribed.
+    lookups: Rc<()>,
     state: RefCell<State>,
-    this: std::rc::Weak<Self>,
 }
 
 /// What a shard owns.
 struct State {
-    sessions: Sessions,
+    node: Arc<Node>,
+    me: SubscriberId,
+    clock: Clock,
+    /// The handle, for tasks.
+    shard: Weak<Shard>,
+    outgoing: Outgoing,
     rooms: Rooms,
-    /// Rooms with a batch to hand to their members at the end of this pass.
-    dirty: Vec<u32>,
-    urgent: VecDeque<u32>,
-    bulk: VecDeque<u32>,
-    wheel: wheel::Wheel<Timer>,
-    /// Empty rooms and when to look at them again, in the order of that: those that members left, and polls.
-    lingering: [VecDeque<(u32, rooms::RoomKey)>; 2],
     posts: Posts,
-    /// Bytes in all outboxes, and how many of them the metric knows of.
-    outbox_bytes: usize,
-    outbox_told: i64,
-    /// Spare for [`Inbox::take`].
-    items: Vec<Item>,
+    wheel: Wheel<Timer>,
+    timer_filed: Rc<Notify>,
+    /// Empty, between two turns of the loop: kept for its memory.
+    taken: Taken,
 }
 
-/// An HTTP request that is being answered.
+/// Counts an HTTP request as being answered for as long as it lives.
 pub(crate) struct CountedRequest(Rc<Cell<usize>>);
 
 impl Drop for CountedRequest {
@@ -126,39 +126,27 @@ impl Drop for CountedRequest {
 
 impl Shard {
     pub(crate) fn new(node: Arc<Node>, me: SubscriberId, inbox: Arc<Inbox>, load: Arc<AtomicUsize>) -> Rc<Self> {
-        let state = State {
-            sessions: Sessions::default(),
-            rooms: Rooms::default(),
-            dirty: Vec::new(),
-            urgent: VecDeque::new(),
-            bulk: VecDeque::new(),
-            wheel: wheel::Wheel::new(),
-            lingering: Default::default(),
-            posts: Posts::default(),
-            outbox_bytes: 0,
-            outbox_told: 0,
-            items: Vec::new(),
-        };
-        Rc::new_cyclic(|this| Self {
-            this: this.clone(),
-            node,
-            me,
-            inbox,
-            load,
-            started: Instant::now(),
-            timers: Notify::new(),
-            requests: Rc::default(),
-            looking: Rc::default(),
-            state: RefCell::new(state),
+        let clock = Clock::start();
+        let timer_filed = Rc::new(Notify::new());
+        Rc::new_cyclic(|shard| {
+            let state = State {
+                node: Arc::clone(&node),
+                me,
+                clock,
+                shard: Weak::clone(shard),
+                outgoing: Outgoing::new(Sessions::new(load), node.outbox_limits, clock, Arc::clone(&inbox)),
+                rooms: Rooms::default(),
+                posts: Posts::default(),
+                wheel: Wheel::new(),
+                timer_filed: Rc::clone(&timer_filed),
+                taken: Taken::default(),
+            };
+            let (requests, lookups) = (Rc::default(), Rc::default());
+            Self { node, me, inbox, clock, timer_filed, requests, lookups, state: RefCell::new(state) }
         })
     }
 
-    /// The shard's clock: milliseconds since it started, wrapping after 49 days. Monotonic: no clock step moves it.
-    fn now_ms(&self) -> u32 {
-        self.started.elapsed().as_millis() as u32
-    }
-
-    /// Serves for ever: takes the inbox, fans out, flushes, and lets others run in between.
+    /// The shard's loop, which never ends: takes the inbox, delivers, writes, and lets other tasks run in between.
     pub(crate) async fn run(self: Rc<Self>) {
         loop {
             while self.is_idle() {
@@ -175,34 +163,22 @@ impl Shard {
     }
 
     fn is_idle(&self) -> bool {
-        let state = self.state.borrow();
-        state.urgent.is_empty() && state.bulk.is_empty() && state.dirty.is_empty() && self.inbox.is_empty()
+        self.state.borrow().outgoing.is_idle() && self.inbox.is_empty()
     }
 
-    /// Does all that waits in the inbox; `true` if members were delivered to.
-    fn take_inbox(self: &Rc<Self>) -> bool {
+    /// Does what waits in the inbox; `true` if a room had messages for its members.
+    fn take_inbox(&self) -> bool {
         let state = &mut *self.state.borrow_mut();
-        let mut items = std::mem::take(&mut state.items);
-        self.inbox.take(&mut items);
-        self.observe_lag(&items);
-        let mut delivered = false;
-        for item in items.drain(..) {
-            match item {
-                Item::Deliver(delivery) => self.on_delivery(state, delivery),
-                Item::Published(ticket, room, outcome) => self.on_published(state, ticket, &room, outcome),
-                Item::Control(message) => {
-                    // A posted command may join or leave: what was delivered so far is for those who were members then.
-                    delivered |= self.fan_out(state);
-                    self.on_control(state, message);
-                }
-                Item::Behind(room) => self.on_behind(state, &room),
-            }
-        }
-        state.items = items;
-        self.fan_out(state) || delivered
+        let mut taken = std::mem::take(&mut state.taken);
+        self.inbox.take(&mut taken);
+        self.observe_lag(&taken.items);
+        taken.published.drain(..).for_each(|published| state.on_published(published));
+        let delivered = state.take_items(taken.items.drain(..));
+        state.taken = taken;
+        delivered
     }
 
-    /// How old the newest message is: one look at the clock per batch.
+    /// Measures how old the newest message is: one look at the clock for all that was taken.
     fn observe_lag(&self, items: &[Item]) {
         let newest = items.iter().rev().find_map(|item| match item {
             Item::Deliver(Delivery { event: RoomEvent::Message(message), .. }) => Some(message.ts_ms),
@@ -214,173 +190,57 @@ impl Shard {
         }
     }
 
-    // --- a session's life ---
-
-    /// Takes a socket whose handshake is over, but for the answer, and greets the client.
-    pub(crate) fn open(&self, socket: Rc<TcpStream>, seat: Option<ConnectionPermit>, opening: Opening) -> SessionRef {
-        let now_ms = self.now_ms();
-        let Opening { shape, head, rooms } = opening;
-        let secret = Secret::random();
-        let ends_ms = now_ms.wrapping_add(streams::age_ms());
-        let stream = (shape != FrameShape::WebSocket).then(|| Box::new(Stream { secret, rooms, ends_ms }));
-        let id = SessionId::random();
-        let limits = &self.node.limits;
-        let session = Session::new(id, None, limits, now_ms);
-        let state = &mut *self.state.borrow_mut();
-        let who = state.sessions.insert(|generation| Conn {
-            generation,
-            queued_in: FlushQueue::None,
-            phase: Phase::Open,
-            blocked: false,
-            stale_filed: false,
-            shape,
-            live: Keepalive::new(now_ms),
-            socket,
-            outbox: Outbox::default(),
-            session,
-            drained: None,
-            _seat: seat,
-            stream,
-        });
-        self.load.store(state.sessions.len(), Ordering::Relaxed);
-        self.node.metrics.sessions[shape as usize].inc();
-        self.node.metrics.sessions_opened[shape as usize].inc();
-        let ping_ms = self.ping_ms(who.index, shape);
-        self.start_wheel_entry(state, Timer::Keepalive(who), ping_ms);
-        self.queue(state, who.index, Frames { bytes: head, count: 1 });
-        let post = (shape != FrameShape::WebSocket).then(|| {
-            let address = PostAddress { node: self.node.id, shard: self.me.0, slot: who.to_u64(), secret };
-            format!("/v1/sessions/{address}")
-        });
-        let welcome = Event::Welcome {
-            session: id,
-            node: &self.node.name,
-            route: &self.node.route,
-            post: post.as_deref(),
-            ping_ms: u64::from(ping_ms),
-            limits: WelcomeLimits { message_bytes: limits.message_bytes, rooms: limits.rooms_per_session },
-        };
-        self.send(state, who.index, &welcome);
-        who
-    }
-
-    /// Ends a session: it leaves its rooms at once, its last frames and a close frame go out, then it is removed.
-    /// `reply` is the codec's own answer to a client's close frame, sent in place of ours.
-    fn end(&self, state: &mut State, who: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
-        let Some(conn) = state.sessions.open(who) else { return };
-        conn.phase = Phase::Closing;
-        conn.drained = None;
-        let before = conn.outbox.bytes();
-        if !conn::keeps_outbox(reason) {
-            conn.outbox.discard();
-        }
-        let shape = conn.shape;
-        let bytes = reply.unwrap_or_else(|| match shape {
-            FrameShape::WebSocket => control_frame::close(reason),
-            FrameShape::Event | FrameShape::Line => streams::close(shape, reason),
-        });
-        conn.outbox.push_unbounded(Frames { bytes, count: 1 }, self.now_ms());
-        state.outbox_bytes = state.outbox_bytes + conn.outbox.bytes() - before;
-        self.leave_all(state, who);
-        self.cancel_posts(state, who);
-        self.node.metrics.sessions[shape as usize].dec();
-        self.node.metrics.session_closed(reason);
-        if reason == CloseReason::TooSlow {
-            self.node.metrics.slow_consumers.inc();
-        }
-        self.start_wheel_entry(state, Timer::Closed(who), CLOSING_MS);
-        self.mark_dirty(state, who.index, FlushQueue::Urgent);
-    }
-
-    /// The reader's last word: the socket gives no more bytes. The one place where a session is removed.
-    pub(crate) fn remove(&self, who: SessionRef) {
-        let state = &mut *self.state.borrow_mut();
-        self.end(state, who, CloseReason::Gone, Some(Bytes::new()));
-        if let Some(conn) = state.sessions.remove(who) {
-            state.outbox_bytes -= conn.outbox.bytes();
-        }
-        self.load.store(state.sessions.len(), Ordering::Relaxed);
-    }
-
-    /// Any bytes from the client are a sign of life.
-    pub(crate) fn heard(&self, who: SessionRef) {
-        let now_ms = self.now_ms();
-        if let Some(conn) = self.state.borrow_mut().sessions.open(who) {
-            conn.live.heard(now_ms);
-        }
-    }
-
-    /// Queues what the WebSocket codec answers by itself (pongs), at a frame border like everything else.
-    pub(crate) fn answer_control(&self, who: SessionRef, frames: Bytes) {
-        let state = &mut *self.state.borrow_mut();
-        if state.sessions.open(who).is_some() {
-            self.queue(state, who.index, Frames { bytes: frames, count: 1 });
-        }
-    }
-
-    /// Ends a session because of what its client sent.
-    pub(crate) fn close(&self, who: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
-        self.end(&mut self.state.borrow_mut(), who, reason, reply);
-    }
-
     /// Counts an HTTP request for as long as the result lives.
     pub(crate) fn count_request(&self) -> CountedRequest {
         self.requests.set(self.requests.get() + 1);
         CountedRequest(Rc::clone(&self.requests))
     }
+}
 
-    // --- sending to one session ---
-
-    fn send(&self, state: &mut State, index: u32, event: &Event<'_>) {
-        self.send_at(state, index, event, None);
-    }
-
-    /// Sends an event after which the client stands at a place in a room.
-    fn send_at(&self, state: &mut State, index: u32, event: &Event<'_>, at: Option<streams::At>) {
-        let Some(shape) = state.sessions.at(index).map(|conn| conn.shape) else { return };
-        let id = at.and_then(|at| state.note_reached(index, at));
-        let mut bytes = BytesMut::new();
-        native::put_event(&mut bytes, shape, event, id.as_deref());
-        self.queue(state, index, Frames { bytes: bytes.freeze(), count: 1 });
-    }
-
-    /// Sends a WebSocket's client a text that is encoded already.
-    fn send_text(&self, state: &mut State, index: u32, text: &[u8]) {
-        let mut bytes = BytesMut::new();
-        put_frame(&mut bytes, FrameShape::WebSocket, &[text]);
-        self.queue(state, index, Frames { bytes: bytes.freeze(), count: 1 });
-    }
-
-    /// Queues frames for one open session; one that reads too slowly is closed.
-    fn queue(&self, state: &mut State, index: u32, frames: Frames) {
-        let Some(conn) = state.sessions.at(index).filter(|conn| conn.phase == Phase::Open) else { return };
-        let bytes = frames.bytes.len();
-        let who = SessionRef { index, generation: conn.generation };
-        if conn.outbox.push(frames.clone(), self.now_ms(), &self.node.outbox_limits).is_err() {
-            // The shard may not have come round to it yet: the socket has its say first.
-            if !conn.blocked {
-                self.flush(state, index);
-            }
-            let Some(conn) = state.sessions.open(who) else { return };
-            if conn.outbox.push(frames, self.now_ms(), &self.node.outbox_limits).is_err() {
-                return self.end(state, who, CloseReason::TooSlow, None);
-            }
+impl State {
+    /// Delivers what stands between two control messages in one pass. A control message may bring a join or a leave, so it
+    /// is handled between passes: what was delivered before it is for those who were members before it.
+    fn take_items(&mut self, mut items: impl Iterator<Item = Item>) -> bool {
+        let mut has_delivered = false;
+        loop {
+            let (control, delivered) = self.pass(|pass| {
+                for item in items.by_ref() {
+                    match item {
+                        Item::Deliver(delivery) => pass.deliver(delivery),
+                        Item::Behind(room) => pass.on_behind(&room),
+                        Item::Control(message) => return Some(message),
+                    }
+                }
+                None
+            });
+            has_delivered |= delivered;
+            let Some(message) = control else { return has_delivered };
+            self.on_control(message);
         }
-        state.outbox_bytes += bytes;
-        self.mark_dirty(state, index, FlushQueue::Urgent);
     }
 
-    /// Puts a session into a flush queue, unless it is in one or its socket is full.
-    fn mark_dirty(&self, state: &mut State, index: u32, queue: FlushQueue) {
-        let Some(conn) = state.sessions.at(index) else { return };
-        if conn.blocked || conn.queued_in == FlushQueue::Urgent || conn.queued_in == queue {
-            return;
+    /// Runs one pass: `deliver` fills batches, then all batches are handed out, then what the pass left to do is done. Also
+    /// returns whether a room had messages for its members.
+    fn pass<T>(&mut self, deliver: impl FnOnce(&mut Pass<'_>) -> T) -> (T, bool) {
+        let (result, left) = Pass::run(&mut self.rooms, &mut self.outgoing, deliver);
+        // Counted once per pass, because the threads of all shards count on the same words.
+        for (counter, delivered) in self.node.metrics.delivered.iter().zip(left.delivered).filter(|(_, sum)| *sum > 0) {
+            counter.inc_by(delivered);
         }
-        conn.queued_in = queue;
-        let queue = if queue == FlushQueue::Urgent { &mut state.urgent } else { &mut state.bulk };
-        if queue.is_empty() {
-            self.inbox.wake();
+        for ended in left.ended {
+            self.depart(ended);
         }
-        queue.push_back(index);
+        for (room, since) in left.catch_ups {
+            self.start_catch_up(room, since);
+        }
+        (result, left.has_batches)
+    }
+
+    /// Starts a task of this shard.
+    fn spawn<F: Future<Output = ()> + 'static>(&self, task: impl FnOnce(Rc<Shard>) -> F) {
+        // The shard owns its state, so it is there while a step runs.
+        if let Some(shard) = self.shard.upgrade() {
+            drop(tokio::task::spawn_local(task(shard)));
+        }
     }
 }

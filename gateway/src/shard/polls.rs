@@ -1,63 +1,62 @@
-//! Rooms that polls look at: followed like rooms with members, for as long as a poll watches and some time after, so that
-//! the next one is answered from what this shard knows. A poll is no member: nothing is sent to it, it is woken and
-//! looks. Called by `transport::poll`.
+//! Rooms that polls watch. They are followed like rooms with members, and for a while after the poll, so that the next poll
+//! is answered from what this shard knows. A poll is no member: nothing is sent to it; it is woken and looks. Called by
+//! `transport::poll`.
 
-use super::{Shard, feed::Step, leave::Linger, rooms::RoomKey};
+use super::{
+    Shard,
+    room::{RoomEntry, RoomRef},
+    rooms::Linger,
+};
 use crate::{policy::class::Class, time::unix_ms};
 use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Position, Publication, Room};
 use std::{rc::Rc, time::Duration};
 use tokio::sync::Notify;
 
-/// Between two looks at how the backplane and the node are.
+/// Between two looks at whether the backplane is up and the node drains.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// A room that a poll looks at; followed at least as long as this lives.
+/// A room that a poll watches; the shard follows the room for as long as this lives.
 pub(crate) struct Watch {
     shard: Rc<Shard>,
-    key: RoomKey,
-    /// Its place among those that are woken.
+    room: RoomRef,
+    /// The slot among the polls that the room wakes.
     slot: usize,
 }
 
-/// What a shard knows of what comes after a place.
+/// What a shard knows of the messages after a cursor.
 #[derive(Debug)]
 pub(crate) enum Look {
-    /// The backplane has not said yet where the room stands.
+    /// The subscription is not confirmed, so the room's cursor is not known yet.
     NotYet,
-    /// No place was given: this is where the room stands.
+    /// No cursor was given: the room's present one.
     Head(Cursor),
     Nothing,
     Messages(Vec<Publication>),
-    /// The place lies further back than what this shard keeps, or in another epoch.
+    /// The cursor lies before the messages that this shard keeps, or in another epoch.
     InHistory,
-    /// The place lies ahead of what has been delivered here.
+    /// The cursor lies ahead of what has been delivered here.
     Ahead,
 }
 
 impl Shard {
-    /// Begins to look at a room. `wake` hears of each message from then on.
+    /// Begins to watch a room. `wake` is notified of each message from then on.
     ///
     /// # Errors
     /// This shard follows as many rooms for polls as it may.
     pub(crate) fn watch(self: &Rc<Self>, room: &Room, class: Class, wake: &Rc<Notify>) -> Result<Watch, BrokerError> {
         let state = &mut *self.state.borrow_mut();
-        if state.rooms.find(room.as_str()).is_none() && !self.may_watch(state) {
+        if state.rooms.find(room.as_str()).is_none() && !state.rooms.may_watch() {
             return Err(BrokerError::Overloaded);
         }
-        let (key, made) = state.rooms.find_or_make(room, self.now_ms(), || class);
-        let mut watch = Watch { shard: Rc::clone(self), key: (key, 0), slot: 0 };
-        if let Some(entry) = state.rooms.get_mut(key) {
-            entry.occupants += 1;
-            watch.key.1 = entry.generation;
-            watch.slot = entry.parked.get_or_insert_default().insert(Rc::clone(wake));
-        }
-        if made {
-            self.start_following(watch.key);
-        }
-        Ok(watch)
+        let room = state.followed_room(room, class);
+        let entry = state.rooms.same(room).ok_or(BrokerError::Unavailable)?;
+        entry.occupants += 1;
+        let slot = entry.parked.get_or_insert_default().insert(Rc::clone(wake));
+        Ok(Watch { shard: Rc::clone(self), room, slot })
     }
 
-    /// Wakes every poll that waits when the backplane goes, or this node is to: they have to do something. For ever.
+    /// Wakes every waiting poll when the backplane goes down, and when the node begins to drain: polls are answered early
+    /// then. Never ends.
     pub(crate) async fn watch_surroundings(self: Rc<Self>) {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         let mut was_fine = true;
@@ -65,7 +64,7 @@ impl Shard {
             looks.tick().await;
             let is_fine = self.node.broker.status().up && !self.node.drain.is_draining();
             if was_fine && !is_fine {
-                self.state.borrow().rooms.all().for_each(super::rooms::RoomEntry::wake_parked);
+                self.state.borrow().rooms.all().for_each(RoomEntry::wake_polls);
             }
             was_fine = is_fine;
         }
@@ -73,16 +72,16 @@ impl Shard {
 }
 
 impl Watch {
-    /// What there is after `since`, without asking the broker.
+    /// What this shard knows of the messages after `since`. Asks nobody.
     pub(crate) fn look(&self, since: Option<Cursor>) -> Look {
         let state = &mut *self.shard.state.borrow_mut();
-        let Some(entry) = state.rooms.same(self.key) else { return Look::NotYet };
+        let Some(entry) = state.rooms.same(self.room) else { return Look::NotYet };
         let Some(at) = entry.feed.position().map(Position::cursor) else { return Look::NotYet };
         match since {
             None => Look::Head(at),
             Some(since) if since == at => Look::Nothing,
             Some(since) if since.epoch == at.epoch && since.offset > at.offset => Look::Ahead,
-            Some(since) => match entry.ring_after(since) {
+            Some(since) => match entry.recent_after(since) {
                 Some(missed) => Look::Messages(missed.cloned().collect()),
                 None => Look::InHistory,
             },
@@ -94,24 +93,25 @@ impl Watch {
     /// # Errors
     /// The broker's.
     pub(crate) async fn read(&self, query: HistoryQuery) -> Result<Page, BrokerError> {
-        let page = self.shard.read_history(self.key, query).await.unwrap_or(Err(BrokerError::Unavailable))?;
+        let page = self.shard.read_history(self.room, query).await.unwrap_or(Err(BrokerError::Unavailable))?;
         let state = &mut *self.shard.state.borrow_mut();
-        if let Some(entry) = state.rooms.same(self.key) {
-            // Whoever comes back from elsewhere may know of an epoch that this shard has not heard of yet.
+        if let Some(entry) = state.rooms.same(self.room) {
+            // A client from another node may know of an epoch that has not reached this shard. Only then the page is ahead
+            // of the feed for sure; messages of the same epoch may be on their way.
             let is_behind = entry.feed.position().is_some_and(|at| at.cursor().epoch != page.head.epoch);
-            let step = if is_behind { entry.feed.on_head(page.head) } else { Step::Nothing };
-            self.shard.apply(state, self.key.0, step);
+            if let Some(since) = is_behind.then(|| entry.feed.on_head(page.head)).flatten() {
+                state.start_catch_up(self.room, since);
+            }
         }
         Ok(page)
     }
 
     /// For how long nothing has been published, as far as this shard knows; milliseconds.
     pub(crate) fn idle_ms(&self) -> u64 {
-        let state = &mut *self.shard.state.borrow_mut();
-        let now_ms = self.shard.now_ms();
-        state.rooms.same(self.key).map_or(0, |entry| match entry.last_ts_ms() {
-            Some(ts_ms) => unix_ms().saturating_sub(ts_ms),
-            None => u64::from(now_ms.wrapping_sub(entry.made_ms)),
+        let now_ms = self.shard.clock.now_ms();
+        self.shard.room(self.room, |entry| (entry.ring.last_ts_ms(), entry.made_ms)).map_or(0, |room| match room {
+            (Some(ts_ms), _) => unix_ms().saturating_sub(ts_ms),
+            (None, made_ms) => u64::from(now_ms.wrapping_sub(made_ms)),
         })
     }
 }
@@ -119,13 +119,13 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let state = &mut *self.shard.state.borrow_mut();
-        let Some(entry) = state.rooms.same(self.key) else { return };
+        let Some(entry) = state.rooms.same(self.room) else { return };
         if let Some(parked) = &mut entry.parked {
             parked.try_remove(self.slot);
             if parked.is_empty() {
                 entry.parked = None;
             }
         }
-        self.shard.go(state, self.key.0, Linger::UntilNextPoll);
+        state.drop_occupant(self.room.index, Linger::UntilNextPoll);
     }
 }

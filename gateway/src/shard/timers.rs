@@ -1,10 +1,9 @@
-//! What is due by time: pings, sessions that stay silent, outboxes that do not drain, rooms that stay empty. One
-//! sleeping task per shard, which sleeps for good while nothing is filed.
+//! What is due by time: pings and heartbeats, outboxes that do not drain, sockets to be cut, posts to be answered, rooms to
+//! be let go. One task per shard, which sleeps while nothing is filed.
 
 use super::{
-    Shard, State,
-    conn::{Phase, SessionRef, Timer},
-    flush::shut,
+    SessionRef, Shard, State,
+    conn::{Phase, Timer},
     streams::HEARTBEAT_MS,
     wheel::TICK_MS,
 };
@@ -15,56 +14,61 @@ use crate::{
         keepalive::{Due, PONG_MS},
     },
 };
-use std::{collections::VecDeque, net::Shutdown, rc::Rc, time::Duration};
-
-impl State {
-    fn has_no_timers(&self) -> bool {
-        self.wheel.is_empty() && self.lingering.iter().all(VecDeque::is_empty)
-    }
-}
+use std::{net::Shutdown, rc::Rc, time::Duration};
 
 impl Shard {
-    /// Turns the wheel for ever.
+    /// Turns the wheel, and looks at rooms and budgets once a tick. Never ends.
     pub(crate) async fn run_timers(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(Duration::from_millis(u64::from(TICK_MS)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
         let mut due = Vec::new();
         loop {
             while self.has_no_timers() {
-                self.timers.notified().await;
+                self.timer_filed.notified().await;
                 ticks.reset();
             }
             ticks.tick().await;
-            let state = &mut *self.state.borrow_mut();
-            state.wheel.turn(&mut due);
-            for timer in due.drain(..) {
-                self.on_timer(state, timer);
-            }
-            self.let_go(state);
-            self.evict_fullest(state);
-            self.node.metrics.outbox_bytes.add(state.outbox_bytes as i64 - state.outbox_told);
-            state.outbox_told = state.outbox_bytes as i64;
+            self.state.borrow_mut().tick(&mut due);
         }
     }
 
     fn has_no_timers(&self) -> bool {
         self.state.borrow().has_no_timers()
     }
+}
 
-    pub(super) fn start_wheel_entry(&self, state: &mut State, timer: Timer, after_ms: u32) {
-        self.wake_timers(state);
-        state.wheel.file(timer, after_ms);
+impl State {
+    fn tick(&mut self, due: &mut Vec<Timer>) {
+        self.wheel.turn(due);
+        for timer in due.drain(..) {
+            self.on_timer(timer);
+        }
+        self.unfollow_expired();
+        for ended in self.outgoing.evict(self.node.shard_outbox_bytes) {
+            self.depart(ended);
+        }
+        self.node.metrics.outbox_bytes.add(self.outgoing.report_bytes());
     }
 
-    /// Call before something is filed: the task sleeps only while nothing is.
-    pub(super) fn wake_timers(&self, state: &State) {
-        if state.has_no_timers() {
-            self.timers.notify_one();
+    fn has_no_timers(&self) -> bool {
+        self.wheel.is_empty() && !self.rooms.has_lingering()
+    }
+
+    /// Has `timer` looked at after a time.
+    pub(super) fn file(&mut self, timer: Timer, after_ms: u32) {
+        self.wake_timers();
+        self.wheel.file(timer, after_ms);
+    }
+
+    /// Wakes the timers' task if it sleeps; call this before a timer or a lingering room is filed.
+    pub(super) fn wake_timers(&self) {
+        if self.has_no_timers() {
+            self.timer_filed.notify_one();
         }
     }
 
-    /// This session's interval: the configured one, spread by a tenth so that no storm of connects comes back as a
-    /// storm of pings.
+    /// Milliseconds between this session's pings: the configured interval, up to a tenth shorter by the session's index, so
+    /// that clients which connected in one moment are not pinged in one.
     pub(super) fn ping_ms(&self, index: u32, shape: FrameShape) -> u32 {
         let interval = self.node.limits.ping_interval.as_millis() as u32;
         let interval = if shape == FrameShape::WebSocket { interval } else { interval.min(HEARTBEAT_MS) };
@@ -72,49 +76,55 @@ impl Shard {
         interval - index.wrapping_mul(2_654_435_761) % spread // Knuth's multiplicative hash
     }
 
-    fn on_timer(&self, state: &mut State, timer: Timer) {
-        let now_ms = self.now_ms();
+    fn on_timer(&mut self, timer: Timer) {
         match timer {
-            Timer::Keepalive(who) => {
-                let Some(conn) = state.sessions.open(who) else { return };
-                if conn.stream.is_some() {
-                    return self.beat(state, who);
-                }
-                let ping_ms = self.ping_ms(who.index, conn.shape);
-                match conn.live.check(now_ms, ping_ms) {
-                    Due::Later(ms) => self.start_wheel_entry(state, timer, ms),
-                    Due::Ping => {
-                        self.queue(state, who.index, Frames { bytes: control_frame::ping(), count: 1 });
-                        self.start_wheel_entry(state, timer, PONG_MS);
-                    }
-                    Due::Close(reason) => self.end(state, who, reason, None),
-                }
-            }
-            Timer::Stale(who) => self.check_stale(state, who, now_ms),
-            Timer::Post(first) => self.give_up_post(state, first),
-            Timer::Closed(who) => {
-                if let Some(conn) = state.sessions.get(who).filter(|conn| conn.phase == Phase::Closing) {
-                    shut(conn, Shutdown::Both); // the reader sees the end and removes the session
+            Timer::Keepalive(session) => self.check_keepalive(session),
+            Timer::Stale(session) => self.check_stale(session),
+            Timer::Post(first) => self.give_up_post(first),
+            Timer::Closed(session) => {
+                let conn = self.outgoing.sessions.get(session).filter(|conn| conn.phase == Phase::Closing);
+                if let Some(conn) = conn {
+                    conn.shut(Shutdown::Both); // the reader sees the end and removes the session
                 }
             }
         }
     }
 
-    /// Looks at a session whose socket is full again when its outbox may have grown too old; one entry per session.
-    pub(super) fn watch_stale(&self, state: &mut State, who: SessionRef) {
-        let Some(conn) = state.sessions.open(who) else { return };
+    fn check_keepalive(&mut self, session: SessionRef) {
+        let now_ms = self.clock.now_ms();
+        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        if conn.stream.is_some() {
+            return self.beat(session); // its client cannot answer a ping
+        }
+        let shape = conn.shape;
+        let ping_ms = self.ping_ms(session.index, shape);
+        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        match conn.keepalive.check(now_ms, ping_ms) {
+            Due::Later(ms) => self.file(Timer::Keepalive(session), ms),
+            Due::Ping => {
+                self.queue(session.index, &Frames { bytes: control_frame::ping(), count: 1 });
+                self.file(Timer::Keepalive(session), PONG_MS);
+            }
+            Due::Close(reason) => self.end(session, reason, None),
+        }
+    }
+
+    /// Has the session looked at when its outbox may have grown too old. The wheel holds one such timer per session.
+    pub(super) fn watch_stale(&mut self, session: SessionRef) {
+        let Some(conn) = self.outgoing.sessions.open(session) else { return };
         if !std::mem::replace(&mut conn.stale_filed, true) {
-            self.start_wheel_entry(state, Timer::Stale(who), self.node.outbox_limits.age_ms + TICK_MS);
+            self.file(Timer::Stale(session), self.node.outbox_limits.age_ms + TICK_MS);
         }
     }
 
-    fn check_stale(&self, state: &mut State, who: SessionRef, now_ms: u32) {
-        let Some(conn) = state.sessions.open(who) else { return };
+    fn check_stale(&mut self, session: SessionRef) {
+        let now_ms = self.clock.now_ms();
+        let Some(conn) = self.outgoing.sessions.open(session) else { return };
         conn.stale_filed = false;
         if conn.blocked && conn.outbox.is_stale(now_ms, &self.node.outbox_limits) {
-            self.end(state, who, CloseReason::TooSlow, None);
+            self.end(session, CloseReason::TooSlow, None);
         } else if conn.blocked {
-            self.watch_stale(state, who);
+            self.watch_stale(session);
         }
     }
 }

@@ -1,44 +1,45 @@
-//! One timer wheel per shard: a session costs one entry of 16 bytes, not a timer of its own. Pure but for `now`.
+//! One timer wheel per shard: a session costs one entry of 16 bytes, not a timer of its own. No clock: the caller turns the
+//! wheel once per tick.
 
 /// Milliseconds per slot: how late a ping or a deadline may be.
-pub(crate) const TICK_MS: u32 = 250;
-/// Slots: the horizon is 32 s; what is due later is filed at the horizon and looked at again.
+pub(super) const TICK_MS: u32 = 250;
+/// Slots, so the horizon is 32 s. An entry that is due later comes out at the horizon, and its owner files it again.
 const SLOTS: usize = 128;
 
-/// See the module's head. `T` is what is due.
+/// Entries by the tick at which they are due.
 #[derive(Debug)]
-pub(crate) struct Wheel<T> {
+pub(super) struct Wheel<T> {
     slots: Vec<Vec<T>>,
-    /// The tick that was turned to last.
+    /// The present tick.
     tick: u64,
     len: usize,
 }
 
 impl<T> Wheel<T> {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { slots: (0..SLOTS).map(|_| Vec::new()).collect(), tick: 0, len: 0 }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Files `entry` for `after_ms` from the last turn, rounded up to a tick; at most the horizon.
-    pub(crate) fn file(&mut self, entry: T, after_ms: u32) {
+    /// Files `entry` to come out after `after_ms`, rounded up to a tick; at most the horizon.
+    pub(super) fn file(&mut self, entry: T, after_ms: u32) {
         let ticks = u64::from(after_ms.div_ceil(TICK_MS)).clamp(1, SLOTS as u64 - 1);
         let slot = (self.tick + ticks) as usize % SLOTS;
         self.slots[slot].push(entry);
         self.len += 1;
     }
 
-    /// Turns by one tick and takes what is due into `due`.
-    pub(crate) fn turn(&mut self, due: &mut Vec<T>) {
+    /// Turns by one tick and moves what is due into `due`.
+    pub(super) fn turn(&mut self, due: &mut Vec<T>) {
         self.tick += 1;
         let slot = &mut self.slots[self.tick as usize % SLOTS];
         self.len -= slot.len();
         due.append(slot);
         if slot.capacity() > 64 {
-            *slot = Vec::new(); // a storm of connects leaves no large slots behind
+            *slot = Vec::new(); // a burst of connects leaves no large slots behind
         }
     }
 }

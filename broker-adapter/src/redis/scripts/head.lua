@@ -1,5 +1,7 @@
--- Where a room stands; begins it if there is none, or if another memory gave out its offsets.
--- KEYS: meta, stream    ARGV: fence, epoch if a new one begins, meta ttl ms    Answers epoch and offset.
+-- Returns a room's head. Begins a new epoch if the room is unknown, or if its offsets are of another fence.
+-- KEYS: meta, stream
+-- ARGV: fence, epoch for a new beginning, meta ttl ms
+-- Returns the epoch, then the offset.
 local m = redis.call('HMGET', KEYS[1], 'g', 'e', 's')
 if m[1] ~= ARGV[1] or not m[2] then
   redis.call('DEL', KEYS[1], KEYS[2])
@@ -7,5 +9,6 @@ if m[1] ~= ARGV[1] or not m[2] then
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
   return ARGV[2] .. '0'
 end
+-- Renewed once per half of the ttl, not with every join.
 if redis.call('PTTL', KEYS[1]) < ARGV[3] / 2 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return m[2] .. (m[3] or '0')

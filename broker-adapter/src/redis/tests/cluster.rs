@@ -4,7 +4,7 @@ use super::{Config, Gateway, Server, holds_the_contract, room_where, server::fre
 use crate::{
     Broker, Cursor, Gap, NodeTarget, Offset, PresenceDetail, PresenceUpdate, RoomQuery, SessionId,
     contract::{WAIT_MAX, message, room, texts},
-    redis::names::{PARTITIONS, Partition},
+    redis::keys::{PARTITIONS, Partition},
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -16,7 +16,7 @@ struct Cluster {
     servers: Vec<Server>,
 }
 
-/// The options of a server that talks to the others of its cluster over this port.
+/// The options of a server that uses this port for the other servers of its cluster.
 fn in_cluster(bus_port: u16) -> Vec<String> {
     ["--cluster-enabled", "yes", "--cluster-port", &bus_port.to_string()].map(String::from).to_vec()
 }
@@ -30,19 +30,19 @@ impl Cluster {
             servers.push(Server::start_with(|_| words).await);
         }
         for (at, (first, last)) in THIRDS.into_iter().enumerate() {
-            servers[at].tell(&format!("CLUSTER ADDSLOTSRANGE {first} {last}")).await;
+            servers[at].command(&format!("CLUSTER ADDSLOTSRANGE {first} {last}")).await;
         }
         for (at, server) in servers.iter().enumerate() {
-            server.tell(&format!("CLUSTER SET-CONFIG-EPOCH {}", at + 1)).await;
+            server.command(&format!("CLUSTER SET-CONFIG-EPOCH {}", at + 1)).await;
         }
         for server in &servers[1..] {
-            server.tell(&format!("CLUSTER MEET 127.0.0.1 {} {first_bus_port}", servers[0].port)).await;
+            server.command(&format!("CLUSTER MEET 127.0.0.1 {} {first_bus_port}", servers[0].port)).await;
         }
         let cluster = Self { servers };
         cluster.agrees(cluster.servers.len()).await;
         if replica {
             let id: String = cluster.servers[0].ask("CLUSTER MYID").await;
-            cluster.servers[3].tell(&format!("CLUSTER REPLICATE {id}")).await;
+            cluster.servers[3].command(&format!("CLUSTER REPLICATE {id}")).await;
             until("the replica to follow", Duration::from_secs(30), || async {
                 cluster.servers[3].ask::<String>("INFO replication").await.contains("master_link_status:up")
             })
@@ -73,18 +73,20 @@ impl Cluster {
     async fn migrate(&self, slot: u16, from: usize, to: usize) {
         let ids: [String; 2] =
             [self.servers[from].ask("CLUSTER MYID").await, self.servers[to].ask("CLUSTER MYID").await];
-        self.servers[to].tell(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", ids[0])).await;
-        self.servers[from].tell(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", ids[1])).await;
+        self.servers[to].command(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", ids[0])).await;
+        self.servers[from].command(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", ids[1])).await;
         loop {
             let keys: Vec<String> = self.servers[from].ask(&format!("CLUSTER GETKEYSINSLOT {slot} 100")).await;
             if keys.is_empty() {
                 break;
             }
             let keys = keys.join(" ");
-            self.servers[from].tell(&format!("MIGRATE 127.0.0.1 {}  0 5000 KEYS {keys}", self.servers[to].port)).await;
+            self.servers[from]
+                .command(&format!("MIGRATE 127.0.0.1 {}  0 5000 KEYS {keys}", self.servers[to].port))
+                .await;
         }
         for at in [to, from] {
-            self.servers[at].tell(&format!("CLUSTER SETSLOT {slot} NODE {}", ids[1])).await;
+            self.servers[at].command(&format!("CLUSTER SETSLOT {slot} NODE {}", ids[1])).await;
         }
     }
 }
@@ -94,7 +96,7 @@ fn on(third: usize) -> impl Fn(Partition) -> bool {
 }
 
 #[tokio::test]
-async fn slots_are_what_the_cluster_thinks() {
+async fn slots_are_computed_as_redis_does() {
     let server = Server::start_with(|_| in_cluster(free_port())).await;
     for partition in Partition::all().step_by(17) {
         let slot: u16 = server.ask(&format!("CLUSTER KEYSLOT fanfare:{{p{:02x}}}:c:a", partition.0)).await;
@@ -111,9 +113,10 @@ async fn over_a_cluster_the_contract_holds() {
     holds_the_contract(&cluster.config()).await;
 }
 
-/// A new epoch, so that nobody resumes over what the replica had not got; other masters' rooms feel nothing.
+/// The rooms get a new epoch, so that no client resumes over messages that the replica did not have. The rooms of other
+/// masters are not affected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_failover_the_rooms_go_on_at_the_new_master() {
+async fn after_a_cluster_failover_rooms_go_on_at_the_new_master() {
     let mut cluster = Cluster::start(true).await;
     let (a, b) = (Gateway::connect(cluster.config()).await, Gateway::connect(cluster.config()).await);
     let rooms = [0, 1].map(|third| room_where("failover", on(third)));
@@ -137,8 +140,8 @@ async fn after_a_failover_the_rooms_go_on_at_the_new_master() {
         .seen
         .wait_for("delivery or head", |seen| {
             let last = seen.messages(&rooms[0]).last().and_then(|m| m.cursor);
-            let told = last.is_some_and(|last| last.epoch != before[0].epoch);
-            (told || seen.heads(&rooms[0]).iter().any(|head| head.offset.0 > 0)).then_some(())
+            let is_delivered = last.is_some_and(|last| last.epoch != before[0].epoch);
+            (is_delivered || seen.heads(&rooms[0]).iter().any(|head| head.offset.0 > 0)).then_some(())
         })
         .await;
     // A busy machine may need longer for the switch than a read waits for it.
@@ -148,10 +151,10 @@ async fn after_a_failover_the_rooms_go_on_at_the_new_master() {
     let page = b.node.since(&rooms[1], before[1], 100).await;
     assert_eq!((texts(&page.publications), page.gap), (vec!["one".to_owned()], None));
     let there = || async { a.broker.presence(&rooms[0], PresenceDetail::Counts).await.is_ok_and(|p| p.sessions == 1) };
-    until("who was there", WAIT_MAX, there).await;
+    until("the member", WAIT_MAX, there).await;
 }
 
-/// A slot that moves takes its rooms along: followers hear what is published at its new master, without a hole.
+/// When a slot moves, followers of its rooms get what is published at the new master.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rooms_of_a_migrated_slot_are_followed_at_their_new_master() {
     let cluster = Cluster::start(false).await;
@@ -179,11 +182,11 @@ async fn rooms_of_a_migrated_slot_are_followed_at_their_new_master() {
     b.node.seen.messages(&staying, 1).await;
     assert_eq!(a.broker.status().rooms, 0);
     assert_eq!(b.broker.status().rooms, 3);
-    // Its controls moved too.
+    // Control messages over the slot's new master arrive too.
     for round in 0..3 {
-        let note = Bytes::from(format!("note {round}"));
-        a.broker.send_control(NodeTarget::One(b.broker.status().node), note.clone()).await.unwrap();
-        b.node.seen.wait_for("the note", |seen| seen.controls.contains(&note).then_some(())).await;
+        let message = Bytes::from(format!("control {round}"));
+        a.broker.send_control(NodeTarget::One(b.broker.status().node), message.clone()).await.unwrap();
+        b.node.seen.wait_for("the control message", |seen| seen.controls.contains(&message).then_some(())).await;
     }
     let query = RoomQuery { prefix: String::new(), after: None, limit: 10 };
     assert!(a.broker.rooms(query).await.unwrap().rooms.is_empty());

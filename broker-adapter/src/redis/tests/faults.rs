@@ -1,10 +1,14 @@
-//! Redis restarts, loses connections, forgets scripts and keys, stalls: nothing is lost in silence, nobody waits long.
+//! Redis restarts, loses connections, forgets scripts and keys, stalls: every loss is reported, and no caller waits
+//! long.
 
 use super::{Gateway, connect, server::Server, until};
 use crate::{
     Broker, BrokerError, Cursor, Gap, Offset, Publication, Publish, Reply, Room, Ticket,
     contract::{Node, WAIT_MAX, message, offsets, room, texts},
-    redis::{ConnectError, RedisBroker, names::Names, names::Part},
+    redis::{
+        ConnectError, RedisBroker,
+        keys::{Keys, Part},
+    },
 };
 use bytes::Bytes;
 use std::sync::{
@@ -12,7 +16,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// What a member has that begins at `since`, reads history wherever it must, and skips what it has had.
+/// Reads everything after `since` from history, page by page.
 async fn caught_up(node: &Node, room: &Room, since: Cursor) -> (Vec<String>, Option<Gap>) {
     let (mut at, mut seen, mut gap) = (since, Vec::new(), None);
     loop {
@@ -26,11 +30,12 @@ async fn caught_up(node: &Node, room: &Room, since: Cursor) -> (Vec<String>, Opt
     }
 }
 
-/// The numbers of the publishes by ticket that were taken, once all are answered. A busy machine may refuse some.
+/// Waits for the results of all publishes by ticket, and returns the numbers of the acknowledged ones. A busy machine
+/// may refuse some.
 async fn acknowledged(node: &Node, count: usize) -> Vec<u64> {
-    let all = |seen: &crate::contract::Seen| Some(seen.outcomes.clone()).filter(|outcomes| outcomes.len() == count);
-    let outcomes = node.seen.wait_for("every outcome", all).await;
-    outcomes.iter().filter(|(_, _, outcome)| outcome.is_ok()).map(|(ticket, _, _)| ticket.0[0]).collect()
+    let all = |seen: &crate::contract::Seen| Some(seen.results.clone()).filter(|results| results.len() == count);
+    let results = node.seen.wait_for("every result", all).await;
+    results.iter().filter(|(_, _, result)| result.is_ok()).map(|(ticket, _, _)| ticket.0[0]).collect()
 }
 
 fn number(publication: &Publication) -> u64 {
@@ -46,7 +51,7 @@ async fn down(broker: &RedisBroker) {
 }
 
 #[tokio::test]
-async fn an_empty_restart_begins_a_new_epoch_and_says_so() {
+async fn an_empty_restart_begins_a_new_epoch_and_delivers_the_heads() {
     let mut server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
     let (busy, quiet) = (room("busy"), room("quiet"));
@@ -67,13 +72,13 @@ async fn an_empty_restart_begins_a_new_epoch_and_says_so() {
     assert!(heads.iter().all(|head| head.offset == Offset(0)));
     assert!(heads[0].epoch != before.epoch && heads[1].epoch != quiet_before.epoch);
     let after = a.node.say(&busy, "three").await;
-    assert_eq!(after, Cursor::new(heads[0].epoch, Offset(1)), "the new epoch goes on from its head");
+    assert_eq!(after, Cursor::new(heads[0].epoch, Offset(1)), "the new epoch continues from its head");
     let page = a.node.since(&busy, Cursor::new(before.epoch, Offset(2)), 100).await;
     assert_eq!((texts(&page.publications), page.gap), (vec!["three".to_owned()], Some(Gap { missed: None })));
     assert!(a.broker.status().reconnects >= 3, "{:?}", a.broker.status());
 }
 
-/// A snapshot may be older than the last offsets that were given out: they are never given out again.
+/// A snapshot may be older than the last offsets that were given out. They are never given out again.
 #[tokio::test]
 async fn a_restart_from_a_snapshot_does_not_reuse_offsets() {
     let mut server = Server::start().await;
@@ -81,7 +86,7 @@ async fn a_restart_from_a_snapshot_does_not_reuse_offsets() {
     let room = room("snapshot");
     let before = a.node.subscribe(&room).await;
     a.node.say(&room, "kept").await;
-    server.tell("SAVE").await;
+    server.command("SAVE").await;
     a.node.say(&room, "forgotten").await;
     server.kill();
     server.run().await;
@@ -119,7 +124,7 @@ async fn killed_subscriber_connections_under_load_lose_nothing() {
     });
     for round in 1..=5 {
         let reconnects = a.broker.status().reconnects;
-        server.tell("CLIENT KILL TYPE pubsub").await;
+        server.command("CLIENT KILL TYPE pubsub").await;
         until("the reconnects", WAIT_MAX, || async { a.broker.status().reconnects >= reconnects + 2 }).await;
         up(&a.broker).await;
         assert!(b.broker.status().in_flight < 1000, "round {round}");
@@ -127,22 +132,22 @@ async fn killed_subscriber_connections_under_load_lose_nothing() {
     stop.store(true, Ordering::Relaxed);
     let count = publishing.await.unwrap();
     for (room, head) in rooms.iter().zip(heads) {
-        // A member that obeys the broker: live messages in sequence, history after a hole or a head.
+        // A member takes live messages in sequence, and reads history after a hole or a head.
         let last = Cursor::new(head.epoch, Offset(count));
-        let told = |seen: &crate::contract::Recorder| {
+        let has_end = |seen: &crate::contract::Recorder| {
             let seen = seen.now();
             seen.messages(room).last().and_then(|m| m.cursor) == Some(last) || seen.heads(room).contains(&last)
         };
-        until("the end of the room", WAIT_MAX, || async { told(&a.node.seen) }).await;
+        until("the end of the room", WAIT_MAX, || async { has_end(&a.node.seen) }).await;
         let (all, gap) = caught_up(&a.node, room, head).await;
         assert_eq!((all.len() as u64, gap), (count, None));
         let live = offsets(&a.node.seen.now().messages(room));
-        assert!(live.windows(2).all(|pair| pair[0] < pair[1]), "no live repeats, and in order");
+        assert!(live.windows(2).all(|pair| pair[0] < pair[1]), "live messages come once and in order");
     }
 }
 
 #[tokio::test]
-async fn forgotten_scripts_are_loaded_again_and_keep_the_order() {
+async fn forgotten_scripts_are_loaded_again_and_messages_keep_their_order() {
     const COUNT: usize = 3000;
     let server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
@@ -150,12 +155,12 @@ async fn forgotten_scripts_are_loaded_again_and_keep_the_order() {
     a.node.subscribe(&room).await;
     for i in 0..COUNT {
         if i % 500 == 250 {
-            server.tell("SCRIPT FLUSH").await;
+            server.command("SCRIPT FLUSH").await;
         }
         a.node.broker.publish(message(&room, &i.to_string()), Reply::Ticket(a.node.me, Ticket([i as u64; 3])));
     }
     let mut acknowledged = acknowledged(&a.node, COUNT).await;
-    // After the last flush too; it stands behind all others.
+    // One more after the last flush, which comes after all others.
     let last = COUNT.to_string();
     until("a publish", WAIT_MAX, || async { a.node.try_publish(message(&room, &last)).await.is_ok() }).await;
     acknowledged.push(COUNT as u64);
@@ -166,19 +171,19 @@ async fn forgotten_scripts_are_loaded_again_and_keep_the_order() {
     let seen = a.node.seen.wait_for("the last message", all).await;
     assert!(seen.is_sorted(), "in order");
     assert!(acknowledged.iter().all(|i| seen.contains(i)), "nothing acknowledged is lost");
-    server.tell("SCRIPT FLUSH").await;
+    server.command("SCRIPT FLUSH").await;
     a.node.subscribe(&other).await;
 }
 
 #[tokio::test]
-async fn a_stalled_redis_is_down_in_time_and_publishers_hear_within_a_second() {
+async fn publishes_into_a_stalled_redis_are_refused_until_it_is_back() {
     let server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
     let room = room("stall");
     let head = a.node.subscribe(&room).await;
     a.node.say(&room, "before").await;
     server.stall();
-    // It does not answer from here on: whatever a publisher hears, it hears without Redis.
+    // Redis is silent from here on: every result comes without its reply.
     until("the broker to be down", WAIT_MAX, || async {
         let refused = a.node.try_publish(message(&room, "during")).await;
         assert!(matches!(refused, Err(BrokerError::Unavailable)), "{refused:?}");
@@ -190,11 +195,11 @@ async fn a_stalled_redis_is_down_in_time_and_publishers_hear_within_a_second() {
     let after = a.node.say(&room, "after").await;
     let (all, gap) = caught_up(&a.node, &room, head).await;
     assert_eq!((all.first().map(String::as_str), all.last().map(String::as_str)), (Some("before"), Some("after")));
-    assert_eq!((all.len() as u64, gap), (after.offset.0, None), "what was refused may have been published, in order");
+    assert_eq!((all.len() as u64, gap), (after.offset.0, None), "refused messages may have been published, in order");
 }
 
 #[tokio::test]
-async fn an_idle_stalled_redis_is_down_in_time() {
+async fn an_idle_connection_to_a_stalled_redis_goes_down() {
     let server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
     server.stall();
@@ -225,10 +230,10 @@ async fn joins_wait_while_redis_is_away() {
 }
 
 #[tokio::test]
-async fn evicted_keys_are_a_gap_and_never_a_false_continuity() {
+async fn evicted_keys_are_reported_as_a_gap() {
     let server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
-    let names = Names::new("fanfare");
+    let keys = Keys::new("fanfare", false);
     let (stream, meta) = (room("no-stream"), room("no-meta"));
     let mut begins = Vec::new();
     for room in [&stream, &meta] {
@@ -237,7 +242,7 @@ async fn evicted_keys_are_a_gap_and_never_a_false_continuity() {
             a.node.say(room, text).await;
         }
     }
-    server.tell(&format!("DEL {}", names.of(Part::Stream, &stream))).await;
+    server.command(&format!("DEL {}", keys.of(Part::Stream, &stream))).await;
     let page = a.node.since(&stream, Cursor::new(begins[0].epoch, Offset(1)), 100).await;
     assert_eq!((page.publications.len(), page.gap), (0, Some(Gap { missed: Some(2) })));
     assert_eq!(page.from, page.head);
@@ -245,7 +250,7 @@ async fn evicted_keys_are_a_gap_and_never_a_false_continuity() {
     let page = a.node.since(&stream, Cursor::new(begins[0].epoch, Offset(1)), 100).await;
     assert_eq!((texts(&page.publications), page.gap), (vec!["4".to_owned()], Some(Gap { missed: Some(2) })));
 
-    server.tell(&format!("DEL {}", names.of(Part::Meta, &meta))).await;
+    server.command(&format!("DEL {}", keys.of(Part::Meta, &meta))).await;
     let old = Cursor::new(begins[1].epoch, Offset(1));
     let page = a.node.since(&meta, old, 100).await;
     assert_eq!((page.publications.len(), page.gap), (0, Some(Gap { missed: None })));
@@ -260,13 +265,15 @@ async fn envelopes_of_another_version_are_counted_and_dropped() {
     let a = Gateway::connect(server.config()).await;
     let room = room("future");
     a.node.subscribe(&room).await;
-    server.tell(&format!("PUBLISH {} {}", Names::new("fanfare").of(Part::Channel, &room), "x".repeat(80))).await;
+    server
+        .command(&format!("PUBLISH {} {}", Keys::new("fanfare", false).of(Part::Channel, &room), "x".repeat(80)))
+        .await;
     until("the count", WAIT_MAX, || async { a.broker.status().unreadable == 1 }).await;
     a.node.say(&room, "hi").await;
     assert_eq!(a.node.seen.messages(&room, 1).await.len(), 1);
 }
 
-/// One SUBSCRIBE names 512 rooms at most; thousands of joins come back after a reconnect, in order with traffic.
+/// One SUBSCRIBE has at most 512 rooms. Thousands of rooms are subscribed again while messages are published.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_rooms_are_followed_again_after_a_reconnect() {
     const ROOMS: usize = 6000;
@@ -277,8 +284,8 @@ async fn many_rooms_are_followed_again_after_a_reconnect() {
     futures_util::future::join_all(joins).await;
     assert_eq!(a.broker.status().rooms, ROOMS as u64);
     let reconnects = a.broker.status().reconnects;
-    server.tell("CLIENT KILL TYPE pubsub").await;
-    // While the lanes are away, one message in each room.
+    server.command("CLIENT KILL TYPE pubsub").await;
+    // One message in each room while the subscriber connections are away.
     for (n, room) in (0..).zip(&rooms) {
         a.node.broker.publish(message(room, "missed"), Reply::Ticket(a.node.me, Ticket([n; 3])));
     }
@@ -297,7 +304,7 @@ async fn many_rooms_are_followed_again_after_a_reconnect() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_overloaded_and_every_publish_is_answered() {
+async fn a_full_queue_refuses_publishes_and_each_one_gets_its_result() {
     let server = Server::start().await;
     let (broker, nodes) = connect(server.config(), 1).await;
     let room = room("flood");
@@ -312,8 +319,8 @@ async fn a_full_queue_is_overloaded_and_every_publish_is_answered() {
     assert!(broker.status().in_flight <= 600, "bounded in bytes");
     let mut overloaded = 0;
     for waiter in waiters {
-        let outcome = tokio::time::timeout(WAIT_MAX, waiter).await.expect("an answer without Redis").unwrap();
-        overloaded += u32::from(outcome == Err(BrokerError::Overloaded));
+        let result = tokio::time::timeout(WAIT_MAX, waiter).await.expect("a result without Redis").unwrap();
+        overloaded += u32::from(result == Err(BrokerError::Overloaded));
     }
     server.wake();
     assert!(overloaded > 1000, "{overloaded} were refused at once");
@@ -321,29 +328,29 @@ async fn a_full_queue_is_overloaded_and_every_publish_is_answered() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_connected_is_refused_at_once() {
+async fn a_redis_that_cannot_be_used_is_refused_at_once() {
     let mut server = Server::start().await;
     let config = server.config();
-    server.tell("CONFIG SET requirepass secret").await;
+    server.command("CONFIG SET requirepass secret").await;
     let error = RedisBroker::connect(config.clone(), Vec::new()).await.err().unwrap();
     assert!(matches!(&error, ConnectError::Refused { why, .. } if why.contains("NOAUTH")), "{error}");
     server.kill();
     let error = RedisBroker::connect(config.clone(), Vec::new()).await.err().unwrap();
     assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
     server.run().await;
-    server.tell("REPLICAOF 127.0.0.1 1").await;
+    server.command("REPLICAOF 127.0.0.1 1").await;
     let error = RedisBroker::connect(config, Vec::new()).await.err().unwrap();
     assert!(matches!(error, ConnectError::Replica { .. }), "{error}");
 }
 
-/// A master that was demoted takes publishes and keeps them to itself: the probe leaves it.
+/// A master that was demoted would still take messages and pass them on to no other node. The probe notices it.
 #[tokio::test]
-async fn a_demoted_master_is_left() {
+async fn connections_leave_a_demoted_master() {
     let server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
-    server.tell("REPLICAOF 127.0.0.1 1").await;
+    server.command("REPLICAOF 127.0.0.1 1").await;
     down(&a.broker).await;
-    server.tell("REPLICAOF NO ONE").await;
+    server.command("REPLICAOF NO ONE").await;
     up(&a.broker).await;
     a.node.say(&room("promoted"), "hi").await;
 }

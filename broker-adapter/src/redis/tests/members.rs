@@ -15,7 +15,7 @@ fn leave(n: u8) -> PresenceUpdate {
     PresenceUpdate::Leave { session: SessionId([n; 12]), announce: true }
 }
 
-/// Times short enough for tests.
+/// A configuration with times short enough for tests.
 fn hasty(server: &Server) -> Config {
     Config { heartbeat: Duration::from_millis(100), dead_after: Duration::from_secs(1), ..server.config() }
 }
@@ -51,10 +51,10 @@ async fn a_dead_node_s_members_leave_once() {
         assert_eq!((events[2].kind, &events[2].who), (PresenceKind::Left, &Who::User(User::new("bob"))));
         assert_eq!(users(&a, room).await, ["ann"]);
     }
-    // The two that are left have nothing more to sweep, and nothing of the dead one stays behind.
+    // The other two nodes have nothing more to sweep, and Redis has no key of the dead one.
     b.broker.update_presence(&rooms[0], leave(3)).await.unwrap();
     assert_eq!(a.node.seen.presence(&rooms[0], 4).await.len(), 4);
-    until("the sweep to be noted", WAIT_MAX, || async {
+    until("the sweep to be recorded", WAIT_MAX, || async {
         let nodes: Vec<String> = server.ask("ZRANGE fanfare:nodes 0 -1").await;
         nodes.len() == 3 && nodes.iter().filter(|node| node.starts_with('s')).count() == 1
     })
@@ -64,7 +64,7 @@ async fn a_dead_node_s_members_leave_once() {
 }
 
 #[tokio::test]
-async fn a_flush_is_noticed_and_presence_written_again_in_silence() {
+async fn after_a_flush_presence_is_written_again_without_events() {
     let server = Server::start().await;
     let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
     let room = room("flush");
@@ -72,18 +72,18 @@ async fn a_flush_is_noticed_and_presence_written_again_in_silence() {
     a.broker.update_presence(&room, enter(1, "ann")).await.unwrap();
     b.broker.update_presence(&room, enter(2, "bob")).await.unwrap();
     let before = a.broker.presence(&room, PresenceDetail::Counts).await.unwrap().version;
-    server.tell("FLUSHALL").await;
-    until("everybody to be back", WAIT_MAX, || async { users(&a, &room).await == ["ann", "bob"] }).await;
+    server.command("FLUSHALL").await;
+    until("both members to be back", WAIT_MAX, || async { users(&a, &room).await == ["ann", "bob"] }).await;
     a.broker.update_presence(&room, leave(1)).await.unwrap();
     let events = b.node.seen.presence(&room, 3).await;
-    assert_eq!(events.len(), 3, "nobody came twice: {events:?}");
+    assert_eq!(events.len(), 3, "no member joined twice: {events:?}");
     assert_eq!((events[2].kind, &events[2].who), (PresenceKind::Left, &Who::User(User::new("ann"))));
     assert!(events[2].version > before, "versions go on growing");
     assert_eq!(users(&b, &room).await, ["bob"]);
 }
 
 #[tokio::test]
-async fn an_empty_restart_brings_everybody_back_and_what_happened_meanwhile_counts() {
+async fn after_an_empty_restart_members_are_back_with_the_changes_made_meanwhile() {
     let mut server = Server::start().await;
     let a = Gateway::connect(hasty(&server)).await;
     let room = room("restart");
@@ -92,21 +92,21 @@ async fn an_empty_restart_brings_everybody_back_and_what_happened_meanwhile_coun
     }
     server.kill();
     until("the broker to be down", WAIT_MAX, || async { !a.broker.status().up }).await;
-    assert!(a.broker.update_presence(&room, enter(3, "cid")).await.is_err(), "noted, not written");
+    assert!(a.broker.update_presence(&room, enter(3, "cid")).await.is_err(), "recorded, but not written");
     drop(a.broker.update_presence(&room, leave(2)));
     server.run().await;
     let there = || async { a.broker.status().up && users(&a, &room).await == ["ann", "cid"] };
-    until("who is there", WAIT_MAX, there).await;
+    until("the members", WAIT_MAX, there).await;
 }
 
-/// Redis has forgotten who left, so nobody but this node can tell that somebody did.
+/// Redis has forgotten the member, so only this node knows that it has left.
 #[tokio::test]
-async fn who_leaves_while_redis_is_away_and_forgets_is_told_to_have_left() {
+async fn a_leave_while_redis_is_away_and_forgets_is_announced_afterwards() {
     let mut server = Server::start().await;
     let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
-    let room = room("farewell");
+    let room = room("deferred");
     b.node.subscribe(&room).await;
-    // Cid is at both nodes, and stays at one.
+    // Cid has a session at both nodes, and leaves one of them.
     for (gateway, n, user) in [(&a, 1, "ann"), (&b, 2, "bob"), (&a, 3, "cid"), (&b, 4, "cid")] {
         gateway.broker.update_presence(&room, enter(n, user)).await.unwrap();
     }
@@ -114,11 +114,11 @@ async fn who_leaves_while_redis_is_away_and_forgets_is_told_to_have_left() {
     server.kill();
     until("both nodes to be down", WAIT_MAX, || async { !a.broker.status().up && !b.broker.status().up }).await;
     for n in [1, 3] {
-        assert!(a.broker.update_presence(&room, leave(n)).await.is_err(), "noted, not written");
+        assert!(a.broker.update_presence(&room, leave(n)).await.is_err(), "recorded, but not written");
     }
     server.run().await;
     let there = || async { a.broker.status().up && b.broker.status().up && users(&b, &room).await == ["bob", "cid"] };
-    until("who is there", WAIT_MAX, there).await;
+    until("the members", WAIT_MAX, there).await;
     let left = b.node.seen.wait_for("ann to leave", |seen| seen.presence(&room).get(3).cloned()).await;
     assert_eq!((left.kind, &left.who), (PresenceKind::Left, &Who::User(User::new("ann"))));
     b.broker.update_presence(&room, leave(2)).await.unwrap();
@@ -126,7 +126,7 @@ async fn who_leaves_while_redis_is_away_and_forgets_is_told_to_have_left() {
     assert_eq!((events.len(), &events[4].who), (5, &Who::User(User::new("bob"))), "cid never left: {events:?}");
 }
 
-/// A lost connection alone: what could not be written is, once it is back.
+/// A change that cannot be written during a stall is written once the connection is back.
 #[tokio::test]
 async fn a_change_during_a_stall_is_written_after_it() {
     let server = Server::start().await;
@@ -138,12 +138,12 @@ async fn a_change_during_a_stall_is_written_after_it() {
     assert!(a.broker.update_presence(&room, leave(1)).await.is_err());
     server.wake();
     let there = || async { a.broker.status().up && users(&a, &room).await == ["bob"] };
-    until("who is there", WAIT_MAX, there).await;
+    until("the members", WAIT_MAX, there).await;
 }
 
-/// Others took this node for dead while it could not say that it lives.
+/// Another node took this one for dead while its heartbeats were missing.
 #[tokio::test]
-async fn a_node_that_was_swept_alive_comes_back() {
+async fn a_live_node_whose_members_were_removed_writes_them_again() {
     let server = Server::start().await;
     let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
     let room = room("alive");
@@ -152,26 +152,28 @@ async fn a_node_that_was_swept_alive_comes_back() {
     // As if its heartbeats had been missing for a while, until b has swept it.
     let swept = format!("s{}", a.broker.status().node);
     until("the sweep", WAIT_MAX, || async {
-        server.tell(&format!("ZADD fanfare:nodes XX 1 {}", a.broker.status().node)).await;
+        server.command(&format!("ZADD fanfare:nodes XX 1 {}", a.broker.status().node)).await;
         server.ask::<Option<f64>>(&format!("ZSCORE fanfare:nodes {swept}")).await.is_some()
     })
     .await;
-    until("who is there", WAIT_MAX, || async { users(&b, &room).await == ["ann"] }).await;
+    until("the members", WAIT_MAX, || async { users(&b, &room).await == ["ann"] }).await;
     a.broker.update_presence(&room, leave(1)).await.unwrap();
     let gone = |seen: &crate::contract::Seen| {
         let kinds: Vec<_> = seen.presence(&room).iter().map(|event| event.kind).collect();
         (kinds.len() % 2 == 0).then_some(kinds)
     };
-    until("nobody", WAIT_MAX, || async { users(&b, &room).await.is_empty() }).await;
+    until("an empty room", WAIT_MAX, || async { users(&b, &room).await.is_empty() }).await;
     let kinds = b.node.seen.wait_for("the last leave", gone).await;
-    // Written again before b came to the room, nobody left; after it, everybody came once more.
+    // If `a` writes its member again before `b` sweeps the room, the member never left. Else it left and joined once
+    // more.
     assert!([2, 4].contains(&kinds.len()), "{kinds:?}");
     assert!(kinds.chunks(2).all(|pair| pair == [PresenceKind::Joined, PresenceKind::Left]), "{kinds:?}");
 }
 
-/// Redis was away for longer than a node may be silent. Whoever is back first must not bury the others.
+/// Redis was away for longer than a node may be without a heartbeat. The first node that is back must not remove the
+/// members of the others.
 #[tokio::test]
-async fn after_a_long_stall_nobody_is_taken_for_dead() {
+async fn after_a_long_stall_no_node_is_taken_for_dead() {
     let server = Server::start().await;
     let (a, b) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
     let room = room("outage");
@@ -193,7 +195,7 @@ async fn after_a_long_stall_nobody_is_taken_for_dead() {
 }
 
 #[tokio::test]
-async fn closing_leaves_at_once() {
+async fn closing_a_broker_removes_its_members_at_once() {
     let server = Server::start().await;
     let (a, b) = (Gateway::connect(server.config()).await, Gateway::connect(server.config()).await);
     let rooms: Vec<Room> = (0..300).map(|_| room("close")).collect();
@@ -217,9 +219,9 @@ async fn closing_leaves_at_once() {
     assert_eq!(left, Vec::<String>::new());
 }
 
-/// A session that another node has taken over is not removed by the first one's leave.
+/// If another node has taken a session over, the leave of the first node does not remove it.
 #[tokio::test]
-async fn a_session_that_moved_stays() {
+async fn a_session_that_another_node_took_over_stays() {
     let server = Server::start().await;
     let (a, b) = (Gateway::connect(server.config()).await, Gateway::connect(server.config()).await);
     let room = room("moved");

@@ -1,4 +1,4 @@
-//! The broker over real Redis servers: the contract, and what happens when Redis fails, forgets or stalls.
+//! Tests of the broker with real Redis servers: the contract, and Redis that fails, forgets or stalls.
 
 mod cluster;
 mod faults;
@@ -9,7 +9,7 @@ mod server;
 mod sharding;
 mod silence;
 
-use super::{Config, RedisBroker, names::Partition};
+use super::{Config, RedisBroker, keys::Partition};
 use crate::{
     Broker, Room, Subscriber, SubscriberId,
     contract::{Node, Recorder},
@@ -18,7 +18,7 @@ use server::Server;
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
-/// A node of its own.
+/// A broker with one subscriber.
 struct Gateway {
     broker: Arc<RedisBroker>,
     node: Node,
@@ -54,12 +54,12 @@ async fn nodes_over_one_server() -> (Vec<Node>, Server) {
     (nodes(&server.config()).await, server)
 }
 
-/// Every case of the contract, one after the other.
+/// Runs every case of the contract, one after the other.
 async fn holds_the_contract(config: &Config) {
     crate::contract_tests!(@one_by_one nodes(config));
 }
 
-/// A room whose partition fulfils something.
+/// A room whose partition fits.
 fn room_where(case: &str, fits: impl Fn(Partition) -> bool) -> Room {
     std::iter::repeat_with(|| crate::contract::room(case)).find(|room| fits(Partition::of(room))).unwrap()
 }

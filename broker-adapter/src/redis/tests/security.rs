@@ -1,4 +1,4 @@
-//! Redis over TLS, and as a user who may do no more than is needed.
+//! Redis over TLS, and with a user who has no more rights than a node needs.
 
 use super::{Config, Gateway, Server, holds_the_contract, server::free_port};
 use crate::{
@@ -12,7 +12,7 @@ use std::{
 
 const ACL: &str = include_str!("../../../../deploy/redis/fanfare.acl");
 
-/// The file that is deployed, without the line that shuts the default user out: tests look on as that one.
+/// Writes the ACL file that is deployed, but with the default user, who is the one that the test itself uses.
 fn acl(dir: &Path) -> Vec<String> {
     let file = dir.join("users.acl");
     std::fs::write(&file, ACL.strip_prefix("user default off\n").unwrap()).unwrap();
@@ -20,18 +20,18 @@ fn acl(dir: &Path) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_deployed_user_may_do_all_that_is_needed() {
+async fn the_deployed_user_has_every_right_that_is_needed() {
     let server = Server::start_with(acl).await;
     let config = Config::parse(&format!("redis://fanfare:change-me@127.0.0.1:{}", server.port)).unwrap();
     holds_the_contract(&config).await;
     let denied: Vec<redis::Value> = server.ask("ACL LOG").await;
-    // Telling its name is the client library's wish, which it can do without.
+    // The client library tries to set its name, and goes on without it.
     let denied = denied.iter().filter(|entry| !format!("{entry:?}").contains("client|setinfo"));
     assert_eq!(denied.collect::<Vec<_>>(), Vec::<&redis::Value>::new());
 }
 
 #[tokio::test]
-async fn the_deployed_user_may_do_no_more() {
+async fn the_deployed_user_has_no_other_rights() {
     let server = Server::start_with(acl).await;
     let url = format!("redis://fanfare:change-me@127.0.0.1:{}", server.port);
     let mut conn = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
@@ -63,7 +63,7 @@ fn openssl(dir: &Path, words: &str) {
     assert!(done.success(), "openssl {words}");
 }
 
-/// An authority, and a certificate for the loopback that it has signed.
+/// Makes an authority, and a certificate for the loopback that it has signed.
 fn certificates(dir: &Path) {
     openssl(dir, "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem");
     openssl(dir, "req -newkey rsa:2048 -nodes -subj /CN=redis -keyout redis.key -out redis.csr");
@@ -75,7 +75,7 @@ fn certificates(dir: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_tls_the_contract_holds_and_certificates_count() {
+async fn over_tls_the_contract_holds_and_certificates_are_checked() {
     let port = free_port();
     let server = Server::start_with(|dir| {
         certificates(dir);
@@ -95,7 +95,7 @@ async fn over_tls_the_contract_holds_and_certificates_count() {
     let a = Gateway::connect(config.clone()).await;
     let room = room("tls");
     a.node.subscribe(&room).await;
-    server.tell("CLIENT KILL TYPE normal SKIPME yes").await;
+    server.command("CLIENT KILL TYPE normal SKIPME yes").await;
     super::until("the broker to be back", crate::contract::WAIT_MAX, || async {
         a.node.try_publish(crate::contract::message(&room, "hi")).await.is_ok()
     })

@@ -1,4 +1,4 @@
-//! A master, its replica and three sentinels: whoever is the master is found, also after a failover.
+//! A master, its replica and three sentinels: the broker finds the master, also after a failover.
 
 use super::{Config, Gateway, Server, holds_the_contract, server::free_port, until};
 use crate::{
@@ -10,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-struct Watched {
+struct Sentinels {
     servers: [Server; 2],
     sentinels: Vec<(Child, u16)>,
 }
 
-impl Watched {
+impl Sentinels {
     async fn start() -> Self {
         let master = Server::start().await;
         let port = master.port.to_string();
@@ -39,9 +39,9 @@ impl Watched {
             (child, port)
         };
         let sentinels = (0..3).map(sentinel).collect();
-        let watched = Self { servers: [master, replica], sentinels };
+        let setup = Self { servers: [master, replica], sentinels };
         until("the sentinels to know each other and the replica", Duration::from_secs(30), || async {
-            for (_, port) in &watched.sentinels {
+            for (_, port) in &setup.sentinels {
                 let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{port}")) else { return false };
                 let Ok(mut conn) = client.get_multiplexed_async_connection().await else { return false };
                 let mut ask = redis::cmd("SENTINEL");
@@ -62,7 +62,7 @@ impl Watched {
             true
         })
         .await;
-        watched
+        setup
     }
 
     fn config(&self) -> Config {
@@ -70,7 +70,7 @@ impl Watched {
         Config::parse(&format!("redis+sentinel://{}/main", hosts.join(","))).unwrap()
     }
 
-    /// Waits until a sentinel says that the other one is the master.
+    /// Waits until a sentinel names the second server as the master.
     async fn promoted(&self) {
         until("the failover", Duration::from_secs(30), || async {
             for (_, port) in &self.sentinels {
@@ -95,7 +95,7 @@ impl Watched {
     }
 }
 
-impl Drop for Watched {
+impl Drop for Sentinels {
     fn drop(&mut self) {
         for (sentinel, _) in &mut self.sentinels {
             let _ = sentinel.kill();
@@ -106,21 +106,21 @@ impl Drop for Watched {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_sentinels_the_contract_holds() {
-    let watched = Watched::start().await;
-    holds_the_contract(&watched.config()).await;
+    let setup = Sentinels::start().await;
+    holds_the_contract(&setup.config()).await;
 }
 
-/// What was acknowledged and not replicated is lost, and told; what comes after it is delivered.
+/// Messages that were acknowledged but not replicated are lost and reported as a gap; later messages are delivered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_failover_deliveries_are_back_and_members_are_told() {
-    let mut watched = Watched::start().await;
-    let (a, b) = (Gateway::connect(watched.config()).await, Gateway::connect(watched.config()).await);
+async fn after_a_sentinel_failover_deliveries_go_on_and_the_loss_is_a_gap() {
+    let mut setup = Sentinels::start().await;
+    let (a, b) = (Gateway::connect(setup.config()).await, Gateway::connect(setup.config()).await);
     let room = room("failover");
     let before = b.node.subscribe(&room).await;
     a.node.say(&room, "one").await;
     b.node.seen.messages(&room, 1).await;
-    watched.servers[0].kill();
-    watched.promoted().await;
+    setup.servers[0].kill();
+    setup.promoted().await;
     until("a publish", WAIT_MAX, || async { a.node.try_publish(message(&room, "two")).await.is_ok() }).await;
     b.node
         .seen
@@ -130,30 +130,33 @@ async fn after_a_failover_deliveries_are_back_and_members_are_told() {
                 .then_some(())
         })
         .await;
-    // Reads follow too, and nobody resumes as if nothing had happened. A busy machine may need longer for the switch than a
-    // read waits for it.
+    // Reads follow too, and a resuming client gets the gap. A busy machine may need longer for the switch than a read
+    // waits for it.
     until("b to be up", WAIT_MAX, || async { b.broker.status().up }).await;
     let page = b.node.since(&room, Cursor::new(before.epoch, Offset(1)), 100).await;
     assert_eq!((texts(&page.publications).last().unwrap().as_str(), page.gap), ("two", Some(Gap { missed: None })));
 }
 
-/// The old master lives on as a replica, and still takes publishes from whoever stays with it.
+/// The old master goes on as a replica, and would still take messages over connections that stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_switch_nobody_stays_with_the_old_master() {
-    let watched = Watched::start().await;
-    let (a, b) = (Gateway::connect(watched.config()).await, Gateway::connect(watched.config()).await);
+async fn after_a_planned_failover_every_connection_leaves_the_old_master() {
+    let setup = Sentinels::start().await;
+    let (a, b) = (Gateway::connect(setup.config()).await, Gateway::connect(setup.config()).await);
     let room = room("switch");
     b.node.subscribe(&room).await;
     a.node.say(&room, "one").await;
-    watched.order_failover().await;
-    watched.promoted().await;
-    // Lanes that follow anything; the sentinels listen too, over the older protocol.
-    let lanes = |at: usize| {
-        let asked = watched.servers[at].try_ask::<String>("CLIENT LIST TYPE pubsub");
+    setup.order_failover().await;
+    setup.promoted().await;
+    // Connections that have subscribed to something. The sentinels subscribe too, but over the older protocol.
+    let subscribers = |at: usize| {
+        let asked = setup.servers[at].try_ask::<String>("CLIENT LIST TYPE pubsub");
         async { asked.await.map_or(99, |list| list.lines().filter(|line| line.contains("resp=3")).count()) }
     };
-    until("the lanes at the new master", WAIT_MAX, || async {
-        (2..=3).contains(&lanes(1).await) && lanes(0).await == 0 && a.broker.status().up && b.broker.status().up
+    until("the subscriber connections at the new master", WAIT_MAX, || async {
+        (2..=3).contains(&subscribers(1).await)
+            && subscribers(0).await == 0
+            && a.broker.status().up
+            && b.broker.status().up
     })
     .await;
     let cursor = a.node.say(&room, "two").await;

@@ -1,4 +1,5 @@
-//! A real Redis server for one test: a free port of the loopback, a directory of its own, killed with the test.
+//! `Server`: a real Redis server for one test, on a free port of the loopback and in its own directory. Ends with the
+//! test.
 
 use crate::redis::Config;
 use redis::{FromRedisValue, RedisResult, Value};
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-/// See the module's head.
+/// A Redis server that ends with the test.
 pub(super) struct Server {
     pub(super) port: u16,
     pub(super) dir: PathBuf,
@@ -22,14 +23,14 @@ pub(super) struct Server {
     more: Vec<String>,
 }
 
-/// The first port, and how many there are. Outgoing connections have the ports from 32768 upward, the whole-process tests
-/// those from 20000 on. A block is more than one run of these tests asks for.
+/// The first port, and how many there are. Outgoing connections have the ports from 32768 upward, the whole-process
+/// tests those from 20000 on. A block is more than one run of these tests asks for.
 const FIRST: u16 = 10_000;
 const BLOCK: u16 = 1_000;
 const BLOCKS: u16 = 10;
 
-/// A free port of the loopback. No other process takes it while its server is restarted: each test process has a block of
-/// its own, whose lock file is locked until the process ends.
+/// A free port of the loopback. No other process takes it while its server is restarted: each test process has a block
+/// of its own, whose lock file is locked until the process ends.
 pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     static OWN: OnceLock<(u16, File)> = OnceLock::new();
@@ -50,7 +51,7 @@ impl Server {
         Self::start_with(|_| Vec::new()).await
     }
 
-    /// With more options, which may name files that they put into the server's directory.
+    /// Starts a server with more options. `more` may write files into the server's directory, and name them.
     pub(super) async fn start_with(more: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let port = free_port();
         let dir = std::env::temp_dir().join(format!("fanfare-redis-{}-{port}", std::process::id()));
@@ -61,7 +62,7 @@ impl Server {
         server
     }
 
-    /// Begins a server that remembers what the last one saved, if it saved anything.
+    /// Starts the server again; it loads what the last one has saved.
     pub(super) async fn run(&mut self) {
         let process = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--appendonly", "no"])
@@ -89,12 +90,12 @@ impl Server {
         redis::Client::open(self.url()).unwrap()
     }
 
-    /// Runs a command, words separated by spaces.
+    /// Runs a command whose words are separated by spaces.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &str) -> T {
         self.try_ask(command).await.unwrap()
     }
 
-    /// As [`Server::ask`], of a server that may be about to change its part: its connections are cut then.
+    /// As [`Server::ask`], but may fail: a server that becomes a master or a replica cuts its connections.
     pub(super) async fn try_ask<T: FromRedisValue>(&self, command: &str) -> RedisResult<T> {
         let mut conn = self.client().get_multiplexed_async_connection().await?;
         let mut words = command.split(' ');
@@ -103,7 +104,7 @@ impl Server {
         cmd.query_async(&mut conn).await
     }
 
-    /// Runs a Lua script that writes behind everybody's back.
+    /// Runs a Lua script of a test.
     pub(super) async fn eval(&self, script: &str, keys: &[String]) {
         let mut conn = self.client().get_multiplexed_async_connection().await.unwrap();
         let mut cmd = redis::cmd("EVAL");
@@ -111,7 +112,8 @@ impl Server {
         let _: Value = cmd.query_async(&mut conn).await.unwrap();
     }
 
-    pub(super) async fn tell(&self, command: &str) {
+    /// Runs a command and drops its reply.
+    pub(super) async fn command(&self, command: &str) {
         let _: Value = self.ask(command).await;
     }
 
@@ -122,7 +124,7 @@ impl Server {
         }
     }
 
-    /// Stops the process without closing anything.
+    /// Stops the process; its connections stay open.
     pub(super) fn stall(&self) {
         self.signal("-STOP");
     }

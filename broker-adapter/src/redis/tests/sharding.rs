@@ -1,4 +1,4 @@
-//! Several Redis that know nothing of each other: each has its share of the rooms.
+//! Several independent Redis servers: each has a part of the rooms.
 
 use super::{Config, Gateway, Server, holds_the_contract, room_where, until};
 use crate::{
@@ -21,16 +21,16 @@ async fn over_two_servers_the_contract_holds() {
     holds_the_contract(&both(&servers)).await;
     for server in &servers {
         let keys: u64 = server.ask("DBSIZE").await;
-        assert!(keys > 10, "both have their share: {keys}");
+        assert!(keys > 10, "both have a part of the rooms: {keys}");
     }
 }
 
 #[tokio::test]
-async fn one_of_two_servers_away_is_felt_in_its_rooms_only() {
+async fn if_one_of_two_servers_is_away_only_its_rooms_are_affected() {
     let mut servers = [Server::start().await, Server::start().await];
     let (a, b) = (Gateway::connect(both(&servers)).await, Gateway::connect(both(&servers)).await);
     let names = names(&servers);
-    let rooms = [0, 1].map(|at| room_where("away", |partition| partition.place(&names) == at));
+    let rooms = [0, 1].map(|at| room_where("away", |partition| partition.choose(&names) == at));
     let enter = PresenceUpdate::Enter { session: SessionId([1; 12]), user: None, info: None, announce: true };
     for room in &rooms {
         b.node.subscribe(room).await;
@@ -45,14 +45,17 @@ async fn one_of_two_servers_away_is_felt_in_its_rooms_only() {
     a.node.say(&rooms[1], "kept").await;
     b.node.seen.messages(&rooms[1], 1).await;
     assert_eq!(a.broker.presence(&rooms[1], PresenceDetail::Counts).await.unwrap().sessions, 1);
-    assert!(a.broker.rooms(query()).await.is_err(), "half a list would look whole");
-    // A kick still arrives: it goes over the one that is there.
+    assert!(a.broker.rooms(query()).await.is_err(), "half of a list would look complete");
+    // A control message still arrives: it goes over the other server.
     a.broker.send_control(NodeTarget::One(b.broker.status().node), Bytes::from_static(b"kick")).await.unwrap();
-    b.node.seen.wait_for("the note", |seen| seen.controls.contains(&Bytes::from_static(b"kick")).then_some(())).await;
+    b.node
+        .seen
+        .wait_for("the control message", |seen| seen.controls.contains(&Bytes::from_static(b"kick")).then_some(()))
+        .await;
 
     servers[0].run().await;
     until("both to be back", WAIT_MAX, || async { a.broker.status().up && b.broker.status().up }).await;
     a.node.say(&rooms[0], "again").await;
     let there = || async { a.broker.presence(&rooms[0], PresenceDetail::Counts).await.is_ok_and(|p| p.sessions == 1) };
-    until("who was there before the empty restart", WAIT_MAX, there).await;
+    until("the member from before the empty restart", WAIT_MAX, there).await;
 }

@@ -1,10 +1,10 @@
-//! As much of RFC 6455 as a load tool's hot path needs: whole, unmasked frames of a server read in place, and masked frames
-//! of a client written. No library stands here because one would copy every message into a `String` of its own and hold a
-//! buffer per connection: at 200,000 deliveries a second and 18,000 connections that is the cost to be measured on the
-//! other side. Links and publishers use it. It reassembles nothing: a fragmented or masked frame is a fault.
+//! The part of RFC 6455 that a load tool's hot path needs: it reads whole, unmasked frames of a server in place, and writes
+//! masked frames of a client. A library would copy every message into a `String` and hold a buffer per connection; with
+//! 200,000 deliveries a second and 18,000 connections that would cost as much as the gateway that is being measured. A
+//! fragmented or masked frame is an error. Links and publishers use this file.
 
-/// The largest frame that is read: the largest message that any configuration allows does not come near, since the largest
-/// that this tool publishes is `super::options::PAYLOAD_BYTES_MAX`.
+/// The largest frame that is read, in bytes. The largest message that this tool publishes (`PAYLOAD_BYTES_MAX` in `options`,
+/// 128 KiB) fits with everything around it.
 pub(super) const FRAME_BYTES_MAX: usize = 192 * 1024;
 
 /// A frame of the server.
@@ -12,18 +12,18 @@ pub(super) const FRAME_BYTES_MAX: usize = 192 * 1024;
 pub(super) enum Frame<'a> {
     /// A message of the protocol above.
     Text(&'a [u8]),
-    /// To be answered with [`pong`].
+    /// The client answers with [`pong`].
     Ping(&'a [u8]),
-    /// The end, with its code (1005 when there is none) and reason.
+    /// The end, with its code (1005 for a close frame without one) and reason.
     Close(u16, &'a [u8]),
     /// Nothing to do.
     Pong,
 }
 
-/// The first frame of `bytes` and its length, or `None` while it is not whole.
+/// The first frame of `bytes` and its length, or `None` while its end has not come.
 ///
 /// # Errors
-/// What this tool does not expect of a gateway.
+/// A frame that no gateway sends.
 pub(super) fn next(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, &'static str> {
     let &[first, second, ..] = bytes else { return Ok(None) };
     if first & 0x70 != 0 || second & 0x80 != 0 {
@@ -63,8 +63,8 @@ pub(super) fn pong(payload: &[u8], out: &mut Vec<u8>) {
     masked(0x8a, payload, out);
 }
 
-/// A mask of zeros is as valid as any (RFC 6455, 5.3) and leaves the payload as it is; masks protect proxies from scripts in
-/// browsers, which this is not.
+/// A mask of zeros is valid (RFC 6455 section 5.3) and leaves the payload as it is. Masks protect proxies from scripts in
+/// browsers; this tool is no browser.
 fn masked(first: u8, payload: &[u8], out: &mut Vec<u8>) {
     out.push(first);
     match payload.len() {
@@ -86,7 +86,7 @@ fn masked(first: u8, payload: &[u8], out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// A server's frame, made of a client's one.
+    /// A server's frame, made from a client's.
     fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         masked(first, payload, &mut frame);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn control_frames_are_told_apart_and_the_unexpected_is_refused() {
+    fn control_frames_are_recognised_and_unexpected_frames_refused() {
         assert_eq!(next(b"\x89\x01a"), Ok(Some((Frame::Ping(b"a"), 3))));
         assert_eq!(next(b"\x8a\x00"), Ok(Some((Frame::Pong, 2))));
         assert_eq!(next(b"\x88\x00"), Ok(Some((Frame::Close(1005, b""), 2))));

@@ -1,66 +1,63 @@
-//! A member of a load run: opens its link, joins its room, and from then on gives every frame to the board. The run starts
-//! one task for each. It never reconnects: a connection that ends is a finding.
+//! A member of a load run: opens its link, joins its room, and from then on gives every frame to the scoreboard. The run
+//! starts one task for each member. A member never reconnects: a connection that ends is a fault that the report counts.
 
 use super::{
-    frame::{self, Frame},
-    link::{Door, Link},
-    stage::Stage,
+    frame,
+    link::{Link, Node},
+    run_context::RunContext,
 };
+use crate::connection::Connection;
 use std::{future::poll_fn, net::IpAddr, rc::Rc};
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::TcpStream,
-    sync::{Notify, OwnedSemaphorePermit},
-};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-/// Where a member goes.
-pub(super) struct Way {
-    pub(super) door: Rc<Door>,
+/// Where one member connects and what it joins.
+pub(super) struct Placement {
+    pub(super) node: Rc<Node>,
     pub(super) from: Option<IpAddr>,
     pub(super) room: usize,
-    /// Rung when it has been joined.
+    /// Notified when the room has been joined.
     pub(super) joined: Rc<Notify>,
 }
 
-/// Lives as long as the connection does. The permit is held until the room has been joined: so few members are on their way
-/// at a time.
-pub(super) async fn attend(stage: Rc<Stage>, way: Way, permit: OwnedSemaphorePermit) {
-    let index = stage.board.borrow_mut().enter(way.room);
-    let mut link = match way.door.open(way.from).await {
+/// Lives as long as the member's connection. The permit is held until the room has been joined, which bounds how many
+/// members are connecting at a time.
+pub(super) async fn run(context: Rc<RunContext>, placement: Placement, permit: OwnedSemaphorePermit) {
+    let index = context.scoreboard.borrow_mut().add_member(placement.room);
+    let mut link = match placement.node.open(placement.from).await {
         Ok(link) => link,
-        Err(why) => return stage.fail(why),
+        Err(why) => return context.fail(why),
     };
-    if let Err(why) = join(&stage, &mut link, index, &way).await {
-        return stage.fail(why);
+    if let Err(why) = join(&context, &mut link, index, placement.room).await {
+        return context.fail(why);
     }
-    way.joined.notify_one();
-    drop((way, permit));
+    placement.joined.notify_one();
+    drop((placement, permit));
     let why = loop {
-        if let Err(why) = receive(&stage, &mut link, index).await {
+        if let Err(why) = receive(&context, &mut link, index).await {
             break why;
         }
     };
-    stage.board.borrow_mut().left(index, why);
+    context.scoreboard.borrow_mut().disconnected(index, why);
 }
 
-async fn join(stage: &Stage, link: &mut Link<TcpStream>, index: usize, way: &Way) -> Result<(), String> {
-    let mut ask = Vec::new();
-    let name = stage.order.room(way.room);
-    frame::text(format!(r#"{{"type":"join","id":1,"room":"{name}"}}"#).as_bytes(), &mut ask);
-    link.stream.write_all(&ask).await.map_err(|error| error.to_string())?;
-    // The welcome may have come with the handshake's answer; nothing else can have.
-    link.take_early(&mut |_, _| {})?;
+async fn join(context: &RunContext, link: &mut Link<Connection>, index: usize, room: usize) -> Result<(), String> {
+    let mut request = Vec::new();
+    let name = context.options.room(room);
+    frame::text(format!(r#"{{"type":"join","id":1,"room":"{name}"}}"#).as_bytes(), &mut request);
+    link.send(&request).await?;
+    // Nothing but the welcome can have come with the response to the handshake.
+    link.take_early(&mut |_| {})?;
     let mut outcome = None;
     while outcome.is_none() {
-        poll_fn(|context| {
-            let mut scratch = stage.scratch.borrow_mut();
-            link.poll(context, &mut scratch, &mut |stream, frame| match frame {
-                // Whoever joins while another run publishes is told so at once.
-                frame if outcome.is_some() => deliver(stage, index, stream, frame),
-                frame => {
-                    outcome = joined(frame);
+        poll_fn(|task| {
+            let mut scratch = context.scratch.borrow_mut();
+            link.poll(task, &mut scratch, &mut |text| match outcome {
+                // Where another run publishes, messages follow the `joined` frame at once.
+                Some(_) => deliver(context, index, text),
+                None => {
+                    outcome = join_outcome(text);
                     if outcome == Some(Ok(())) {
-                        stage.board.borrow_mut().joined(index);
+                        context.scoreboard.borrow_mut().joined(index);
                     }
                 }
             })
@@ -71,8 +68,7 @@ async fn join(stage: &Stage, link: &mut Link<TcpStream>, index: usize, way: &Way
 }
 
 /// What a frame says about the join, if anything.
-fn joined(frame: Frame<'_>) -> Option<Result<(), String>> {
-    let Frame::Text(text) = frame else { return None };
+fn join_outcome(text: &[u8]) -> Option<Result<(), String>> {
     if text.starts_with(br#"{"type":"joined""#) {
         Some(Ok(()))
     } else if text.starts_with(br#"{"type":"error""#) {
@@ -82,33 +78,23 @@ fn joined(frame: Frame<'_>) -> Option<Result<(), String>> {
     }
 }
 
-async fn receive(stage: &Stage, link: &mut Link<TcpStream>, index: usize) -> Result<(), String> {
-    poll_fn(|context| {
-        let mut scratch = stage.scratch.borrow_mut();
-        link.poll(context, &mut scratch, &mut |stream, frame| deliver(stage, index, stream, frame))
+async fn receive(context: &RunContext, link: &mut Link<Connection>, index: usize) -> Result<(), String> {
+    poll_fn(|task| {
+        let mut scratch = context.scratch.borrow_mut();
+        link.poll(task, &mut scratch, &mut |text| deliver(context, index, text))
     })
-    .await
+    .await?;
+    link.send(&[]).await
 }
 
-fn deliver(stage: &Stage, index: usize, stream: &TcpStream, frame: Frame<'_>) {
-    match frame {
-        Frame::Text(text) => {
-            let mut board = stage.board.borrow_mut();
-            match board.received(index, text, stage.clock.now_ns()) {
-                Ok(publisher) => stage.ring(publisher),
-                Err(()) if text.starts_with(br#"{"type":"gap""#) => board.tally.gaps += 1,
-                Err(()) if text.starts_with(br#"{"type":"error""#) => {
-                    board.tally.complain(String::from_utf8_lossy(text).into_owned());
-                }
-                Err(()) => {}
-            }
+fn deliver(context: &RunContext, index: usize, text: &[u8]) {
+    let mut scoreboard = context.scoreboard.borrow_mut();
+    match scoreboard.received(index, text, context.clock.now_ns()) {
+        Ok(publisher) => context.wake(publisher),
+        Err(_) if text.starts_with(br#"{"type":"gap""#) => scoreboard.counters.gaps += 1,
+        Err(_) if text.starts_with(br#"{"type":"error""#) => {
+            scoreboard.counters.complain(String::from_utf8_lossy(text).into_owned());
         }
-        Frame::Ping(payload) => {
-            let mut answer = Vec::with_capacity(16);
-            frame::pong(payload, &mut answer);
-            // A few bytes on a socket that sends nothing else: there is room, or the connection is broken and will say so.
-            let _ = stream.try_write(&answer);
-        }
-        Frame::Pong | Frame::Close(..) => {}
+        Err(_) => {}
     }
 }

@@ -1,33 +1,39 @@
-//! `fanfare bench`: loads a gateway and says what it did and what that cost. This file is the order of events: members join
-//! (half of them, then the rest, so that memory per connection is a slope), publishers come, nothing happens for a while if
-//! that is wished, messages are published, the last ones arrive, and the report is printed.
+//! `fanfare bench`: loads a gateway, and reports what it did and what that cost. This file is the order of events: members
+//! join (half of them, then the rest, so that memory per member is a slope), publishers connect, nothing happens for a while
+//! with `--idle`, messages are published, the last ones arrive, and the report is printed.
 //!
-//! Everything runs on one thread, one task for a connection, and nothing is allocated for a delivery: the tool is to cost
-//! less than what it measures. Latency ends when this process has read the message; where one message goes to thousands of
-//! members, reading them all is part of it, so a small room is measured by a process of its own.
+//! Everything runs on one thread, with one task per connection, and a delivery allocates nothing: the tool must cost less
+//! than what it measures. Latency ends when this process has read the message. Where one message goes to thousands of
+//! members, reading them all is part of the latency, so measure a small room with a process of its own.
 
-mod board;
+mod costs;
+mod counters;
 mod frame;
-mod histogram;
+mod latencies;
 mod link;
 mod member;
 mod options;
+mod pacer;
 mod process;
 mod progress;
 mod publisher;
 mod report;
+mod run_context;
+mod scoreboard;
 mod sequence;
-mod stage;
 mod stamp;
-mod tally;
 
-pub(crate) use options::{Bench, Format, Pace};
+pub(crate) use options::BenchOptions;
 
-use super::{Failure, finish, print};
-use link::Door;
+use crate::{
+    failure::Failure,
+    output::{finish, print},
+};
+use costs::{Costs, Span};
+use link::Node;
 use process::Processes;
-use report::{Costs, Report, Span};
-use stage::Stage;
+use report::Report;
+use run_context::RunContext;
 use std::{
     cell::Cell,
     ops::Range,
@@ -41,119 +47,118 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
-/// Handshakes and joins on their way at a time: as many as a listener's backlog takes, with room for others.
+/// How many members are connecting and joining at a time: fewer than a listener's default backlog, so that other clients
+/// get in too.
 const JOINS_AT_ONCE: usize = 256;
-/// A handshake or join that takes longer is a finding.
-const JOIN_PATIENCE: Duration = Duration::from_secs(20);
-/// The grain of waiting between the phases; no measured time ends with it.
-const GLANCE: Duration = Duration::from_millis(5);
+/// A connect or join that takes longer ends the run.
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
+/// How often the phases look whether they are over; no measured time depends on it.
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the members' memory is left to settle before it is read.
 const SETTLE: Duration = Duration::from_millis(500);
-/// After the last publish: what has not arrived when nothing came for so long is missing.
+/// After the last publish: when nothing has arrived for this long, the rest is missing.
 const GRACE: Duration = Duration::from_secs(5);
-/// A gateway that refuses so many publishes is not being measured any more.
+/// After this many refused publishes the run ends: it does not measure the gateway any more.
 const REFUSED_MAX: u64 = 100_000;
 
 /// Loads a gateway. The exit code is 1 when anything was lost, repeated, out of order, refused or disconnected.
-pub(crate) async fn bench(order: Bench) -> ExitCode {
-    finish("bench", LocalSet::new().run_until(run(order)).await)
+pub(crate) async fn bench(options: BenchOptions) -> ExitCode {
+    finish("bench", LocalSet::new().run_until(run(options)).await)
 }
 
-async fn run(order: Bench) -> Result<(), Failure> {
-    let server = Processes::new(order.pids.clone())?;
-    let mut doors = Vec::new();
-    for url in &order.urls {
-        doors.push(Rc::new(Door::find(url, order.token.as_ref()).await?));
+async fn run(options: BenchOptions) -> Result<(), Failure> {
+    let gateway = Processes::new(options.pids.clone())?;
+    let mut nodes = Vec::new();
+    for node in options.nodes() {
+        nodes.push(Rc::new(Node::find(&node).await?));
     }
-    let publish_door = match &order.publish_url {
-        Some(url) => Rc::new(Door::find(url, order.token.as_ref()).await?),
-        None => Rc::clone(doors.first().ok_or_else(|| Failure::refused("--url: no address"))?),
+    let publish_node = match options.publish_node() {
+        Some(node) => Rc::new(Node::find(&node).await?),
+        None => Rc::clone(nodes.first().ok_or_else(|| Failure::refused("--url: no address"))?),
     };
-    let stage = Rc::new(Stage::new(order));
-    progress::start(&stage);
+    let is_local = !gateway.is_empty() || nodes.iter().any(|node| node.is_on_loopback());
+    let mut costs = Costs {
+        shared_cores: is_local.then(|| gateway.shared_cores()),
+        connections_before: gateway.files_max(),
+        ..Costs::default()
+    };
+    let context = Rc::new(RunContext::new(options));
+    progress::start(&context);
 
-    let mut costs = Costs::default();
-    let half = stage.order.members / 2;
-    for part in [0..half, half..stage.order.members] {
-        let before = Span::begin(&server);
-        admit(&stage, &doors, part).await?;
-        costs.connect.add(&before.end(&server));
-        if !server.is_empty() {
+    let members = context.options.members;
+    costs.rss_kib.push(gateway.rss_kib());
+    for part in [0..members / 2, members / 2..members] {
+        let before = Span::begin(&gateway);
+        connect_members(&context, &nodes, part).await?;
+        costs.connect.add(&before.end(&gateway));
+        if !gateway.is_empty() {
             tokio::time::sleep(SETTLE).await;
         }
-        costs.rss_kib.push(server.rss_kib());
+        costs.rss_kib.push(gateway.rss_kib());
     }
-    for index in 0..stage.order.publishers {
-        let from = from(&stage.order, index);
-        spawn_local(publisher::publish(Rc::clone(&stage), index, Rc::clone(&publish_door), from));
+    for index in 0..context.options.publishers {
+        spawn_local(publisher::run(Rc::clone(&context), index, Rc::clone(&publish_node)));
     }
-    let idle = Span::begin(&server);
-    pause(&stage, Duration::from_secs_f64(stage.order.idle_seconds)).await?;
-    costs.idle = idle.end(&server);
+    let idle = Span::begin(&gateway);
+    pause(&context, Duration::from_secs_f64(context.options.idle_seconds)).await?;
+    costs.idle = idle.end(&gateway);
 
-    load(&stage, &server, &mut costs).await?;
-    let report = Report::new(&stage, &costs);
-    let text = match stage.order.format {
-        Format::Text => report.to_string(),
-        Format::Json => serde_json::to_string(&report).map_err(Failure::refused)?,
+    load(&context, &gateway, &mut costs).await?;
+    let report = Report::new(&context, &costs);
+    let text = match context.options.json {
+        true => serde_json::to_string(&report).map_err(Failure::refused)?,
+        false => report.to_string(),
     };
     print(text.trim_end()).map_err(|error| Failure::refused(format_args!("output: {error}")))?;
-    match report.findings(&stage) {
-        Some(findings) => Err(Failure::refused(findings)),
+    match report.faults(&context) {
+        Some(faults) => Err(Failure::refused(faults)),
         None => Ok(()),
     }
 }
 
-/// Lets members in and waits until all of them have joined.
-async fn admit(stage: &Rc<Stage>, doors: &[Rc<Door>], members: Range<usize>) -> Result<(), Failure> {
-    let places = Arc::new(Semaphore::new(JOINS_AT_ONCE));
+/// Starts members and waits until all of them have joined.
+async fn connect_members(context: &Rc<RunContext>, nodes: &[Rc<Node>], members: Range<usize>) -> Result<(), Failure> {
+    let permits = Arc::new(Semaphore::new(JOINS_AT_ONCE));
     let joined = Rc::new(Notify::new());
     let (begun, first) = (Instant::now(), members.start);
     for index in members.clone() {
-        if let Some(rate) = stage.order.connects_per_second {
-            let due = begun + Duration::from_secs_f64((index - first) as f64 / f64::from(rate));
+        if let Some(rate) = context.options.connects_per_second {
+            let due = begun + Duration::from_secs_f64((index - first) as f64 / rate as f64);
             tokio::time::sleep_until(due.into()).await;
         }
-        let place = tokio::time::timeout(JOIN_PATIENCE, Arc::clone(&places).acquire_owned()).await;
-        let (Ok(Ok(permit)), None) = (place, stage.failure()) else { return Err(stuck(stage)) };
-        let way = member::Way {
-            door: Rc::clone(&doors[index % doors.len()]),
-            from: from(&stage.order, index),
+        let permit = tokio::time::timeout(JOIN_LIMIT, Arc::clone(&permits).acquire_owned()).await;
+        let (Ok(Ok(permit)), None) = (permit, context.failure()) else { return Err(not_joined(context)) };
+        let placement = member::Placement {
+            node: Rc::clone(&nodes[index % nodes.len()]),
+            from: context.options.local_address(index),
             // Every room has members on every node.
-            room: index / doors.len() % stage.order.rooms,
+            room: index / nodes.len() % context.options.rooms,
             joined: Rc::clone(&joined),
         };
-        spawn_local(member::attend(Rc::clone(stage), way, permit));
+        spawn_local(member::run(Rc::clone(context), placement, permit));
     }
-    let here = || stage.board.borrow().tally.joined;
-    while here() < members.end as u64 {
-        let waited = tokio::time::timeout(JOIN_PATIENCE, async {
-            tokio::select! { () = joined.notified() => {}, () = tokio::time::sleep(GLANCE) => {} }
-            while here() < members.end as u64 && stage.failure().is_none() {
-                tokio::select! { () = joined.notified() => {}, () = tokio::time::sleep(GLANCE) => {} }
-            }
-        });
-        if waited.await.is_err() || stage.failure().is_some() {
-            return Err(stuck(stage));
+    let count = || context.scoreboard.borrow().counters.joined;
+    let all_joined = async {
+        while count() < members.end as u64 && context.failure().is_none() {
+            tokio::select! { () = joined.notified() => {}, () = tokio::time::sleep(CHECK_INTERVAL) => {} }
         }
+    };
+    match tokio::time::timeout(JOIN_LIMIT, all_joined).await {
+        Ok(()) if context.failure().is_none() => Ok(()),
+        _ => Err(not_joined(context)),
     }
-    Ok(())
 }
 
-fn stuck(stage: &Stage) -> Failure {
-    let why = stage.failure().unwrap_or_else(|| format!("no join within {} s", JOIN_PATIENCE.as_secs()));
-    Failure::refused(format_args!("{} members joined; then {why}", stage.board.borrow().tally.joined))
+fn not_joined(context: &RunContext) -> Failure {
+    let why = context.failure().unwrap_or_else(|| format!("no join within {} s", JOIN_LIMIT.as_secs()));
+    Failure::refused(format_args!("{} members joined; then {why}", context.scoreboard.borrow().counters.joined))
 }
 
-fn from(order: &Bench, index: usize) -> Option<std::net::IpAddr> {
-    (!order.from.is_empty()).then(|| order.from[index % order.from.len()])
-}
-
-/// Lets time pass unless the run cannot go on.
-async fn pause(stage: &Stage, length: Duration) -> Result<(), Failure> {
+/// Waits, unless the run cannot go on.
+async fn pause(context: &RunContext, length: Duration) -> Result<(), Failure> {
     let end = Instant::now() + length;
     loop {
-        if let Some(why) = stage.failure() {
+        if let Some(why) = context.failure() {
             return Err(Failure::refused(why));
         }
         let left = end.saturating_duration_since(Instant::now());
@@ -164,53 +169,57 @@ async fn pause(stage: &Stage, length: Duration) -> Result<(), Failure> {
     }
 }
 
-/// Ctrl-C ends the publishing early, and the report says what came of it.
+/// Ctrl-C ends the publishing early; the report is about what was published until then.
 async fn interruption(interrupted: Rc<Cell<bool>>) {
     if tokio::signal::ctrl_c().await.is_ok() {
         interrupted.set(true);
     }
 }
 
-/// Publishes for as long as was ordered, then waits for the last deliveries.
-async fn load(stage: &Rc<Stage>, server: &Processes, costs: &mut Costs) -> Result<(), Failure> {
-    let order = &stage.order;
+/// Publishes for `--seconds`, then waits for the last deliveries.
+async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) -> Result<(), Failure> {
+    let options = &context.options;
     let own = Processes::own();
-    let (work, own_work) = (Span::begin(server), Span::begin(&own));
-    let begun_ns = stage.clock.now_ns();
-    stage.board.borrow_mut().begin(begun_ns, begun_ns + (order.seconds * 1e9) as u64);
+    let (work, own_work) = (Span::begin(gateway), Span::begin(&own));
+    let begun_ns = context.clock.now_ns();
+    let end_ns = begun_ns + (options.seconds * 1e9) as u64;
+    context.scoreboard.borrow_mut().set_window(begun_ns, end_ns);
     {
-        // Dropped with its thread at the end of the window.
-        let _pacer = publisher::Pacer::start(order.pace, stage.bells.clone()).map_err(Failure::refused)?;
-        (0..order.publishers).for_each(|index| stage.ring(Some(index)));
-        let end = Instant::now() + Duration::from_secs_f64(order.seconds);
+        // Its thread ends with the window.
+        let _pacer = pacer::Pacer::start(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
+        (0..options.publishers).for_each(|index| context.wake(Some(index)));
+        let end = Instant::now() + Duration::from_secs_f64(options.seconds);
         let interrupted = Rc::new(Cell::new(false));
         spawn_local(interruption(Rc::clone(&interrupted)));
         while Instant::now() < end && !interrupted.get() {
-            pause(stage, end.saturating_duration_since(Instant::now()).min(Duration::from_millis(100))).await?;
-            if stage.board.borrow().tally.refused > REFUSED_MAX {
-                return Err(Failure::refused(format_args!("more than {REFUSED_MAX} publishes were refused")));
+            pause(context, end.saturating_duration_since(Instant::now()).min(Duration::from_millis(100))).await?;
+            let counters = &context.scoreboard.borrow().counters;
+            if counters.refused > REFUSED_MAX {
+                let why = counters.explanation();
+                return Err(Failure::refused(format_args!("more than {REFUSED_MAX} publishes were refused ({why})")));
             }
         }
     }
     costs.window = own_work.end(&own);
-    stage.board.borrow_mut().begin(begun_ns, stage.clock.now_ns());
-    (costs.delivered_in_window, costs.acknowledged_in_window) = {
-        let tally = &stage.board.borrow().tally;
-        (tally.delivered, tally.acknowledged)
-    };
+    context.scoreboard.borrow_mut().set_window(begun_ns, context.clock.now_ns());
+    {
+        let counters = &context.scoreboard.borrow().counters;
+        costs.delivered_in_window = counters.delivered;
+        costs.acknowledged_in_window = counters.acknowledged;
+    }
     let (mut seen, mut since) = (0, Instant::now());
-    while order.publishers > 0 && since.elapsed() < GRACE {
-        pause(stage, GLANCE).await?;
-        let board = stage.board.borrow();
-        let (tally, unanswered) = (&board.tally, board.unanswered());
-        if unanswered == 0 && tally.delivered >= tally.expected {
+    while options.publishers > 0 && since.elapsed() < GRACE {
+        pause(context, CHECK_INTERVAL).await?;
+        let scoreboard = context.scoreboard.borrow();
+        let counters = &scoreboard.counters;
+        if scoreboard.unanswered() == 0 && counters.delivered >= counters.expected {
             break;
         }
-        let now = tally.delivered + tally.acknowledged;
+        let now = counters.delivered + counters.acknowledged;
         if now != seen {
             (seen, since) = (now, Instant::now());
         }
     }
-    costs.work = work.end(server);
+    costs.work = work.end(gateway);
     Ok(())
 }

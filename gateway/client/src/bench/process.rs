@@ -1,15 +1,16 @@
-//! Processor time and memory of the measured processes, from `/proc`. `/proc` counts what the kernel charged to the process,
-//! so that a busy machine hardly moves the figure. Linux only; elsewhere naming a process is refused.
+//! Processor time and memory of the measured processes, and the processors that they may use, from `/proc`. The kernel
+//! charges a process for its own work only, so a busy machine hardly changes the figures. On other systems than Linux
+//! `--pids` is refused.
 
-use crate::{EXIT_CONFIG, Failure};
-use std::{fs, time::Duration};
+use crate::failure::Failure;
+use std::{collections::BTreeSet, fs, time::Duration};
 
 /// A tick of `/proc/PID/stat` (proc_pid_stat(5)): `USER_HZ` is 100 on every architecture that this runs on.
 const TICK: Duration = Duration::from_millis(10);
-/// Fields 14 and 15, user and system time, counted from the state after the name.
+/// Fields 14 and 15 are user and system time; this counts from the state, which follows the name.
 const USER_TIME: usize = 11;
 
-/// The processes whose cost is measured, all together.
+/// The processes that are measured, all together.
 #[derive(Debug)]
 pub(super) struct Processes {
     pids: Vec<u32>,
@@ -17,10 +18,10 @@ pub(super) struct Processes {
 
 impl Processes {
     /// # Errors
-    /// One that does not run.
+    /// A process that does not run.
     pub(super) fn new(pids: Vec<u32>) -> Result<Self, Failure> {
         match pids.iter().find(|pid| cpu(**pid).is_none()) {
-            Some(pid) => Err(Failure::new(EXIT_CONFIG, format_args!("--pids {pid}: no such process"))),
+            Some(pid) => Err(Failure::config(format_args!("--pids {pid}: no such process"))),
             None => Ok(Self { pids }),
         }
     }
@@ -30,19 +31,37 @@ impl Processes {
         Self { pids: vec![std::process::id()] }
     }
 
-    /// Whether there is anything to measure.
+    /// Whether there is nothing to measure.
     pub(super) fn is_empty(&self) -> bool {
         self.pids.is_empty()
     }
 
-    /// User and system time since they started, whose grain is 10 ms.
+    /// User and system time since they started, in steps of 10 ms.
     pub(super) fn cpu(&self) -> Duration {
         self.pids.iter().filter_map(|pid| cpu(*pid)).sum()
     }
 
     /// Resident memory, in KiB.
     pub(super) fn rss_kib(&self) -> u64 {
-        self.pids.iter().filter_map(|pid| rss_kib(*pid)).sum()
+        self.sum("VmRSS:")
+    }
+
+    /// How many open files they have had at most, rounded up: the kernel's tables of open files grow by doubling and never
+    /// shrink. A connection is an open file.
+    pub(super) fn files_max(&self) -> u64 {
+        self.sum("FDSize:")
+    }
+
+    /// The sum of a number in `/proc/PID/status`.
+    fn sum(&self, name: &str) -> u64 {
+        self.pids.iter().filter_map(|pid| status(*pid, name)?.split_whitespace().next()?.parse::<u64>().ok()).sum()
+    }
+
+    /// How many processors both they and this process may use.
+    pub(super) fn shared_cores(&self) -> usize {
+        let own = allowed_cpus(std::process::id());
+        let theirs: BTreeSet<u32> = self.pids.iter().flat_map(|pid| allowed_cpus(*pid)).collect();
+        if self.pids.is_empty() { own.len() } else { own.intersection(&theirs).count() }
     }
 }
 
@@ -54,10 +73,23 @@ fn cpu(pid: u32) -> Option<Duration> {
     Some(TICK * ticks?)
 }
 
-fn rss_kib(pid: u32) -> Option<u64> {
+fn allowed_cpus(pid: u32) -> BTreeSet<u32> {
+    status(pid, "Cpus_allowed_list:").map(|list| cpu_list(&list)).unwrap_or_default()
+}
+
+/// Reads a list such as `0-2,5`.
+fn cpu_list(list: &str) -> BTreeSet<u32> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse::<u32>().ok()?..=last.parse().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+/// The value of a line of `/proc/PID/status`.
+fn status(pid: u32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse().ok()
+    status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -65,14 +97,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_has_memory_and_spends_time() {
+    fn a_process_has_memory_and_processors_and_spends_time() {
         let own = Processes::new(vec![std::process::id()]).unwrap();
-        assert!(!own.is_empty() && own.rss_kib() > 1000);
+        assert!(!own.is_empty() && own.rss_kib() > 1000 && own.files_max() > 2 && own.shared_cores() > 0);
         let before = own.cpu();
         let mut number = 1_u64;
         while own.cpu() < before + 2 * TICK {
             number = std::hint::black_box(number.wrapping_mul(31));
         }
-        assert_eq!(Processes::new(vec![u32::MAX]).unwrap_err().code, EXIT_CONFIG);
+        assert_eq!(Processes::new(vec![u32::MAX]).unwrap_err().code, 78);
+    }
+
+    #[test]
+    fn lists_of_processors_are_read() {
+        assert_eq!(cpu_list("0-2,5"), BTreeSet::from([0, 1, 2, 5]));
+        assert_eq!(cpu_list("x"), BTreeSet::new());
     }
 }

@@ -1,187 +1,123 @@
-//! A publisher session of a load run: one side sends what the board says is due, as much as is due in one write; the other
-//! reads the answers. The run starts one task for each session. The pacer is the thread that wakes them by the clock.
+//! A publisher session of a load run: one half sends the messages that the scoreboard says are due, all of them in one write;
+//! the other half reads the replies. The run starts one task for each session.
 
 use super::{
-    frame::{self, Frame},
-    link::{Door, Link},
-    options::Pace,
-    stage::Stage,
+    link::{self, Link, Node},
+    pacer,
+    run_context::RunContext,
 };
+use crate::connection::Connection;
 use serde::Deserialize;
-use std::{
-    borrow::Cow,
-    cell::RefCell,
-    future::poll_fn,
-    io,
-    net::IpAddr,
-    rc::Rc,
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
-    sync::Notify,
-};
+use std::{borrow::Cow, cell::RefCell, future::poll_fn, rc::Rc};
+use tokio::io::{ReadHalf, WriteHalf};
 
-/// What is composed before it is written.
+/// How many bytes are composed before they are written.
 const BATCH_BYTES: usize = 32 * 1024;
-/// The pacer's shortest step: what is due in it goes out together.
-const STEP_MIN: Duration = Duration::from_micros(200);
 
-/// How much earlier the pacer wakes a publisher, which then counts the time itself: two threads' waking is not the gateway's
-/// latency. Above `LEAD_RATE_MAX` messages a second that would be counting all the time.
-const LEAD: Duration = Duration::from_micros(200);
-const LEAD_RATE_MAX: f64 = 1000.0;
-
-/// Answers to pings, which the writing side sends between two frames.
+/// Answers to pings, which the sending half puts between two frames.
 type Pongs = RefCell<Vec<u8>>;
 
-/// Opens a session and lives as long as it does.
-pub(super) async fn publish(stage: Rc<Stage>, index: usize, door: Rc<Door>, from: Option<IpAddr>) {
-    let link = match door.open(from).await {
+/// Opens a session and lives as long as its connection.
+pub(super) async fn run(context: Rc<RunContext>, index: usize, node: Rc<Node>) {
+    let link = match node.open(context.options.local_address(index)).await {
         Ok(link) => link,
-        Err(why) => return stage.fail(why),
+        Err(why) => return context.fail(why),
     };
     let (read, write) = link.split();
     let pongs = Pongs::default();
     let why = tokio::select! {
-        why = send(&stage, index, write, &pongs) => why,
-        why = hear(&stage, index, read, &pongs) => why,
+        why = send(&context, index, write, &pongs) => why,
+        why = receive(&context, index, read, &pongs) => why,
     };
-    stage.fail(format!("publisher: {why}"));
+    // A gateway closes a session that caused too many errors; the refusals before tell which.
+    let why = match context.scoreboard.borrow().counters.explanation() {
+        none if none.is_empty() => format!("publisher: {why}"),
+        explanation => format!("publisher: {why} ({explanation})"),
+    };
+    context.fail(why);
 }
 
-async fn send(stage: &Stage, index: usize, mut write: OwnedWriteHalf, pongs: &Pongs) -> String {
+async fn send(context: &RunContext, index: usize, mut stream: WriteHalf<Connection>, pongs: &Pongs) -> String {
     let mut batch = Vec::with_capacity(2 * BATCH_BYTES);
     loop {
         batch.append(&mut pongs.borrow_mut());
         {
-            let mut board = stage.board.borrow_mut();
-            while batch.len() < BATCH_BYTES && board.publish(index, stage.clock.now_ns(), &mut batch) {}
+            let mut scoreboard = context.scoreboard.borrow_mut();
+            while batch.len() < BATCH_BYTES && scoreboard.publish(index, context.clock.now_ns(), &mut batch) {}
         }
-        if batch.is_empty() {
-            let is_close = stage.board.borrow().due_ns(index).is_some_and(|at_ns| {
-                let wait_ns = at_ns.saturating_sub(stage.clock.now_ns());
-                lead(stage.order.pace).as_nanos() as u64 > wait_ns
-            });
-            if is_close {
-                // Whatever has arrived is read in between.
-                tokio::task::yield_now().await;
-            } else {
-                stage.bells[index].notified().await;
+        if !batch.is_empty() {
+            if let Err(why) = link::write(&mut stream, &batch).await {
+                return why;
             }
-        } else if let Err(error) = write.write_all(&batch).await {
-            return error.to_string();
+            batch.clear();
+            continue;
         }
-        batch.clear();
+        let is_almost_due = context.scoreboard.borrow().due_ns(index).is_some_and(|due_ns| {
+            let wait_ns = due_ns.saturating_sub(context.clock.now_ns());
+            pacer::lead(context.options.pace()).as_nanos() as u64 > wait_ns
+        });
+        if is_almost_due {
+            // Meanwhile the other tasks read what has arrived.
+            tokio::task::yield_now().await;
+        } else {
+            context.wakers[index].notified().await;
+        }
     }
 }
 
-fn lead(pace: Pace) -> Duration {
-    match pace {
-        Pace::Rate(rate) if rate <= LEAD_RATE_MAX => LEAD,
-        Pace::Rate(_) | Pace::InFlight(_) => Duration::ZERO,
-    }
-}
-
-async fn hear(stage: &Stage, index: usize, mut link: Link<OwnedReadHalf>, pongs: &Pongs) -> String {
-    let mut each = |_: &OwnedReadHalf, frame: Frame<'_>| match frame {
-        Frame::Text(text) => answer(stage, index, text),
-        Frame::Ping(payload) => {
-            frame::pong(payload, &mut pongs.borrow_mut());
-            stage.ring(Some(index));
-        }
-        Frame::Pong | Frame::Close(..) => {}
-    };
+async fn receive(context: &RunContext, index: usize, mut link: Link<ReadHalf<Connection>>, pongs: &Pongs) -> String {
+    let mut each = |text: &[u8]| reply(context, index, text);
     if let Err(why) = link.take_early(&mut each) {
         return why;
     }
     loop {
-        let read = poll_fn(|context| link.poll(context, &mut stage.scratch.borrow_mut(), &mut each)).await;
+        let read = poll_fn(|task| link.poll(task, &mut context.scratch.borrow_mut(), &mut each)).await;
         if let Err(why) = read {
             return why;
         }
+        let mut new = link.take_pongs();
+        if !new.is_empty() {
+            pongs.borrow_mut().append(&mut new);
+            context.wake(Some(index));
+        }
     }
 }
 
-/// An answer to a publish; other frames say nothing here.
-fn answer(stage: &Stage, index: usize, text: &[u8]) {
-    let now_ns = stage.clock.now_ns();
-    let mut board = stage.board.borrow_mut();
-    if let Some(id) = published(text) {
-        return stage.ring(board.acknowledged(index, id, now_ns));
+/// The reply to a publish; other frames do not matter here.
+#[derive(Deserialize)]
+struct PublishReply<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    id: Option<u64>,
+    code: Option<Cow<'a, str>>,
+    message: Option<Cow<'a, str>>,
+}
+
+/// Takes a frame that the gateway sent to the publisher.
+fn reply(context: &RunContext, index: usize, text: &[u8]) {
+    let now_ns = context.clock.now_ns();
+    let mut scoreboard = context.scoreboard.borrow_mut();
+    if let Some(id) = acknowledged_id(text) {
+        return context.wake(scoreboard.acknowledged(index, id, now_ns));
     }
-    #[derive(Deserialize)]
-    struct Answer<'a> {
-        #[serde(rename = "type", borrow)]
-        kind: Cow<'a, str>,
-        id: Option<u64>,
-        code: Option<Cow<'a, str>>,
-        message: Option<Cow<'a, str>>,
-    }
-    let Ok(answer) = serde_json::from_slice::<Answer<'_>>(text) else { return };
-    let bell = match (&*answer.kind, answer.id) {
-        ("published", Some(id)) => board.acknowledged(index, id, now_ns),
+    let Ok(reply) = serde_json::from_slice::<PublishReply<'_>>(text) else { return };
+    let publisher = match (&*reply.kind, reply.id) {
+        ("published", Some(id)) => scoreboard.acknowledged(index, id, now_ns),
         ("error", Some(id)) => {
-            let why = [answer.code, answer.message].map(Option::unwrap_or_default).join(": ");
-            board.refused(index, id, why)
+            let why = [reply.code, reply.message].map(Option::unwrap_or_default).join(": ");
+            scoreboard.refused(index, id, why)
         }
         _ => None,
     };
-    stage.ring(bell);
+    context.wake(publisher);
 }
 
-/// The request id of an acknowledgement as the gateway writes it; any other order of fields takes the long way.
-fn published(text: &[u8]) -> Option<u64> {
+/// The request id of an acknowledgement in the order of fields in which the gateway writes it; any other order is parsed as
+/// JSON.
+fn acknowledged_id(text: &[u8]) -> Option<u64> {
     let rest = text.strip_prefix(br#"{"type":"published","id":"#)?;
     let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
     str::from_utf8(&rest[..digits]).ok()?.parse().ok()
-}
-
-/// Wakes publishers when a message is due. A thread, because the runtime's timers are a millisecond coarse, which is more than
-/// the latency to be measured; it sleeps, and does nothing but ring bells. Without a rate there is none.
-#[derive(Debug)]
-pub(super) struct Pacer {
-    alive: Option<Arc<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Pacer {
-    /// Starts it together with the window of publishing.
-    pub(super) fn start(pace: Pace, bells: Vec<Arc<Notify>>) -> io::Result<Self> {
-        let Pace::Rate(rate) = pace else { return Ok(Self { alive: None, thread: None }) };
-        let step = Duration::from_secs_f64(1.0 / rate).max(STEP_MIN);
-        let alive = Arc::new(());
-        let watch = Arc::downgrade(&alive);
-        let begun = Instant::now();
-        let beat = move || {
-            let mut beats = 0_u32;
-            while watch.strong_count() > 0 {
-                bells.iter().for_each(|bell| bell.notify_one());
-                beats = beats.saturating_add(1);
-                // A moment after the time and not a moment before, when the publisher would wait for the next beat.
-                let due = begun + step.mul_f64(f64::from(beats)) + Duration::from_micros(10) - lead(pace);
-                while watch.strong_count() > 0 && Instant::now() < due {
-                    thread::park_timeout(due - Instant::now());
-                }
-            }
-        };
-        let thread = thread::Builder::new().name("pacer".to_owned()).spawn(beat)?;
-        Ok(Self { alive: Some(alive), thread: Some(thread) })
-    }
-}
-
-impl Drop for Pacer {
-    fn drop(&mut self) {
-        self.alive = None;
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It cannot have panicked: it only rings and sleeps.
-            let _ = thread.join();
-        }
-    }
 }
 
 #[cfg(test)]
@@ -189,11 +125,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn acknowledgements_are_read_by_their_beginning() {
-        assert_eq!(published(br#"{"type":"published","id":42,"room":"a"}"#), Some(42));
-        assert_eq!(published(br#"{"type":"published","id":42}"#), Some(42));
+    fn acknowledgements_are_recognised_by_their_beginning() {
+        assert_eq!(acknowledged_id(br#"{"type":"published","id":42,"room":"a"}"#), Some(42));
+        assert_eq!(acknowledged_id(br#"{"type":"published","id":42}"#), Some(42));
         for other in [&br#"{"type":"published","room":"a","id":42}"#[..], b"{\"type\":\"error\",\"id\":1}", b""] {
-            assert_eq!(published(other), None);
+            assert_eq!(acknowledged_id(other), None);
         }
     }
 }

@@ -1,15 +1,15 @@
-//! What one member has had of its room, by the publisher's own numbers: in order, late, twice, or not at all. The board asks
-//! it at every delivery. It allocates nothing as long as nothing goes wrong.
+//! What one member has received of its room, by the publisher's own numbers: in order, late, twice, or not at all. The
+//! scoreboard asks at every delivery. As long as nothing goes wrong, nothing is allocated.
 
 use std::ops::RangeInclusive;
 
-/// The holes that are remembered; more of them are merged with the last one, so that a broken run stays small.
+/// How many holes are remembered; further ones are merged with the last, so that a broken run needs little memory.
 const HOLES_MAX: usize = 1024;
 
 /// How a message arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// After everything before it, or after a hole.
+    /// After all earlier messages, or with a hole before it.
     InOrder,
     /// After one that was published later.
     Late,
@@ -17,7 +17,7 @@ pub(super) enum Arrival {
     Repeated,
 }
 
-/// One member's place.
+/// The numbers that one member has received.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
     last: u64,
@@ -25,7 +25,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// Takes note of number `number`, from 1.
+    /// Records the message `number`, counted from 1.
     pub(super) fn arrived(&mut self, number: u64) -> Arrival {
         if number > self.last {
             if number > self.last + 1 {
@@ -44,7 +44,7 @@ impl Sequence {
         Arrival::Late
     }
 
-    /// Begins in the middle: `number` is to be the next one.
+    /// Begins in the middle: `number` is the next one expected.
     pub(super) fn begin_at(&mut self, number: u64) {
         self.last = number.saturating_sub(1);
     }
@@ -76,9 +76,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     proptest! {
-        /// Against the plain model: the set of everything that came.
+        /// The model is the set of all numbers that came.
         #[test]
-        fn it_judges_like_a_set_of_everything(numbers in prop::collection::vec(1_u64..40, 0..120)) {
+        fn a_sequence_judges_like_the_set_of_all_numbers(numbers in prop::collection::vec(1_u64..40, 0..120)) {
             let (mut sequence, mut seen) = (Sequence::default(), BTreeSet::new());
             for number in numbers {
                 let expected = match seen.last() {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_run_stays_small() {
+    fn a_broken_run_needs_little_memory() {
         let mut sequence = Sequence::default();
         (1..=100_000).for_each(|number| {
             sequence.arrived(number * 2);

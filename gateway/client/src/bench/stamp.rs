@@ -1,23 +1,23 @@
-//! What this tool publishes: JSON data of a wished size with a stamp in it — which run, which message of the room, and
-//! when — at a place that is found without parsing. The board writes and reads it; nothing else looks into messages.
+//! What this tool publishes: JSON data of a given size with a stamp in it (which run, which message of the room, and when)
+//! that is found without parsing. The scoreboard writes and reads it; nothing else looks into messages.
 
-/// The beginning of the data. Its text in a message frame is where a stamp is found, whatever stands around it.
+/// The beginning of the data. A stamp is found by this text, whatever stands around it in the frame.
 const OPENING: &[u8] = b"{\"bench\":\"";
 const MIDDLE: &[u8] = b"\",\"pad\":\"";
 const CLOSING: &[u8] = b"\"}";
 /// Hexadecimal digits: the run, the sequence number, the time.
 const DIGITS: [usize; 3] = [8, 12, 16];
-/// The data without any padding: no payload is smaller.
+/// The size of data without padding: no payload is smaller.
 pub(super) const BYTES_MIN: usize = OPENING.len() + DIGITS[0] + DIGITS[1] + DIGITS[2] + MIDDLE.len() + CLOSING.len();
 
-/// A message's stamp.
+/// Identifies a message and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     /// The run that published it.
     pub(super) run: u32,
     /// Its number in its room, from 1.
     pub(super) sequence: u64,
-    /// When it was published or, at a fixed rate, was to be: nanoseconds since 1970 on the publisher's steady clock.
+    /// When it was published or, at a fixed rate, was scheduled: nanoseconds since 1970 on the publisher's steady clock.
     pub(super) at_ns: u64,
 }
 
@@ -27,8 +27,8 @@ impl Stamp {
         let end = out.len() + bytes.max(BYTES_MIN) - CLOSING.len();
         out.extend_from_slice(OPENING);
         for (number, digits) in [u64::from(self.run), self.sequence, self.at_ns].into_iter().zip(DIGITS) {
-            for place in (0..digits).rev() {
-                out.push(b"0123456789abcdef"[(number >> (4 * place)) as usize & 15]);
+            for digit in (0..digits).rev() {
+                out.push(b"0123456789abcdef"[(number >> (4 * digit)) as usize & 15]);
             }
         }
         out.extend_from_slice(MIDDLE);
@@ -36,14 +36,13 @@ impl Stamp {
         out.extend_from_slice(CLOSING);
     }
 
-    /// The stamp of a message frame. `place` is where the last one was found: frames of one run differ by a digit now and
-    /// then, so that the place is mostly right and nothing is searched.
-    pub(super) fn find(frame: &[u8], place: &mut usize) -> Option<Self> {
-        let is_there = |place: usize| frame.get(place..place + OPENING.len()) == Some(OPENING);
-        if !is_there(*place) {
-            *place = frame.windows(OPENING.len()).position(|window| window == OPENING)?;
+    /// The stamp of a message frame. `at` is the index where the last one was found: frames of one run differ in length by
+    /// a digit now and then, so this index is mostly right and no search is needed.
+    pub(super) fn find(frame: &[u8], at: &mut usize) -> Option<Self> {
+        if frame.get(*at..*at + OPENING.len()) != Some(OPENING) {
+            *at = frame.windows(OPENING.len()).position(|window| window == OPENING)?;
         }
-        let mut rest = frame.get(*place + OPENING.len()..)?;
+        let mut rest = frame.get(*at + OPENING.len()..)?;
         let mut numbers = [0_u64; 3];
         for (number, digits) in numbers.iter_mut().zip(DIGITS) {
             for &digit in rest.get(..digits)? {
@@ -61,24 +60,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_is_json_of_the_wished_size_and_is_found_again() {
+    fn a_stamp_is_json_of_the_given_size_and_is_found_again() {
         let stamp = Stamp { run: 0xdead_beef, sequence: 42, at_ns: 1_763_760_000_123_456_789 };
         for bytes in [BYTES_MIN, 128, 4096] {
             let mut data = Vec::new();
             stamp.write(bytes, &mut data);
             assert_eq!(data.len(), bytes);
             assert!(serde_json::from_slice::<serde::de::IgnoredAny>(&data).is_ok());
-            let mut place = 7;
+            let mut at = 7;
             for head in ["{\"type\":\"message\",\"data\":", "{\"data\":"] {
                 let frame = [head.as_bytes(), &data, b",\"ts\":1}"].concat();
-                assert_eq!(Stamp::find(&frame, &mut place), Some(stamp));
-                assert_eq!(place, head.len());
+                assert_eq!(Stamp::find(&frame, &mut at), Some(stamp));
+                assert_eq!(at, head.len());
             }
         }
     }
 
     #[test]
-    fn other_frames_have_none() {
+    fn other_frames_have_no_stamp() {
         for frame in [
             "",
             "{\"type\":\"joined\"}",

@@ -1,8 +1,12 @@
 //! `sub` over HTTP streaming: the URL as for server-sent events, the frames as on a WebSocket, one per line. It owns the
-//! body; lines are `ndjson`'s, frames `subscription`'s.
+//! body; `ndjson` splits the lines, `subscription` reads the frames.
 
-use super::{Gateway, PATIENCE, body::Body, perform};
+use super::{
+    body::Body,
+    steps::{CONNECT_LIMIT, perform},
+};
 use crate::{
+    connection::Gateway,
     ndjson::Lines,
     subscription::{Step, Subscription},
 };
@@ -13,10 +17,10 @@ pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -
     let target = subscription.target("stream");
     let mut body = Body::open(gateway, &target, "application/x-ndjson").await?;
     let mut lines = Lines::default();
-    let mut silence = PATIENCE;
+    let mut silence = CONNECT_LIMIT;
     loop {
         let bytes = body.next(silence).await.map_err(|why| subscription.closed(None, &why))?;
-        for line in lines.feed(&bytes).map_err(|long| Step::Over(long.to_string()))? {
+        for line in lines.feed(&bytes).map_err(|too_long| Step::Stop(too_long.to_string()))? {
             match subscription.frame(&line) {
                 Step::Begin { silence: allowed } => silence = allowed,
                 step => perform(step, &line)?,

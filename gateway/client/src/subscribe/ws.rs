@@ -1,32 +1,40 @@
-//! `sub` over a WebSocket: rooms are joined by frames. It owns the socket; what frames mean is `subscription`'s.
+//! `sub` over a WebSocket: frames join the rooms. It owns the socket; `subscription` decides what frames mean.
 
-use super::{Gateway, PATIENCE, perform, refused};
+use super::steps::{CONNECT_LIMIT, not_connected, perform, refused};
 use crate::{
-    FRAME_BYTES_MAX,
+    connection::{Connection, Gateway},
+    size_limit::FRAME_BYTES_MAX,
     subscription::{Step, Subscription},
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::header::AUTHORIZATION;
 use std::{convert::Infallible, time::Duration};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async_with_config,
+    WebSocketStream, client_async_with_config,
     tungstenite::{Error, Message, client::IntoClientRequest as _, protocol::WebSocketConfig},
 };
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+type Socket = WebSocketStream<Connection>;
 
 /// Follows until the connection ends; gives the step that ended it.
 pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -> Result<Infallible, Step> {
-    let mut socket = connect(gateway).await?;
-    let mut silence = PATIENCE;
+    let mut socket = match timeout(CONNECT_LIMIT, connect(gateway)).await {
+        Ok(connected) => connected?,
+        Err(_) => {
+            let why =
+                format!("{} did not open a WebSocket within {} s", gateway.url.authority, CONNECT_LIMIT.as_secs());
+            return Err(Step::Reconnect { after: None, why });
+        }
+    };
+    let mut silence = CONNECT_LIMIT;
     loop {
         let text = match timeout(silence, socket.next()).await {
             Err(_) => return Err(subscription.closed(None, "the server went silent")),
             Ok(None) => return Err(subscription.closed(None, "the connection ended")),
             Ok(Some(Err(error))) => return Err(subscription.closed(None, &error.to_string())),
             Ok(Some(Ok(Message::Close(frame)))) => {
-                // The answer to it is sent by reading on; the server closes the connection then.
+                // Reading on sends the close frame that answers this one; then the server closes the connection.
                 let _ = timeout(Duration::from_secs(1), socket.next()).await;
                 let (code, reason) = frame.map_or((None, "closed".into()), |f| (Some(f.code.into()), f.reason));
                 return Err(subscription.closed(code, &reason));
@@ -45,27 +53,29 @@ pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -
     }
 }
 
-/// Opens the socket, or says as a step what to do instead.
+/// Opens the socket, or gives the step to take instead.
 async fn connect(gateway: &Gateway) -> Result<Socket, Step> {
-    let request = gateway.server.websocket("/ws").into_client_request();
-    let mut request = request.map_err(|error| Step::Over(error.to_string()))?;
+    let url = format!("ws://{}{}", gateway.url.authority, gateway.url.path("/ws"));
+    let mut request = url.into_client_request().map_err(|error| Step::Stop(error.to_string()))?;
     if let Some(token) = &gateway.authorization {
         request.headers_mut().insert(AUTHORIZATION, token.clone());
     }
-    // Its default reserves 128 KiB for reading; messages are small.
+    // The library's default reserves 128 KiB for reading; messages are small.
     let config = WebSocketConfig::default()
         .read_buffer_size(8 << 10)
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
-    let authority = &gateway.server.authority;
-    let again = |why: String| Err(Step::Reconnect { after: None, why });
-    match timeout(PATIENCE, connect_async_with_config(request, Some(config), true)).await {
-        Err(_) => again(format!("{authority} does not answer")),
-        Ok(Ok((socket, _))) => Ok(socket),
-        Ok(Err(Error::Http(answer))) => {
-            Err(refused(answer.status(), answer.headers(), format!("refused with {}", answer.status())))
+    let connection = gateway.connect().await.map_err(not_connected)?;
+    match client_async_with_config(request, connection, Some(config)).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(Error::Http(response)) => {
+            let (status, headers) = (response.status(), response.headers());
+            Err(refused(status, headers, format!("refused with {status}")))
         }
-        Ok(Err(error)) => again(format!("cannot connect to {authority}: {error}")),
+        Err(error) => {
+            let why = format!("{} did not open a WebSocket: {error}", gateway.url.authority);
+            Err(Step::Reconnect { after: None, why })
+        }
     }
 }
 

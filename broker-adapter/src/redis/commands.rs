@@ -1,0 +1,220 @@
+//! The commands that the broker sends to Redis, and how the replies of its scripts are read. Sends nothing itself.
+
+use crate::{
+    Cursor, Epoch, IdempotencyKey, MessageId, NodeId, Offset, Publish, Published, Retention, Room, SessionId,
+    envelope::{self, Kind},
+    redis::{
+        fence::Fence,
+        keys::{Keys, Part, Partition},
+        scripts::Scripts,
+    },
+};
+use bytes::BytesMut;
+use redis::{Cmd, Value};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long a room's meta is kept after its last message or join, at least. Until then cursors of the room are valid.
+const META_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A room's presence versions begin with the current time in milliseconds times this number. So they go on growing
+/// after Redis has lost the last one, as long as a room has at most a million changes in a second.
+const VERSIONS_PER_MS: u64 = 1000;
+
+/// Builds the commands of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct CommandBuilder {
+    pub(crate) keys: Keys,
+    pub(crate) node: NodeId,
+    pub(crate) scripts: &'static Scripts,
+}
+
+/// A message with the node's running number for it.
+#[derive(Debug)]
+pub(crate) struct NumberedPublish {
+    pub(crate) publish: Publish,
+    pub(crate) number: u64,
+}
+
+/// A session that enters or leaves a room.
+#[derive(Debug)]
+pub(crate) struct PresenceChange {
+    pub(crate) room: Room,
+    pub(crate) session: SessionId,
+    /// The owner that writes the entry. A leave removes only an entry of the same owner.
+    pub(crate) owner: NodeId,
+    /// `None`: the session leaves.
+    pub(crate) enter: Option<PresenceEntry>,
+    /// Whether members are sent an event, if this is a user's first or last session.
+    pub(crate) announce: bool,
+}
+
+/// What Redis stores about a session that is present.
+#[derive(Debug)]
+pub(crate) struct PresenceEntry {
+    /// Made by [`envelope::presence_payload`].
+    pub(crate) payload: Vec<u8>,
+    /// Whether its leave will be announced.
+    pub(crate) announce_leave: bool,
+}
+
+/// The owner in whose name a heartbeat is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeartbeatOwner {
+    /// No heartbeat of this owner was acknowledged so far.
+    New(NodeId),
+    /// Redis has acknowledged an earlier heartbeat.
+    Known(NodeId),
+}
+
+impl CommandBuilder {
+    /// The command that publishes messages of one room.
+    ///
+    /// # Panics
+    /// Without a message. Several messages have no idempotency keys and the same retention; `batch.rs` sees to it.
+    pub(crate) fn publish(&self, fence: &Fence, messages: &[NumberedPublish]) -> Cmd {
+        let first = &messages[0].publish;
+        let tails = messages.iter().map(|NumberedPublish { publish, number }| {
+            let id = MessageId { node: self.node, number: *number };
+            let mut tail = BytesMut::new();
+            envelope::put_tail(&mut tail, id, publish.ts_ms, publish.author, &publish.payload);
+            tail
+        });
+        let kind = if messages.len() == 1 { Kind::Message } else { Kind::Messages };
+        let Some(retention) = first.retention else {
+            return self.publish_without_history(first, &envelope::messages_without_cursor(kind, tails));
+        };
+        let keys = 2 + usize::from(first.key.is_some());
+        let mut cmd = self.scripts.publish.call(keys, 8 + messages.len());
+        cmd.arg(self.keys.of(Part::Meta, &first.room)).arg(self.keys.of(Part::Stream, &first.room));
+        if let Some(key) = &first.key {
+            cmd.arg(self.keys.idempotency(&first.room, key));
+        }
+        cmd.arg(self.keys.of(Part::Channel, &first.room))
+            .arg(&envelope::head(kind, true)[..])
+            .arg(fence.as_str())
+            .arg(&Epoch::random().as_bytes()[..])
+            .arg(retention.messages)
+            .arg(millis(retention.ttl))
+            .arg(meta_ttl(retention))
+            .arg(millis(IdempotencyKey::TTL));
+        for tail in tails {
+            cmd.arg(&tail[..]);
+        }
+        cmd
+    }
+
+    fn publish_without_history(&self, first: &Publish, message: &[u8]) -> Cmd {
+        let channel = self.keys.of(Part::Channel, &first.room);
+        let Some(key) = &first.key else {
+            return self.send(&channel, message);
+        };
+        let mut cmd = self.scripts.publish_once.call(1, 3);
+        cmd.arg(self.keys.idempotency(&first.room, key)).arg(channel).arg(message).arg(millis(IdempotencyKey::TTL));
+        cmd
+    }
+
+    /// The command that sends bytes to the current subscribers of a channel.
+    pub(crate) fn send(&self, channel: &str, bytes: &[u8]) -> Cmd {
+        let mut cmd = Cmd::with_capacity(3, 32 + channel.len() + bytes.len());
+        cmd.arg(if self.scripts.is_sharded { "SPUBLISH" } else { "PUBLISH" }).arg(channel).arg(bytes);
+        cmd
+    }
+
+    /// The command that reads a room's head. It begins a new epoch if Redis has no room of that name under this fence.
+    pub(crate) fn head(&self, fence: &Fence, room: &Room, retention: Retention) -> Cmd {
+        let mut cmd = self.scripts.head.call(2, 3);
+        cmd.arg(self.keys.of(Part::Meta, room))
+            .arg(self.keys.of(Part::Stream, room))
+            .arg(fence.as_str())
+            .arg(&Epoch::random().as_bytes()[..])
+            .arg(meta_ttl(retention));
+        cmd
+    }
+
+    /// The command that records that a session enters or leaves a room.
+    pub(crate) fn presence(&self, change: &PresenceChange) -> Cmd {
+        let room = &change.room;
+        let partition = Partition::of(room);
+        let now = now_ms();
+        let mut tail = BytesMut::new();
+        let id = MessageId { node: self.node, number: 0 };
+        envelope::put_tail(&mut tail, id, now, Some(change.session), &[]);
+        let (verb, payload, announce_leave) = match &change.enter {
+            Some(entry) => ("enter", &entry.payload[..], entry.announce_leave),
+            None => ("leave", &[][..], true),
+        };
+        let mut cmd = self.scripts.presence.call(4, 12);
+        cmd.arg(self.keys.of(Part::Sessions, room))
+            .arg(self.keys.of(Part::Users, room))
+            .arg(self.keys.rooms(partition))
+            .arg(self.keys.rooms_of(change.owner, partition))
+            .arg(verb)
+            .arg(&change.session.0[..])
+            .arg(&change.owner.0.to_be_bytes()[..])
+            .arg(payload)
+            .arg(u8::from(announce_leave))
+            .arg(u8::from(change.announce))
+            .arg(self.keys.of(Part::Channel, room))
+            .arg(&envelope::head(Kind::Joined, false)[..])
+            .arg(&envelope::head(Kind::Left, false)[..])
+            .arg(&tail[..])
+            .arg(room.as_str())
+            .arg(now * VERSIONS_PER_MS);
+        cmd
+    }
+
+    /// The command that records a heartbeat of `owner`, reports the dead owners that this node has `swept`, and claims
+    /// others that have died.
+    pub(crate) fn heartbeat(&self, owner: HeartbeatOwner, dead_after: Duration, swept: &[NodeId]) -> Cmd {
+        let (owner, state) = match owner {
+            HeartbeatOwner::New(owner) => (owner, "new"),
+            HeartbeatOwner::Known(owner) => (owner, "known"),
+        };
+        let mut cmd = self.scripts.heartbeat.call(1, 3 + swept.len());
+        cmd.arg(self.keys.nodes()).arg(owner.to_string()).arg(millis(dead_after)).arg(state);
+        for dead in swept {
+            cmd.arg(dead.to_string());
+        }
+        cmd
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 45)
+}
+
+fn meta_ttl(retention: Retention) -> u64 {
+    millis(META_TTL.max(retention.ttl.saturating_mul(2)))
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Reads the reply to a publish, of its first message; `None`: malformed reply.
+pub(crate) fn published(reply: &Value) -> Option<Published> {
+    match reply {
+        // The reply of PUBLISH: the number of subscribers.
+        Value::Int(_) => Some(Published { cursor: None, duplicate: false }),
+        Value::BulkString(text) => {
+            let (mark, rest) = text.split_first()?;
+            let cursor = if rest.is_empty() { None } else { Some(cursor(rest)?) };
+            Some(Published { cursor, duplicate: *mark == b'=' })
+        }
+        _ => None,
+    }
+}
+
+/// Reads a room's head; `None`: malformed reply.
+pub(crate) fn head(reply: &Value) -> Option<Cursor> {
+    match reply {
+        Value::BulkString(text) => cursor(text),
+        _ => None,
+    }
+}
+
+/// Eight characters of epoch, then the offset in decimal.
+fn cursor(text: &[u8]) -> Option<Cursor> {
+    let (epoch, offset) = text.split_first_chunk::<{ Epoch::LEN }>()?;
+    Some(Cursor::new(Epoch::from_bytes(*epoch)?, Offset(std::str::from_utf8(offset).ok()?.parse().ok()?)))
+}

@@ -1,0 +1,270 @@
+//! The task that keeps one connection open: connects, probes, drops and connects again, as `supervisor.rs` says. A
+//! [`Driver`] uses the connection, to write or to subscribe.
+
+use crate::redis::{
+    connection::{
+        open::{OpenConnection, open},
+        status::{ConnectionStatus, Signals},
+        supervisor::{GRACE, Input, State, Step, Supervisor},
+    },
+    errors::ConnectError,
+    scripts::Scripts,
+    topology::target::Target,
+};
+use futures_util::future::BoxFuture;
+use redis::{PushInfo, PushKind};
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{sleep_until, timeout},
+};
+
+/// Uses a connection for one purpose: to write, or to subscribe.
+pub(crate) trait Driver: Send {
+    /// Makes the function that takes what Redis sends unasked over the next connection. The function is called in the
+    /// connection's own task and must not block.
+    fn push_handler(&mut self, signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync>;
+
+    /// How long the client library waits for a reply.
+    fn response_timeout(&self) -> Duration;
+
+    /// Uses a connection until the future is dropped.
+    fn drive<'a>(&'a mut self, connection: OpenConnection, signals: &'a Signals) -> BoxFuture<'a, ()>;
+
+    /// Runs while there is no connection, until the future is dropped.
+    fn idle(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(pending())
+    }
+}
+
+/// A connection to be kept: its status, where it leads, and the scripts that it needs.
+pub(crate) struct Endpoint {
+    pub(crate) status: Arc<ConnectionStatus>,
+    pub(crate) target: Target,
+    pub(crate) scripts: &'static Scripts,
+}
+
+/// The result of the first attempt to connect.
+pub(crate) type FirstAttempt = Result<(), ConnectError>;
+
+/// Keeps a connection until `stop` is true, and sends the result of the first attempt to `first`.
+pub(crate) async fn keep(
+    endpoint: Endpoint,
+    mut driver: impl Driver,
+    first: oneshot::Sender<FirstAttempt>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let status = Arc::clone(&endpoint.status);
+    let supervisor = Supervisor::new(Instant::now());
+    // The first failure is not logged: `first` gets it.
+    let mut task = ConnectionTask { endpoint, supervisor, shown: State::Down, first: Some(first), is_logged: true };
+    let keeping = async {
+        loop {
+            let (connection, signals) = task.connect(&mut driver).await;
+            let work = driver.drive(connection.clone(), &signals);
+            task.supervise(connection, &signals, work).await;
+        }
+    };
+    tokio::select! {
+        () = keeping => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    status.set_state(State::Down);
+}
+
+/// The task that keeps one connection.
+struct ConnectionTask {
+    endpoint: Endpoint,
+    supervisor: Supervisor,
+    /// The state that other tasks and the log know.
+    shown: State,
+    first: Option<oneshot::Sender<FirstAttempt>>,
+    /// The log has a warning that Redis cannot be reached, since the last connection.
+    is_logged: bool,
+}
+
+impl ConnectionTask {
+    /// Tries until there is a connection.
+    async fn connect(&mut self, driver: &mut impl Driver) -> (OpenConnection, Arc<Signals>) {
+        loop {
+            match self.step() {
+                Step::Wait(until) => {
+                    let target = &mut self.endpoint.target;
+                    let waiting = async {
+                        tokio::select! {
+                            () = sleep_until(until.into()) => false,
+                            _ = target.moved() => true,
+                        }
+                    };
+                    if idle_until(driver, waiting).await {
+                        self.input(Input::Moved);
+                    }
+                }
+                Step::Connect => {
+                    if let Some(connected) = self.attempt(driver).await {
+                        return connected;
+                    }
+                }
+                Step::Probe | Step::Drop => {}
+            }
+        }
+    }
+
+    /// Tries once.
+    async fn attempt(&mut self, driver: &mut impl Driver) -> Option<(OpenConnection, Arc<Signals>)> {
+        let signals = self.endpoint.status.signals();
+        let (reports, handle) = (Arc::clone(&signals), driver.push_handler(&signals));
+        let on_push = move |push: PushInfo| match push.kind {
+            PushKind::Disconnection => reports.lost(),
+            _ => {
+                reports.received();
+                handle(push);
+            }
+        };
+        let Endpoint { target, scripts, .. } = &mut self.endpoint;
+        let opening = open(target.clone(), scripts, driver.response_timeout(), on_push);
+        // `open` asks for the current master. Only a move after that question ends the attempt.
+        target.mark_seen();
+        let attempt = async {
+            tokio::select! {
+                result = opening => (false, result),
+                address = target.moved() => {
+                    let why = "it became the master during the attempt".to_owned();
+                    (true, Err(ConnectError::Refused { address, why }))
+                }
+            }
+        };
+        let (moved, result) = idle_until(driver, attempt).await;
+        let (outcome, connection) = match result {
+            Ok(connection) => {
+                self.is_logged = false;
+                self.endpoint.status.set_connected(connection.server.clone());
+                self.input(Input::Connected);
+                (Ok(()), Some(connection))
+            }
+            Err(error) => {
+                self.log(&error);
+                self.input(Input::Refused);
+                (Err(error), None)
+            }
+        };
+        if let Some(first) = self.first.take() {
+            let _ = first.send(outcome); // the receiver may have stopped waiting
+        }
+        if moved {
+            self.input(Input::Moved);
+        }
+        connection.map(|connection| (connection, signals))
+    }
+
+    /// Watches over a connection while `work` uses it. Returns when the connection is to be dropped.
+    async fn supervise(&mut self, connection: OpenConnection, signals: &Signals, work: impl Future<Output = ()>) {
+        let mut work = pin!(work);
+        let mut probe: Option<BoxFuture<'static, Input>> = None;
+        loop {
+            let until = match self.step() {
+                Step::Wait(until) => until,
+                Step::Probe => {
+                    probe = Some(Box::pin(connection.clone().probe()));
+                    continue;
+                }
+                Step::Drop | Step::Connect => return,
+            };
+            let reply = async {
+                match &mut probe {
+                    Some(probe) => probe.await,
+                    None => pending().await,
+                }
+            };
+            let input = tokio::select! {
+                biased;
+                input = signals.next() => input,
+                input = reply => input,
+                master = self.endpoint.target.moved() => {
+                    if master == connection.server.address.addr().to_string() {
+                        continue;
+                    }
+                    Input::Moved
+                }
+                () = &mut work => Input::Lost,
+                // The deadline of this step. If a probe is under way, its reply may stand behind a flood of messages,
+                // or may have arrived while this process had no processor: neither is a silent connection.
+                () = sleep_until(until.into()) => match &mut probe {
+                    None => continue,
+                    Some(_) if signals.take_received() => Input::Answered,
+                    Some(probe) => match timeout(GRACE, probe).await {
+                        Ok(input) => input,
+                        Err(_) => continue,
+                    },
+                },
+            };
+            if input == Input::Answered {
+                probe = None;
+            }
+            self.input(input);
+        }
+    }
+
+    fn step(&mut self) -> Step {
+        let step = self.supervisor.step(Instant::now(), jitter());
+        self.show();
+        step
+    }
+
+    fn input(&mut self, input: Input) {
+        self.supervisor.on(input, Instant::now(), jitter());
+        self.show();
+    }
+
+    /// Shows a change of state to the other tasks, and to the log.
+    fn show(&mut self) {
+        let (was, now) = (self.shown, self.supervisor.state());
+        if was == now {
+            return;
+        }
+        self.shown = now;
+        let status = &self.endpoint.status;
+        status.set_state(now);
+        let connection = &status.name;
+        match now {
+            State::Up => tracing::info!(%connection, reconnects = status.reconnects(), "Redis connection up"),
+            State::Suspect => tracing::warn!(%connection, "Redis connection suspect: Redis replies late"),
+            State::Down if was != State::Connecting => tracing::warn!(%connection, "Redis connection down"),
+            _ => tracing::debug!(%connection, state = ?now, "Redis connection"),
+        }
+    }
+
+    /// Warns once until the next connection.
+    fn log(&mut self, error: &ConnectError) {
+        let connection = &self.endpoint.status.name;
+        if self.is_logged {
+            tracing::debug!(%connection, %error, "Redis cannot be reached");
+        } else {
+            tracing::warn!(%connection, %error, "Redis cannot be reached; trying again");
+        }
+        self.is_logged = true;
+    }
+}
+
+/// Lets the driver idle until `done` is ready.
+async fn idle_until<T>(driver: &mut impl Driver, done: impl Future<Output = T>) -> T {
+    let idle = async {
+        driver.idle().await;
+        pending().await
+    };
+    tokio::select! {
+        biased;
+        done = done => done,
+        never = idle => never,
+    }
+}
+
+/// A random number from 0 to 1.
+fn jitter() -> f64 {
+    crate::cursor::random_u64() as f64 / u64::MAX as f64
+}

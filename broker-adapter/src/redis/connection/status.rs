@@ -1,0 +1,142 @@
+//! What a connection's task shows to other tasks (`ConnectionStatus`), and what its driver reports to it (`Signals`).
+
+use crate::redis::{
+    connection::supervisor::{Input, State},
+    fence::Fence,
+    topology::events::TopologyEvents,
+};
+use redis::ConnectionInfo;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+use tokio::sync::{Notify, watch};
+
+/// The state of one connection, for other tasks.
+#[derive(Debug)]
+pub(crate) struct ConnectionStatus {
+    /// What the log calls it.
+    pub(crate) name: String,
+    up: AtomicBool,
+    /// Counts the connections that were made.
+    connected: AtomicU64,
+    last: watch::Sender<Option<Server>>,
+    /// Counts how often the connection came up.
+    ups: watch::Sender<u64>,
+    events: Arc<TopologyEvents>,
+}
+
+/// The server that a connection led to, and the fence of that server's memory.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    pub(crate) address: ConnectionInfo,
+    pub(crate) fence: Fence,
+}
+
+impl ConnectionStatus {
+    pub(crate) fn new(name: String, events: Arc<TopologyEvents>) -> Self {
+        let (ups, last) = (watch::Sender::new(0), watch::Sender::new(None));
+        Self { name, up: AtomicBool::new(false), connected: AtomicU64::new(0), last, ups, events }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Connections made after the first one.
+    pub(crate) fn reconnects(&self) -> u64 {
+        self.connected.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    /// The fence of the last connection.
+    pub(crate) fn fence(&self) -> Option<Fence> {
+        self.last.borrow().as_ref().map(|server| server.fence.clone())
+    }
+
+    /// The server of the last connection.
+    pub(crate) fn server(&self) -> Option<ConnectionInfo> {
+        self.last.borrow().as_ref().map(|server| server.address.clone())
+    }
+
+    /// Changes with each connection that is made.
+    pub(crate) fn connections(&self) -> watch::Receiver<Option<Server>> {
+        self.last.subscribe()
+    }
+
+    pub(crate) async fn wait_until_up(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.ups.subscribe().wait_for(|ups| *ups > 0).await;
+    }
+
+    /// A connection has been made.
+    pub(crate) fn set_connected(&self, server: Server) {
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        self.last.send_replace(Some(server));
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        let up = state == State::Up;
+        if self.up.swap(up, Ordering::AcqRel) != up && up {
+            self.ups.send_modify(|ups| *ups += 1);
+            self.events.connection_up();
+        }
+    }
+
+    /// Signals for one attempt to connect and for its connection.
+    pub(crate) fn signals(&self) -> Arc<Signals> {
+        Arc::new(Signals { events: Arc::clone(&self.events), ..Signals::default() })
+    }
+}
+
+/// What the driver of a connection, and the connection itself, report to the task that keeps it.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    synced: Notify,
+    late: Notify,
+    lost: Notify,
+    /// Something was received since the last look.
+    received: AtomicBool,
+    events: Arc<TopologyEvents>,
+}
+
+impl Signals {
+    /// A reply has shown that a room is not at the master that the routes say.
+    pub(crate) fn request_refresh(&self) {
+        self.events.request_refresh();
+    }
+
+    /// The driver has restored everything that the connection is for.
+    pub(crate) fn synced(&self) {
+        self.synced.notify_one();
+    }
+
+    /// A command was not answered in its time.
+    pub(crate) fn late(&self) {
+        self.late.notify_one();
+    }
+
+    /// The connection cannot be used any more.
+    pub(crate) fn lost(&self) {
+        self.lost.notify_one();
+    }
+
+    /// Redis has sent something.
+    pub(crate) fn received(&self) {
+        self.received.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether Redis has sent something since the last call.
+    pub(crate) fn take_received(&self) -> bool {
+        self.received.swap(false, Ordering::Relaxed)
+    }
+
+    /// Waits for the next report.
+    pub(crate) async fn next(&self) -> Input {
+        tokio::select! {
+            biased;
+            () = self.lost.notified() => Input::Lost,
+            () = self.synced.notified() => Input::Synced,
+            () = self.late.notified() => Input::Late,
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! `Supervisor`: judges one connection, as a state machine without I/O. Inputs and the time go in, the next step comes
+//! out; the task in `keep.rs` does the step.
+//!
+//! ```text
+//! down -> connecting -> syncing -> up <-> suspect
+//!   ^---------- lost, refused, or a probe unanswered for DEAD_AFTER -----------|
+//! ```
+//! A closed connection is down at once. A stalled one is down at most PROBE_EVERY + DEAD_AFTER = 2.5 s after it
+//! stalled: a probe is due within 1 s, and its reply may take 1.5 s.
+
+use std::time::{Duration, Instant};
+
+/// From the reply to a probe until the next probe.
+pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// A probe without a reply for this long makes the connection suspect.
+pub(crate) const SUSPECT_AFTER: Duration = Duration::from_secs(1);
+/// A probe without a reply for this long ends the connection.
+pub(crate) const DEAD_AFTER: Duration = Duration::from_millis(1500);
+/// After a deadline, time for a reply that has arrived but was not read yet, because this process had no processor.
+pub(crate) const GRACE: Duration = Duration::from_millis(100);
+/// How long connecting and its handshake may take.
+pub(crate) const CONNECT_MAX: Duration = Duration::from_millis(1500);
+/// The shortest time between the end of a connection and the next attempt.
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(50);
+/// The longest time between them. Members learn within 2 s after Redis is back what they have missed; the rest of the 2
+/// s is for subscribing and for comparing heads.
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// There is no connection. The next attempt begins when its time has come.
+    Down,
+    /// An attempt is under way.
+    Connecting,
+    /// Connected. The driver restores what the connection is for.
+    Syncing,
+    /// In use.
+    Up,
+    /// Connected, but Redis replies late: nothing new is sent.
+    Suspect,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// The attempt succeeded.
+    Connected,
+    /// The attempt failed.
+    Refused,
+    /// The driver has restored everything.
+    Synced,
+    /// The probe's reply came.
+    Answered,
+    /// A command's reply did not come in time.
+    Late,
+    /// The connection ended, or cannot be used any more.
+    Lost,
+    /// Another server is the master now: the connection, or the next attempt, would lead to the wrong one.
+    Moved,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Connect.
+    Connect,
+    /// Ask the server whether it is alive.
+    Probe,
+    /// Drop the connection.
+    Drop,
+    /// Do nothing until this time, unless an input comes.
+    Wait(Instant),
+}
+
+/// Decides when to connect, to probe and to drop one connection.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    state: State,
+    /// Ended connections and failed attempts since the last reply to a probe.
+    failures: u32,
+    /// Down: the next attempt. Connecting: the end of the attempt. Else: the next probe.
+    due: Instant,
+    /// When the unanswered probe was sent.
+    probed: Option<Instant>,
+    drop_first: bool,
+}
+
+impl Supervisor {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { state: State::Down, failures: 0, due: now, probed: None, drop_first: false }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Takes what happened. `jitter` is a fresh random number from 0 to 1 for each call.
+    pub(crate) fn on(&mut self, input: Input, now: Instant, jitter: f64) {
+        match (self.state, input) {
+            (State::Connecting, Input::Connected) => {
+                self.state = State::Syncing;
+                self.probed = None;
+                self.due = now + PROBE_EVERY;
+            }
+            (State::Syncing, Input::Synced) => self.state = State::Up,
+            (State::Syncing | State::Up | State::Suspect, Input::Answered) => self.answered(now),
+            (State::Up, Input::Late) => {
+                self.state = State::Suspect;
+                self.due = now;
+            }
+            (State::Down, Input::Moved) => {
+                self.due = self.due.min(now + RETRY_MIN);
+                self.failures = 0;
+            }
+            (State::Down, _) => {}
+            (State::Syncing | State::Up | State::Suspect, Input::Moved) => {
+                self.fall(now, 0.0);
+                self.failures = 0;
+            }
+            (_, Input::Lost | Input::Refused) => self.fall(now, jitter),
+            _ => {}
+        }
+    }
+
+    /// Returns what to do now. Called again after that is done, and after every input.
+    pub(crate) fn step(&mut self, now: Instant, jitter: f64) -> Step {
+        if std::mem::take(&mut self.drop_first) {
+            return Step::Drop;
+        }
+        match (self.state, self.probed) {
+            (State::Down, _) if now >= self.due => {
+                self.state = State::Connecting;
+                self.due = now + CONNECT_MAX;
+                Step::Connect
+            }
+            (State::Connecting, _) if now >= self.due => self.end(now, jitter),
+            (State::Down | State::Connecting, _) => Step::Wait(self.due),
+            (_, None) if now >= self.due => {
+                self.probed = Some(now);
+                Step::Probe
+            }
+            (_, None) => Step::Wait(self.due),
+            (_, Some(probed)) if now >= probed + DEAD_AFTER => self.end(now, jitter),
+            (State::Up, Some(probed)) if now < probed + SUSPECT_AFTER => Step::Wait(probed + SUSPECT_AFTER),
+            (state, Some(probed)) => {
+                if state == State::Up {
+                    self.state = State::Suspect;
+                }
+                Step::Wait(probed + DEAD_AFTER)
+            }
+        }
+    }
+
+    fn answered(&mut self, now: Instant) {
+        self.probed = None;
+        self.due = now + PROBE_EVERY;
+        if self.state != State::Syncing {
+            self.state = State::Up;
+            self.failures = 0;
+        }
+    }
+
+    /// A deadline has passed: the connection is dropped by this very step.
+    fn end(&mut self, now: Instant, jitter: f64) -> Step {
+        self.fall(now, jitter);
+        self.drop_first = false;
+        Step::Drop
+    }
+
+    /// Goes down. The next attempt comes after a random time, whose upper end doubles with each failure up to
+    /// RETRY_MAX, so that nodes which lost their connections together do not return together.
+    fn fall(&mut self, now: Instant, jitter: f64) {
+        let longest = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
+        self.state = State::Down;
+        self.failures = self.failures.saturating_add(1);
+        self.probed = None;
+        self.due = now + RETRY_MIN + (longest - RETRY_MIN).mul_f64(jitter.clamp(0.0, 1.0));
+        self.drop_first = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn up(now: Instant) -> Supervisor {
+        let mut supervisor = Supervisor::new(now);
+        assert_eq!(supervisor.step(now, 0.5), Step::Connect);
+        supervisor.on(Input::Connected, now, 0.5);
+        supervisor.on(Input::Synced, now, 0.5);
+        assert_eq!(supervisor.state(), State::Up);
+        supervisor
+    }
+
+    #[test]
+    fn a_lost_connection_is_down_at_once_and_tried_again_soon() {
+        let now = Instant::now();
+        let mut supervisor = up(now);
+        supervisor.on(Input::Lost, now, 1.0);
+        assert_eq!(supervisor.state(), State::Down);
+        assert_eq!(supervisor.step(now, 1.0), Step::Drop);
+        assert_eq!(supervisor.step(now, 1.0), Step::Wait(now + Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn a_late_reply_makes_a_connection_suspect_and_a_missing_one_ends_it() {
+        let now = Instant::now();
+        let mut supervisor = up(now);
+        let probed = now + PROBE_EVERY;
+        assert_eq!(supervisor.step(probed, 0.5), Step::Probe);
+        assert_eq!(supervisor.step(probed, 0.5), Step::Wait(probed + SUSPECT_AFTER));
+        assert_eq!(supervisor.step(probed + SUSPECT_AFTER, 0.5), Step::Wait(probed + DEAD_AFTER));
+        assert_eq!(supervisor.state(), State::Suspect);
+        supervisor.on(Input::Answered, probed + SUSPECT_AFTER, 0.5);
+        assert_eq!(supervisor.state(), State::Up);
+        let probed = probed + SUSPECT_AFTER + PROBE_EVERY;
+        assert_eq!(supervisor.step(probed, 0.5), Step::Probe);
+        assert_eq!(supervisor.step(probed + DEAD_AFTER, 0.5), Step::Drop);
+        assert_eq!(supervisor.state(), State::Down);
+    }
+
+    #[test]
+    fn a_late_command_brings_the_probe_forward() {
+        let now = Instant::now();
+        let mut supervisor = up(now);
+        supervisor.on(Input::Late, now, 0.5);
+        assert_eq!(supervisor.state(), State::Suspect);
+        assert_eq!(supervisor.step(now, 0.5), Step::Probe);
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Stimulus {
+        Pass(u64),
+        Happens(Input),
+    }
+
+    fn stimulus() -> impl Strategy<Value = Stimulus> {
+        let inputs =
+            [Input::Connected, Input::Refused, Input::Synced, Input::Answered, Input::Late, Input::Lost, Input::Moved];
+        prop_oneof![
+            (0u64..3000).prop_map(Stimulus::Pass),
+            proptest::sample::select(inputs.to_vec()).prop_map(Stimulus::Happens)
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        /// Whatever happens in whatever order: steps fit the state of the connection, a silent connection is down in
+        /// time, attempts are neither too close nor too far apart, and no step waits for a time that has passed.
+        #[test]
+        fn steps_fit_the_connection_after_any_sequence_of_inputs(events in proptest::collection::vec(stimulus(), 0..200), jitter in 0.0f64..=1.0) {
+            let start = Instant::now();
+            let (mut now, mut last_reply) = (start, start);
+            let mut supervisor = Supervisor::new(now);
+            let (mut connection, mut ended): (bool, Option<Instant>) = (false, None);
+            for event in events {
+                match event {
+                    Stimulus::Pass(ms) => {
+                        // Time passes no further than the step allows, as in the task.
+                        let target = now + Duration::from_millis(ms);
+                        loop {
+                            let was = supervisor.state();
+                            match supervisor.step(now, jitter) {
+                                Step::Connect => {
+                                    prop_assert!(!connection && was == State::Down);
+                                    if let Some(ended) = ended {
+                                        prop_assert!(now >= ended + RETRY_MIN && now <= ended + RETRY_MAX);
+                                    }
+                                    last_reply = now;
+                                }
+                                Step::Probe => prop_assert!(connection),
+                                Step::Drop => {
+                                    connection = false;
+                                    ended = Some(now);
+                                    prop_assert_eq!(supervisor.state(), State::Down);
+                                }
+                                Step::Wait(until) => {
+                                    prop_assert!(until > now, "waits for a time that has passed");
+                                    if until > target { break; }
+                                    now = until;
+                                }
+                            }
+                            if connection {
+                                prop_assert!(now <= last_reply + PROBE_EVERY + DEAD_AFTER, "silent for too long");
+                            }
+                        }
+                        now = target;
+                    }
+                    Stimulus::Happens(input) => {
+                        let before = supervisor.state();
+                        supervisor.on(input, now, jitter);
+                        match (before, input) {
+                            (State::Connecting, Input::Connected) => { connection = true; last_reply = now; }
+                            (State::Syncing | State::Up | State::Suspect, Input::Answered) => last_reply = now,
+                            _ => {}
+                        }
+                        if before != State::Down && supervisor.state() == State::Down {
+                            prop_assert_eq!(supervisor.step(now, jitter), Step::Drop);
+                            connection = false;
+                            ended = Some(now);
+                        }
+                    }
+                }
+                prop_assert_eq!(connection, matches!(supervisor.state(), State::Syncing | State::Up | State::Suspect));
+            }
+        }
+    }
+}

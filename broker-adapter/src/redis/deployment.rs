@@ -1,0 +1,112 @@
+//! `Deployment`: one address and everything that this node keeps with it, whatever the address names: a server, a
+//! master and its sentinels, or a cluster. Each address has its own heartbeats and sweeps.
+
+use crate::{
+    BrokerError, PresenceUpdate, Room,
+    redis::{
+        address::{Address, AddressKind},
+        errors::ConnectError,
+        master::{Master, NodeContext},
+        presence::{
+            heartbeat::Heartbeat,
+            roster::{Roster, Written},
+        },
+        routes::{NewMaster, Routes},
+        topology::{cluster::ClusterTopology, query::REFRESH_EVERY, sentinel::Sentinels, target::Target},
+    },
+};
+use futures_util::future::try_join_all;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, sleep_until, timeout},
+};
+
+/// The shortest interval between two looks at a cluster.
+const REFRESH_MIN: Duration = Duration::from_millis(50);
+
+/// The masters of one address, and the presence of this node's sessions there.
+pub(crate) struct Deployment {
+    pub(crate) routes: Arc<Routes>,
+    roster: Arc<Roster>,
+    heartbeat: Arc<Heartbeat>,
+    /// Ends the tasks, also by being dropped.
+    stop: watch::Sender<bool>,
+}
+
+impl Deployment {
+    /// Connects once. `of` distinguishes its connections in the log from those of other addresses.
+    pub(crate) async fn connect(context: NodeContext, address: &Address, of: &str) -> Result<Self, ConnectError> {
+        let (stop, stopped) = watch::channel(false);
+        let refused = |why: String| ConnectError::Refused { address: address.to_string(), why };
+        let routes = match &address.kind {
+            AddressKind::Cluster => {
+                let mut topology = ClusterTopology::new(address.hosts.clone());
+                let routes = Arc::new(Routes::default());
+                let new = routes.update(&context, topology.look().await?);
+                let ready = |new: NewMaster| async move { new.master.ready(new.attempts).await };
+                try_join_all(new.into_iter().map(ready)).await?;
+                tokio::spawn(follow(topology, context.clone(), routes.clone(), stopped.clone()));
+                routes
+            }
+            AddressKind::Sentinel(master_name) => {
+                let sentinels = Sentinels::new(address.hosts.clone(), master_name.clone());
+                let target = Target::watched_by(sentinels, stopped.clone()).await.map_err(refused)?;
+                routes_of_one(&context, &target, of).await?
+            }
+            AddressKind::Server => {
+                let (_, server) = watch::channel(address.hosts[0].clone());
+                routes_of_one(&context, &Target::new(server), of).await?
+            }
+        };
+        let NodeContext { config, builder, events, .. } = context;
+        let roster = Arc::new(Roster::new(builder.node));
+        let heartbeat = Heartbeat { config, builder, events, routes: routes.clone(), roster: roster.clone() };
+        let heartbeat = Arc::new(heartbeat);
+        heartbeat.begin().await.map_err(|why: BrokerError| refused(why.to_string()))?;
+        tokio::spawn(Arc::clone(&heartbeat).run(stopped));
+        Ok(Self { routes, roster, heartbeat, stop })
+    }
+
+    pub(crate) fn update_presence(&self, room: &Room, update: PresenceUpdate) -> oneshot::Receiver<Written> {
+        self.roster.update(room, update, &self.routes.master(room).publisher)
+    }
+
+    /// Writes what is pending, and closes the connections.
+    pub(crate) async fn close(&self) {
+        self.heartbeat.close().await;
+        self.stop.send_replace(true);
+        self.routes.masters().iter().for_each(|master| master.close());
+    }
+}
+
+async fn routes_of_one(context: &NodeContext, target: &Target, of: &str) -> Result<Arc<Routes>, ConnectError> {
+    let (master, attempts) = Master::start(context, target, of, Vec::new());
+    master.ready(attempts).await?;
+    Ok(Arc::new(Routes::of_one(master)))
+}
+
+/// Keeps the routes of a cluster up to date until `stop` is true: looks in intervals, and at once when a reply has
+/// shown that a room is not where the routes say.
+async fn follow(
+    mut topology: ClusterTopology,
+    context: NodeContext,
+    routes: Arc<Routes>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let following = async {
+        loop {
+            let began = Instant::now();
+            match topology.look().await {
+                Ok(assignments) => drop(routes.update(&context, assignments)),
+                Err(why) => tracing::debug!(%why, "the cluster's slots are not known"),
+            }
+            sleep_until(began + REFRESH_MIN).await;
+            let _ = timeout(REFRESH_EVERY, context.events.refresh_requested()).await;
+        }
+    };
+    tokio::select! {
+        () = following => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}

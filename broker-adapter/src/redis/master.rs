@@ -1,0 +1,273 @@
+//! `Master`: one master and everything that this node keeps with it: the connection for what it writes, those for what
+//! it receives, and the pool for what it reads. `topology/` finds the master; `routes.rs` decides which rooms it has.
+
+use crate::{
+    BrokerError, Gap, HistoryQuery, Page, Retention, Room, Subscriber,
+    redis::{
+        commands::CommandBuilder,
+        config::Config,
+        connection::{
+            keep::{Endpoint, FirstAttempt, keep},
+            status::ConnectionStatus,
+            supervisor::{CONNECT_MAX, RETRY_MAX},
+        },
+        errors::ConnectError,
+        fence::Fence,
+        keys::{Partition, Partitions},
+        read::ReadPool,
+        subscribe::{
+            connection::{ControlChannels, PubSubConnection},
+            deliveries::Deliveries,
+            driver::SubscriberDriver,
+            interest::Pace,
+        },
+        topology::{events::TopologyEvents, target::Target},
+        write::publisher::Publisher,
+    },
+};
+use std::{
+    mem::replace,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+/// How long a read may wait for the head of a room that Redis does not know.
+const HEAD_MAX: Duration = Duration::from_secs(2);
+/// How long a read may wait until a failover's last connection leads to the new master: one retry and its handshake.
+const SWITCH_MAX: Duration = RETRY_MAX.saturating_add(CONNECT_MAX);
+
+/// What all masters of one address have in common.
+#[derive(Clone)]
+pub(crate) struct NodeContext {
+    pub(crate) config: Config,
+    pub(crate) builder: CommandBuilder,
+    pub(crate) subscribers: Arc<[Arc<dyn Subscriber>]>,
+    /// Counts the node's pushes that cannot be read.
+    pub(crate) unreadable: Arc<AtomicU64>,
+    /// Numbers the node's messages.
+    pub(crate) numbers: Arc<AtomicU64>,
+    pub(crate) events: Arc<TopologyEvents>,
+}
+
+/// The results of the first attempts to connect.
+pub(crate) type FirstAttempts = Vec<oneshot::Receiver<FirstAttempt>>;
+
+/// The connections to one master. They follow it when it moves to another server.
+pub(crate) struct Master {
+    /// Where it was at first; its name in the log.
+    pub(crate) name: String,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) reads: Arc<ReadPool>,
+    connections: Vec<Arc<PubSubConnection>>,
+    partitions: Partitions,
+    stop: watch::Sender<bool>,
+}
+
+impl Master {
+    /// Begins to connect. `of` distinguishes its connections in the log from those of other masters.
+    pub(crate) fn start(
+        context: &NodeContext,
+        target: &Target,
+        of: &str,
+        partitions: Vec<Partition>,
+    ) -> (Self, FirstAttempts) {
+        let NodeContext { config, builder, subscribers, .. } = context;
+        let (stop, stopped) = watch::channel(false);
+        let partitions: Partitions = Arc::new(Mutex::new(partitions));
+        let mut attempts = Vec::new();
+        let mut first = || {
+            let (first, attempt) = oneshot::channel();
+            attempts.push(attempt);
+            first
+        };
+        let status = |name: String| Arc::new(ConnectionStatus::new(name + of, context.events.clone()));
+        let endpoint = |status: &Arc<ConnectionStatus>| Endpoint {
+            status: status.clone(),
+            target: target.clone(),
+            scripts: builder.scripts,
+        };
+        let (publisher, driver) =
+            Publisher::new(status("commands".into()), context.numbers.clone(), subscribers.clone(), builder.clone());
+        tokio::spawn(keep(endpoint(&publisher.status), driver, first(), stopped.clone()));
+        let pace = Pace::new(config.subscriber_connections, config.sweep);
+        let connections = (0..config.subscriber_connections).map(|number| {
+            let keys = builder.keys.clone();
+            let deliveries = Deliveries::new(subscribers.clone(), keys, context.unreadable.clone());
+            let controls = || ControlChannels { node: builder.node, partitions: partitions.clone() };
+            let controls = (number == 0).then(controls);
+            let status = status(format!("subscriber {number}"));
+            let connection = Arc::new(PubSubConnection::new(status, deliveries, pace, controls));
+            let driver = SubscriberDriver::new(connection.clone(), builder.clone());
+            tokio::spawn(keep(endpoint(&connection.status), driver, first(), stopped.clone()));
+            connection
+        });
+        let connections = connections.collect();
+        let publisher = Arc::new(publisher);
+        let reads = Arc::new(ReadPool::new(publisher.status.clone(), builder.keys.clone()));
+        (Self { name: target.name(), publisher, reads, connections, partitions, stop }, attempts)
+    }
+
+    /// Waits until the first attempts have succeeded and all connections are up.
+    pub(crate) async fn ready(&self, attempts: FirstAttempts) -> Result<(), ConnectError> {
+        let refused = |why: String| ConnectError::Refused { address: self.name.clone(), why };
+        for attempt in attempts {
+            attempt.await.unwrap_or_else(|_| Err(refused("the attempt was given up".into())))?;
+        }
+        for status in self.statuses() {
+            // Between connected and up is no more than the subscription to this node's own channels.
+            let up = status.wait_until_up();
+            timeout(HEAD_MAX, up).await.map_err(|_| refused(format!("{} did not come up", status.name)))?;
+        }
+        Ok(())
+    }
+
+    fn statuses(&self) -> impl Iterator<Item = &ConnectionStatus> {
+        self.connections.iter().map(|connection| &*connection.status).chain([&*self.publisher.status])
+    }
+
+    /// Whether this node can publish here, and receives what others publish.
+    pub(crate) fn is_up(&self) -> bool {
+        self.statuses().all(ConnectionStatus::is_up)
+    }
+
+    pub(crate) fn reconnects(&self) -> u64 {
+        self.statuses().map(ConnectionStatus::reconnects).sum()
+    }
+
+    /// The rooms that this node follows here.
+    pub(crate) fn rooms(&self) -> u64 {
+        self.connections.iter().map(|connection| connection.rooms() as u64).sum()
+    }
+
+    /// The connection over which the rooms of a partition come.
+    pub(crate) fn connection(&self, partition: Partition) -> &PubSubConnection {
+        &self.connections[usize::from(partition.0) % self.connections.len()]
+    }
+
+    fn partitions(&self) -> MutexGuard<'_, Vec<Partition>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One of its partitions; `None` if it has none.
+    pub(crate) fn first_partition(&self) -> Option<Partition> {
+        self.partitions().first().copied()
+    }
+
+    /// Sets the partitions of the master, in which this node receives control messages from now on.
+    pub(crate) fn set_partitions(&self, partitions: &[Partition]) {
+        let was = replace(&mut *self.partitions(), partitions.to_vec());
+        if partitions.iter().any(|partition| !was.contains(partition)) {
+            self.connections[0].more_partitions.notify_one();
+        }
+    }
+
+    /// Reads a page of a room's history from the memory that the room's deliveries come from.
+    pub(crate) async fn page(
+        &self,
+        room: &Room,
+        retention: Retention,
+        query: HistoryQuery,
+    ) -> Result<Page, BrokerError> {
+        let (connection, publisher) = (&self.connection(Partition::of(room)).status, &self.publisher.status);
+        // The second turn is for a failover that came during the first.
+        for _ in 0..2 {
+            let fence = common_fence(connection, publisher).await.ok_or(BrokerError::Unavailable)?;
+            let page = self.page_under(&fence, room, retention, query).await?;
+            if [connection, publisher].iter().all(|status| status.fence().as_ref() == Some(&fence)) {
+                return Ok(page);
+            }
+        }
+        Err(BrokerError::Unavailable)
+    }
+
+    async fn page_under(
+        &self,
+        fence: &Fence,
+        room: &Room,
+        retention: Retention,
+        query: HistoryQuery,
+    ) -> Result<Page, BrokerError> {
+        if let Some(page) = self.reads.history(room, fence, query).await? {
+            return Ok(page);
+        }
+        // Redis does not know the room under this fence. Reading its head begins a new epoch, in which nothing of what
+        // was before is known.
+        let head = self.connection(Partition::of(room)).head(room, retention);
+        let head = timeout(HEAD_MAX, head).await.map_err(|_| BrokerError::Unavailable)?;
+        let head = head.unwrap_or(Err(BrokerError::Unavailable))?.ok_or(BrokerError::HistoryOff)?;
+        if let Some(page) = self.reads.history(room, fence, query).await? {
+            return Ok(page);
+        }
+        let gap = query.since.map(|_| Gap { missed: None });
+        Ok(Page { publications: Vec::new(), from: head, head, gap })
+    }
+
+    /// Publishes that wait or are in flight.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.publisher.in_flight()
+    }
+
+    /// Closes the connections. What still waits for a reply fails.
+    pub(crate) fn close(&self) {
+        self.stop.send_replace(true);
+        self.connections.iter().for_each(|connection| connection.close());
+        self.reads.close();
+    }
+}
+
+/// The fence of the memory that both connections lead to. During a failover one of them follows the new master before
+/// the other. A page of the old master would then hide what the new one has delivered, so a reader waits until both
+/// have followed.
+async fn common_fence(one: &ConnectionStatus, other: &ConnectionStatus) -> Option<Fence> {
+    let (mut of_one, mut of_other) = (one.connections(), other.connections());
+    let agreement = async {
+        loop {
+            if let (Some(fence), Some(same)) = (one.fence(), other.fence())
+                && fence == same
+            {
+                return fence;
+            }
+            // Both senders live as long as the statuses.
+            let _ = tokio::select! {
+                changed = of_one.changed() => changed,
+                changed = of_other.changed() => changed,
+            };
+        }
+    };
+    timeout(SWITCH_MAX, agreement).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::connection::status::Server;
+    use futures_util::FutureExt;
+    use redis::IntoConnectionInfo;
+    use std::pin::pin;
+
+    /// As if a connection had been made to a server with this run id.
+    fn lead_to(status: &ConnectionStatus, run_id: &str) {
+        let address = "redis://127.0.0.1/".into_connection_info().unwrap();
+        status.set_connected(Server { address, fence: Fence::new(run_id) });
+    }
+
+    #[tokio::test]
+    async fn a_read_waits_until_both_connections_follow_the_new_master() {
+        let statuses = ["subscriber", "commands"].map(|name| ConnectionStatus::new(name.to_owned(), Arc::default()));
+        let [subscriber, commands] = &statuses;
+        statuses.iter().for_each(|status| lead_to(status, "old"));
+        assert_eq!(common_fence(subscriber, commands).await, Some(Fence::new("old")));
+        for (first, second) in [(subscriber, commands), (commands, subscriber)] {
+            lead_to(first, "new");
+            let mut waiting = pin!(common_fence(subscriber, commands));
+            assert_eq!(waiting.as_mut().now_or_never(), None, "the two lead to different memories");
+            lead_to(second, "new");
+            assert_eq!(waiting.await, Some(Fence::new("new")));
+            statuses.iter().for_each(|status| lead_to(status, "old"));
+        }
+    }
+}

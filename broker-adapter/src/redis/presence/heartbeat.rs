@@ -1,0 +1,231 @@
+//! `Heartbeat`: keeps presence in Redis correct. Reports every second that this node is alive, writes what was not
+//! written so far, writes everything again when Redis has forgotten it, and removes the members of nodes that died.
+
+use crate::{
+    BrokerError, NodeId, Room,
+    redis::{
+        commands::{CommandBuilder, HeartbeatOwner, PresenceChange},
+        config::Config,
+        fence::Fence,
+        keys::Partition,
+        master::Master,
+        presence::roster::{Loss, Roster},
+        routes::Routes,
+        topology::events::TopologyEvents,
+    },
+};
+use futures_util::future::join_all;
+use redis::{FromRedisValue, Value};
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+/// Unwritten changes that are sent at a time.
+const BATCH: usize = 256;
+/// How long closing waits until the last changes are written.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+/// Keeps the presence of one address correct.
+pub(crate) struct Heartbeat {
+    pub(crate) config: Config,
+    pub(crate) builder: CommandBuilder,
+    pub(crate) events: Arc<TopologyEvents>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) roster: Arc<Roster>,
+}
+
+/// What the heartbeats so far have shown.
+struct Progress {
+    /// The fences of all masters.
+    fences: Vec<Fence>,
+    /// The last owner with an acknowledged heartbeat.
+    known_owner: NodeId,
+    /// The dead owners that this node has swept since.
+    swept: Vec<NodeId>,
+}
+
+/// The reply to a heartbeat.
+#[derive(Debug, PartialEq, Eq)]
+struct HeartbeatReply {
+    /// Whether Redis has lost this node's presence.
+    loss: Option<Loss>,
+    /// The dead owners that this node is to sweep.
+    claimed: Vec<NodeId>,
+}
+
+impl Heartbeat {
+    /// Sends the first heartbeat: from then on another node removes this node's members if it dies.
+    pub(crate) async fn begin(&self) -> Result<(), BrokerError> {
+        self.beat(HeartbeatOwner::New(self.roster.owner()), &[]).await.map(drop)
+    }
+
+    /// Sends heartbeats until `stop` is true.
+    pub(crate) async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut beats = interval(self.config.heartbeat);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut progress = Progress { fences: self.fences(), known_owner: self.roster.owner(), swept: Vec::new() };
+        let mut sweeps: JoinSet<Option<NodeId>> = JoinSet::new();
+        loop {
+            let is_round = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                Some(done) = sweeps.join_next(), if !sweeps.is_empty() => {
+                    // An owner whose sweep has failed is claimed again when the claim expires.
+                    progress.swept.extend(done.ok().flatten());
+                    continue;
+                }
+                () = self.events.reconnected() => false,
+                _ = beats.tick() => true,
+            };
+            if is_round {
+                self.roster.end_round();
+            }
+            if !self.routes.home().publisher.status.is_up() {
+                continue;
+            }
+            for dead in self.round(&mut progress).await.unwrap_or_default() {
+                let heartbeat = Arc::clone(&self);
+                sweeps.spawn(async move { heartbeat.sweep(dead).await.ok().map(|()| dead) });
+            }
+        }
+    }
+
+    /// Sends one heartbeat and writes what is unwritten. Returns the owners to sweep.
+    async fn round(&self, progress: &mut Progress) -> Result<Vec<NodeId>, BrokerError> {
+        // Another memory than before may be an old snapshot, which holds any former state of this node's members.
+        let fences = self.fences();
+        if progress.fences != fences {
+            progress.fences = fences;
+            self.roster.rewrite(Loss::Forgotten);
+        }
+        let owner = self.roster.owner();
+        let is_known = owner == progress.known_owner;
+        let beat = if is_known { HeartbeatOwner::Known(owner) } else { HeartbeatOwner::New(owner) };
+        let mut reply = self.beat(beat, &progress.swept).await?;
+        progress.swept.clear();
+        progress.known_owner = owner;
+        // The old owner is lost: all members are written again under a new one, which has its own first heartbeat.
+        if let Some(loss) = reply.loss {
+            tracing::warn!(?loss, "Redis has lost this node's presence; it is written again");
+            self.roster.rewrite(loss);
+            let owner = self.roster.owner();
+            reply.claimed.extend(self.beat(HeartbeatOwner::New(owner), &[]).await?.claimed);
+            progress.known_owner = owner;
+        }
+        self.write().await;
+        Ok(reply.claimed)
+    }
+
+    fn fences(&self) -> Vec<Fence> {
+        let masters = self.routes.masters();
+        let mut fences: Vec<Fence> = masters.iter().filter_map(|master| master.publisher.status.fence()).collect();
+        fences.sort();
+        fences
+    }
+
+    async fn beat(&self, owner: HeartbeatOwner, swept: &[NodeId]) -> Result<HeartbeatReply, BrokerError> {
+        let beat = self.builder.heartbeat(owner, self.config.dead_after, swept);
+        read(self.routes.home().publisher.submit(beat).await?)
+            .ok_or_else(|| BrokerError::Protocol("malformed heartbeat reply".into()))
+    }
+
+    /// Writes what is unwritten, for as long as that succeeds and no heartbeat is due. Returns whether a change was
+    /// written.
+    async fn write(&self) -> bool {
+        let mut is_written = false;
+        let writing = async {
+            loop {
+                let publisher = |room: &Room| Arc::clone(&self.routes.master(room).publisher);
+                let results = join_all(self.roster.send_unwritten(BATCH, publisher)).await;
+                let failed = results.iter().filter(|result| !matches!(result, Ok(Ok(())))).count();
+                is_written |= failed < results.len();
+                if failed > 0 || results.is_empty() {
+                    return;
+                }
+            }
+        };
+        // What is left then is written after the next heartbeat.
+        let _ = timeout(self.config.heartbeat, writing).await;
+        is_written
+    }
+
+    /// Removes a dead owner's members, and so announces their leaves.
+    async fn sweep(&self, dead: NodeId) -> Result<(), BrokerError> {
+        let mut result = Ok(());
+        for (master, partitions) in self.routes.masters_with_partitions() {
+            // A master that is away must not keep the others from being swept.
+            result = result.and(self.sweep_master(&master, &partitions, dead).await);
+        }
+        result
+    }
+
+    async fn sweep_master(&self, master: &Master, partitions: &[Partition], dead: NodeId) -> Result<(), BrokerError> {
+        let rooms = master.reads.rooms_of(dead, partitions).await?;
+        if !rooms.is_empty() {
+            tracing::info!(owner = %dead, rooms = rooms.len(), "removing a dead node's members");
+        }
+        for room in &rooms {
+            self.sweep_room(master, dead, room).await?;
+        }
+        // What is left in the owner's sets are rooms whose sessions other nodes have taken over.
+        let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
+        for partition in partitions {
+            let mut forget = redis::cmd("DEL");
+            forget.arg(self.builder.keys.rooms_of(dead, partition));
+            master.publisher.submit(forget).await?;
+        }
+        Ok(())
+    }
+
+    async fn sweep_room(&self, master: &Master, dead: NodeId, room: &Room) -> Result<(), BrokerError> {
+        let mut step = Some(0);
+        while let Some(at) = step {
+            let scan = master.reads.sessions_of(dead, room, at).await?;
+            let leaves = scan.sessions.into_iter().map(|session| {
+                let change = PresenceChange { room: room.clone(), session, owner: dead, enter: None, announce: true };
+                master.publisher.submit(self.builder.presence(&change))
+            });
+            for result in join_all(leaves).await {
+                result?;
+            }
+            step = scan.next;
+        }
+        Ok(())
+    }
+
+    /// Has all sessions of this node leave, and ends its heartbeats. Members whose leave cannot be written are removed
+    /// by another node.
+    pub(crate) async fn close(&self) {
+        self.roster.leave_all();
+        let closing = async {
+            while !self.roster.is_empty() {
+                if !self.write().await {
+                    return false;
+                }
+            }
+            let mut forget = redis::cmd("ZREM");
+            forget.arg(self.builder.keys.nodes()).arg(self.roster.owner().to_string());
+            self.routes.home().publisher.submit(forget).await.is_ok()
+        };
+        if !timeout(CLOSE_MAX, closing).await.unwrap_or(false) {
+            tracing::warn!(
+                "not every member's leave was written; other nodes do it when this one's heartbeat is missed"
+            );
+        }
+    }
+}
+
+/// Reads the reply to a heartbeat; `None`: malformed reply.
+fn read(reply: Value) -> Option<HeartbeatReply> {
+    let mut words = Vec::<String>::from_redis_value(reply).ok()?.into_iter();
+    let loss = match words.next()?.as_str() {
+        "alive" => None,
+        "swept" => Some(Loss::Swept),
+        _ => Some(Loss::Forgotten),
+    };
+    let claimed = words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect();
+    Some(HeartbeatReply { loss, claimed })
+}

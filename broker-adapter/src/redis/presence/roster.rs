@@ -1,0 +1,395 @@
+//! `Roster`: the sessions of this node and their rooms. What could not be written to Redis is written later, and what
+//! Redis has forgotten is written again.
+//!
+//! A change is recorded first and sent second, under one lock, so that Redis gets the changes in the order in which the
+//! roster took them. Nothing here waits.
+
+use crate::{
+    BrokerError, NodeId, PresenceUpdate, Room, SessionId, User, Who, envelope,
+    redis::{
+        commands::{PresenceChange, PresenceEntry},
+        write::{
+            command::{PresenceCommand, Refused},
+            publisher::Publisher,
+        },
+    },
+};
+use bytes::Bytes;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::oneshot;
+
+/// Rounds of the heartbeat after which a deferred leave is sent. By then the other nodes are connected again too (they
+/// try at least every second) and have written their members, so no user is announced as gone who is still at another
+/// node.
+const LEAVE_ROUNDS: u32 = 5;
+
+/// Whether a change is written. An error means: not yet.
+pub(crate) type Written = Result<(), BrokerError>;
+
+/// A session in a room.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Membership {
+    room: Room,
+    session: SessionId,
+}
+
+/// Why everything has to be written again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// Redis has forgotten the members. No leave was announced.
+    Forgotten,
+    /// Another node took this one for dead and announced that its members left.
+    Swept,
+}
+
+/// Remembers the sessions of this node until Redis has their last change.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The owner of this node's entries in Redis: a new one each time that they have to be written again, so that a
+    /// node which removes the entries of the old owner leaves the new ones alone.
+    owner: NodeId,
+    entries: HashMap<Membership, Entry>,
+    /// Changes that Redis does not have, and that are not on their way either.
+    unwritten: HashSet<Membership>,
+    /// Numbers the changes.
+    changes: u64,
+    deferred_leaves: Vec<DeferredLeave>,
+}
+
+/// A session that left while Redis was away, and was written as present once more.
+#[derive(Debug)]
+struct DeferredLeave {
+    membership: Membership,
+    /// Its leave is sent after this many rounds of the heartbeat.
+    rounds_left: u32,
+}
+
+#[derive(Debug)]
+struct Entry {
+    user: Option<User>,
+    info: Option<Bytes>,
+    announce: bool,
+    is_present: bool,
+    /// The owner under which it was sent last.
+    owner: NodeId,
+    /// The number of the last change. Results of earlier changes are ignored.
+    change: u64,
+    /// Redis has taken the session's presence at some time.
+    was_written: bool,
+    /// It was sent at some time, so Redis may have taken it.
+    was_sent: bool,
+    /// Members get no event when it is written again.
+    is_silent: bool,
+    /// It left while Redis was away, and Redis has forgotten that it was present. It is written as present once more,
+    /// silently, so that its leave is a change that can be announced.
+    is_returning: bool,
+}
+
+/// A change that is to be sent.
+struct NumberedChange {
+    membership: Membership,
+    number: u64,
+    change: PresenceChange,
+}
+
+impl Roster {
+    pub(crate) fn new(owner: NodeId) -> Self {
+        let state = State {
+            owner,
+            entries: HashMap::new(),
+            unwritten: HashSet::new(),
+            changes: 0,
+            deferred_leaves: Vec::new(),
+        };
+        Self { state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The owner of this node's entries in Redis.
+    pub(crate) fn owner(&self) -> NodeId {
+        self.state().owner
+    }
+
+    /// Records a change and sends it.
+    pub(crate) fn update(
+        self: &Arc<Self>,
+        room: &Room,
+        update: PresenceUpdate,
+        to: &Publisher,
+    ) -> oneshot::Receiver<Written> {
+        let (done, written) = oneshot::channel();
+        let mut state = self.state();
+        let refused = match state.record(room, update) {
+            Some(change) => self.send(&mut state, change, done, to),
+            None => {
+                let _ = done.send(Ok(()));
+                None
+            }
+        };
+        // Completing takes the lock.
+        drop(state);
+        refused.into_iter().for_each(Refused::complete);
+        written
+    }
+
+    /// Sends at most `most` changes that were not written so far and can be sent now.
+    pub(crate) fn send_unwritten(
+        self: &Arc<Self>,
+        most: usize,
+        publisher: impl Fn(&Room) -> Arc<Publisher>,
+    ) -> Vec<oneshot::Receiver<Written>> {
+        let (mut results, mut refused) = (Vec::new(), Vec::new());
+        let mut state = self.state();
+        // Changes whose master is away must not keep the others from theirs.
+        let to = |membership: &Membership| (membership.clone(), publisher(&membership.room));
+        let can_send = |(_, to): &(Membership, Arc<Publisher>)| to.status.is_up();
+        let next: Vec<_> = state.unwritten.iter().map(to).filter(can_send).take(most).collect();
+        for (membership, to) in next {
+            state.unwritten.remove(&membership);
+            let Some(change) = state.next_change(membership) else { continue };
+            let (done, written) = oneshot::channel();
+            results.push(written);
+            refused.extend(self.send(&mut state, change, done, &to));
+        }
+        // Completing takes the lock.
+        drop(state);
+        refused.into_iter().for_each(Refused::complete);
+        results
+    }
+
+    /// Sends a change. The caller completes a refused one after it has released the lock.
+    fn send(
+        self: &Arc<Self>,
+        state: &mut State,
+        change: NumberedChange,
+        done: oneshot::Sender<Written>,
+        to: &Publisher,
+    ) -> Option<Refused> {
+        let membership = change.membership.clone();
+        let refused = to.submit_presence(self.command(change, done));
+        if refused.is_none()
+            && let Some(entry) = state.entries.get_mut(&membership)
+        {
+            entry.was_sent = true;
+        }
+        refused
+    }
+
+    fn command(self: &Arc<Self>, change: NumberedChange, done: oneshot::Sender<Written>) -> PresenceCommand {
+        let NumberedChange { membership, number, change } = change;
+        let roster = Arc::clone(self);
+        let completion = move |result: Written| {
+            roster.state().settle(&membership, number, result.is_ok());
+            let _ = done.send(result); // the caller may have stopped waiting
+        };
+        PresenceCommand::new(change, Box::new(completion))
+    }
+
+    /// Everything has to be written again, under a new owner.
+    pub(crate) fn rewrite(&self, loss: Loss) {
+        let mut state = self.state();
+        let State { owner, entries, unwritten, .. } = &mut *state;
+        *owner = NodeId::random();
+        for (membership, entry) in entries.iter_mut() {
+            entry.is_silent = loss == Loss::Forgotten && entry.was_written;
+            entry.is_returning = entry.is_silent && !entry.is_present;
+            unwritten.insert(membership.clone());
+        }
+    }
+
+    /// A round of the heartbeat is over: deferred leaves whose time has come are sent with the next one.
+    pub(crate) fn end_round(&self) {
+        let mut state = self.state();
+        let State { entries, unwritten, deferred_leaves, .. } = &mut *state;
+        deferred_leaves.retain_mut(|DeferredLeave { membership, rounds_left }| {
+            *rounds_left -= 1;
+            if *rounds_left == 0 && entries.get(membership).is_some_and(|entry| !entry.is_present) {
+                unwritten.insert(membership.clone());
+            }
+            *rounds_left > 0
+        });
+    }
+
+    /// Every session leaves.
+    pub(crate) fn leave_all(&self) {
+        let mut state = self.state();
+        let State { entries, unwritten, .. } = &mut *state;
+        for (membership, entry) in entries.iter_mut() {
+            (entry.is_present, entry.is_returning, entry.is_silent) = (false, false, false);
+            unwritten.insert(membership.clone());
+        }
+    }
+
+    /// Whether Redis has every leave, and no session is present.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state().entries.is_empty()
+    }
+}
+
+impl State {
+    /// Records a change; `None`: Redis need not get it.
+    fn record(&mut self, room: &Room, update: PresenceUpdate) -> Option<NumberedChange> {
+        match update {
+            PresenceUpdate::Enter { session, user, info, announce } => {
+                let membership = Membership { room: room.clone(), session };
+                let was = self.entries.get(&membership);
+                let entry = Entry {
+                    user,
+                    info,
+                    announce,
+                    is_present: true,
+                    owner: self.owner,
+                    change: 0,
+                    was_written: was.is_some_and(|entry| entry.was_written),
+                    was_sent: was.is_some_and(|entry| entry.was_sent),
+                    is_silent: was.is_some_and(|entry| entry.is_silent),
+                    is_returning: false,
+                };
+                self.entries.insert(membership.clone(), entry);
+                self.next_change(membership)
+            }
+            PresenceUpdate::Leave { session, announce } => {
+                let membership = Membership { room: room.clone(), session };
+                let entry = self.entries.get_mut(&membership)?;
+                if !entry.was_sent {
+                    // Redis was too busy to get the session's arrival, so it need not get the leave either.
+                    self.entries.remove(&membership);
+                    self.unwritten.remove(&membership);
+                    return None;
+                }
+                (entry.is_present, entry.announce, entry.is_silent) = (false, announce, false);
+                self.next_change(membership)
+            }
+        }
+    }
+
+    /// The change after which Redis has the entry as it is now.
+    fn next_change(&mut self, membership: Membership) -> Option<NumberedChange> {
+        let entry = self.entries.get_mut(&membership)?;
+        self.changes += 1;
+        entry.change = self.changes;
+        let is_present = entry.is_present || entry.is_returning;
+        // A leave is sent under the owner of the entry that it removes.
+        if is_present {
+            entry.owner = self.owner;
+        }
+        let enter = is_present.then(|| {
+            let who = entry.user.clone().map_or(Who::Session(membership.session), Who::User);
+            let payload = envelope::presence_payload(&who, entry.info.as_deref());
+            PresenceEntry { payload, announce_leave: entry.announce }
+        });
+        self.unwritten.remove(&membership);
+        let change = PresenceChange {
+            room: membership.room.clone(),
+            session: membership.session,
+            owner: entry.owner,
+            enter,
+            announce: entry.announce && !entry.is_silent,
+        };
+        Some(NumberedChange { membership, number: entry.change, change })
+    }
+
+    /// Takes the result of a change.
+    fn settle(&mut self, membership: &Membership, number: u64, is_written: bool) {
+        let Some(entry) = self.entries.get_mut(membership) else { return };
+        if entry.change != number {
+            return;
+        }
+        if !is_written {
+            self.unwritten.insert(membership.clone());
+        } else if entry.is_returning {
+            (entry.is_returning, entry.is_silent) = (false, false);
+            self.deferred_leaves.push(DeferredLeave { membership: membership.clone(), rounds_left: LEAVE_ROUNDS });
+        } else if entry.is_present {
+            (entry.was_written, entry.is_silent) = (true, false);
+        } else {
+            self.entries.remove(membership);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enter(user: &str) -> PresenceUpdate {
+        PresenceUpdate::Enter {
+            session: SessionId(*b"session-0001"),
+            user: Some(User::new(user)),
+            info: None,
+            announce: true,
+        }
+    }
+
+    const LEAVE: PresenceUpdate = PresenceUpdate::Leave { session: SessionId(*b"session-0001"), announce: true };
+
+    #[test]
+    fn the_result_of_an_earlier_change_is_ignored() {
+        let roster = Roster::new(NodeId(1));
+        let mut state = roster.state();
+        let room = Room::parse("a").unwrap();
+        let arrival = state.record(&room, enter("ann")).unwrap();
+        state.entries.get_mut(&arrival.membership).unwrap().was_sent = true;
+        let leave = state.record(&room, LEAVE).unwrap();
+        state.settle(&arrival.membership, arrival.number, false);
+        assert!(state.unwritten.is_empty(), "the later change is on its way");
+        state.settle(&leave.membership, leave.number, false);
+        assert_eq!(state.unwritten.len(), 1);
+        let again = state.next_change(leave.membership).unwrap();
+        assert!(again.change.enter.is_none() && again.change.announce);
+        state.settle(&again.membership, again.number, true);
+        assert!(state.entries.is_empty() && state.unwritten.is_empty());
+    }
+
+    #[test]
+    fn what_redis_forgot_is_written_again_silently_and_what_it_never_had_is_announced() {
+        let roster = Roster::new(NodeId(1));
+        let rooms = ["a", "b"].map(|name| Room::parse(name).unwrap());
+        let changes = rooms.each_ref().map(|room| roster.state().record(room, enter("ann")).unwrap());
+        roster.state().settle(&changes[0].membership, changes[0].number, true);
+        for (loss, announce) in [(Loss::Forgotten, [false, true]), (Loss::Swept, [true, true])] {
+            roster.rewrite(loss);
+            for (change, announce) in changes.iter().zip(announce) {
+                let mut state = roster.state();
+                let again = state.next_change(change.membership.clone()).unwrap();
+                let again = again.change;
+                assert_eq!(
+                    (again.announce, again.owner),
+                    (announce, state.owner),
+                    "{loss:?} in {}",
+                    change.membership.room
+                );
+                assert_ne!(again.owner, NodeId(1));
+            }
+        }
+    }
+
+    /// The roster used to keep a million joins and leaves that Redis was too busy for, and wrote them long after.
+    #[test]
+    fn a_session_that_leaves_before_its_arrival_was_sent_is_forgotten() {
+        let roster = Arc::new(Roster::new(NodeId(1)));
+        let room = Room::parse("a").unwrap();
+        let arrival = roster.state().record(&room, enter("ann")).unwrap();
+        roster.command(arrival, oneshot::channel().0).complete(Err(BrokerError::Overloaded));
+        assert!(roster.state().record(&room, LEAVE).is_none());
+        assert!(roster.is_empty() && roster.state().unwritten.is_empty());
+    }
+
+    #[test]
+    fn the_leave_of_an_unknown_session_changes_nothing() {
+        let roster = Roster::new(NodeId(1));
+        assert!(roster.state().record(&Room::parse("a").unwrap(), LEAVE).is_none());
+        assert!(roster.is_empty() && roster.state().unwritten.is_empty());
+    }
+}

@@ -1,5 +1,0 @@
--- Sends a message of a room without history unless its key was seen.
--- KEYS: idempotency    ARGV: channel, message, idempotency ttl ms    Answers "+" for a new one, "=" for a repeated one.
-if not redis.call('SET', KEYS[1], '', 'NX', 'PX', ARGV[3]) then return '=' end
-redis.call('PUBLISH', ARGV[1], ARGV[2])
-return '+'

@@ -1,0 +1,174 @@
+//! `SubscriberDriver`: uses one subscriber connection. Sends what the interest has queued in batches, and compares
+//! heads at the interest's pace.
+
+use crate::{
+    BrokerError, Cursor, Room,
+    redis::{
+        commands::{self, CommandBuilder},
+        connection::{keep::Driver, open::OpenConnection, status::Signals},
+        errors::{Redirect, refusal},
+        fence::Fence,
+        keys::Part,
+        scripts::is_forgotten,
+        subscribe::{
+            channels::{subscribe, unsubscribe},
+            connection::PubSubConnection,
+            interest::{Batch, STEP},
+        },
+    },
+};
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, OptionFuture},
+    stream::FuturesOrdered,
+};
+use redis::{ErrorKind, Pipeline, PushInfo, PushKind, RedisResult, Value, aio::MultiplexedConnection};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::{MissedTickBehavior, interval};
+
+/// Batches in flight. With 512 rooms in each, 100,000 rooms are subscribed again in about half a second.
+const BATCHES: usize = 8;
+/// A batch that takes longer ends the connection. The probe decides earlier whether Redis is alive at all.
+const REPLY_MAX: Duration = Duration::from_secs(5);
+
+/// Sends the commands of one [`PubSubConnection`].
+pub(crate) struct SubscriberDriver {
+    connection: Arc<PubSubConnection>,
+    builder: CommandBuilder,
+    /// Numbers the attempts to connect, so that pushes of an earlier connection are not delivered.
+    number: u64,
+    /// Counts unsubscribed channels whose confirmation is still to come, in a cluster.
+    leaving: Arc<AtomicI64>,
+}
+
+impl Driver for SubscriberDriver {
+    fn push_handler(&mut self, signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync> {
+        self.number += 1;
+        self.leaving = Arc::default();
+        let (connection, number, leaving) = (Arc::clone(&self.connection), self.number, Arc::clone(&self.leaving));
+        let signals = Arc::clone(signals);
+        Box::new(move |push| {
+            // An unsubscription that was not asked for: a slot has moved. The client library takes it for the reply to
+            // another command, so no reply on this connection can be relied on any more.
+            if push.kind == PushKind::SUnsubscribe && leaving.fetch_sub(1, Ordering::AcqRel) <= 0 {
+                signals.request_refresh();
+                signals.lost();
+            }
+            connection.deliveries.receive(number, push);
+        })
+    }
+
+    fn response_timeout(&self) -> Duration {
+        REPLY_MAX
+    }
+
+    fn drive<'a>(&'a mut self, connection: OpenConnection, signals: &'a Signals) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if self.subscribe(connection, signals).await.is_err() {
+                signals.lost();
+            }
+            pending::<()>().await;
+        })
+    }
+}
+
+impl SubscriberDriver {
+    pub(crate) fn new(connection: Arc<PubSubConnection>, builder: CommandBuilder) -> Self {
+        Self { connection, builder, number: 0, leaving: Arc::default() }
+    }
+
+    /// Sends batches for as long as the connection can be used. Ends only with an error.
+    async fn subscribe(&mut self, open: OpenConnection, signals: &Signals) -> RedisResult<()> {
+        let (mut conn, fence) = (open.conn, open.server.fence);
+        let PubSubConnection { deliveries, pace, queued, more_partitions, .. } = &*self.connection;
+        self.subscribe_controls(&mut conn).await?;
+        deliveries.interest().begin(self.number);
+        let mut running = FuturesOrdered::new();
+        let mut steps = interval(STEP);
+        steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            while running.len() < BATCHES {
+                let Some(batch) = deliveries.interest().batch() else { break };
+                // Counted before the command is sent, so that its confirmation always finds the count.
+                if self.builder.scripts.is_sharded {
+                    self.leaving.fetch_add(batch.unsubscribe.len() as i64, Ordering::AcqRel);
+                }
+                // The batches are first polled in this order, so their commands reach the connection in it.
+                running.push_back(send(conn.clone(), fence.clone(), self.builder.clone(), batch));
+            }
+            tokio::select! {
+                biased;
+                Some(replies) = running.next(), if !running.is_empty() => {
+                    if deliveries.settle(heads(&replies?, signals)?) {
+                        signals.synced();
+                    }
+                }
+                () = queued.notified(), if running.len() < BATCHES => {}
+                () = more_partitions.notified() => self.subscribe_controls(&mut conn).await?,
+                _ = steps.tick() => deliveries.interest().step(*pace),
+            }
+        }
+    }
+
+    async fn subscribe_controls(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
+        match &self.connection.controls {
+            Some(controls) => {
+                subscribe(conn, self.builder.scripts.is_sharded, controls.names(&self.builder.keys)).await
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sends one batch: SUBSCRIBE, the commands for the heads, UNSUBSCRIBE, in this order and without waiting in between.
+/// Returns the replies with the heads.
+async fn send(
+    conn: MultiplexedConnection,
+    fence: Fence,
+    builder: CommandBuilder,
+    batch: Batch,
+) -> RedisResult<Vec<Value>> {
+    let channels = |rooms: &[Room]| rooms.iter().map(|r| builder.keys.of(Part::Channel, r)).collect::<Vec<_>>();
+    let (new, old) = (channels(&batch.subscribe), channels(&batch.unsubscribe));
+    let (mut first, mut second, mut third) = (conn.clone(), conn.clone(), conn);
+    let (count, is_sharded) = (batch.heads.len(), builder.scripts.is_sharded);
+    let mut heads = Pipeline::with_capacity(count);
+    for (room, retention) in &batch.heads {
+        heads.add_command(builder.head(&fence, room, *retention));
+    }
+    let subscribing: OptionFuture<_> = (!new.is_empty()).then(|| subscribe(&mut first, is_sharded, new)).into();
+    let reading: OptionFuture<_> = (count > 0).then(|| second.send_packed_commands(&heads, 0, count)).into();
+    let unsubscribing: OptionFuture<_> = (!old.is_empty()).then(|| unsubscribe(&mut third, is_sharded, old)).into();
+    // Polled in this order, each hands its bytes to the connection before it waits.
+    let (subscribed, mut replies, unsubscribed) = tokio::join!(biased; subscribing, reading, unsubscribing);
+    subscribed.transpose()?;
+    unsubscribed.transpose()?;
+    if replies.as_ref().is_some_and(|r| r.as_ref().is_ok_and(|r| r.iter().any(is_forgotten))) {
+        builder.scripts.load(&mut second).await?;
+        replies = Some(second.send_packed_commands(&heads, 0, count).await);
+    }
+    replies.unwrap_or_else(|| Ok(Vec::new()))
+}
+
+/// Reads the heads of one batch. Fails, and so ends the connection, if this server does not have the rooms.
+fn heads(replies: &[Value], signals: &Signals) -> RedisResult<Vec<Result<Cursor, BrokerError>>> {
+    let head = |reply: &Value| match reply {
+        Value::ServerError(error) => match Redirect::of(error) {
+            Some(Redirect::NotMaster | Redirect::Moved) => {
+                signals.request_refresh();
+                Err(error.clone().into())
+            }
+            Some(Redirect::Migrating) | None => Ok(Err(refusal(error))),
+        },
+        Value::Push { .. } => Err((ErrorKind::UnexpectedReturnType, "the reply to another command").into()),
+        reply => Ok(commands::head(reply).ok_or_else(|| BrokerError::Protocol("malformed head".into()))),
+    };
+    replies.iter().map(head).collect()
+}

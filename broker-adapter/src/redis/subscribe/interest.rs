@@ -1,0 +1,415 @@
+//! `Interest`: which rooms one subscriber connection follows, and what is to be sent over it next. Pure: no I/O, no
+//! clock.
+//!
+//! Subscribing a room, unsubscribing it and reading its head are items of one queue. The driver takes them in batches
+//! and sends each batch in order over one connection, and Redis replies in order. So a reply with a room's head proves
+//! that the SUBSCRIBE before it is in force; and however fast a room comes and goes, the last item is the last command.
+
+use crate::{BrokerError, Cursor, Delivery, Retention, Room, RoomEvent, Subscriber, SubscriberId};
+use std::{
+    collections::{HashMap, VecDeque},
+    mem::{replace, take},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::oneshot;
+
+/// Items in one batch, so rooms in one SUBSCRIBE: a larger one would block Redis for milliseconds.
+pub(crate) const BATCH: usize = 512;
+
+/// The interval in which [`Interest::step`] is called.
+pub(crate) const STEP: Duration = Duration::from_millis(100);
+/// Heads that a node compares in a second, at most. A head costs Redis 10 µs (measured on two busy cores), and a room
+/// whose head has changed a page of history on top, some 50 µs. So each node that comes back takes a twentieth of
+/// Redis's core, or a third if it has to read in every room, and a few nodes at once do not overload it. 10,000 rooms
+/// are compared in a second (one second's worth is saved up), 150,000 in a sweep of 30 s.
+const HEADS_PER_SECOND: usize = 5_000;
+/// How many steps' worth of unused heads are saved up for the next reconnect: a second.
+const SAVED_STEPS: usize = 10;
+/// Up to this length the queue is not searched for cancelled joins.
+const QUEUE_MIN: usize = 1024;
+
+/// How fast one connection compares heads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Heads in one step.
+    heads: usize,
+    /// Steps over which a sweep of all rooms is spread.
+    steps: usize,
+}
+
+impl Pace {
+    /// An equal part of the node's pace for each of its connections. A sweep looks at every room once in `sweep`.
+    pub(crate) fn new(connections: usize, sweep: Duration) -> Self {
+        let per_step = HEADS_PER_SECOND * STEP.as_millis() as usize / 1000;
+        let steps = (sweep.as_millis() / STEP.as_millis()) as usize;
+        Self { heads: (per_step / connections.max(1)).max(1), steps: steps.max(1) }
+    }
+}
+
+/// The result of a join: the room's head, `None` in a room without history.
+pub(crate) type JoinResult = Result<Option<Cursor>, BrokerError>;
+/// Where the result goes.
+pub(crate) type JoinReply = oneshot::Sender<JoinResult>;
+
+/// The rooms of one subscriber connection, their followers, and the queue of what is to be sent.
+#[derive(Default)]
+pub(crate) struct Interest {
+    rooms: HashMap<Room, Entry>,
+    queue: VecDeque<Item>,
+    /// What the batches in flight wait for, the oldest batch first.
+    in_flight: VecDeque<Vec<PendingReply>>,
+    /// The number of the current connection. What an earlier one delivers is dropped.
+    connection: u64,
+    /// Rooms that may have missed messages during a reconnect, and whose heads were not compared so far.
+    uncertain: VecDeque<Room>,
+    /// Rooms that the current sweep has not looked at so far.
+    sweep: VecDeque<Room>,
+    /// How many of them each step looks at.
+    sweep_per_step: usize,
+    /// Steps until the next sweep may begin.
+    steps_left: usize,
+    /// Heads that may be read now.
+    credit: usize,
+}
+
+/// One followed room.
+struct Entry {
+    room: Room,
+    followers: Vec<SubscriberId>,
+    retention: Option<Retention>,
+    /// The last command sent for it over this connection was SUBSCRIBE.
+    is_subscribed: bool,
+    /// An [`Item::Change`] of it is in the queue.
+    is_queued: bool,
+    /// The last cursor that followers have got, by a message or a head.
+    last: Option<Cursor>,
+    /// A message with a cursor came since the sweep last looked. The message after a lost one shows the loss by itself.
+    is_busy: bool,
+}
+
+/// An item of the queue.
+enum Item {
+    /// Subscribe or unsubscribe, whichever is right when the item's turn comes.
+    Change(Room),
+    /// Read a head, or only wait for the items before it.
+    Reply(PendingReply),
+}
+
+/// What is done when the batch is answered.
+pub(crate) enum PendingReply {
+    /// Send the room's head to a join, or to another caller who needs it.
+    Head(Room, Retention, JoinReply),
+    /// Confirm a join into a room without history.
+    Confirm(Room, JoinReply),
+    /// Compare the room's head with what followers have got.
+    Compare(Room, Retention),
+    /// Report that every room from before the reconnect is subscribed again.
+    Synced,
+}
+
+/// Rooms on their way from one connection to another, with their followers and the joins that wait for a reply.
+#[derive(Default)]
+pub(crate) struct MovedRooms {
+    entries: Vec<Entry>,
+    joins: Vec<PendingReply>,
+}
+
+/// What to send at once: SUBSCRIBE, then the commands for heads, then UNSUBSCRIBE.
+#[derive(Default, Debug)]
+pub(crate) struct Batch {
+    pub(crate) subscribe: Vec<Room>,
+    pub(crate) heads: Vec<(Room, Retention)>,
+    pub(crate) unsubscribe: Vec<Room>,
+}
+
+impl Interest {
+    /// How many rooms are followed.
+    pub(crate) fn rooms(&self) -> usize {
+        self.rooms.len()
+    }
+
+    pub(crate) fn follow(&mut self, who: SubscriberId, room: &Room, retention: Option<Retention>, reply: JoinReply) {
+        let entry = self.rooms.entry(room.clone()).or_insert_with(|| Entry {
+            room: room.clone(),
+            followers: Vec::new(),
+            retention,
+            is_subscribed: false,
+            is_queued: false,
+            last: None,
+            is_busy: false,
+        });
+        entry.retention = retention.or(entry.retention);
+        if !entry.followers.contains(&who) {
+            entry.followers.reserve_exact(1);
+            entry.followers.push(who);
+        }
+        if !entry.is_subscribed && !entry.is_queued {
+            entry.is_queued = true;
+            self.queue.push_back(Item::Change(room.clone()));
+        }
+        self.enqueue(match retention {
+            Some(retention) => PendingReply::Head(room.clone(), retention, reply),
+            None => PendingReply::Confirm(room.clone(), reply),
+        });
+    }
+
+    /// Reads a head without following the room.
+    pub(crate) fn head(&mut self, room: &Room, retention: Retention, reply: JoinReply) {
+        self.enqueue(PendingReply::Head(room.clone(), retention, reply));
+    }
+
+    fn enqueue(&mut self, pending: PendingReply) {
+        // While there is no connection, clients join and give up again and again. Their cancelled joins must not pile
+        // up.
+        if self.queue.len() >= QUEUE_MIN && self.queue.len() >= 4 * self.rooms.len() {
+            self.queue.retain(|item| !matches!(item, Item::Reply(pending) if pending.is_cancelled()));
+        }
+        self.queue.push_back(Item::Reply(pending));
+    }
+
+    pub(crate) fn unfollow(&mut self, who: SubscriberId, room: &Room) {
+        let Some(entry) = self.rooms.get_mut(room) else { return };
+        entry.followers.retain(|follower| *follower != who);
+        if entry.followers.is_empty() && !entry.is_queued {
+            entry.is_queued = true;
+            self.queue.push_back(Item::Change(room.clone()));
+        }
+    }
+
+    /// A new connection begins, on which nothing is subscribed so far.
+    pub(crate) fn begin(&mut self, connection: u64) {
+        self.connection = connection;
+        // Joins that were queued or in flight are sent again. Everything else that waited belongs to the old
+        // connection.
+        let in_flight = take(&mut self.in_flight).into_iter().flatten();
+        let queued = take(&mut self.queue).into_iter().filter_map(|item| match item {
+            Item::Reply(pending) => Some(pending),
+            Item::Change(_) => None,
+        });
+        let is_join = |pending: &PendingReply| matches!(pending, PendingReply::Head(..) | PendingReply::Confirm(..));
+        let joins: Vec<PendingReply> = in_flight.chain(queued).filter(is_join).collect();
+        // Every room that is followed is subscribed again, and its head is compared later, at the pace of `step`.
+        self.rooms.retain(|_, entry| !entry.followers.is_empty());
+        self.uncertain.clear();
+        self.sweep.clear();
+        for entry in self.rooms.values_mut() {
+            entry.is_subscribed = false;
+            entry.is_queued = true;
+            self.queue.push_back(Item::Change(entry.room.clone()));
+            if entry.last.is_some() {
+                self.uncertain.push_back(entry.room.clone());
+            }
+        }
+        // Behind all rooms, so its reply proves that they are subscribed.
+        self.queue.push_back(Item::Reply(PendingReply::Synced));
+        self.queue.extend(joins.into_iter().map(Item::Reply));
+    }
+
+    /// Queues as many comparisons of heads as the pace allows: first of rooms that a reconnect left uncertain, then of
+    /// rooms that were quiet since the last sweep. So a message that Redis lost unnoticed is found in the second sweep
+    /// after it at the latest. Reading a head also renews the time for which Redis keeps the room's meta.
+    pub(crate) fn step(&mut self, pace: Pace) {
+        // Unused heads of earlier steps are added, up to a second's worth.
+        self.credit = (self.credit + pace.heads).min(pace.heads * SAVED_STEPS);
+        self.steps_left = self.steps_left.saturating_sub(1);
+        // Uncertain rooms take all of the credit that they need.
+        let uncertain = self.uncertain.len().min(self.credit);
+        self.credit -= uncertain;
+        for room in self.uncertain.drain(..uncertain) {
+            self.queue.extend(self.rooms.get(&room).and_then(Entry::compare));
+        }
+        // A new sweep takes all rooms, and spreads them evenly over its steps.
+        if self.steps_left == 0 && self.sweep.is_empty() {
+            self.sweep.extend(self.rooms.keys().cloned());
+            (self.sweep_per_step, self.steps_left) = (self.sweep.len().div_ceil(pace.steps), pace.steps);
+        }
+        // The sweep gets what is left of the credit. Rooms with messages since the last sweep are skipped this time.
+        let swept = self.sweep_per_step.min(self.credit).min(self.sweep.len());
+        self.credit -= swept;
+        for room in self.sweep.drain(..swept) {
+            let Some(entry) = self.rooms.get_mut(&room) else { continue };
+            if !take(&mut entry.is_busy) {
+                self.queue.extend(entry.compare());
+            }
+        }
+    }
+
+    /// Forgets these rooms. What Redis still sends of them is dropped.
+    pub(crate) fn release(&mut self, these: impl Fn(&Room) -> bool) -> MovedRooms {
+        let entries = self.rooms.extract_if(|room, _| these(room)).map(|(_, entry)| entry).collect();
+        let queued = self.queue.iter_mut().filter_map(|item| match item {
+            Item::Reply(pending) => Some(pending),
+            Item::Change(_) => None,
+        });
+        // A join in flight leaves a cancelled one behind, because replies are matched to joins by their order.
+        let pending = self.in_flight.iter_mut().flatten().chain(queued);
+        let joins = pending.filter_map(|pending| pending.take_join(&these)).collect();
+        MovedRooms { entries, joins }
+    }
+
+    /// Goes on with rooms that another connection has released. Messages may have been lost in between, so all of their
+    /// heads are compared.
+    pub(crate) fn adopt(&mut self, moved: MovedRooms) {
+        for entry in moved.entries.into_iter().filter(|entry| !entry.followers.is_empty()) {
+            self.queue.push_back(Item::Change(entry.room.clone()));
+            if entry.last.is_some() {
+                self.uncertain.push_back(entry.room.clone());
+            }
+            self.rooms.insert(entry.room.clone(), Entry { is_subscribed: false, is_queued: true, ..entry });
+        }
+        self.queue.extend(moved.joins.into_iter().map(Item::Reply));
+    }
+
+    /// Takes the next batch from the queue; `None` if nothing is to be sent. What it waits for is in flight until
+    /// [`Interest::settle`].
+    pub(crate) fn batch(&mut self) -> Option<Batch> {
+        let mut batch = Batch::default();
+        let mut pending_replies = Vec::new();
+        for item in self.queue.drain(..self.queue.len().min(BATCH)) {
+            match item {
+                Item::Reply(pending) if pending.is_cancelled() => {}
+                Item::Reply(pending) => {
+                    if let PendingReply::Head(room, retention, _) | PendingReply::Compare(room, retention) = &pending {
+                        batch.heads.push((room.clone(), *retention));
+                    }
+                    pending_replies.push(pending);
+                }
+                Item::Change(room) => {
+                    let Some(entry) = self.rooms.get_mut(&room) else { continue };
+                    entry.is_queued = false;
+                    match (entry.followers.is_empty(), entry.is_subscribed) {
+                        (false, false) => {
+                            entry.is_subscribed = true;
+                            batch.subscribe.push(room);
+                        }
+                        (true, is_subscribed) => {
+                            self.rooms.remove(&room);
+                            if is_subscribed {
+                                batch.unsubscribe.push(room);
+                            }
+                        }
+                        // It came, went and came again before its turn: nothing is to be sent.
+                        (false, true) => {}
+                    }
+                }
+            }
+        }
+        // An empty batch is still sent if more is queued, so that the driver comes back for it.
+        let is_empty = pending_replies.is_empty() && batch.subscribe.is_empty() && batch.unsubscribe.is_empty();
+        if is_empty && self.queue.is_empty() {
+            return None;
+        }
+        self.in_flight.push_back(pending_replies);
+        Some(batch)
+    }
+
+    /// Completes the oldest batch in flight. `heads` are the replies to its commands for heads, in their order. Returns
+    /// whether the batch was the last one of a reconnect.
+    pub(crate) fn settle(
+        &mut self,
+        heads: Vec<Result<Cursor, BrokerError>>,
+        subscribers: &[Arc<dyn Subscriber>],
+    ) -> bool {
+        let mut heads = heads.into_iter();
+        let mut is_synced = false;
+        for pending in self.in_flight.pop_front().unwrap_or_default() {
+            match pending {
+                PendingReply::Head(room, _, reply) => {
+                    let Some(head) = heads.next() else { continue };
+                    // The first head is what followers begin from. A later one changes nothing: other followers may
+                    // stand at an earlier cursor, and messages up to this head may have been lost.
+                    if let (Ok(head), Some(entry)) = (&head, self.rooms.get_mut(&room)) {
+                        entry.last = entry.last.or(Some(*head));
+                    }
+                    let _ = reply.send(head.map(Some)); // the member may have left
+                }
+                PendingReply::Confirm(_, reply) => drop(reply.send(Ok(None))),
+                PendingReply::Compare(room, _) => {
+                    // A failed comparison is made up for by the next sweep.
+                    if let Some(Ok(head)) = heads.next() {
+                        self.compare(&room, head, subscribers);
+                    }
+                }
+                PendingReply::Synced => is_synced = true,
+            }
+        }
+        is_synced
+    }
+
+    /// Delivers the head if followers have not got everything up to it. Messages up to the head came before it over the
+    /// same connection, so what followers have not got by now was lost.
+    fn compare(&mut self, room: &Room, head: Cursor, subscribers: &[Arc<dyn Subscriber>]) {
+        let Some(entry) = self.rooms.get_mut(room) else { return };
+        // Without a last cursor no follower has got one: the reply to their join is still to come.
+        let Some(last) = entry.last else { return };
+        if last.epoch == head.epoch && last.offset >= head.offset {
+            return;
+        }
+        entry.last = Some(head);
+        entry.deliver(&RoomEvent::Head(head), subscribers);
+    }
+
+    /// Hands an event that came over `connection` to the room's followers.
+    pub(crate) fn deliver(
+        &mut self,
+        connection: u64,
+        room: &str,
+        event: &RoomEvent,
+        subscribers: &[Arc<dyn Subscriber>],
+    ) {
+        if connection != self.connection {
+            return;
+        }
+        let Some(entry) = self.rooms.get_mut(room) else { return };
+        if let RoomEvent::Message(publication) = event {
+            entry.last = publication.cursor.or(entry.last);
+            entry.is_busy = publication.cursor.is_some();
+        }
+        entry.deliver(event, subscribers);
+    }
+}
+
+impl Entry {
+    /// The item that compares the room's head; `None` in a room without history, and before the first head is known.
+    fn compare(&self) -> Option<Item> {
+        let pending = |retention| PendingReply::Compare(self.room.clone(), retention);
+        self.last.and(self.retention).map(|retention| Item::Reply(pending(retention)))
+    }
+
+    fn deliver(&self, event: &RoomEvent, subscribers: &[Arc<dyn Subscriber>]) {
+        for who in &self.followers {
+            if let Some(subscriber) = subscribers.get(usize::from(who.0)) {
+                subscriber.deliver(Delivery { room: self.room.clone(), event: event.clone() });
+            }
+        }
+    }
+}
+
+impl PendingReply {
+    /// Takes a join into one of these rooms out, and leaves a cancelled one in its position.
+    fn take_join(&mut self, these: impl Fn(&Room) -> bool) -> Option<Self> {
+        let (Self::Head(room, ..) | Self::Confirm(room, _)) = &*self else { return None };
+        if !these(room) {
+            return None;
+        }
+        let cancelled = oneshot::channel().0;
+        let cancelled = match self {
+            Self::Head(room, retention, _) => Self::Head(room.clone(), *retention, cancelled),
+            _ => Self::Confirm(room.clone(), cancelled),
+        };
+        Some(replace(self, cancelled))
+    }
+
+    /// Whether the caller has stopped waiting.
+    fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Head(_, _, reply) | Self::Confirm(_, reply) => reply.is_closed(),
+            Self::Compare(..) | Self::Synced => false,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "interest_tests.rs"]
+mod tests;

@@ -1,0 +1,246 @@
+//! A model test of `Interest`: rooms come and go, connections break, Redis replies in its own time. And tests of how
+//! heads are compared, after a reconnect and by the sweep.
+
+use super::*;
+use crate::{Epoch, Offset, contract::Recorder};
+use proptest::prelude::*;
+use std::collections::HashSet;
+
+const KEEP: Retention = Retention { messages: 10, ttl: Duration::from_secs(60) };
+
+fn name(n: u8) -> Room {
+    Room::parse(&format!("r{n}")).unwrap()
+}
+
+fn cursor(offset: u64) -> Cursor {
+    Cursor::new(Epoch::from_bytes(*b"aaaaaaaa").unwrap(), Offset(offset))
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Follow(u16, u8),
+    Unfollow(u16, u8),
+    Send,
+    Reply,
+    Reconnect,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0u16..3, 0u8..4).prop_map(|(who, room)| Step::Follow(who, room)),
+        4 => (0u16..3, 0u8..4).prop_map(|(who, room)| Step::Unfollow(who, room)),
+        4 => Just(Step::Send),
+        3 => Just(Step::Reply),
+        1 => Just(Step::Reconnect),
+    ]
+}
+
+/// Redis, as far as batches change it.
+#[derive(Default)]
+struct FakeRedis {
+    subscribed: HashSet<Room>,
+    unanswered: VecDeque<usize>,
+}
+
+impl FakeRedis {
+    fn take(&mut self, batch: Batch) -> Result<(), TestCaseError> {
+        for room in batch.subscribe {
+            prop_assert!(self.subscribed.insert(room), "subscribed twice");
+        }
+        for room in batch.unsubscribe {
+            prop_assert!(
+                self.subscribed.remove(&room),
+                "unsubscribed without being subscribed, which some servers refuse"
+            );
+        }
+        self.unanswered.push_back(batch.heads.len());
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    /// However fast rooms come and go and connections break: at the end exactly the followed rooms are subscribed,
+    /// every join that is waited for has its reply, and no join gets its reply before its room is subscribed.
+    #[test]
+    fn interest_and_subscriptions_end_up_equal(steps in proptest::collection::vec(step(), 0..300)) {
+        let seen: Vec<Arc<dyn Subscriber>> = (0..3).map(|_| Arc::new(Recorder::default()) as Arc<dyn Subscriber>).collect();
+        let (mut interest, mut redis) = (Interest::default(), FakeRedis::default());
+        let mut followed: HashSet<(u16, u8)> = HashSet::new();
+        let mut joins = Vec::new();
+        let mut connection = 1;
+        interest.begin(connection);
+        let drain = std::iter::repeat_n([Step::Send, Step::Reply], 400).flatten();
+        for step in steps.into_iter().chain(drain) {
+            match step {
+                Step::Follow(who, room) => {
+                    let (reply, result) = oneshot::channel();
+                    followed.insert((who, room));
+                    interest.follow(SubscriberId(who), &name(room), Some(KEEP), reply);
+                    joins.push((Some((who, room)), result));
+                }
+                Step::Unfollow(who, room) => {
+                    followed.remove(&(who, room));
+                    // The reply to a join that was undone says nothing about a later join.
+                    joins.iter_mut().filter(|(join, _)| *join == Some((who, room))).for_each(|(join, _)| *join = None);
+                    interest.unfollow(SubscriberId(who), &name(room));
+                }
+                Step::Send => if let Some(batch) = interest.batch() { redis.take(batch)? },
+                Step::Reply => if let Some(heads) = redis.unanswered.pop_front() {
+                    interest.settle(vec![Ok(cursor(7)); heads], &seen);
+                    for (join, result) in &mut joins {
+                        if let (Ok(_), Some((_, room))) = (result.try_recv(), join) {
+                            prop_assert!(redis.subscribed.contains(&name(*room)), "the reply came before the subscription");
+                        }
+                    }
+                },
+                Step::Reconnect => {
+                    connection += 1;
+                    redis = FakeRedis::default();
+                    interest.begin(connection);
+                }
+            }
+        }
+        let rooms: HashSet<Room> = followed.iter().map(|(_, room)| name(*room)).collect();
+        prop_assert_eq!(&redis.subscribed, &rooms);
+        prop_assert_eq!(interest.rooms(), rooms.len());
+        prop_assert!(interest.batch().is_none() && interest.in_flight.is_empty());
+        for (_, result) in &mut joins {
+            prop_assert_ne!(result.try_recv().err(), Some(oneshot::error::TryRecvError::Empty), "a join was forgotten");
+        }
+    }
+}
+
+/// Follows a room whose head is `at`.
+fn follow_at(interest: &mut Interest, room: u8, at: u64, seen: &[Arc<dyn Subscriber>]) {
+    let (reply, _result) = oneshot::channel();
+    interest.follow(SubscriberId(0), &name(room), Some(KEEP), reply);
+    interest.batch();
+    interest.settle(vec![Ok(cursor(at))], seen);
+}
+
+fn recorder() -> (Arc<Recorder>, Vec<Arc<dyn Subscriber>>) {
+    let recorder = Arc::new(Recorder::default());
+    (recorder.clone(), vec![recorder])
+}
+
+fn message(offset: u64) -> RoomEvent {
+    RoomEvent::Message(crate::Publication {
+        cursor: Some(cursor(offset)),
+        id: crate::MessageId { node: crate::NodeId(1), number: offset },
+        author: None,
+        ts_ms: 0,
+        payload: bytes::Bytes::new(),
+    })
+}
+
+#[test]
+fn a_head_is_delivered_only_if_followers_have_not_got_everything_up_to_it() {
+    let (recorder, seen) = recorder();
+    let mut interest = Interest::default();
+    interest.begin(1);
+    follow_at(&mut interest, 1, 5, &seen);
+    for (head, delivered) in [(5, 0), (7, 1), (7, 1), (6, 1)] {
+        interest.begin(2);
+        assert_eq!(interest.batch().unwrap().subscribe.len(), 1);
+        assert!(interest.settle(Vec::new(), &seen), "synced");
+        interest.step(Pace::new(1, Duration::from_secs(30)));
+        // Once because of the reconnect, and once more if a sweep begins.
+        let compared = interest.batch().unwrap().heads.len();
+        assert!((1..=2).contains(&compared), "{compared}");
+        assert!(!interest.settle(vec![Ok(cursor(head)); compared], &seen));
+        assert_eq!(recorder.now().heads(&name(1)).len(), delivered, "head {head}");
+    }
+}
+
+/// A sweep of five steps: only rooms that were quiet since the last sweep are compared, and a lost message is found.
+#[test]
+fn the_sweep_compares_quiet_rooms_and_finds_a_lost_message() {
+    let (recorder, seen) = recorder();
+    let mut interest = Interest::default();
+    interest.begin(1);
+    (0..5).for_each(|room| follow_at(&mut interest, room, 5, &seen));
+    let pace = Pace::new(1, STEP * 5);
+    let sweep = |interest: &mut Interest, head: u64| {
+        let mut compared = HashSet::new();
+        for _ in 0..5 {
+            interest.step(pace);
+            let Some(batch) = interest.batch() else { continue };
+            assert!(batch.heads.len() <= 1, "the rooms are spread over the steps");
+            interest.settle(vec![Ok(cursor(head)); batch.heads.len()], &seen);
+            compared.extend(batch.heads.into_iter().map(|(room, _)| room));
+        }
+        compared
+    };
+    assert_eq!(sweep(&mut interest, 5).len(), 5);
+    interest.deliver(1, name(3).as_str(), &message(6), &[]);
+    let compared = sweep(&mut interest, 5);
+    assert_eq!((compared.len(), compared.contains(&name(3))), (4, false));
+    assert_eq!(recorder.now().heads(&name(2)).len(), 0);
+    assert_eq!(sweep(&mut interest, 6).len(), 5);
+    let recorded = recorder.now();
+    assert_eq!((recorded.heads(&name(2)), recorded.heads(&name(3))), (vec![cursor(6)], vec![]));
+}
+
+#[test]
+fn after_a_reconnect_heads_are_compared_no_faster_than_the_pace() {
+    const ROOMS: usize = 20_000;
+    let mut interest = Interest::default();
+    interest.begin(1);
+    for n in 0..ROOMS {
+        let room = Room::parse(&format!("r{n}")).unwrap();
+        interest.follow(SubscriberId(0), &room, Some(KEEP), oneshot::channel().0);
+        interest.rooms.get_mut(&room).unwrap().last = Some(cursor(1));
+    }
+    let heads = |interest: &mut Interest| std::iter::from_fn(|| interest.batch()).map(|b| b.heads.len()).sum::<usize>();
+    heads(&mut interest);
+    interest.begin(2);
+    assert_eq!(heads(&mut interest), 0, "all rooms are subscribed before a head is read");
+    let pace = Pace::new(2, Duration::from_secs(30));
+    // Two connections: each has half of the node's pace, and has saved up nothing so far.
+    let compared: Vec<usize> = (0..80)
+        .map(|_| {
+            interest.step(pace);
+            heads(&mut interest)
+        })
+        .collect();
+    assert!(compared.iter().all(|heads| *heads == HEADS_PER_SECOND / 20), "{compared:?}");
+    assert!(interest.uncertain.is_empty());
+}
+
+#[test]
+fn rooms_move_with_their_followers_and_the_joins_in_flight() {
+    let recorder = Arc::new(Recorder::default());
+    let seen: Vec<Arc<dyn Subscriber>> = vec![Arc::clone(&recorder) as Arc<dyn Subscriber>];
+    let (mut from, mut to) = (Interest::default(), Interest::default());
+    for interest in [&mut from, &mut to] {
+        interest.begin(1);
+        interest.batch();
+        assert!(interest.settle(Vec::new(), &seen), "synced");
+    }
+    let (reply, _result) = oneshot::channel();
+    from.follow(SubscriberId(0), &name(1), Some(KEEP), reply);
+    from.batch();
+    from.settle(vec![Ok(cursor(5))], &seen);
+    let (reply, mut moved) = oneshot::channel();
+    from.follow(SubscriberId(0), &name(2), Some(KEEP), reply);
+    let (reply, mut stayed) = oneshot::channel();
+    from.follow(SubscriberId(0), &name(3), Some(KEEP), reply);
+    from.batch();
+
+    // The sweep of `to` begins before it has the rooms.
+    let pace = Pace::new(1, Duration::from_secs(30));
+    to.step(pace);
+    to.adopt(from.release(|room| *room != name(3)));
+    from.settle(vec![Ok(cursor(8)), Ok(cursor(9))], &seen);
+    assert_eq!(stayed.try_recv().unwrap(), Ok(Some(cursor(9))), "a join that stays gets the head of its own room");
+    assert!(moved.try_recv().is_err() && from.rooms() == 1);
+    let batch = to.batch().unwrap();
+    assert_eq!((batch.subscribe.len(), batch.heads.len()), (2, 1));
+    to.settle(vec![Ok(cursor(3))], &seen);
+    assert_eq!(moved.try_recv().unwrap(), Ok(Some(cursor(3))));
+    to.step(pace);
+    assert_eq!(to.batch().unwrap().heads.len(), 1, "the heads of moved rooms are compared");
+    to.settle(vec![Ok(cursor(7))], &seen);
+    assert_eq!(recorder.now().heads(&name(1)), [cursor(7)]);
+}

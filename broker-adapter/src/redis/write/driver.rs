@@ -1,0 +1,177 @@
+//! `PublisherDriver`: sends what waits in the publisher's queue over one connection. What waits together goes as one
+//! pipeline, with a few pipelines in flight: an idle publisher adds no delay, and a busy one needs no round trip per
+//! command.
+
+use crate::{
+    BrokerError,
+    redis::{
+        commands::CommandBuilder,
+        connection::{
+            keep::Driver,
+            open::OpenConnection,
+            status::{ConnectionStatus, Signals},
+            supervisor::GRACE,
+        },
+        errors::{Redirect, refusal},
+        scripts::is_forgotten,
+        write::{
+            batch::{self, Call},
+            command::{QueuedCommand, Refused},
+        },
+    },
+};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
+use redis::{Pipeline, PushInfo, RedisError, Value};
+use std::{
+    future::pending,
+    mem::{replace, take},
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::mpsc, time::timeout};
+
+/// Commands in one pipeline: above it the cost per command no longer falls.
+const BATCH: usize = 256;
+/// Pipelines in flight: enough that Redis never waits for the next one.
+const BATCHES: usize = 4;
+/// A reply that takes longer counts as missing: with the wait in the queue, publishers get their result within a
+/// second.
+const REPLY_MAX: Duration = Duration::from_millis(750);
+
+/// Sends the commands of one publisher.
+pub(crate) struct PublisherDriver {
+    status: Arc<ConnectionStatus>,
+    queue: mpsc::Receiver<QueuedCommand>,
+    builder: CommandBuilder,
+}
+
+/// One pipeline with Redis's replies to its calls.
+struct Replied {
+    calls: Vec<Call>,
+    /// `None`: the replies did not come in time.
+    replies: Option<Result<Vec<Value>, RedisError>>,
+}
+
+impl Driver for PublisherDriver {
+    fn push_handler(&mut self, _signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync> {
+        Box::new(|_| {})
+    }
+
+    fn response_timeout(&self) -> Duration {
+        // The deadline is REPLY_MAX and GRACE in `send`; the client library's must not come before it.
+        REPLY_MAX * 4
+    }
+
+    fn drive<'a>(&'a mut self, connection: OpenConnection, signals: &'a Signals) -> BoxFuture<'a, ()> {
+        Box::pin(self.write(connection, signals))
+    }
+
+    /// Refuses what was queued while the connection went down: dropped commands report an error.
+    fn idle(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async { while self.queue.recv().await.is_some() {} })
+    }
+}
+
+impl PublisherDriver {
+    pub(crate) fn new(
+        status: Arc<ConnectionStatus>,
+        queue: mpsc::Receiver<QueuedCommand>,
+        builder: CommandBuilder,
+    ) -> Self {
+        Self { status, queue, builder }
+    }
+
+    async fn write(&mut self, mut connection: OpenConnection, signals: &Signals) {
+        let mut running = FuturesOrdered::new();
+        // Calls whose script Redis has forgotten.
+        let mut again: Vec<Call> = Vec::new();
+        let mut next = Vec::with_capacity(BATCH);
+        signals.synced();
+        loop {
+            // They are sent again in their order, before anything new, so that each room keeps its order.
+            if !again.is_empty() && running.is_empty() {
+                if self.builder.scripts.load(&mut connection.conn).await.is_err() {
+                    signals.lost();
+                    return pending().await;
+                }
+                running.push_back(self.send(&connection, take(&mut again)));
+            }
+            tokio::select! {
+                biased;
+                Some(replied) = running.next(), if !running.is_empty() => settle(replied, &mut again, signals),
+                count = self.queue.recv_many(&mut next, BATCH), if running.len() < BATCHES && again.is_empty() => {
+                    if count == 0 {
+                        return pending().await;
+                    }
+                    // If the connection is not up any more, dropping the commands refuses them.
+                    if self.status.is_up() {
+                        let fresh = replace(&mut next, Vec::with_capacity(BATCH));
+                        let calls = calls_in_time(fresh, !running.is_empty());
+                        if !calls.is_empty() {
+                            running.push_back(self.send(&connection, calls));
+                        }
+                    }
+                    next.clear();
+                }
+            }
+        }
+    }
+
+    /// Builds one pipeline; the future sends it when it is first polled.
+    fn send(&self, connection: &OpenConnection, calls: Vec<Call>) -> BoxFuture<'static, Replied> {
+        let mut pipe = Pipeline::with_capacity(calls.len());
+        for call in &calls {
+            pipe.add_command(call.command(&self.builder, &connection.server.fence));
+        }
+        let mut conn = connection.conn.clone();
+        Box::pin(async move {
+            let replies = {
+                let mut sending = pin!(conn.send_packed_commands(&pipe, 0, calls.len()));
+                match timeout(REPLY_MAX, &mut sending).await {
+                    Ok(replies) => Some(replies),
+                    Err(_) => timeout(GRACE, sending).await.ok(),
+                }
+            };
+            Replied { calls, replies }
+        })
+    }
+}
+
+/// Packs commands into calls, and refuses those that have waited for too long. If nothing is in flight (`busy` is
+/// false), they did not wait for Redis but for this process, and the wait is over.
+fn calls_in_time(mut commands: Vec<QueuedCommand>, busy: bool) -> Vec<Call> {
+    let now = Instant::now();
+    for late in commands.extract_if(.., |queued| busy && now.duration_since(queued.since) >= REPLY_MAX) {
+        Refused { command: late.command, why: BrokerError::Overloaded }.complete();
+    }
+    batch::calls(commands)
+}
+
+/// Completes the calls of one pipeline. Calls whose script Redis has forgotten are moved to `again`, in order.
+fn settle(Replied { calls, replies }: Replied, again: &mut Vec<Call>, signals: &Signals) {
+    let replies = match replies {
+        Some(Ok(replies)) => replies,
+        // Without replies the calls are dropped, and so report an error.
+        Some(Err(_)) => return signals.lost(),
+        None => return signals.late(),
+    };
+    for (call, reply) in calls.into_iter().zip(replies) {
+        if is_forgotten(&reply) {
+            again.push(call);
+            continue;
+        }
+        let result = match reply {
+            Value::ServerError(error) => {
+                match Redirect::of(&error) {
+                    Some(Redirect::NotMaster) => signals.lost(),
+                    Some(Redirect::Moved) => signals.request_refresh(),
+                    Some(Redirect::Migrating) | None => {}
+                }
+                Err(refusal(&error))
+            }
+            reply => Ok(reply),
+        };
+        call.complete(result);
+    }
+}

@@ -1,0 +1,110 @@
+//! What a load run cost: processor time over stretches of the run, and memory. The run measures, the report reads.
+
+use super::process::Processes;
+use std::time::{Duration, Instant};
+
+/// The least that a member can add to a gateway's resident memory, in KiB: its session, its task and its socket's buffers
+/// take 1.3 KiB (docs/performance.md, "What one idle connection holds").
+const MEMBER_KIB_MIN: f64 = 1.0;
+
+/// What processes spent in a stretch of time.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Spent {
+    pub(super) wall: Duration,
+    /// `None` without processes to measure.
+    pub(super) cpu: Option<Duration>,
+}
+
+impl Spent {
+    /// Adds another stretch.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.wall += other.wall;
+        self.cpu = match (self.cpu, other.cpu) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        };
+    }
+
+    /// Processor time divided by a count, in microseconds.
+    pub(super) fn cpu_us_per(&self, count: u64) -> Option<f64> {
+        self.cpu.filter(|_| count > 0).map(|cpu| cpu.as_secs_f64() * 1e6 / count as f64)
+    }
+
+    /// How many processors were busy on average.
+    pub(super) fn cores(&self) -> Option<f64> {
+        self.cpu.filter(|_| !self.wall.is_zero()).map(|cpu| cpu.as_secs_f64() / self.wall.as_secs_f64())
+    }
+}
+
+/// The beginning of a stretch of time.
+#[derive(Debug)]
+pub(super) struct Span {
+    begun: Instant,
+    cpu: Duration,
+}
+
+impl Span {
+    pub(super) fn begin(processes: &Processes) -> Self {
+        Self { cpu: processes.cpu(), begun: Instant::now() }
+    }
+
+    pub(super) fn end(&self, processes: &Processes) -> Spent {
+        let cpu = (!processes.is_empty()).then(|| processes.cpu().saturating_sub(self.cpu));
+        Spent { wall: self.begun.elapsed(), cpu }
+    }
+}
+
+/// What the run measured beside the scoreboard.
+#[derive(Debug, Default)]
+pub(super) struct Costs {
+    /// The gateway, while members joined.
+    pub(super) connect: Spent,
+    /// How many connections the gateway may have had before this run: an upper bound.
+    pub(super) connections_before: u64,
+    /// The gateway's resident memory before the members, after half of them, and after all of them, in KiB.
+    pub(super) rss_kib: Vec<u64>,
+    /// The gateway, while nothing happened.
+    pub(super) idle: Spent,
+    /// This tool, while it published.
+    pub(super) window: Spent,
+    /// The gateway, from the first publish to the last delivery.
+    pub(super) work: Spent,
+    pub(super) delivered_in_window: u64,
+    pub(super) acknowledged_in_window: u64,
+    /// How many processors the gateway and this tool may both use, if both are on this machine.
+    pub(super) shared_cores: Option<usize>,
+}
+
+impl Costs {
+    /// How much the second half of the members added to the gateway's memory, in KiB per member.
+    ///
+    /// `None` where resident memory cannot tell: a process puts new members into memory that earlier ones have left. So the
+    /// first half must be enough to fill the memory of all earlier connections, must itself have added memory, and no
+    /// member can have added less than it takes.
+    pub(super) fn kib_per_member(&self, members: usize) -> Option<f64> {
+        let [before, half, all] = self.rss_kib[..] else { return None };
+        let each = |from: u64, to: u64, members: usize| (to as f64 - from as f64) / members.max(1) as f64;
+        let (first, second) = (each(before, half, members / 2), each(half, all, members - members / 2));
+        let is_new = (members / 2) as u64 >= self.connections_before && first >= second / 2.0;
+        (is_new && second >= MEMBER_KIB_MIN).then_some(second)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_per_member_is_told_only_where_every_member_took_new_memory() {
+        let told = |connections_before, rss_kib: [u64; 3]| {
+            let costs = Costs { connections_before, rss_kib: rss_kib.to_vec(), ..Costs::default() };
+            costs.kib_per_member(1000)
+        };
+        assert_eq!(told(64, [20_000, 22_500, 24_000]), Some(3.0), "a new process");
+        assert_eq!(told(512, [20_000, 22_500, 24_000]), None, "some of the second half may be in old memory");
+        assert_eq!(told(64, [24_000, 24_200, 25_700]), None, "the first half found free memory");
+        assert_eq!(told(64, [24_000, 24_000, 24_400]), None, "less than a member takes");
+        assert_eq!(told(64, [24_000, 23_000, 23_000]), None, "memory was given back meanwhile");
+        assert_eq!(Costs::default().kib_per_member(1000), None, "nothing was measured");
+    }
+}

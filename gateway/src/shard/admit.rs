@@ -1,0 +1,340 @@
+//! The second half of a join: the client gets `joined`, then what it has missed, and becomes a member in the very step in
+//! which it has had everything up to where the room's feed stands. No message can come between the last missed one and the
+//! membership, so history and live messages meet without a hole and without a repeat.
+//!
+//! ```text
+//! admit ──► advance ──► member                    nothing to read: done in one step
+//!             │  ▲
+//!             ▼  │ on_page
+//!           wait: a page of history, the client's outbox, the feed
+//! ```
+
+use super::{
+    Shard, State,
+    conn::Conn,
+    members::CustomMember,
+    retry::Retry,
+    room::{Join, RoomRef},
+    rooms::Reached,
+};
+use crate::{
+    protocol::{
+        FrameShape,
+        command::{HISTORY_LIMIT_MAX, PresenceWish},
+        end_event,
+        event::{Event, Missed},
+        native, put_frame,
+    },
+    session::Frames,
+};
+use bytes::BytesMut;
+use fanfare_broker::{
+    BrokerError, Cursor, Gap, HistoryQuery, Page, Position, Presence, PresenceDetail, PresenceUpdate, Publication, Room,
+};
+use std::{collections::VecDeque, ops::Range, rc::Rc, time::Duration};
+use tokio::sync::oneshot;
+
+/// Messages read from history at a time.
+const PAGE: usize = 100;
+/// How long a join waits for a feed that is behind its client, before it reads history once more.
+const FEED_WAIT: Duration = Duration::from_millis(20);
+/// Members in the reply to a join that was posted. The stream itself gets all of them.
+const POSTED_MEMBERS_MAX: usize = 1_000;
+
+/// A join on its way to membership.
+#[derive(Debug)]
+struct Admission {
+    join: Join,
+    /// Who is in the room, if the join asked for that.
+    presence: Option<Presence>,
+    /// The last message that the client has had; set as soon as `joined` has been sent with a cursor.
+    reached: Option<Cursor>,
+    /// Messages that were read and have not been sent.
+    pending: VecDeque<Publication>,
+}
+
+/// The room's state at the beginning of a join, as `joined` tells it.
+struct Start {
+    /// Messages follow from here; `None` in a room without history.
+    cursor: Option<Cursor>,
+    /// What is missing before it.
+    gap: Option<Gap>,
+}
+
+/// What a join waits for before it can go on.
+enum Wait {
+    /// A page of history.
+    History(HistoryQuery),
+    /// The client reads slowly: until its outbox is empty.
+    Outbox(oneshot::Receiver<()>),
+    /// The client is ahead of the feed. Mostly the feed follows in a moment; if it does not, this page of history shows
+    /// why.
+    Feed(HistoryQuery),
+}
+
+impl State {
+    /// Completes a join at once if nothing has to be read for it; otherwise a task does.
+    pub(super) fn admit(&mut self, join: Join) {
+        let lists_members = join.options.presence == PresenceWish::Members;
+        let mut admission = Admission { join, presence: None, reached: None, pending: VecDeque::new() };
+        if lists_members || self.advance(&mut admission).is_some() {
+            self.spawn(|shard| shard.admit_slowly(admission));
+        }
+    }
+
+    /// Sends what can be sent, and makes the session a member if that was everything. Otherwise returns what to wait for;
+    /// `None`: the join is complete or no longer wanted.
+    fn advance(&mut self, admission: &mut Admission) -> Option<Wait> {
+        loop {
+            let join = &admission.join;
+            let conn = self.outgoing.sessions.open(join.session())?;
+            if !conn.session.is_joining(join.room.index, join.number) {
+                self.answer_superseded(join);
+                return None;
+            }
+            if let Some(wait) = self.send_pending(admission) {
+                return Some(wait);
+            }
+            // Compare where the client is with where the room's feed is.
+            let join = &admission.join;
+            let entry = self.rooms.same(join.room)?;
+            let from = join.from.filter(|_| join.options.last == 0);
+            let since = admission.reached.or(join.options.since).or(from);
+            let start = match (entry.feed.position().map(Position::cursor), since) {
+                // The room has no history: nothing to send first, and what a cursor promised is lost.
+                (None, _) => Start { cursor: None, gap: join.options.since.map(|_| Gap { missed: None }) },
+                // A new client: from here on, or from the last few messages on.
+                (Some(at), None) if join.options.last == 0 => Start { cursor: Some(at), gap: None },
+                (Some(_), None) => {
+                    let limit = join.options.last.min(HISTORY_LIMIT_MAX);
+                    return Some(Wait::History(HistoryQuery { since: None, limit }));
+                }
+                // The client has had everything.
+                (Some(at), Some(since)) if since == at => Start { cursor: Some(at), gap: None },
+                // The client is behind: the ring may have what it missed, else history has.
+                (Some(at), Some(since)) if since.epoch == at.epoch && since.offset < at.offset => {
+                    let Some(missed) = entry.recent_after(since) else {
+                        return Some(Wait::History(HistoryQuery { since: Some(since), limit: PAGE }));
+                    };
+                    let missed = missed.cloned().collect();
+                    self.start(admission, Start { cursor: Some(since), gap: None });
+                    admission.pending = missed;
+                    continue;
+                }
+                // The client is ahead of the feed or in another epoch. Only history can tell what is right.
+                (Some(_), Some(since)) => {
+                    let query = HistoryQuery { since: Some(since), limit: PAGE };
+                    return Some(if admission.reached.is_some() { Wait::Feed(query) } else { Wait::History(query) });
+                }
+            };
+            self.start(admission, start);
+            self.complete(admission);
+            return None;
+        }
+    }
+
+    /// Sends messages that were read, as far as the feed has come and half an outbox at a time.
+    fn send_pending(&mut self, admission: &mut Admission) -> Option<Wait> {
+        let Admission { join, reached, pending, .. } = admission;
+        let entry = self.rooms.same(join.room)?;
+        let at = entry.feed.position();
+        let name = entry.name.clone();
+        let conn = self.outgoing.sessions.open(join.session())?;
+        let excluded = join.excluded(conn.session.id);
+        while !pending.is_empty() {
+            let conn = self.outgoing.sessions.open(join.session())?;
+            if conn.outbox.is_half_full(&self.node.outbox_limits) {
+                let (sender, drained) = oneshot::channel();
+                conn.drained.get_or_insert_default().0.push(sender);
+                return Some(Wait::Outbox(drained));
+            }
+            let Some(publication) = pending.pop_front() else { break };
+            let Some(cursor) = publication.cursor else { continue };
+            // History is ahead of the feed here. These messages come to members when the feed gets to them.
+            if at.is_some_and(|at| at.cursor().epoch == cursor.epoch && !at.covers(cursor)) {
+                pending.clear();
+                break;
+            }
+            *reached = Some(cursor);
+            if !publication.author.is_some_and(|author| excluded.contains(&author)) {
+                self.send_message(join, &name, &publication);
+            }
+        }
+        None
+    }
+
+    /// Queues one message of the past. It may exceed the outbox's limits, because [`State::send_pending`] paces itself.
+    fn send_message(&mut self, join: &Join, room: &Room, publication: &Publication) {
+        let index = join.session().index;
+        let text = native::MessageText::new(room, publication);
+        let id = self.event_id(index, Reached { room: join.room.index, cursor: publication.cursor });
+        let Some(shape) = self.outgoing.sessions.open(join.session()).map(|conn| conn.shape) else { return };
+        let mut bytes = BytesMut::new();
+        put_frame(&mut bytes, shape, &text.parts(publication));
+        if shape == FrameShape::Event {
+            end_event(&mut bytes, id.as_deref());
+        }
+        self.node.metrics.delivered[shape as usize].inc();
+        self.outgoing.queue_unbounded(index, Frames { bytes: bytes.freeze(), count: 1 });
+    }
+
+    /// Takes a page of history. The first one decides how `joined` begins; a later one may show a gap.
+    fn on_page(&mut self, admission: &mut Admission, page: Page) {
+        let join = &admission.join;
+        let is_wanted = |conn: &mut Conn| conn.session.is_joining(join.room.index, join.number);
+        if !self.outgoing.sessions.open(join.session()).is_some_and(is_wanted) {
+            return; // left or gone meanwhile: `advance` sees it too
+        }
+        let Some(entry) = self.rooms.same(join.room) else { return };
+        // Does the page know of something that the feed has missed? Another epoch, always; messages of the same epoch only
+        // after a wait for the feed has brought nothing, because until then they may be on their way.
+        let has_waited = admission.reached.is_some() && page.publications.is_empty();
+        let is_behind = |at: Position| at.cursor().epoch != page.head.epoch || (has_waited && !at.covers(page.head));
+        let hole = entry.feed.position().is_some_and(is_behind).then(|| entry.feed.on_head(page.head)).flatten();
+        if let Some(since) = hole {
+            self.start_catch_up(admission.join.room, since);
+        }
+        let join = &admission.join;
+        match (admission.reached, page.gap) {
+            // `joined` reports a gap only to a client that gave a cursor. A member that joins again without one gets the gap
+            // as an event, as members do.
+            (None, Some(_))
+                if join.options.since.is_none()
+                    && let Some(from) = join.from =>
+            {
+                self.start(admission, Start { cursor: Some(from), gap: None });
+                self.send_gap(admission, from..page.from);
+            }
+            (None, gap) => self.start(admission, Start { cursor: Some(page.from), gap }),
+            (Some(reached), Some(_)) => self.send_gap(admission, reached..page.from),
+            (Some(_), None) => {}
+        }
+        admission.pending = page.publications.into();
+    }
+
+    fn send_gap(&mut self, admission: &mut Admission, Range { start: from, end: to }: Range<Cursor>) {
+        admission.reached = Some(to);
+        let join = &admission.join;
+        let Some(room) = self.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
+        let reached = Reached { room: join.room.index, cursor: Some(to) };
+        self.send_at(join.session().index, &Event::Gap { room: &room, from, to }, reached);
+    }
+
+    /// Sends `joined`, once.
+    fn start(&mut self, admission: &mut Admission, Start { cursor, gap }: Start) {
+        if admission.reached.is_some() {
+            return;
+        }
+        admission.reached = cursor;
+        let Admission { join, presence, .. } = admission;
+        let Some(entry) = self.rooms.same(join.room) else { return };
+        let name = entry.name.clone();
+        let resumed = join.options.since.map(|_| gap.is_none());
+        match resumed {
+            Some(true) => self.node.metrics.resumes_exact.inc(),
+            Some(false) => self.node.metrics.resumes_gap.inc(),
+            None => {}
+        }
+        let mut joined = Event::Joined {
+            id: join.reply_to.id,
+            room: &name,
+            cursor,
+            resumed,
+            gap: gap.filter(|_| resumed.is_some()).map(Missed::from),
+            members: presence.as_ref().map(|presence| presence.members.iter().map(Into::into).collect()),
+        };
+        // Also a session whose join was posted gets it over its own connection, where it stands before the messages that
+        // follow from its cursor.
+        self.send_at(join.session().index, &joined, Reached { room: join.room.index, cursor });
+        if let Event::Joined { members, .. } = &mut joined {
+            members.take_if(|members| members.len() > POSTED_MEMBERS_MAX);
+        }
+        self.reply_if_posted(join.reply_to, &joined);
+    }
+
+    /// Makes the session a member: from the next pass on it gets what the feed delivers.
+    fn complete(&mut self, admission: &Admission) {
+        let Admission { join, presence, .. } = admission;
+        let Some(conn) = self.outgoing.sessions.open(join.session()) else { return };
+        if !conn.session.complete_join(join.room.index, join.number) {
+            return;
+        }
+        let index = join.session().index;
+        let version = presence.as_ref().map_or(0, |presence| presence.version);
+        let Some(entry) = self.rooms.same(join.room) else { return };
+        entry.members.add(CustomMember {
+            session: index,
+            shape: conn.shape,
+            has_own_ids: !conn.shares_frames(&entry.name),
+            presence_after: (join.options.presence == PresenceWish::Members).then_some(version),
+            excluded: join.excluded(conn.session.id),
+        });
+        // Who came and went since the member list was read.
+        let pending = entry.pending_presence.iter().position(|pending| pending.session == index);
+        let Some(pending) = pending.map(|i| entry.pending_presence.swap_remove(i)) else { return };
+        for (_, frames) in pending.events.into_iter().filter(|(at, _)| *at > version) {
+            self.queue(index, &frames);
+        }
+    }
+}
+
+impl Shard {
+    /// Takes a join through all its waits, until it is complete or no longer wanted.
+    async fn admit_slowly(self: Rc<Self>, mut admission: Admission) {
+        if admission.join.options.presence == PresenceWish::Members {
+            admission.presence = match self.presence_with(&admission.join).await {
+                Ok(presence) => Some(presence),
+                Err(why) => return self.state.borrow_mut().abandon(&admission.join, why.into()),
+            };
+        }
+        let mut retry = Retry::new();
+        loop {
+            let Some(wait) = self.state.borrow_mut().advance(&mut admission) else { return };
+            let query = match wait {
+                Wait::Outbox(drained) => {
+                    drop(drained.await); // a session that closes drops the sender
+                    continue;
+                }
+                Wait::Feed(query) => {
+                    tokio::time::sleep(FEED_WAIT).await;
+                    query
+                }
+                Wait::History(query) => query,
+            };
+            match self.read_history(admission.join.room, query).await {
+                Some(Ok(page)) => {
+                    retry.reset();
+                    self.state.borrow_mut().on_page(&mut admission, page);
+                }
+                Some(Err(BrokerError::Unavailable | BrokerError::Overloaded)) => retry.wait().await,
+                Some(Err(why)) => return self.state.borrow_mut().abandon(&admission.join, why.into()),
+                None => return,
+            }
+        }
+    }
+
+    /// Who is in the room. The joining session's own entry is confirmed first, so that it is in the list.
+    async fn presence_with(&self, join: &Join) -> Result<Presence, BrokerError> {
+        let Some(name) = self.room(join.room, |entry| entry.name.clone()) else { return Ok(Presence::default()) };
+        let enter = {
+            let mut state = self.state.borrow_mut();
+            let conn = state.outgoing.sessions.open(join.session());
+            let Some(conn) = conn.filter(|conn| conn.session.is_joining(join.room.index, join.number)) else {
+                return Ok(Presence::default()); // `advance` sees that the join is no longer wanted
+            };
+            let user = conn.session.user().cloned();
+            PresenceUpdate::Enter { session: conn.session.id, user, info: None, announce: true }
+        };
+        self.node.broker.update_presence(&name, enter).await?;
+        self.node.broker.presence(&name, PresenceDetail::Members).await
+    }
+
+    /// Reads a page of the room's history; `None` if this shard no longer follows the room.
+    pub(super) async fn read_history(&self, room: RoomRef, query: HistoryQuery) -> Option<Result<Page, BrokerError>> {
+        let (name, retention) = self.room(room, |entry| (entry.name.clone(), entry.class.history))?;
+        match retention {
+            Some(retention) => Some(self.node.broker.history(&name, retention, query).await),
+            None => Some(Err(BrokerError::HistoryOff)),
+        }
+    }
+}

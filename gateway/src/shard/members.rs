@@ -1,0 +1,69 @@
+//! The member lists of one room on one shard. Written only by joins and leaves (`State`); read by the fan-out (`Pass`).
+
+use crate::protocol::FrameShape;
+use fanfare_broker::SessionId;
+use smallvec::SmallVec;
+
+/// The members that a room has on this shard.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// Members that get every message in frames shared with others, by the shape of the frames. Only the session's index
+    /// is kept, so that the fan-out reads four bytes per member.
+    plain: [Vec<u32>; FrameShape::COUNT],
+    /// Members with an option of their own: presence events, excluded messages, or event ids of several rooms.
+    custom: Vec<CustomMember>,
+}
+
+/// A member, with what it wants apart from the messages of others.
+#[derive(Debug)]
+pub(super) struct CustomMember {
+    pub(super) session: u32,
+    pub(super) shape: FrameShape,
+    /// The ids of its events name the cursors of several rooms, so its frames are encoded for it alone.
+    pub(super) has_own_ids: bool,
+    /// It gets presence events later than this version; `None`: it gets no presence events.
+    pub(super) presence_after: Option<u64>,
+    /// It does not get messages that these sessions published.
+    pub(super) excluded: SmallVec<[SessionId; 2]>,
+}
+
+impl Members {
+    pub(super) fn len(&self) -> usize {
+        self.plain.iter().map(Vec::len).sum::<usize>() + self.custom.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.plain.iter().all(Vec::is_empty) && self.custom.is_empty()
+    }
+
+    /// The sessions that share the frames of a shape.
+    pub(super) fn plain(&self, shape: FrameShape) -> &[u32] {
+        &self.plain[shape as usize]
+    }
+
+    pub(super) fn custom(&self) -> &[CustomMember] {
+        &self.custom
+    }
+
+    /// Whether a member takes frames of this shape.
+    pub(super) fn want(&self, shape: FrameShape) -> bool {
+        !self.plain(shape).is_empty() || self.custom.iter().any(|custom| custom.shape == shape)
+    }
+
+    pub(super) fn add(&mut self, member: CustomMember) {
+        if member.presence_after.is_none() && member.excluded.is_empty() && !member.has_own_ids {
+            self.plain[member.shape as usize].push(member.session);
+        } else {
+            self.custom.push(member);
+        }
+    }
+
+    pub(super) fn remove(&mut self, session: u32, shape: FrameShape) {
+        let plain = &mut self.plain[shape as usize];
+        if let Some(index) = plain.iter().position(|member| *member == session) {
+            plain.swap_remove(index);
+        } else {
+            self.custom.retain(|member| member.session != session);
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What goes out: the sessions with their outboxes, and the queues of the sessions that have something to write. Frames are
+//! queued here, and written at the end of the loop's turn: one vectored write per session, however many messages it
+//! carries. One write costs ten times the work before it, so few writes matter more than anything else.
+//!
+//! Nothing here knows rooms. An [`Ended`] that a method returns is a session that the caller takes out of its rooms.
+
+use super::{
+    clock::Clock,
+    conn::{Conn, FlushQueue, Phase, SessionRef, Sessions, keeps_outbox},
+};
+use crate::{
+    node::inbox::Inbox,
+    protocol::{FrameShape, close::CloseReason, control_frame, event::Event, native},
+    random::random_below,
+    session::{Frames, OutboxLimits, SLICES_MAX},
+};
+use bytes::{Bytes, BytesMut};
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    net::Shutdown,
+    sync::Arc,
+};
+
+/// A client that is to come back at once waits up to this, so that clients which leave in one moment do not return in one.
+const AFTER_MS_MAX: u64 = 500;
+
+/// The sessions of a shard, what waits for their clients, and who is next to be written to.
+pub(super) struct Outgoing {
+    pub(super) sessions: Sessions,
+    urgent: VecDeque<u32>,
+    bulk: VecDeque<u32>,
+    /// Sessions whose sockets have just refused bytes: somebody has to wait until they take bytes again.
+    refused: Vec<SessionRef>,
+    /// Bytes in all outboxes.
+    bytes: usize,
+    /// How many of the bytes the metric counts.
+    bytes_reported: usize,
+    limits: OutboxLimits,
+    clock: Clock,
+    inbox: Arc<Inbox>,
+}
+
+/// A session that has just begun to close. It is still in its rooms: `State::depart` takes it out.
+#[must_use]
+pub(super) struct Ended {
+    pub(super) session: SessionRef,
+    pub(super) shape: FrameShape,
+    pub(super) reason: CloseReason,
+}
+
+/// The same frames for many sessions.
+#[derive(Clone, Copy)]
+pub(super) struct SharedFrames<'a> {
+    pub(super) frames: &'a Frames,
+    pub(super) queue: FlushQueue,
+    pub(super) now_ms: u32,
+}
+
+impl Outgoing {
+    pub(super) fn new(sessions: Sessions, limits: OutboxLimits, clock: Clock, inbox: Arc<Inbox>) -> Self {
+        let (urgent, bulk, refused) = (VecDeque::new(), VecDeque::new(), Vec::new());
+        Self { sessions, urgent, bulk, refused, bytes: 0, bytes_reported: 0, limits, clock, inbox }
+    }
+
+    pub(super) fn now_ms(&self) -> u32 {
+        self.clock.now_ms()
+    }
+
+    // --- queueing ---
+
+    /// Queues frames for one open session, ahead of the messages of large rooms.
+    pub(super) fn queue(&mut self, index: u32, frames: &Frames) -> Option<Ended> {
+        let shared = SharedFrames { frames, queue: FlushQueue::Urgent, now_ms: self.now_ms() };
+        self.queue_for_all(&[index], shared).pop()
+    }
+
+    /// Queues frames for many sessions, each at most once: the hot loop. A session that reads too slowly ends; those are
+    /// returned.
+    pub(super) fn queue_for_all(&mut self, indices: &[u32], shared: SharedFrames<'_>) -> Vec<Ended> {
+        let SharedFrames { frames, queue: queued_in, now_ms } = shared;
+        let queue = if queued_in == FlushQueue::Urgent { &mut self.urgent } else { &mut self.bulk };
+        let was_empty = queue.is_empty();
+        let mut full = Vec::new();
+        for index in indices {
+            let Some(conn) = self.sessions.at(*index).filter(|conn| conn.phase == Phase::Open) else { continue };
+            if conn.outbox.push(frames.clone(), now_ms, &self.limits).is_err() {
+                full.push(*index);
+                continue;
+            }
+            self.bytes += frames.bytes.len();
+            if !conn.blocked && conn.queued_in != FlushQueue::Urgent && conn.queued_in != queued_in {
+                conn.queued_in = queued_in;
+                queue.push_back(*index);
+            }
+        }
+        if was_empty && !queue.is_empty() {
+            self.inbox.wake();
+        }
+        full.into_iter().filter_map(|index| self.queue_after_flush(index, frames)).collect()
+    }
+
+    /// Queues frames for a session whose outbox is full. The shard may not have come round to the session yet, so its
+    /// socket is written to first.
+    fn queue_after_flush(&mut self, index: u32, frames: &Frames) -> Option<Ended> {
+        if self.sessions.at(index).is_some_and(|conn| !conn.blocked) {
+            self.flush(index);
+            if !self.refused.is_empty() {
+                self.inbox.wake();
+            }
+        }
+        let conn = self.sessions.at(index)?;
+        if conn.outbox.push(frames.clone(), self.clock.now_ms(), &self.limits).is_err() {
+            let session = SessionRef { index, generation: conn.generation };
+            return self.close(session, CloseReason::TooSlow, None);
+        }
+        self.bytes += frames.bytes.len();
+        self.mark(index, FlushQueue::Urgent);
+        None
+    }
+
+    /// Queues a frame past the outbox's limits, for a caller that paces itself.
+    pub(super) fn queue_unbounded(&mut self, index: u32, frames: Frames) {
+        let Some(conn) = self.sessions.at(index) else { return };
+        self.bytes += frames.bytes.len();
+        conn.outbox.push_unbounded(frames, self.clock.now_ms());
+        self.mark(index, FlushQueue::Urgent);
+    }
+
+    /// Puts a session into a flush queue, unless it is in one or its socket is full.
+    fn mark(&mut self, index: u32, queue: FlushQueue) {
+        let Some(conn) = self.sessions.at(index) else { return };
+        if conn.blocked || conn.queued_in == FlushQueue::Urgent || conn.queued_in == queue {
+            return;
+        }
+        conn.queued_in = queue;
+        let queue = if queue == FlushQueue::Urgent { &mut self.urgent } else { &mut self.bulk };
+        if queue.is_empty() {
+            self.inbox.wake();
+        }
+        queue.push_back(index);
+    }
+
+    // --- ending ---
+
+    /// Begins to close a session: its last frames and a close frame go out. `reply` is what the WebSocket codec answers to
+    /// the client's close frame, and goes out in place of ours.
+    pub(super) fn close(&mut self, session: SessionRef, reason: CloseReason, reply: Option<Bytes>) -> Option<Ended> {
+        let conn = self.sessions.open(session)?;
+        conn.phase = Phase::Closing;
+        conn.drained = None;
+        let before = conn.outbox.bytes();
+        if !keeps_outbox(reason) {
+            conn.outbox.discard();
+        }
+        let shape = conn.shape;
+        let bytes = reply.unwrap_or_else(|| close_frame(shape, reason));
+        conn.outbox.push_unbounded(Frames { bytes, count: 1 }, self.clock.now_ms());
+        self.bytes = self.bytes + conn.outbox.bytes() - before;
+        self.mark(session.index, FlushQueue::Urgent);
+        Some(Ended { session, shape, reason })
+    }
+
+    /// Removes a session and what waits for it.
+    pub(super) fn remove(&mut self, session: SessionRef) {
+        if let Some(conn) = self.sessions.remove(session) {
+            self.bytes -= conn.outbox.bytes();
+        }
+    }
+
+    /// Over the shard's budget, closes the sessions with the fullest outboxes until the rest fits. Only sessions whose
+    /// sockets have refused bytes count: frames that are about to be written are shared among members. Called by the
+    /// timers, because it looks at all sessions; within one tick the limit of each outbox holds.
+    pub(super) fn evict(&mut self, bytes_max: usize) -> Vec<Ended> {
+        let mut ended = Vec::new();
+        if self.bytes <= bytes_max {
+            return ended;
+        }
+        let mut refused: usize = self.sessions.blocked().map(|(_, conn)| conn.outbox.bytes()).sum();
+        while refused > bytes_max {
+            let sizes = self.sessions.blocked().map(|(session, conn)| (session, conn.outbox.bytes()));
+            let Some((session, bytes)) = sizes.max_by_key(|(_, bytes)| *bytes) else { break };
+            refused -= bytes;
+            ended.extend(self.close(session, CloseReason::TooSlow, None));
+        }
+        ended
+    }
+
+    // --- flushing ---
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.urgent.is_empty() && self.bulk.is_empty() && self.refused.is_empty()
+    }
+
+    /// The next session to write to: an urgent one, unless it is the bulk queue's turn.
+    pub(super) fn next_to_flush(&mut self, is_bulks_turn: bool) -> Option<u32> {
+        if (!is_bulks_turn || self.bulk.is_empty())
+            && let Some(index) = self.urgent.pop_front()
+        {
+            return Some(index);
+        }
+        // A session that was moved to the urgent queue is skipped in this one.
+        while let Some(index) = self.bulk.pop_front() {
+            if self.sessions.at(index).is_some_and(|conn| conn.queued_in == FlushQueue::Bulk) {
+                return Some(index);
+            }
+        }
+        self.urgent.pop_front()
+    }
+
+    /// Writes one session's outbox, as far as the socket takes it; how many bytes that was.
+    pub(super) fn flush(&mut self, index: u32) -> usize {
+        let Some(conn) = self.sessions.at(index) else { return 0 };
+        conn.queued_in = FlushQueue::None;
+        let before = conn.outbox.bytes();
+        match write(conn, self.clock) {
+            Ok(()) => {
+                for waiter in conn.drained.take().map(|waiters| waiters.0).unwrap_or_default() {
+                    let _ = waiter.send(()); // the join may have been given up
+                }
+                if conn.phase == Phase::Closing {
+                    conn.shut(Shutdown::Write);
+                }
+            }
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => {
+                conn.blocked = true;
+                self.refused.push(SessionRef { index, generation: conn.generation });
+            }
+            // The reader sees the end of the socket and removes the session.
+            Err(_) => conn.shut(Shutdown::Both),
+        }
+        let taken = before - conn.outbox.bytes();
+        self.bytes -= taken;
+        taken
+    }
+
+    /// The sessions whose sockets have refused bytes since the last call.
+    pub(super) fn take_refused(&mut self) -> Vec<SessionRef> {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// A socket that was full takes bytes again.
+    pub(super) fn on_writable(&mut self, session: SessionRef) {
+        if let Some(conn) = self.sessions.get(session) {
+            conn.blocked = false;
+            self.mark(session.index, FlushQueue::Urgent);
+        }
+    }
+
+    // --- figures ---
+
+    /// By how many the bytes in outboxes have grown since the last call.
+    pub(super) fn report_bytes(&mut self) -> i64 {
+        let reported = std::mem::replace(&mut self.bytes_reported, self.bytes);
+        self.bytes as i64 - reported as i64
+    }
+
+    /// Empties all outboxes as if their sockets had taken everything; how many bytes that was. For the benchmark.
+    pub(super) fn discard_all(&mut self) -> usize {
+        for index in self.urgent.drain(..).chain(self.bulk.drain(..)) {
+            if let Some(conn) = self.sessions.at(index) {
+                conn.queued_in = FlushQueue::None;
+                conn.outbox.advance(conn.outbox.bytes(), 0);
+            }
+        }
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+/// Writes to the socket until the outbox is empty. [`io::ErrorKind::WouldBlock`]: the socket is full.
+fn write(conn: &mut Conn, clock: Clock) -> io::Result<()> {
+    while !conn.outbox.is_empty() {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let filled = conn.outbox.slices(&mut slices);
+        let written = match &slices[..filled] {
+            [one] => conn.socket.try_write(one)?,
+            many => conn.socket.try_write_vectored(many)?,
+        };
+        conn.outbox.advance(written, clock.now_ms());
+    }
+    Ok(())
+}
+
+/// The last frame of a session: a WebSocket's close frame, or the event `close` on a stream.
+fn close_frame(shape: FrameShape, reason: CloseReason) -> Bytes {
+    if shape == FrameShape::WebSocket {
+        return control_frame::close(reason);
+    }
+    let reconnect = reason.reconnect();
+    let after_ms = reconnect.then(|| random_below(AFTER_MS_MAX));
+    let mut bytes = BytesMut::new();
+    native::put_event(&mut bytes, shape, &Event::Close { code: reason.code(), reconnect, after_ms }, None);
+    bytes.freeze()
+}

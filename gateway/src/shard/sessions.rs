@@ -1,0 +1,158 @@
+//! A session's life: opened with a welcome, ended for a reason, removed when its socket has ended; and sending to one
+//! session. Called by the transports and by every step that has something to say to a client.
+
+use super::{
+    Opening, SessionRef, Shard, State,
+    conn::{Conn, FlushQueue, Phase, Stream, Timer},
+    outgoing::Ended,
+    rooms::Reached,
+};
+use crate::{
+    policy::peer::ConnectionPermit,
+    protocol::{
+        FrameShape,
+        address::PostAddress,
+        close::CloseReason,
+        event::{Event, WelcomeLimits},
+        native, put_frame,
+    },
+    session::{Frames, Outbox, Session, keepalive::Keepalive},
+};
+use bytes::{Bytes, BytesMut};
+use fanfare_broker::SessionId;
+use std::rc::Rc;
+use tokio::net::TcpStream;
+
+/// How long a closing session may take to read its last frames, in milliseconds. Then its socket is cut.
+pub(super) const CLOSING_MS: u32 = 3_000;
+
+impl Shard {
+    /// Opens a session on a socket whose request has been read and not answered, and greets the client.
+    pub(crate) fn open(&self, socket: Rc<TcpStream>, permit: Option<ConnectionPermit>, opening: Opening) -> SessionRef {
+        let (node, now_ms) = (&self.node, self.clock.now_ms());
+        let Opening { shape, head, rooms } = opening;
+        let id = SessionId::random();
+        let stream = (shape != FrameShape::WebSocket).then(|| Box::new(Stream::new(rooms, now_ms)));
+        let secret = stream.as_ref().map(|stream| stream.secret);
+        let state = &mut *self.state.borrow_mut();
+        let session = state.outgoing.sessions.insert(|generation| Conn {
+            generation,
+            queued_in: FlushQueue::None,
+            phase: Phase::Open,
+            blocked: false,
+            stale_filed: false,
+            shape,
+            keepalive: Keepalive::new(now_ms),
+            socket,
+            outbox: Outbox::default(),
+            session: Session::new(id, None, &node.limits, now_ms),
+            drained: None,
+            _permit: permit,
+            stream,
+        });
+        node.metrics.sessions[shape as usize].inc();
+        node.metrics.sessions_opened[shape as usize].inc();
+        let ping_ms = state.ping_ms(session.index, shape);
+        state.file(Timer::Keepalive(session), ping_ms);
+        state.queue(session.index, &Frames { bytes: head, count: 1 });
+        let post = secret.map(|secret| {
+            let address = PostAddress { node: node.id, shard: self.me.0, slot: session.to_u64(), secret };
+            format!("/v1/sessions/{address}")
+        });
+        let welcome = Event::Welcome {
+            session: id,
+            node: &node.name,
+            route: &node.route,
+            post: post.as_deref(),
+            ping_ms: u64::from(ping_ms),
+            limits: WelcomeLimits { message_bytes: node.limits.message_bytes, rooms: node.limits.rooms_per_session },
+        };
+        state.send(session.index, &welcome);
+        session
+    }
+
+    /// Removes a session. Called once by the session's reader, when the socket gives no more bytes; nothing else removes
+    /// one.
+    pub(crate) fn remove(&self, session: SessionRef) {
+        let state = &mut *self.state.borrow_mut();
+        state.end(session, CloseReason::Gone, Some(Bytes::new()));
+        state.outgoing.remove(session);
+    }
+
+    /// Notes that bytes came from the client, whatever they are: it is alive.
+    pub(crate) fn heard(&self, session: SessionRef) {
+        let now_ms = self.clock.now_ms();
+        if let Some(conn) = self.state.borrow_mut().outgoing.sessions.open(session) {
+            conn.keepalive.heard(now_ms);
+        }
+    }
+
+    /// Queues what the WebSocket codec answers by itself (pongs), between whole frames like everything else.
+    pub(crate) fn answer_control(&self, session: SessionRef, frames: Bytes) {
+        let state = &mut *self.state.borrow_mut();
+        if state.outgoing.sessions.open(session).is_some() {
+            state.queue(session.index, &Frames { bytes: frames, count: 1 });
+        }
+    }
+
+    /// Ends a session because of what its client sent. `reply` is the WebSocket codec's answer to a close frame.
+    pub(crate) fn close(&self, session: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
+        self.state.borrow_mut().end(session, reason, reply);
+    }
+}
+
+impl State {
+    /// Ends a session: its last frames and a close frame go out, and it leaves its rooms at once. Its socket's reader
+    /// removes it. `reply` is the WebSocket codec's answer to a client's close frame, and is sent in place of ours.
+    pub(super) fn end(&mut self, session: SessionRef, reason: CloseReason, reply: Option<Bytes>) {
+        if let Some(ended) = self.outgoing.close(session, reason, reply) {
+            self.depart(ended);
+        }
+    }
+
+    /// Takes a session that has begun to close out of its rooms, and gives up what was posted for it.
+    pub(super) fn depart(&mut self, Ended { session, shape, reason }: Ended) {
+        self.leave_all(session);
+        self.cancel_posts(session);
+        let metrics = &self.node.metrics;
+        metrics.sessions[shape as usize].dec();
+        metrics.session_closed(reason);
+        if reason == CloseReason::TooSlow {
+            metrics.slow_consumers.inc();
+        }
+        self.file(Timer::Closed(session), CLOSING_MS);
+    }
+
+    // --- sending to one session ---
+
+    /// Queues frames for one open session, ahead of the messages of large rooms. A session that reads too slowly ends.
+    pub(super) fn queue(&mut self, index: u32, frames: &Frames) {
+        if let Some(ended) = self.outgoing.queue(index, frames) {
+            self.depart(ended);
+        }
+    }
+
+    pub(super) fn send(&mut self, index: u32, event: &Event<'_>) {
+        self.send_with_id(index, event, None);
+    }
+
+    /// Sends an event after which the client has reached a cursor in a room.
+    pub(super) fn send_at(&mut self, index: u32, event: &Event<'_>, reached: Reached) {
+        let id = self.event_id(index, reached);
+        self.send_with_id(index, event, id.as_deref());
+    }
+
+    fn send_with_id(&mut self, index: u32, event: &Event<'_>, id: Option<&[u8]>) {
+        let Some(shape) = self.outgoing.sessions.at(index).map(|conn| conn.shape) else { return };
+        let mut bytes = BytesMut::new();
+        native::put_event(&mut bytes, shape, event, id);
+        self.queue(index, &Frames { bytes: bytes.freeze(), count: 1 });
+    }
+
+    /// Sends a WebSocket's client a text that is encoded already.
+    pub(super) fn send_text(&mut self, index: u32, text: &[u8]) {
+        let mut bytes = BytesMut::new();
+        put_frame(&mut bytes, FrameShape::WebSocket, &[text]);
+        self.queue(index, &Frames { bytes: bytes.freeze(), count: 1 });
+    }
+}
