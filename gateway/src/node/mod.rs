@@ -55,7 +55,7 @@ impl Node {
     ///
     /// # Errors
     /// The address has as many connections as it may.
-    pub(crate) fn seat(&self, client: IpAddr) -> Result<Option<ConnectionPermit>, Refusal> {
+    pub(crate) fn permit_connection(&self, client: IpAddr) -> Result<Option<ConnectionPermit>, Refusal> {
         self.peers.permit(client).map_err(|()| {
             self.metrics.rate_limited_connections.inc();
             Refusal::new(ErrorCode::RateLimited, "too many connections from this address").retry_after(10_000)
