@@ -153,7 +153,7 @@ impl Nginx {
         nginx
     }
 
-    /// This as the place where clients connect.
+    /// This nginx as the target that clients connect to.
     #[must_use]
     pub fn target(&self) -> Target {
         Target::balancer(self.version.name(), self.address)

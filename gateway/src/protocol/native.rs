@@ -104,7 +104,7 @@ fn request<'a>(fields: &Fields<'a>) -> Result<Request<'a>, Refusal> {
         "ping" => Ok(Request::Ping),
         _ => Err(Refusal::new(
             ErrorCode::UnknownType,
-            "type is none of join, leave, publish, presence, history, auth, ping",
+            "type is not one of join, leave, publish, presence, history, auth, ping",
         )),
     }
 }

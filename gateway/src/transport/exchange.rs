@@ -21,7 +21,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) struct Exchange {
     /// The client's address, through trusted proxies.
     pub(super) client: IpAddr,
-    /// What the response gets, whoever makes it.
+    /// What every response gets.
     pub(super) finish: Finish,
     /// The connection may carry another request after this one.
     pub(super) is_kept: bool,

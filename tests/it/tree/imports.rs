@@ -20,7 +20,7 @@ const CRATES: &[&str] =
     &["broker-adapter/src/lib.rs", "gateway/src/lib.rs", "gateway/client/src/lib.rs", "tests/src/lib.rs"];
 
 /// A module's path from its crate's root: `["redis", "write"]`.
-type ModulePath = Vec<String>;
+pub(super) type ModulePath = Vec<String>;
 
 /// What the graph has to know of a file, which is one module (inline modules count as a part of their file).
 #[derive(Default)]
@@ -191,8 +191,9 @@ fn definer(
         return definer(modules, from, &[&path[..], rest].concat(), fuel);
     }
     let child = [from, std::slice::from_ref(first)].concat();
+    // A single name is a local variable, even if a child module has the same name.
     if modules.contains_key(&child) {
-        return descend(modules, &child, rest, fuel);
+        return if rest.is_empty() { None } else { descend(modules, &child, rest, fuel) };
     }
     module.defines.contains(first).then(|| from.to_vec())
 }
@@ -250,6 +251,15 @@ fn circles(graph: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
         }
     }
     circles
+}
+
+/// Every dependency of one file of a crate on another, as the paths of the two modules.
+pub(super) fn dependencies(root_file: &Path) -> Vec<(ModulePath, ModulePath)> {
+    let modules = modules(root_file);
+    let paths: Vec<&ModulePath> = modules.keys().collect();
+    let edges = graph(&modules).into_iter().enumerate();
+    let pairs = edges.flat_map(|(from, on)| on.into_iter().map(move |to| (from, to)));
+    pairs.map(|(from, to)| (paths[from].clone(), paths[to].clone())).collect()
 }
 
 #[test]

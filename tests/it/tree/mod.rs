@@ -2,6 +2,7 @@
 //! What the compiler and clippy can check is theirs (docs, function lengths, banned methods) and is not repeated here.
 
 mod imports;
+mod words;
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +17,8 @@ const LAYERS: &[&str] = &[
     "config",
     "node",
     "http",
-    "shard",
     "api",
+    "shard",
     "transport",
     "admin",
     "cli",
@@ -52,79 +53,14 @@ fn sources() -> Vec<(String, String)> {
     found
 }
 
-/// What a source names of its own crate, two path segments deep: `crate::a::…` and `crate::{a::…, b}`.
-fn paths_named(source: &str) -> Vec<String> {
-    let code: Vec<&str> = source
-        .lines()
-        .take_while(|line| *line != "#[cfg(test)]")
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .collect();
-    let code = code.join("\n");
-    let mut named = Vec::new();
-    for (place, _) in code.match_indices("crate::") {
-        let rest = &code[place + "crate::".len()..];
-        if let Some(list) = rest.strip_prefix('{') {
-            named.extend(first_level(list));
-        } else {
-            named.push(path_start(rest));
-        }
-    }
-    named
-}
-
-/// The first path segment of each item of a `{…}` list whose opening brace has been read.
-fn first_level(list: &str) -> Vec<String> {
-    let (mut depth, mut start, mut named) = (1_usize, 0, Vec::new());
-    for (place, mark) in list.char_indices() {
-        match mark {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 || (depth == 1 && mark == ',') {
-            named.push(path_start(list[start..place].trim_start()));
-            start = place + 1;
-        }
-        if depth == 0 {
-            break;
-        }
-    }
-    named.retain(|name| !name.is_empty());
-    named
-}
-
-/// `a::b` of `a::b::c`, `a` of `a::{b, c}`.
-fn path_start(text: &str) -> String {
-    let first = identifier(text);
-    match text[first.len()..].strip_prefix("::").map(identifier) {
-        Some(second) if !second.is_empty() => format!("{first}::{second}"),
-        _ => first,
-    }
-}
-
-fn identifier(text: &str) -> String {
-    text.chars().take_while(|mark| mark.is_ascii_alphanumeric() || *mark == '_').collect()
-}
-
-#[test]
-fn imports_are_read_in_all_their_forms() {
-    let source = "use crate::{a::{b, c}, d,\n e::f};\nlet x = crate::g::h(); // crate::i\n//! crate::j\n#[cfg(test)]\nuse crate::k;";
-    assert_eq!(paths_named(source), ["a", "d", "e::f", "g::h", "i"]);
-}
-
 #[test]
 fn modules_import_only_the_layers_below_them() {
-    let layer = |module: &str| LAYERS.iter().position(|name| *name == module);
+    let layer = |module: &[String]| LAYERS.iter().position(|name| Some(*name) == module.first().map(String::as_str));
     let mut faults = Vec::new();
-    for (path, source) in sources() {
-        let Some(inside) = path.strip_prefix("gateway/src/") else { continue };
-        let module = inside.split(['/', '.']).next().unwrap_or_default();
-        let Some(own) = layer(module).filter(|_| !inside.ends_with("tests.rs")) else { continue };
-        for named in paths_named(&source) {
-            let imported = named.split("::").next().unwrap_or_default();
-            if layer(imported).is_none_or(|theirs| theirs > own) {
-                faults.push(format!("{path}: {module} may not import {named}"));
-            }
+    for (importer, imported) in imports::dependencies(&root().join("gateway/src/lib.rs")) {
+        let Some(own) = layer(&importer) else { continue };
+        if layer(&imported).is_none_or(|theirs| theirs > own) {
+            faults.push(format!("{} may not import {}", importer.join("::"), imported.join("::")));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));

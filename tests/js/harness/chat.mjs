@@ -87,7 +87,7 @@ export async function person(t, chromium, url, name, options) {
     seesTyping: (other) => says("typing", `${other} is typing`),
     /** Waits until the page's POST requests are answered. */
     isQuiet: () => until(() => rest.posts.size === 0, `${name}'s requests are answered`),
-    /** Waits until the page shows this message, confirmed by the gateway, whoever wrote it. */
+    /** Waits until the page shows this message, confirmed by the gateway, no matter who wrote it. */
     hears: (what) => shows(page, `${name} reads "${what}"`, (what) => {
       return [...document.querySelectorAll("#messages > .message:not(.pending) .said")].some(({ textContent }) => textContent === what);
     }, what),

@@ -250,13 +250,16 @@ mod tests {
         /// Whatever happens in whatever order: steps fit the state of the connection, a silent connection is down in
         /// time, attempts are neither too close nor too far apart, and no step waits for a time that has passed.
         #[test]
-        fn steps_fit_the_connection_after_any_sequence_of_inputs(events in proptest::collection::vec(stimulus(), 0..200), jitter in 0.0f64..=1.0) {
+        fn steps_fit_the_connection_after_any_sequence_of_inputs(
+            stimuli in proptest::collection::vec(stimulus(), 0..200),
+            jitter in 0.0f64..=1.0,
+        ) {
             let start = Instant::now();
             let (mut now, mut last_reply) = (start, start);
             let mut supervisor = Supervisor::new(now);
             let (mut connection, mut ended): (bool, Option<Instant>) = (false, None);
-            for event in events {
-                match event {
+            for stimulus in stimuli {
+                match stimulus {
                     Stimulus::Pass(ms) => {
                         // Time passes no further than the step allows, as in the task.
                         let target = now + Duration::from_millis(ms);

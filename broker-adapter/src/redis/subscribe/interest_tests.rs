@@ -64,7 +64,8 @@ proptest! {
     /// every join that is waited for has its reply, and no join gets its reply before its room is subscribed.
     #[test]
     fn interest_and_subscriptions_end_up_equal(steps in proptest::collection::vec(step(), 0..300)) {
-        let seen: Vec<Arc<dyn Subscriber>> = (0..3).map(|_| Arc::new(Recorder::default()) as Arc<dyn Subscriber>).collect();
+        let recorder = |_| Arc::new(Recorder::default()) as Arc<dyn Subscriber>;
+        let seen: Vec<Arc<dyn Subscriber>> = (0..3).map(recorder).collect();
         let (mut interest, mut redis) = (Interest::default(), FakeRedis::default());
         let mut followed: HashSet<(u16, u8)> = HashSet::new();
         let mut joins = Vec::new();
@@ -90,7 +91,8 @@ proptest! {
                     interest.settle(vec![Ok(cursor(7)); heads], &seen);
                     for (join, result) in &mut joins {
                         if let (Ok(_), Some((_, room))) = (result.try_recv(), join) {
-                            prop_assert!(redis.subscribed.contains(&name(*room)), "the reply came before the subscription");
+                            let is_subscribed = redis.subscribed.contains(&name(*room));
+                            prop_assert!(is_subscribed, "the reply came before the subscription");
                         }
                     }
                 },

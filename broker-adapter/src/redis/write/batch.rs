@@ -156,8 +156,11 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         /// Every message is in one call, in the order of its room; keyed messages are alone; no call is too large.
         #[test]
-        fn every_room_keeps_the_order_of_its_messages(list in proptest::collection::vec((0u8..3, proptest::bool::weighted(0.2), 0usize..30_000), 0..120)) {
-            let commands = (0..).zip(&list).map(|(n, (room, keyed, bytes))| publish(*room, *keyed, *bytes, n)).collect();
+        fn every_room_keeps_the_order_of_its_messages(
+            list in proptest::collection::vec((0u8..3, proptest::bool::weighted(0.2), 0usize..30_000), 0..120),
+        ) {
+            let command = |(n, (room, keyed, bytes)): (_, &(_, _, _))| publish(*room, *keyed, *bytes, n);
+            let commands = (0..).zip(&list).map(command).collect();
             let mut seen: HashMap<Room, Vec<u64>> = HashMap::new();
             for call in calls(commands) {
                 let Call::Publish(messages) = call else { panic!("only publishes went in") };

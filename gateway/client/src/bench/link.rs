@@ -1,5 +1,5 @@
-//! One WebSocket connection of a load run: upgraded by hand, read into a scratch buffer that all links share, and scanned in
-//! place (`frame` says why no library does this). Members and publishers own one each. An idle link owns no buffer. It
+//! One WebSocket connection of a load run: upgraded by hand, read into a scratch buffer that all links share, and scanned
+//! there (`frame` says why no library does this). Members and publishers own one each. An idle link owns no buffer. It
 //! knows nothing of rooms.
 
 use super::frame::{self, Frame};

@@ -25,7 +25,7 @@ pub(crate) struct PollResult<'a> {
 struct PollResponse<'a> {
     session: Option<String>,
     cursor: Option<String>,
-    /// In place of `cursor`, where the poll named its rooms in a body.
+    /// Sent instead of `cursor` if the poll named its rooms in a body.
     cursors: Option<BTreeMap<String, String>>,
     #[serde(borrow)]
     messages: Vec<&'a RawValue>,

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     http::{finish::Finish, head::head, problem::problem},
+    node::Node,
     policy::peer::ConnectionPermit,
     protocol::error::Refusal,
     random::random_below,
@@ -21,7 +22,7 @@ use hyper::{
     Response, StatusCode,
     header::{self, HeaderValue},
 };
-use std::{future::poll_fn, sync::Arc, task::Poll as Progress, time::Duration};
+use std::{future::poll_fn, task::Poll as Progress, time::Duration};
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
@@ -93,17 +94,20 @@ fn answer(poll: &Poll, found: &PollResult) -> Response<Body> {
 }
 
 impl Ready {
-    /// Waits and responds; gives the socket back if another request may come over it, which needs `may_return` too. This
-    /// future lives as long as the poll waits, so it is kept small: what it needs for a moment only is boxed, and a test
-    /// bounds its size.
-    pub(in crate::transport) async fn open(
+    /// Waits and responds; gives the socket back if another request may come over it, which needs `may_return` too.
+    pub(in crate::transport) fn open(
         mut self: Box<Self>,
         socket: TcpStream,
         may_return: bool,
-    ) -> Option<TcpStream> {
+    ) -> impl Future<Output = Option<TcpStream>> {
         self.is_kept &= may_return;
-        let node = Arc::clone(&self.poll.shard().node);
-        node.metrics.polls_waiting.inc();
+        self.wait(socket)
+    }
+
+    /// This future lives as long as the poll waits, so it is kept small: what it needs for a moment only is boxed, and a test
+    /// bounds its size.
+    async fn wait(mut self: Box<Self>, socket: TcpStream) -> Option<TcpStream> {
+        self.node().metrics.polls_waiting.inc();
         // Up to a tenth shorter, so that polls of one moment do not end, and begin again, in one moment.
         let mut deadline = Instant::now() + self.poll.wait().mul_f64(between(0.9, 1.0));
         let mut is_draining = false;
@@ -113,7 +117,7 @@ impl Ready {
                 () = sleep_until(deadline) => Wakeup::TimeUp,
                 () = gone(&socket) => break None,
             };
-            if matches!(wakeup, Wakeup::Event) && !is_draining && node.drain.is_draining() {
+            if matches!(wakeup, Wakeup::Event) && !is_draining && self.node().drain.is_draining() {
                 // The poll ends early. The polls of this shard end one after the other, as its sessions do, so that the
                 // other nodes do not get all of them in one moment.
                 is_draining = true;
@@ -124,8 +128,12 @@ impl Ready {
             }
             // Otherwise it was woken by something that is not for it, or that an earlier look has taken.
         };
-        node.metrics.polls_waiting.dec();
+        self.node().metrics.polls_waiting.dec();
         Box::pin(self.write(socket, response?)).await
+    }
+
+    fn node(&self) -> &Node {
+        &self.poll.shard().node
     }
 
     /// Looks again; `None` if there is still nothing to say.
