@@ -163,8 +163,8 @@ impl Poll {
     }
 
     /// Waits until something happens in one of its rooms, the backplane goes, or the node begins to drain.
-    pub(super) async fn woken(&self) {
-        self.wake.notified().await;
+    pub(super) fn woken(&self) -> impl Future<Output = ()> + '_ {
+        self.wake.notified()
     }
 
     /// Whether the backplane serves all its rooms.
