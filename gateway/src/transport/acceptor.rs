@@ -2,6 +2,7 @@
 //! the main thread, so that a busy shard cannot delay it. It waits for no client. Connections that no shard can take yet
 //! wait in the kernel's backlog.
 
+use socket2::{SockFilter, SockRef};
 use std::{
     io,
     net::{IpAddr, TcpStream},
@@ -41,8 +42,18 @@ pub(crate) struct ShardHandle {
     pub(crate) load: Arc<AtomicUsize>,
 }
 
-/// Accepts `per_second` connections on average and twice as many in a burst (0: no limit) until `end`. Then it takes the
-/// connections that the kernel has completed meanwhile, since their clients may have sent a request, and stops listening.
+/// Time for handshakes in progress to end before the listener closes: a few round trips within a data centre.
+const HANDSHAKES_END: Duration = Duration::from_millis(50);
+/// A socket filter (classic BPF, as in Linux' `networking/filter.rst`) that drops segments with SYN, whose flag is bit 1 of
+/// byte 13 of the TCP header (RFC 9293 section 3.1). On a listener it lets handshakes in progress end and no new one begin.
+const NO_NEW_HANDSHAKES: [SockFilter; 4] = [
+    SockFilter::new(0x30, 0, 0, 13),       // load byte 13
+    SockFilter::new(0x45, 0, 1, 0x02),     // is SYN set? else skip one
+    SockFilter::new(0x06, 0, 0, 0),        // drop
+    SockFilter::new(0x06, 0, 0, u32::MAX), // keep
+];
+
+/// Accepts `per_second` connections on average and twice as many in a burst (0: no limit) until `end`, then stops listening.
 pub(crate) async fn accept(
     listener: TcpListener,
     shards: Vec<ShardHandle>,
@@ -76,29 +87,40 @@ pub(crate) async fn accept(
             delayed = true;
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
-        let mut arrival = (socket, address.ip());
-        loop {
-            match hand_over(arrival, &shards, turn) {
-                HandOver::Taken(next) => {
-                    turn = next;
-                    break;
-                }
-                HandOver::Gone => break,
-                HandOver::Full(back) => arrival = back,
-            }
-            delayed = true;
-            tokio::time::sleep(FULL_PAUSE).await;
-        }
+        delayed |= deliver((socket, address.ip()), &shards, &mut turn).await;
         if delayed {
             metrics.accepts_delayed.inc();
         }
     }
+    // A connection that the kernel completes between the last accept and the close is reset, and with it the request that
+    // its client has sent. So no new handshake begins any more; a client whose SYN was dropped repeats it, and is refused.
+    if let Err(why) = SockRef::from(&listener).attach_filter(&NO_NEW_HANDSHAKES) {
+        tracing::debug!(%why, "the listener closes while handshakes may be in progress");
+    }
+    tokio::time::sleep(HANDSHAKES_END).await;
     // Asked directly: the runtime may not have heard of the latest connections yet.
     let Ok(listener) = listener.into_std() else { return };
     while let Ok((socket, address)) = listener.accept() {
         if let Ok(socket) = socket.set_nonblocking(true).and_then(|()| prepare(socket)) {
-            hand_over((socket, address.ip()), &shards, turn);
+            deliver((socket, address.ip()), &shards, &mut turn).await;
         }
+    }
+}
+
+/// Gives a socket to a shard, as soon as one has room; `true` if it had to wait for that.
+async fn deliver(mut arrival: Arrival, shards: &[ShardHandle], turn: &mut usize) -> bool {
+    let mut delayed = false;
+    loop {
+        match hand_over(arrival, shards, *turn) {
+            HandOver::Taken(next) => {
+                *turn = next;
+                return delayed;
+            }
+            HandOver::Gone => return delayed,
+            HandOver::Full(back) => arrival = back,
+        }
+        delayed = true;
+        tokio::time::sleep(FULL_PAUSE).await;
     }
 }
 
@@ -121,7 +143,7 @@ fn is_aborted_by_client(why: &io::Error) -> bool {
 
 fn prepare(socket: TcpStream) -> io::Result<TcpStream> {
     socket.set_nodelay(true)?;
-    let options = socket2::SockRef::from(&socket);
+    let options = SockRef::from(&socket);
     options.set_tcp_notsent_lowat(NOTSENT_BYTES)?;
     options.set_tcp_user_timeout(Some(UNACKED))?;
     Ok(socket)
@@ -222,5 +244,39 @@ mod tests {
         assert!(arriving[0].recv().await.is_none());
         let refused = TcpStream::connect(address).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    /// A client connects again and again while listening ends: each of its connections is handed over.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_established_connection_is_reset_when_listening_ends() {
+        for _ in 0..5 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (shards, mut arriving) = shards(1, 10_000);
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            let acceptor = tokio::spawn(accept(listener, shards, Metrics::new("a"), 0, async {
+                let _ = ended.await;
+            }));
+            let count = Arc::new(AtomicUsize::new(0));
+            let connected = Arc::clone(&count);
+            let client = std::thread::spawn(move || {
+                while std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok() {
+                    connected.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            // Closed at once, so that the test needs few file descriptors.
+            let mut taken = 0;
+            while taken < 100 {
+                drop(arriving[0].recv().await.unwrap());
+                taken += 1;
+            }
+            end.send(()).unwrap();
+            while arriving[0].recv().await.is_some() {
+                taken += 1;
+            }
+            acceptor.await.unwrap();
+            client.join().unwrap();
+            assert_eq!(taken, count.load(Ordering::Relaxed));
+        }
     }
 }

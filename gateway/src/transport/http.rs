@@ -62,18 +62,18 @@ enum Handled {
 }
 
 /// Counts a socket as long as hyper serves it.
-struct CountedConnection<'a>(&'a Cell<usize>);
+struct CountedConnection(Rc<HttpServer>);
 
-impl<'a> CountedConnection<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
+impl CountedConnection {
+    fn new(server: &Rc<HttpServer>) -> Self {
+        server.connections.set(server.connections.get() + 1);
+        Self(Rc::clone(server))
     }
 }
 
-impl Drop for CountedConnection<'_> {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.connections.set(self.0.connections.get() - 1);
     }
 }
 
@@ -87,9 +87,14 @@ impl HttpServer {
         self.connections.get() == 0
     }
 
-    /// Serves a socket until a transport takes it over or the connection ends.
-    pub(crate) async fn serve(self: Rc<Self>, socket: TcpStream, peer: IpAddr) {
-        let counted = CountedConnection::new(&self.connections);
+    /// Serves a socket until a transport takes it over or the connection ends. It counts from this call on, and not only
+    /// once the future is polled: a shard that ends in between would reset it.
+    pub(crate) fn serve(self: Rc<Self>, socket: TcpStream, peer: IpAddr) -> impl Future<Output = ()> {
+        let counted = CountedConnection::new(&self);
+        self.serve_counted(socket, peer, counted)
+    }
+
+    async fn serve_counted(self: Rc<Self>, socket: TcpStream, peer: IpAddr, counted: CountedConnection) {
         let Some((takeover, socket, read_ahead)) = self.serve_http(socket, peer).await else { return };
         drop(counted);
         let shard = Rc::clone(&self.shard);
