@@ -2,6 +2,7 @@
 //! the main thread, so that a busy shard cannot delay it. It waits for no client. Connections that no shard can take yet
 //! wait in the kernel's backlog.
 
+use socket2::SockFilter;
 use std::{
     io,
     net::{IpAddr, TcpStream},
@@ -40,6 +41,17 @@ pub(crate) struct ShardHandle {
     pub(crate) arrivals: mpsc::Sender<Arrival>,
     pub(crate) load: Arc<AtomicUsize>,
 }
+
+/// Time for handshakes in progress to end before the listener closes: a few round trips within a data centre.
+const HANDSHAKES_END: Duration = Duration::from_millis(50);
+/// A socket filter (classic BPF, as in Linux' `networking/filter.rst`) that drops segments with SYN, whose flag is bit 1 of
+/// byte 13 of the TCP header (RFC 9293 section 3.1). On a listener it lets handshakes in progress end and no new one begin.
+const NO_NEW_HANDSHAKES: [SockFilter; 4] = [
+    SockFilter::new(0x30, 0, 0, 13),       // load byte 13
+    SockFilter::new(0x45, 0, 1, 0x02),     // is SYN set? else skip one
+    SockFilter::new(0x06, 0, 0, 0),        // drop
+    SockFilter::new(0x06, 0, 0, u32::MAX), // keep
+];
 
 /// Accepts `per_second` connections on average and twice as many in a burst (0: no limit) until `end`. Then it takes the
 /// connections that the kernel has completed meanwhile, since their clients may have sent a request, and stops listening.
@@ -93,6 +105,12 @@ pub(crate) async fn accept(
             metrics.accepts_delayed.inc();
         }
     }
+    // A connection that the kernel completes between the last accept and the close is reset, and with it the request that
+    // its client has sent. So no new handshake begins any more; a client whose SYN was dropped repeats it, and is refused.
+    if let Err(why) = socket2::SockRef::from(&listener).attach_filter(&NO_NEW_HANDSHAKES) {
+        tracing::debug!(%why, "the listener closes while handshakes may be in progress");
+    }
+    tokio::time::sleep(HANDSHAKES_END).await;
     // Asked directly: the runtime may not have heard of the latest connections yet.
     let Ok(listener) = listener.into_std() else { return };
     while let Ok((socket, address)) = listener.accept() {
