@@ -53,7 +53,8 @@ const NO_NEW_HANDSHAKES: [SockFilter; 4] = [
     SockFilter::new(0x06, 0, 0, u32::MAX), // keep
 ];
 
-/// Accepts `per_second` connections on average and twice as many in a burst (0: no limit) until `end`, then stops listening.
+/// Accepts `per_second` connections on average and twice as many in a burst (0: no limit) until `end`. Then it takes the
+/// connections that the kernel has completed meanwhile, since their clients may have sent a request, and stops listening.
 pub(crate) async fn accept(
     listener: TcpListener,
     shards: Vec<ShardHandle>,
