@@ -248,7 +248,7 @@ mod tests {
     }
 
     /// A client connects again and again while listening ends: each of its connections is handed over.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[tokio::test]
     async fn no_established_connection_is_reset_when_listening_ends() {
         for _ in 0..5 {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
