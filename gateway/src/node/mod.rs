@@ -1,5 +1,6 @@
-//! What all shards of a process share: settings, the broker, the metrics, the shards' inboxes. Built by `app` before anything
-//! runs. After that only [`Drain`], [`Leases`] and [`PeerPolicy`] hold something that changes, each behind its own lock.
+//! What all shards of a process share: settings, the broker, the metrics, the shards' inboxes. Built by `app` before
+//! anything runs. After that only [`Drain`], [`Leases`] and [`PeerPolicy`] hold something that changes, each behind its
+//! own lock.
 
 pub(crate) mod drain;
 pub(crate) mod inbox;
@@ -55,7 +56,7 @@ impl Node {
     ///
     /// # Errors
     /// The address has as many connections as it may.
-    pub(crate) fn seat(&self, client: IpAddr) -> Result<Option<ConnectionPermit>, Refusal> {
+    pub(crate) fn permit_connection(&self, client: IpAddr) -> Result<Option<ConnectionPermit>, Refusal> {
         self.peers.permit(client).map_err(|()| {
             self.metrics.rate_limited_connections.inc();
             Refusal::new(ErrorCode::RateLimited, "too many connections from this address").retry_after(10_000)

@@ -69,7 +69,7 @@ pub(super) fn prepare(
     if shape == FrameShape::Event && !rooms.iter().all(|(room, _)| node.broker.is_up(room)) {
         return Err(BrokerError::Unavailable.into());
     }
-    let permit = node.seat(exchange.client)?;
+    let permit = node.permit_connection(exchange.client)?;
     let join = |((room, class), since)| (room, class, JoinOptions { since, ..asked.options() });
     let rooms = rooms.into_iter().zip(since).map(join).collect();
     Ok(Ready { shape, rooms, permit, response: exchange.finish.response(response(shape)) })

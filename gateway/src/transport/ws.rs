@@ -74,7 +74,7 @@ pub(super) fn prepare(
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24);
     let key = key.ok_or_else(|| Refusal::bad_request("Sec-WebSocket-Key has 24 characters"))?;
-    let permit = node.seat(exchange.client)?;
+    let permit = node.permit_connection(exchange.client)?;
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let out = response.headers_mut();

@@ -74,7 +74,7 @@ pub(in crate::transport) async fn prepare(mut poll: Poll, exchange: Exchange) ->
     if found.is_news() || poll.wait().is_zero() || node.drain.is_draining() {
         return Ok(Prepared::Response(answer(&poll, &found)));
     }
-    let permit = node.seat(exchange.client)?;
+    let permit = node.permit_connection(exchange.client)?;
     let Exchange { finish, is_kept, counted, .. } = exchange;
     Ok(Prepared::Wait(Box::new(Ready { poll, finish, is_kept, _counted: counted, _permit: permit })))
 }
