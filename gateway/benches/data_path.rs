@@ -1,5 +1,6 @@
-//! Measures the data path without sockets: `cargo bench -p fanfare --bench data_path`. The table says what one element is;
-//! `elem/s` is how many of them one core does in a second. Writes to sockets are not in here; `tests/bench` measures them.
+//! Measures the data path without sockets: `cargo bench -p fanfare --bench data_path`. The table says what one element
+//! is; `elem/s` is how many of them one core does in a second. Writes to sockets are not in here; `tests/bench`
+//! measures them.
 //!
 //! | group | one element |
 //! |---|---|

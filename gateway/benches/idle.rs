@@ -1,9 +1,10 @@
-//! Measures what an idle WebSocket connection keeps on the heap: `cargo bench -p fanfare --bench idle`. A whole node runs in
-//! this process, on its own threads; the clients are bare sockets of the main thread, which own no heap. The allocator counts
-//! bytes that were asked for and not freed. So the figures contain neither the kernel's share (4.3 KiB) nor what the
-//! allocator loses by rounding.
+//! Measures what an idle WebSocket connection keeps on the heap: `cargo bench -p fanfare --bench idle`. A whole node
+//! runs in this process, on its own threads; the clients are bare sockets of the main thread, which own no heap. The
+//! allocator counts bytes that were asked for and not freed. So the figures contain neither the kernel's share (4.3
+//! KiB) nor what the allocator loses by rounding.
 //!
-//! The figures are the growth over the second half of the connections. So they do not contain what a node allocates once.
+//! The figures are the growth over the second half of the connections. So they do not contain what a node allocates
+//! once.
 
 use fanfare_gateway::bench;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -20,7 +21,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CONNECTIONS: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The figure counts as settled when it has not changed for this long: the last tasks of the handshakes have ended then.
+/// The figure counts as settled when it has not changed for this long: the last tasks of the handshakes have ended
+/// then.
 const QUIET: Duration = Duration::from_millis(300);
 const UPGRADE: &[u8] = b"HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";

@@ -1,5 +1,5 @@
-//! Access to the gateway's inside for `benches/`, and for nothing else: it is no interface and may change with every commit.
-//! It arranges and calls; what is measured is the gateway's own code, unchanged.
+//! Access to the gateway's inside for `benches/`, and for nothing else: it is no interface and may change with every
+//! commit. It arranges and calls; what is measured is the gateway's own code, unchanged.
 
 use crate::{
     app,

@@ -1,5 +1,5 @@
-//! The phases of a node's life: running, draining, drained. SIGTERM or `POST /drain` begins the drain; code that behaves
-//! differently during a drain asks here. A drain cannot be undone.
+//! The phases of a node's life: running, draining, drained. SIGTERM or `POST /drain` begins the drain; code that
+//! behaves differently during a drain asks here. A drain cannot be undone.
 
 use crate::node::metrics::Metrics;
 use std::sync::{
@@ -35,8 +35,8 @@ impl Drain {
         }
     }
 
-    /// Notes that a proxy or another machine uses this node, on either listener: such a front needs some seconds to notice
-    /// that the node goes.
+    /// Notes that a proxy or another machine uses this node, on either listener: such a front needs some seconds to
+    /// notice that the node goes.
     pub(crate) fn note_front(&self) {
         if !self.has_front() {
             self.has_front.store(true, Ordering::Relaxed);

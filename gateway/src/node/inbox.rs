@@ -34,8 +34,8 @@ pub(crate) struct PublishDone {
     pub(crate) result: PublishResult,
 }
 
-/// What a shard takes from its inbox at a time. The results of publishes are apart, because they need not keep their order
-/// among the items: they go to the publishers before the messages go to the members.
+/// What a shard takes from its inbox at a time. The results of publishes are apart, because they need not keep their
+/// order among the items: they go to the publishers before the messages go to the members.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
     pub(crate) published: Vec<PublishDone>,

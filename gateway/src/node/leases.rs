@@ -1,10 +1,11 @@
-//! The presence of polling clients, by leases. A poll that repeats its session's value renews a lease on each of its rooms:
-//! the session is present until some time after the poll, and leaves when no other poll has come by then. Renewed by
-//! `transport::poll`; [`Leases::expire`] ends leases.
+//! The presence of polling clients, by leases. A poll that repeats its session's value renews a lease on each of its
+//! rooms: the session is present until some time after the poll, and leaves when no other poll has come by then.
+//! Renewed by `transport::poll`; [`Leases::expire`] ends leases.
 //!
-//! The polls of one session may go to any node, so several nodes may hold a lease of it. The broker keeps a session's entry
-//! with the node that wrote it last, and ignores a leave by another node. The last writer must be a node whose lease is
-//! alive. So a renewal writes the entry again, unless this node has written it a moment ago with about the same end.
+//! The polls of one session may go to any node, so several nodes may hold a lease of it. The broker keeps a session's
+//! entry with the node that wrote it last, and ignores a leave by another node. The last writer must be a node whose
+//! lease is alive. So a renewal writes the entry again, unless this node has written it a moment ago with about the
+//! same end.
 
 use crate::{
     policy::class::Classes,

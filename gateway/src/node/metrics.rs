@@ -1,5 +1,5 @@
-//! Every metric, registered once at the start. Code counts on the handles here, so that no label is looked up per message.
-//! A room or a user is never a label.
+//! Every metric, registered once at the start. Code counts on the handles here, so that no label is looked up per
+//! message. A room or a user is never a label.
 
 use crate::protocol::{FrameShape, close::CloseReason};
 use prometheus::{

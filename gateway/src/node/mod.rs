@@ -1,5 +1,6 @@
-//! What all shards of a process share: settings, the broker, the metrics, the shards' inboxes. Built by `app` before anything
-//! runs. After that only [`Drain`], [`Leases`] and [`PeerPolicy`] hold something that changes, each behind its own lock.
+//! What all shards of a process share: settings, the broker, the metrics, the shards' inboxes. Built by `app` before
+//! anything runs. After that only [`Drain`], [`Leases`] and [`PeerPolicy`] hold something that changes, each behind its
+//! own lock.
 
 pub(crate) mod drain;
 pub(crate) mod inbox;

@@ -1,6 +1,6 @@
-//! The second half of a join: the client gets `joined`, then what it has missed, and becomes a member in the very step in
-//! which it has had everything up to where the room's feed stands. No message can come between the last missed one and the
-//! membership, so history and live messages meet without a hole and without a repeat.
+//! The second half of a join: the client gets `joined`, then what it has missed, and becomes a member in the very step
+//! in which it has had everything up to where the room's feed stands. No message can come between the last missed one
+//! and the membership, so history and live messages meet without a hole and without a repeat.
 //!
 //! ```text
 //! admit ──► advance ──► member                    nothing to read: done in one step
@@ -82,8 +82,8 @@ impl State {
         }
     }
 
-    /// Sends what can be sent, and makes the session a member if that was everything. Otherwise returns what to wait for;
-    /// `None`: the join is complete or no longer wanted.
+    /// Sends what can be sent, and makes the session a member if that was everything. Otherwise returns what to wait
+    /// for; `None`: the join is complete or no longer wanted.
     fn advance(&mut self, admission: &mut Admission) -> Option<Wait> {
         loop {
             let join = &admission.join;
@@ -186,8 +186,8 @@ impl State {
             return; // left or gone meanwhile: `advance` sees it too
         }
         let Some(entry) = self.rooms.same(join.room) else { return };
-        // Does the page know of something that the feed has missed? Another epoch, always; messages of the same epoch only
-        // after a wait for the feed has brought nothing, because until then they may be on their way.
+        // Does the page know of something that the feed has missed? Another epoch, always; messages of the same epoch
+        // only after a wait for the feed has brought nothing, because until then they may be on their way.
         let has_waited = admission.reached.is_some() && page.publications.is_empty();
         let is_behind = |at: Position| at.cursor().epoch != page.head.epoch || (has_waited && !at.covers(page.head));
         let hole = entry.feed.position().is_some_and(is_behind).then(|| entry.feed.on_head(page.head)).flatten();
@@ -196,8 +196,8 @@ impl State {
         }
         let join = &admission.join;
         match (admission.reached, page.gap) {
-            // `joined` reports a gap only to a client that gave a cursor. A member that joins again without one gets the gap
-            // as an event, as members do.
+            // `joined` reports a gap only to a client that gave a cursor. A member that joins again without one gets
+            // the gap as an event, as members do.
             (None, Some(_))
                 if join.options.since.is_none()
                     && let Some(from) = join.from =>
@@ -243,8 +243,8 @@ impl State {
             gap: gap.filter(|_| resumed.is_some()).map(Missed::from),
             members: presence.as_ref().map(|presence| presence.members.iter().map(Into::into).collect()),
         };
-        // Also a session whose join was posted gets it over its own connection, where it stands before the messages that
-        // follow from its cursor.
+        // Also a session whose join was posted gets it over its own connection, where it stands before the messages
+        // that follow from its cursor.
         self.send_at(join.session().index, &joined, Reached { room: join.room.index, cursor });
         if let Event::Joined { members, .. } = &mut joined {
             members.take_if(|members| members.len() > POSTED_MEMBERS_MAX);

@@ -1,5 +1,5 @@
-//! What one pass delivers to one room: frames back to back, encoded once for each shape that a member takes. Batches are
-//! filled and handed out by `fanout` alone.
+//! What one pass delivers to one room: frames back to back, encoded once for each shape that a member takes. Batches
+//! are filled and handed out by `fanout` alone.
 
 use super::members::Members;
 use crate::{
@@ -102,8 +102,8 @@ impl Batch {
 }
 
 impl SealedBatch {
-    /// Cuts the batch into the runs of frames that a member wants. If it wants all frames, that is one run. Runs share the
-    /// batch's bytes.
+    /// Cuts the batch into the runs of frames that a member wants. If it wants all frames, that is one run. Runs share
+    /// the batch's bytes.
     pub(super) fn pick(&self, shape: FrameShape, excluded: &[SessionId], mut take: impl FnMut(Frames)) {
         let bytes = &self.frames[shape as usize].bytes;
         let (mut start, mut end, mut count) = (0, 0, 0);

@@ -1,6 +1,6 @@
 //! A shard with members and without clients, for the benchmark of the fan-out: the real inbox, feeds, batches and
-//! outboxes, and one socket that stands for the sockets of all members and is never written to. Called by `crate::bench`
-//! alone.
+//! outboxes, and one socket that stands for the sockets of all members and is never written to. Called by
+//! `crate::bench` alone.
 
 use super::{Opening, Shard, members::CustomMember};
 use crate::{
@@ -53,8 +53,8 @@ impl Crowd {
         }
     }
 
-    /// What the shard does with its inbox: each message through its room's feed into the room's batch, each batch into its
-    /// members' outboxes. Nothing is written to a socket.
+    /// What the shard does with its inbox: each message through its room's feed into the room's batch, each batch into
+    /// its members' outboxes. Nothing is written to a socket.
     pub(crate) fn pass(&self) {
         while !self.shard.inbox.is_empty() {
             self.shard.take_inbox();

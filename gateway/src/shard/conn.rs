@@ -20,8 +20,8 @@ use std::{
 };
 use tokio::{net::TcpStream, sync::oneshot};
 
-/// A stream lives for 8 to 10 minutes. So a node that is to be emptied empties by itself, and a load balancer distributes
-/// the clients anew.
+/// A stream lives for 8 to 10 minutes. So a node that is to be emptied empties by itself, and a load balancer
+/// distributes the clients anew.
 const STREAM_AGE_MS: u32 = 8 * 60_000;
 const STREAM_AGE_SPREAD_MS: u64 = 2 * 60_000;
 
@@ -116,8 +116,8 @@ pub(super) struct Waiters(pub(super) Vec<oneshot::Sender<()>>);
 pub(super) struct Stream {
     /// Permits to post commands for the session.
     pub(super) secret: Secret,
-    /// The rooms of the URL, in the order of the cursors in an event's id. A browser that reconnects repeats the URL, so
-    /// the ids name these rooms only, whatever else the session has joined.
+    /// The rooms of the URL, in the order of the cursors in an event's id. A browser that reconnects repeats the URL,
+    /// so the ids name these rooms only, whatever else the session has joined.
     pub(super) rooms: Vec<UrlRoom>,
     /// When the stream ends, by the shard's clock.
     pub(super) ends_ms: u32,

@@ -1,4 +1,5 @@
-//! Control messages, done: an operator's kick or disconnect of a user, and posted commands with their replies (`posted`).
+//! Control messages, done: an operator's kick or disconnect of a user, and posted commands with their replies
+//! (`posted`).
 
 use super::{SessionRef, State, room::RoomEntry};
 use crate::{

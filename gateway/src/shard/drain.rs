@@ -1,5 +1,5 @@
-//! How a shard's sessions end when the node drains: each client gets `reconnect` and a close frame. The closes are spread
-//! evenly over the drain's window, so that the other nodes get a stream of reconnects and not a burst.
+//! How a shard's sessions end when the node drains: each client gets `reconnect` and a close frame. The closes are
+//! spread evenly over the drain's window, so that the other nodes get a stream of reconnects and not a burst.
 
 use super::{Shard, State, conn::SessionRef, sessions::CLOSING_MS};
 use crate::{
@@ -8,21 +8,23 @@ use crate::{
 };
 use std::{rc::Rc, time::Duration};
 
-/// The share of the window that is left, after the last session, for taking the node out of the cluster (`Broker::close`).
+/// The share of the window that is left, after the last session, for taking the node out of the cluster
+/// (`Broker::close`).
 const BROKER_SHARE: f64 = 0.05;
 /// The share of the window that is left, after the last close frame, for that and for clients to go.
 const LAST_CLIENTS_SHARE: f64 = 0.15;
-/// The share of the window in which a waiting poll may notice the drain: the polls look every 250 ms, which is an eighth of
-/// the shortest window, 2 s.
+/// The share of the window in which a waiting poll may notice the drain: the polls look every 250 ms, which is an
+/// eighth of the shortest window, 2 s.
 const POLLS_NOTICE_SHARE: f64 = 0.125;
 /// The time between two steps; each step closes the sessions that are due.
 const STEP: Duration = Duration::from_millis(20);
-/// The hint in `reconnect` is at most this. Closes are spread over the window already; it parts the clients of one step.
+/// The hint in `reconnect` is at most this. Closes are spread over the window already; it parts the clients of one
+/// step.
 const AFTER_MS_MAX: u64 = 200;
 
 impl Shard {
-    /// Closes all sessions, spread over most of `window`, or faster if there are few. Returns when the last one is gone and
-    /// the last HTTP request answered, or at the window's end.
+    /// Closes all sessions, spread over most of `window`, or faster if there are few. Returns when the last one is gone
+    /// and the last HTTP request answered, or at the window's end.
     pub(crate) async fn drain(self: Rc<Self>, window: Duration) {
         let end = tokio::time::Instant::now() + window.mul_f64(1.0 - BROKER_SHARE);
         let window = window.mul_f64(1.0 - LAST_CLIENTS_SHARE);
@@ -37,8 +39,8 @@ impl Shard {
         for _ in 0..=total {
             self.flush_some();
         }
-        // Clients need a moment to read the last close frames; the sockets of slow ones are cut by a timer. HTTP requests
-        // and waiting polls are answered in their own time, which lies within the window.
+        // Clients need a moment to read the last close frames; the sockets of slow ones are cut by a timer. HTTP
+        // requests and waiting polls are answered in their own time, which lies within the window.
         let closed = end.min(tokio::time::Instant::now() + Duration::from_millis(u64::from(CLOSING_MS)));
         let has_sessions = || self.state.borrow().outgoing.sessions.len() > 0;
         let is_busy = |now| (has_sessions() && now < closed) || self.requests.get() > 0;

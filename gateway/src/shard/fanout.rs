@@ -1,8 +1,9 @@
-//! The hot path: a message is encoded once, appended to its room's batch, and at the end of the pass each member's outbox
-//! gets a reference to the batch. Per delivery there is no lock, no clock, no allocation and no look-up of a label.
+//! The hot path: a message is encoded once, appended to its room's batch, and at the end of the pass each member's
+//! outbox gets a reference to the batch. Per delivery there is no lock, no clock, no allocation and no look-up of a
+//! label.
 //!
-//! [`Pass`] is the only way to a batch, and [`Pass::run`] the only way to a `Pass`. Since it borrows the rooms until it has
-//! handed out every batch, no member can come or go while a batch exists.
+//! [`Pass`] is the only way to a batch, and [`Pass::run`] the only way to a `Pass`. Since it borrows the rooms until it
+//! has handed out every batch, no member can come or go while a batch exists.
 
 use super::{
     batch::{Batch, Entry, SealedBatch},
@@ -66,8 +67,8 @@ impl<'a> Pass<'a> {
 
     // --- into the batches ---
 
-    /// Takes one event from the broker. A message goes through the room's feed, which holds it back if others are missing
-    /// before it.
+    /// Takes one event from the broker. A message goes through the room's feed, which holds it back if others are
+    /// missing before it.
     pub(super) fn deliver(&mut self, delivery: Delivery) {
         let Some(index) = self.rooms.find(delivery.room.as_str()) else { return };
         let Some(entry) = self.rooms.get_mut(index) else { return };
@@ -210,7 +211,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Appends a frame to the room's batch; `true` if it is the first of the pass. `before` is the members' cursor without it.
+/// Appends a frame to the room's batch; `true` if it is the first of the pass. `before` is the members' cursor without
+/// it.
 fn push(entry: &mut RoomEntry, before: Option<Cursor>, frame: &Entry<'_>) -> bool {
     let is_first = entry.batch.is_none();
     entry.batch.get_or_insert_with(|| Box::new(Batch::new(&entry.members, before))).push(frame);

@@ -1,5 +1,5 @@
-//! How one room's messages reach this shard without holes. Sans-I/O: messages, heads and pages of history go in; what to
-//! deliver and where to read history comes out. Members never see a hole: it is filled, or they are told a gap.
+//! How one room's messages reach this shard without holes. Sans-I/O: messages, heads and pages of history go in; what
+//! to deliver and where to read history comes out. Members never see a hole: it is filled, or they are told a gap.
 
 use fanfare_broker::{Cursor, Epoch, Offset, Page, Position, Publication, Verdict};
 use std::ops::Range;
@@ -67,8 +67,8 @@ impl Feed {
         matches!(self, Self::Subscribing { .. })
     }
 
-    /// The broker has confirmed the subscription: every message after `head` will be delivered. Returns the cursor to catch
-    /// up from, as the next two methods do.
+    /// The broker has confirmed the subscription: every message after `head` will be delivered. Returns the cursor to
+    /// catch up from, as the next two methods do.
     pub(crate) fn on_subscribed(&mut self, head: Option<Cursor>) -> Option<Cursor> {
         let Self::Subscribing { seen } = *self else { return None };
         let Some(head) = head else {

@@ -1,5 +1,5 @@
-//! A model test of `Feed`: a room, deliveries of which some are lost, and history. Members see every message once and in
-//! order, or are told a gap.
+//! A model test of `Feed`: a room, deliveries of which some are lost, and history. Members see every message once and
+//! in order, or are told a gap.
 
 use super::*;
 use fanfare_broker::{Epoch, Gap, MessageId, NodeId, Offset};

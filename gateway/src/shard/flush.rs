@@ -1,5 +1,5 @@
-//! Writing to sockets, at the end of the loop's turn, for as long as it is fair to the shard's other tasks; and waiting for
-//! the sockets that are full. `outgoing` says who is next and writes.
+//! Writing to sockets, at the end of the loop's turn, for as long as it is fair to the shard's other tasks; and waiting
+//! for the sockets that are full. `outgoing` says who is next and writes.
 
 use super::{SessionRef, Shard, State};
 use std::{
@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Writes of one turn. 64 small ones take about 0.8 ms: so long a member of a small room waits at most behind a large one.
-/// The loop has to yield by itself, because `try_write` does not count against tokio's budget for a task.
+/// Writes of one turn. 64 small ones take about 0.8 ms: so long a member of a small room waits at most behind a large
+/// one. The loop has to yield by itself, because `try_write` does not count against tokio's budget for a task.
 const WRITES_MAX: usize = 64;
 /// How long a turn may write.
 const TIME_MAX: Duration = Duration::from_micros(500);

@@ -72,8 +72,8 @@ impl State {
         }
     }
 
-    /// Makes the session an occupant of the room. A member that joins again is no member until the new join is complete;
-    /// the join goes on from the cursor that it has reached.
+    /// Makes the session an occupant of the room. A member that joins again is no member until the new join is
+    /// complete; the join goes on from the cursor that it has reached.
     fn enter(&mut self, reply_to: ReplyTo, name: &Room, options: JoinOptions) -> Result<Join, Refusal> {
         let session = reply_to.session;
         let gone = || Refusal::new(ErrorCode::Internal, "the session is gone");
@@ -114,7 +114,7 @@ impl State {
         }
         if from.is_some() {
             // The ids of other rooms' events say where the client is in this room, also while it is no member.
-            self.note_reached(session.index, Reached { room: room.index, cursor: from });
+            self.record_reached(session.index, Reached { room: room.index, cursor: from });
         }
         Ok(Join { reply_to, room, number, options, from })
     }
@@ -152,8 +152,8 @@ impl State {
         }
     }
 
-    /// Answers a join that a later join, or a leave, of the room has overtaken, if the client waits for a reply. The client
-    /// has done nothing wrong, so this is not counted as an error of its session.
+    /// Answers a join that a later join, or a leave, of the room has overtaken, if the client waits for a reply. The
+    /// client has done nothing wrong, so this is not counted as an error of its session.
     pub(super) fn answer_superseded(&mut self, join: &Join) {
         let Some(name) = self.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
         let ReplyTo { session, id, post } = join.reply_to;

@@ -1,5 +1,5 @@
-//! Out of rooms, and what becomes of a room without occupants. Called by `commands`, `control`, `timers`, and by everything
-//! that ends a session or a poll.
+//! Out of rooms, and what becomes of a room without occupants. Called by `commands`, `control`, `timers`, and by
+//! everything that ends a session or a poll.
 
 use super::{
     SessionRef, State,
@@ -32,7 +32,7 @@ impl State {
         if stage == Stage::Member {
             // A browser that reconnects names the room again, and goes on from here.
             let cursor = self.rooms.get(room).and_then(RoomEntry::cursor);
-            self.note_reached(session.index, Reached { room, cursor });
+            self.record_reached(session.index, Reached { room, cursor });
         }
         let Some(conn) = self.outgoing.sessions.get(session) else { return };
         let Some(entry) = self.rooms.get_mut(room) else { return };

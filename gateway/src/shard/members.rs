@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 /// The members that a room has on this shard.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    /// Members that get every message in frames shared with others, by the shape of the frames. Only the session's index
-    /// is kept, so that the fan-out reads four bytes per member.
+    /// Members that get every message in frames shared with others, by the shape of the frames. Only the session's
+    /// index is kept, so that the fan-out reads four bytes per member.
     plain: [Vec<u32>; FrameShape::COUNT],
     /// Members with an option of their own: presence events, excluded messages, or event ids of several rooms.
     custom: Vec<CustomMember>,

@@ -1,18 +1,18 @@
-//! A shard: one thread with its sessions, their sockets, and the rooms that they are in. A session stays on its shard for
-//! life. Nothing here is locked; other threads reach a shard through its inbox alone.
+//! A shard: one thread with its sessions, their sockets, and the rooms that they are in. A session stays on its shard
+//! for life. Nothing here is locked; other threads reach a shard through its inbox alone.
 //!
 //! Called by `transport` (sockets, and what clients send) and `app` (the loop).
 //!
 //! # Three types, and what their methods may do
 //!
-//! - [`Shard`] is the handle, shared by the tasks of the thread. Its plain methods are **calls** of a transport: they borrow
-//!   the state, take one step and return. Its `async` methods are **tasks**: the loop, the timers, and whatever waits for
-//!   the broker, a socket or a time. A task borrows the state for one step at a time, never while it waits.
+//! - [`Shard`] is the handle, shared by the tasks of the thread. Its plain methods are **calls** of a transport: they
+//!   borrow the state, take one step and return. Its `async` methods are **tasks**: the loop, the timers, and whatever
+//!   waits for the broker, a socket or a time. A task borrows the state for one step at a time, never while it waits.
 //! - `State` is what the shard owns. Its methods are **steps**: they take `&mut self`, run to their end and wait for
 //!   nothing. What has to wait they start as a task.
-//! - `Pass` delivers messages. It holds the rooms and the outboxes borrowed from `State::pass` until every room's batch has
-//!   been handed out. Joins, leaves and commands are steps of `State`, so none of them can come between a message and the
-//!   members it was encoded for.
+//! - `Pass` delivers messages. It holds the rooms and the outboxes borrowed from `State::pass` until every room's batch
+//!   has been handed out. Joins, leaves and commands are steps of `State`, so none of them can come between a message
+//!   and the members it was encoded for.
 //!
 //! The owners inside `State` (`Outgoing`, `Rooms`, `Posts`) know neither `State` nor each other.
 //!
@@ -198,8 +198,8 @@ impl Shard {
 }
 
 impl State {
-    /// Delivers what stands between two control messages in one pass. A control message may bring a join or a leave, so it
-    /// is handled between passes: what was delivered before it is for those who were members before it.
+    /// Delivers what stands between two control messages in one pass. A control message may bring a join or a leave, so
+    /// it is handled between passes: what was delivered before it is for those who were members before it.
     fn take_items(&mut self, mut items: impl Iterator<Item = Item>) -> bool {
         let mut has_delivered = false;
         loop {
@@ -219,8 +219,8 @@ impl State {
         }
     }
 
-    /// Runs one pass: `deliver` fills batches, then all batches are handed out, then what the pass left to do is done. Also
-    /// returns whether a room had messages for its members.
+    /// Runs one pass: `deliver` fills batches, then all batches are handed out, then what the pass left to do is done.
+    /// Also returns whether a room had messages for its members.
     fn pass<T>(&mut self, deliver: impl FnOnce(&mut Pass<'_>) -> T) -> (T, bool) {
         let (result, left) = Pass::run(&mut self.rooms, &mut self.outgoing, deliver);
         // Counted once per pass, because the threads of all shards count on the same words.

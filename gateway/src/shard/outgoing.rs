@@ -1,5 +1,5 @@
-//! What goes out: the sessions with their outboxes, and the queues of the sessions that have something to write. Frames are
-//! queued here, and written at the end of the loop's turn: one vectored write per session, however many messages it
+//! What goes out: the sessions with their outboxes, and the queues of the sessions that have something to write. Frames
+//! are queued here, and written at the end of the loop's turn: one vectored write per session, however many messages it
 //! carries. One write costs ten times the work before it, so few writes matter more than anything else.
 //!
 //! Nothing here knows rooms. An [`Ended`] that a method returns is a session that the caller takes out of its rooms.
@@ -22,7 +22,8 @@ use std::{
     sync::Arc,
 };
 
-/// A client that is to come back at once waits up to this, so that clients which leave in one moment do not return in one.
+/// A client that is to come back at once waits up to this, so that clients which leave in one moment do not return in
+/// one.
 const AFTER_MS_MAX: u64 = 500;
 
 /// The sessions of a shard, what waits for their clients, and who is next to be written to.
@@ -75,8 +76,8 @@ impl Outgoing {
         self.queue_for_all(&[index], shared).pop()
     }
 
-    /// Queues frames for many sessions, each at most once: the hot loop. A session that reads too slowly ends; those are
-    /// returned.
+    /// Queues frames for many sessions, each at most once: the hot loop. A session that reads too slowly ends; those
+    /// are returned.
     pub(super) fn queue_for_all(&mut self, indices: &[u32], shared: SharedFrames<'_>) -> Vec<Ended> {
         let SharedFrames { frames, queue: queued_in, now_ms } = shared;
         let queue = if queued_in == FlushQueue::Urgent { &mut self.urgent } else { &mut self.bulk };
@@ -143,8 +144,8 @@ impl Outgoing {
 
     // --- ending ---
 
-    /// Begins to close a session: its last frames and a close frame go out. `reply` is what the WebSocket codec answers to
-    /// the client's close frame, and goes out in place of ours.
+    /// Begins to close a session: its last frames and a close frame go out. `reply` is what the WebSocket codec answers
+    /// to the client's close frame, and goes out in place of ours.
     pub(super) fn close(&mut self, session: SessionRef, reason: CloseReason, reply: Option<Bytes>) -> Option<Ended> {
         let conn = self.sessions.open(session)?;
         conn.phase = Phase::Closing;

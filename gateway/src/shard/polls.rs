@@ -1,6 +1,6 @@
-//! Rooms that polls watch. They are followed like rooms with members, and for a while after the poll, so that the next poll
-//! is answered from what this shard knows. A poll is no member: nothing is sent to it; it is woken and looks. Called by
-//! `transport::poll`.
+//! Rooms that polls watch. They are followed like rooms with members, and for a while after the poll, so that the next
+//! poll is answered from what this shard knows. A poll is no member: nothing is sent to it; it is woken and looks.
+//! Called by `transport::poll`.
 
 use super::{
     Shard,
@@ -55,8 +55,8 @@ impl Shard {
         Ok(Watch { shard: Rc::clone(self), room, slot })
     }
 
-    /// Wakes every waiting poll when the backplane goes down, and when the node begins to drain: polls are answered early
-    /// then. Never ends.
+    /// Wakes every waiting poll when the backplane goes down, and when the node begins to drain: polls are answered
+    /// early then. Never ends.
     pub(crate) async fn watch_surroundings(self: Rc<Self>) {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         let mut was_fine = true;
@@ -96,8 +96,8 @@ impl Watch {
         let page = self.shard.read_history(self.room, query).await.unwrap_or(Err(BrokerError::Unavailable))?;
         let state = &mut *self.shard.state.borrow_mut();
         if let Some(entry) = state.rooms.same(self.room) {
-            // A client from another node may know of an epoch that has not reached this shard. Only then the page is ahead
-            // of the feed for sure; messages of the same epoch may be on their way.
+            // A client from another node may know of an epoch that has not reached this shard. Only then the page is
+            // ahead of the feed for sure; messages of the same epoch may be on their way.
             let is_behind = entry.feed.position().is_some_and(|at| at.cursor().epoch != page.head.epoch);
             if let Some(since) = is_behind.then(|| entry.feed.on_head(page.head)).flatten() {
                 state.start_catch_up(self.room, since);

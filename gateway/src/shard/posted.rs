@@ -26,13 +26,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Posts of one shard that wait for a node under whose id no node is subscribed. Addresses are easily invented, so few may.
+/// Posts of one shard that wait for a node under whose id no node is subscribed. Addresses are easily invented, so few
+/// may.
 const LOOKUPS_MAX: usize = 64;
 /// How long they wait, because the node's connection to the backplane may have broken. Then the session counts as gone.
 const GONE_AFTER: Duration = Duration::from_secs(3);
 /// Between two attempts to reach it.
 const GONE_LOOK: Duration = Duration::from_millis(300);
-/// A command without a reply after this time is answered as unavailable; a join may wait as long as the backplane is away.
+/// A command without a reply after this time is answered as unavailable; a join may wait as long as the backplane is
+/// away.
 const LATE_MS: u32 = 6_000;
 /// How long the shard that took a post waits for the replies: longer than [`LATE_MS`], so that they come first.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -119,7 +121,8 @@ impl State {
         if !secret.is_some_and(|secret| secret.is(&address.secret)) {
             return self.send_reply(back, Err(ErrorCode::SessionGone));
         }
-        // The node that took the post has checked the body; a node of another version may have checked it by other rules.
+        // The node that took the post has checked the body; a node of another version may have checked it by other
+        // rules.
         let Some((commands, is_array)) = std::str::from_utf8(&body).ok().and_then(|body| commands(body).ok()) else {
             return self.send_reply(back, Err(ErrorCode::Internal));
         };

@@ -1,5 +1,5 @@
-//! The posts that one shard has to do with: those for its own sessions, until every command has its reply; and those that
-//! its connections took from clients, until the session's shard has answered. Data; `posted` moves the messages.
+//! The posts that one shard has to do with: those for its own sessions, until every command has its reply; and those
+//! that its connections took from clients, until the session's shard has answered. Data; `posted` moves the messages.
 
 use super::{
     conn::SessionRef,
@@ -79,8 +79,8 @@ struct Post {
     missing: usize,
     /// Bytes of the replies.
     bytes: usize,
-    /// How many commands have begun. The others wait until a join before them is complete, so that a client which joins and
-    /// publishes in one post receives its own message.
+    /// How many commands have begun. The others wait until a join before them is complete, so that a client which joins
+    /// and publishes in one post receives its own message.
     begun: usize,
     /// The index of that join.
     waits_for: Option<usize>,

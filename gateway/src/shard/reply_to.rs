@@ -1,5 +1,5 @@
-//! Who sent a command and where its reply goes. [`PublishTicket`] takes that through the broker, which hands a publish's
-//! ticket back with the result.
+//! Who sent a command and where its reply goes. [`PublishTicket`] takes that through the broker, which hands a
+//! publish's ticket back with the result.
 
 use super::conn::SessionRef;
 use crate::protocol::command::RequestId;

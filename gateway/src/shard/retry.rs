@@ -1,5 +1,5 @@
-//! The wait between two attempts of a join or a catch-up when the broker fails. It never gives up: the caller knows whether
-//! the room is still wanted.
+//! The wait between two attempts of a join or a catch-up when the broker fails. It never gives up: the caller knows
+//! whether the room is still wanted.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The last few messages of one room, for clients that resume: what a client missed is read from here, if the ring reaches
-//! back far enough, and not from the broker.
+//! The last few messages of one room, for clients that resume: what a client missed is read from here, if the ring
+//! reaches back far enough, and not from the broker.
 
 use fanfare_broker::{Cursor, Position, Publication};
 use std::collections::VecDeque;
@@ -25,8 +25,8 @@ impl Ring {
         self.publications.back().map(|publication| publication.ts_ms)
     }
 
-    /// Keeps a message; one that does not follow the newest replaces them all. A message of a room without history has no
-    /// cursor and is not kept.
+    /// Keeps a message; one that does not follow the newest replaces them all. A message of a room without history has
+    /// no cursor and is not kept.
     pub(super) fn push(&mut self, publication: Publication) {
         let Some(cursor) = publication.cursor else { return };
         let last = self.publications.back().and_then(|last| last.cursor);

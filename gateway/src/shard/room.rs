@@ -121,8 +121,8 @@ impl RoomEntry {
         }
     }
 
-    /// The cursor of the room's members: the last message that was handed to them. Messages of a batch that has not been
-    /// handed out yet do not count.
+    /// The cursor of the room's members: the last message that was handed to them. Messages of a batch that has not
+    /// been handed out yet do not count.
     pub(super) fn cursor(&self) -> Option<Cursor> {
         match &self.batch {
             Some(batch) => batch.from,

@@ -100,8 +100,8 @@ impl Rooms {
         Some(entry.name)
     }
 
-    /// Keeps a delivered message for clients that resume. Over the shard's budget the room's ring is emptied: its clients
-    /// resume from the broker's history.
+    /// Keeps a delivered message for clients that resume. Over the shard's budget the room's ring is emptied: its
+    /// clients resume from the broker's history.
     pub(super) fn remember(&mut self, index: u32, publication: Publication) {
         let Some(entry) = self.entries.get_mut(index as usize) else { return };
         self.ring_bytes -= entry.ring.bytes();
@@ -153,7 +153,8 @@ impl Rooms {
                 if is_past(entry.wanted_until_ms, now_ms) {
                     return self.remove(room.index);
                 }
-                // It had an occupant in the meantime. It waits among the polled rooms, where a late entry delays no other.
+                // It had an occupant in the meantime. It waits among the polled rooms, where a late entry delays no
+                // other.
                 entry.is_lingering = true;
                 let due = (entry.wanted_until_ms, room);
                 self.lingering[Linger::UntilNextPoll as usize].push_back(due);
@@ -164,9 +165,9 @@ impl Rooms {
 
     // --- cursors of a stream's rooms ---
 
-    /// What the client of a stream has received of each room in its URL: cursors in the rooms' order, joined by `~`; `-`
-    /// for a room without history, nothing for a room that the client has not been let into. A member has received what
-    /// all members have, except in the room `ahead`, for which the client's own cursor is given.
+    /// What the client of a stream has received of each room in its URL: cursors in the rooms' order, joined by `~`;
+    /// `-` for a room without history, nothing for a room that the client has not been let into. A member has received
+    /// what all members have, except in the room `ahead`, for which the client's own cursor is given.
     pub(super) fn cursors(&self, conn: &Conn, ahead: Option<Reached>) -> Vec<u8> {
         let mut text = Vec::new();
         for (i, room) in conn.stream.iter().flat_map(|stream| &stream.rooms).enumerate() {

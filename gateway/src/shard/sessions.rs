@@ -71,8 +71,8 @@ impl Shard {
         session
     }
 
-    /// Removes a session. Called once by the session's reader, when the socket gives no more bytes; nothing else removes
-    /// one.
+    /// Removes a session. Called once by the session's reader, when the socket gives no more bytes; nothing else
+    /// removes one.
     pub(crate) fn remove(&self, session: SessionRef) {
         let state = &mut *self.state.borrow_mut();
         state.end(session, CloseReason::Gone, Some(Bytes::new()));

@@ -1,6 +1,6 @@
 //! What only streams need, the sessions whose clients cannot send over their connection (server-sent events and HTTP
-//! streaming): the cursors that such a client has reached in the rooms of its URL, heartbeats that tell it, and an end by
-//! age. Opened by `transport::stream`; what the clients ask comes by `posted`.
+//! streaming): the cursors that such a client has reached in the rooms of its URL, heartbeats that tell it, and an end
+//! by age. Opened by `transport::stream`; what the clients ask comes by `posted`.
 
 use super::{SessionRef, State, clock::is_past, conn::Timer, rooms::Reached};
 use crate::{
@@ -13,9 +13,9 @@ use bytes::BytesMut;
 pub(super) const HEARTBEAT_MS: u32 = 15_000;
 
 impl State {
-    /// Notes the cursor that a client has reached in a room of its URL. A member's cursor is the room's own; this one
+    /// Records the cursor that a client has reached in a room of its URL. A member's cursor is the room's own; this one
     /// counts while the client is not a member.
-    pub(super) fn note_reached(&mut self, index: u32, reached: Reached) {
+    pub(super) fn record_reached(&mut self, index: u32, reached: Reached) {
         let Some(entry) = self.rooms.get(reached.room) else { return };
         let stream = self.outgoing.sessions.at(index).and_then(|conn| conn.stream.as_mut());
         let room = stream.and_then(|stream| stream.rooms.iter_mut().find(|room| room.name == entry.name));
@@ -24,15 +24,15 @@ impl State {
         }
     }
 
-    /// Notes the cursor too. Returns the id of the event that brings the client there, if the client reads ids.
+    /// Records the cursor too. Returns the id of the event that brings the client there, if the client reads ids.
     pub(super) fn event_id(&mut self, index: u32, reached: Reached) -> Option<Vec<u8>> {
-        self.note_reached(index, reached);
+        self.record_reached(index, reached);
         let conn = self.outgoing.sessions.at(index).filter(|conn| conn.shape == FrameShape::Event)?;
         Some(self.rooms.cursors(conn, Some(reached)))
     }
 
-    /// Sends a stream's heartbeat, or ends the stream by its age. The heartbeat tells the cursors, which move without the
-    /// client where the room's messages are not for it.
+    /// Sends a stream's heartbeat, or ends the stream by its age. The heartbeat tells the cursors, which move without
+    /// the client where the room's messages are not for it.
     pub(super) fn beat(&mut self, session: SessionRef) {
         let Some(conn) = self.outgoing.sessions.open(session) else { return };
         let (now_ms, shape) = (self.clock.now_ms(), conn.shape);

@@ -1,5 +1,5 @@
-//! What is due by time: pings and heartbeats, outboxes that do not drain, sockets to be cut, posts to be answered, rooms to
-//! be let go. One task per shard, which sleeps while nothing is filed.
+//! What is due by time: pings and heartbeats, outboxes that do not drain, sockets to be cut, posts to be answered,
+//! rooms to be let go. One task per shard, which sleeps while nothing is filed.
 
 use super::{
     SessionRef, Shard, State,
@@ -67,8 +67,8 @@ impl State {
         }
     }
 
-    /// Milliseconds between this session's pings: the configured interval, up to a tenth shorter by the session's index, so
-    /// that clients which connected in one moment are not pinged in one.
+    /// Milliseconds between this session's pings: the configured interval, up to a tenth shorter by the session's
+    /// index, so that clients which connected in one moment are not pinged in one.
     pub(super) fn ping_ms(&self, index: u32, shape: FrameShape) -> u32 {
         let interval = self.node.limits.ping_interval.as_millis() as u32;
         let interval = if shape == FrameShape::WebSocket { interval } else { interval.min(HEARTBEAT_MS) };

@@ -1,5 +1,5 @@
-//! One timer wheel per shard: a session costs one entry of 16 bytes, not a timer of its own. No clock: the caller turns the
-//! wheel once per tick.
+//! One timer wheel per shard: a session costs one entry of 16 bytes, not a timer of its own. No clock: the caller turns
+//! the wheel once per tick.
 
 /// Milliseconds per slot: how late a ping or a deadline may be.
 pub(super) const TICK_MS: u32 = 250;
