@@ -11,7 +11,7 @@ use crate::{
             heartbeat::Heartbeat,
             roster::{Roster, Written},
         },
-        routes::{NewMaster, Routes},
+        routes::Routes,
         topology::{cluster::ClusterTopology, query::REFRESH_EVERY, sentinel::Sentinels, target::Target},
     },
 };
@@ -43,9 +43,8 @@ impl Deployment {
             AddressKind::Cluster => {
                 let mut topology = ClusterTopology::new(address.hosts.clone());
                 let routes = Arc::new(Routes::default());
-                let new = routes.update(&context, topology.look().await?);
-                let ready = |new: NewMaster| async move { new.master.ready(new.attempts).await };
-                try_join_all(new.into_iter().map(ready)).await?;
+                routes.update(&context, topology.look().await?);
+                try_join_all(routes.masters().iter().map(|master| master.ready())).await?;
                 tokio::spawn(follow(topology, context.clone(), routes.clone(), stopped.clone()));
                 routes
             }
@@ -81,8 +80,8 @@ impl Deployment {
 }
 
 async fn routes_of_one(context: &NodeContext, target: &Target, of: &str) -> Result<Arc<Routes>, ConnectError> {
-    let (master, attempts) = Master::start(context, target, of, Vec::new());
-    master.ready(attempts).await?;
+    let master = Master::start(context, target, of, Vec::new());
+    master.ready().await?;
     Ok(Arc::new(Routes::of_one(master)))
 }
 
@@ -98,7 +97,7 @@ async fn follow(
         loop {
             let began = Instant::now();
             match topology.look().await {
-                Ok(assignments) => drop(routes.update(&context, assignments)),
+                Ok(assignments) => routes.update(&context, assignments),
                 Err(why) => tracing::debug!(%why, "the cluster's slots are not known"),
             }
             sleep_until(began + REFRESH_MIN).await;

@@ -7,7 +7,7 @@ use crate::{
         commands::CommandBuilder,
         config::Config,
         connection::{
-            keep::{Endpoint, FirstAttempt, keep},
+            keep::{Endpoint, keep},
             status::ConnectionStatus,
             supervisor::{CONNECT_MAX, RETRY_MAX},
         },
@@ -30,13 +30,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
-use tokio::{
-    sync::{oneshot, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 
 /// How long a read may wait for the head of a room that Redis does not know.
 const HEAD_MAX: Duration = Duration::from_secs(2);
+/// How long a first connection may take. Between connected and up is no more than the subscription to this node's own
+/// channels.
+const READY_MAX: Duration = CONNECT_MAX.saturating_add(HEAD_MAX);
 /// How long a read may wait until a failover's last connection leads to the new master: one retry and its handshake.
 const SWITCH_MAX: Duration = RETRY_MAX.saturating_add(CONNECT_MAX);
 
@@ -53,9 +53,6 @@ pub(crate) struct NodeContext {
     pub(crate) events: Arc<TopologyEvents>,
 }
 
-/// The results of the first attempts to connect.
-pub(crate) type FirstAttempts = Vec<oneshot::Receiver<FirstAttempt>>;
-
 /// The connections to one master. They follow it when it moves to another server.
 pub(crate) struct Master {
     /// Where it was at first; its name in the log.
@@ -69,21 +66,10 @@ pub(crate) struct Master {
 
 impl Master {
     /// Begins to connect. `of` distinguishes its connections in the log from those of other masters.
-    pub(crate) fn start(
-        context: &NodeContext,
-        target: &Target,
-        of: &str,
-        partitions: Vec<Partition>,
-    ) -> (Self, FirstAttempts) {
+    pub(crate) fn start(context: &NodeContext, target: &Target, of: &str, partitions: Vec<Partition>) -> Arc<Self> {
         let NodeContext { config, builder, subscribers, .. } = context;
         let (stop, stopped) = watch::channel(false);
         let partitions: Partitions = Arc::new(Mutex::new(partitions));
-        let mut attempts = Vec::new();
-        let mut first = || {
-            let (first, attempt) = oneshot::channel();
-            attempts.push(attempt);
-            first
-        };
         let status = |name: String| Arc::new(ConnectionStatus::new(name + of, context.events.clone()));
         let endpoint = |status: &Arc<ConnectionStatus>| Endpoint {
             status: status.clone(),
@@ -92,7 +78,7 @@ impl Master {
         };
         let (publisher, driver) =
             Publisher::new(status("commands".into()), context.numbers.clone(), subscribers.clone(), builder.clone());
-        tokio::spawn(keep(endpoint(&publisher.status), driver, first(), stopped.clone()));
+        tokio::spawn(keep(endpoint(&publisher.status), driver, stopped.clone()));
         let pace = Pace::new(config.subscriber_connections, config.sweep);
         let connections = (0..config.subscriber_connections).map(|number| {
             let keys = builder.keys.clone();
@@ -102,25 +88,23 @@ impl Master {
             let status = status(format!("subscriber {number}"));
             let connection = Arc::new(PubSubConnection::new(status, deliveries, pace, controls));
             let driver = SubscriberDriver::new(connection.clone(), builder.clone());
-            tokio::spawn(keep(endpoint(&connection.status), driver, first(), stopped.clone()));
+            tokio::spawn(keep(endpoint(&connection.status), driver, stopped.clone()));
             connection
         });
         let connections = connections.collect();
         let publisher = Arc::new(publisher);
         let reads = Arc::new(ReadPool::new(publisher.status.clone(), builder.keys.clone()));
-        (Self { name: target.name(), publisher, reads, connections, partitions, stop }, attempts)
+        Arc::new(Self { name: target.name(), publisher, reads, connections, partitions, stop })
     }
 
-    /// Waits until the first attempts have succeeded and all connections are up.
-    pub(crate) async fn ready(&self, attempts: FirstAttempts) -> Result<(), ConnectError> {
-        let refused = |why: String| ConnectError::Refused { address: self.name.clone(), why };
-        for attempt in attempts {
-            attempt.await.unwrap_or_else(|_| Err(refused("the attempt was given up".into())))?;
-        }
+    /// Waits until all connections are up, for the first attempt of each.
+    pub(crate) async fn ready(&self) -> Result<(), ConnectError> {
         for status in self.statuses() {
-            // Between connected and up is no more than the subscription to this node's own channels.
-            let up = status.wait_until_up();
-            timeout(HEAD_MAX, up).await.map_err(|_| refused(format!("{} did not come up", status.name)))?;
+            let refused = |_| {
+                let why = format!("{} did not come up", status.name);
+                ConnectError::Refused { address: self.name.clone(), why }
+            };
+            timeout(READY_MAX, status.first()).await.map_err(refused)??;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::{
     redis::{
         address::is_same_server,
         keys::{HOME, PARTITIONS, Partition},
-        master::{FirstAttempts, Master, NodeContext},
+        master::{Master, NodeContext},
         topology::{cluster::Assignment, target::Target},
     },
 };
@@ -36,13 +36,15 @@ struct RouteEntry {
     server: Option<watch::Sender<ConnectionInfo>>,
 }
 
-/// A master whose connections are being made for the first time.
-pub(crate) struct NewMaster {
-    pub(crate) master: Arc<Master>,
-    pub(crate) attempts: FirstAttempts,
-}
-
 impl RouteEntry {
+    /// An entry for a server that takes over from no other.
+    fn start(context: &NodeContext, assignment: &Assignment) -> Self {
+        let (sender, server) = watch::channel(assignment.master.clone());
+        let of = format!(" of {}", assignment.master.addr());
+        let master = Master::start(context, &Target::new(server), &of, assignment.partitions.clone());
+        Self { master, server: Some(sender) }
+    }
+
     fn is_at(&self, server: &ConnectionInfo) -> bool {
         self.server.as_ref().is_some_and(|current| is_same_server(&current.borrow(), server))
     }
@@ -50,8 +52,8 @@ impl RouteEntry {
 
 impl Routes {
     /// One master for all partitions.
-    pub(crate) fn of_one(master: Master) -> Self {
-        let entries = vec![RouteEntry { master: Arc::new(master), server: None }];
+    pub(crate) fn of_one(master: Arc<Master>) -> Self {
+        let entries = vec![RouteEntry { master, server: None }];
         Self { table: RwLock::new(Table { entries, by_partition: vec![0; PARTITIONS] }) }
     }
 
@@ -87,12 +89,12 @@ impl Routes {
         table.entries.iter().enumerate().map(of).collect()
     }
 
-    /// Makes the routes follow the assignments of a cluster. Returns the masters that are new.
-    pub(crate) fn update(&self, context: &NodeContext, assignments: Vec<Assignment>) -> Vec<NewMaster> {
+    /// Makes the routes follow the assignments of a cluster.
+    pub(crate) fn update(&self, context: &NodeContext, assignments: Vec<Assignment>) {
         // Locked to the end: a room is followed either before it moves or at its new master.
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if table.is_already(&assignments) {
-            return Vec::new();
+            return;
         }
         // 1. Servers that are masters as before keep their entries.
         let mut old: Vec<Option<RouteEntry>> = table.entries.iter().cloned().map(Some).collect();
@@ -102,15 +104,11 @@ impl Routes {
             kept.push(old.iter_mut().find(is_kept).and_then(Option::take));
         }
         // 2. A server that was no master takes over the entry of a master that is gone, or gets a new entry.
-        let mut new = Vec::new();
         let mut next = Table { entries: Vec::new(), by_partition: table.by_partition.clone() };
         next.by_partition.resize(PARTITIONS, 0);
         for (assignment, kept) in assignments.into_iter().zip(kept) {
-            let entry = kept.or_else(|| table.take_over(&mut old, &assignment)).unwrap_or_else(|| {
-                let (entry, attempts) = RouteEntry::start(context, &assignment);
-                new.push(NewMaster { master: Arc::clone(&entry.master), attempts });
-                entry
-            });
+            let entry = kept.or_else(|| table.take_over(&mut old, &assignment));
+            let entry = entry.unwrap_or_else(|| RouteEntry::start(context, &assignment));
             for partition in &assignment.partitions {
                 next.by_partition[usize::from(partition.0)] = next.entries.len();
             }
@@ -125,17 +123,6 @@ impl Routes {
             tracing::info!(master = %entry.master.name, "the master has no rooms any more");
             entry.master.close();
         }
-        new
-    }
-}
-
-impl RouteEntry {
-    /// An entry for a server that takes over from no other.
-    fn start(context: &NodeContext, assignment: &Assignment) -> (Self, FirstAttempts) {
-        let (sender, server) = watch::channel(assignment.master.clone());
-        let of = format!(" of {}", assignment.master.addr());
-        let (master, attempts) = Master::start(context, &Target::new(server), &of, assignment.partitions.clone());
-        (Self { master: Arc::new(master), server: Some(sender) }, attempts)
     }
 }
 

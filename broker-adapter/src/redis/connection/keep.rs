@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{oneshot, watch},
+    sync::watch,
     time::{sleep_until, timeout},
 };
 
@@ -49,20 +49,12 @@ pub(crate) struct Endpoint {
     pub(crate) scripts: &'static Scripts,
 }
 
-/// The result of the first attempt to connect.
-pub(crate) type FirstAttempt = Result<(), ConnectError>;
-
-/// Keeps a connection until `stop` is true, and sends the result of the first attempt to `first`.
-pub(crate) async fn keep(
-    endpoint: Endpoint,
-    mut driver: impl Driver,
-    first: oneshot::Sender<FirstAttempt>,
-    mut stop: watch::Receiver<bool>,
-) {
+/// Keeps a connection until `stop` is true.
+pub(crate) async fn keep(endpoint: Endpoint, mut driver: impl Driver, mut stop: watch::Receiver<bool>) {
     let status = Arc::clone(&endpoint.status);
     let supervisor = Supervisor::new(Instant::now());
-    // The first failure is not logged: `first` gets it.
-    let mut task = ConnectionTask { endpoint, supervisor, shown: State::Down, first: Some(first), is_logged: true };
+    // The first failure is not logged: the status reports it.
+    let mut task = ConnectionTask { endpoint, supervisor, shown: State::Down, is_logged: true };
     let keeping = async {
         loop {
             let (connection, signals) = task.connect(&mut driver).await;
@@ -83,7 +75,6 @@ struct ConnectionTask {
     supervisor: Supervisor,
     /// The state that other tasks and the log know.
     shown: State,
-    first: Option<oneshot::Sender<FirstAttempt>>,
     /// The log has a warning that Redis cannot be reached, since the last connection.
     is_logged: bool,
 }
@@ -140,22 +131,20 @@ impl ConnectionTask {
             }
         };
         let (moved, result) = idle_until(driver, attempt).await;
-        let (outcome, connection) = match result {
+        let connection = match result {
             Ok(connection) => {
                 self.is_logged = false;
                 self.endpoint.status.set_connected(connection.server.clone());
                 self.input(Input::Connected);
-                (Ok(()), Some(connection))
+                Some(connection)
             }
             Err(error) => {
                 self.log(&error);
                 self.input(Input::Refused);
-                (Err(error), None)
+                self.endpoint.status.set_first(Err(error));
+                None
             }
         };
-        if let Some(first) = self.first.take() {
-            let _ = first.send(outcome); // the receiver may have stopped waiting
-        }
         if moved {
             self.input(Input::Moved);
         }

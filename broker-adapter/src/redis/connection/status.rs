@@ -2,6 +2,7 @@
 
 use crate::redis::{
     connection::supervisor::{Input, State},
+    errors::ConnectError,
     fence::Fence,
     topology::events::TopologyEvents,
 };
@@ -21,8 +22,8 @@ pub(crate) struct ConnectionStatus {
     /// Counts the connections that were made.
     connected: AtomicU64,
     last: watch::Sender<Option<Server>>,
-    /// Counts how often the connection came up.
-    ups: watch::Sender<u64>,
+    /// The first result: the connection came up, or an attempt failed before.
+    first: watch::Sender<Option<Result<(), ConnectError>>>,
     events: Arc<TopologyEvents>,
 }
 
@@ -35,8 +36,8 @@ pub(crate) struct Server {
 
 impl ConnectionStatus {
     pub(crate) fn new(name: String, events: Arc<TopologyEvents>) -> Self {
-        let (ups, last) = (watch::Sender::new(0), watch::Sender::new(None));
-        Self { name, up: AtomicBool::new(false), connected: AtomicU64::new(0), last, ups, events }
+        let (first, last) = (watch::Sender::new(None), watch::Sender::new(None));
+        Self { name, up: AtomicBool::new(false), connected: AtomicU64::new(0), last, first, events }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -63,9 +64,16 @@ impl ConnectionStatus {
         self.last.subscribe()
     }
 
-    pub(crate) async fn wait_until_up(&self) {
+    /// Waits until the connection has come up for the first time, or an attempt has failed before.
+    pub(crate) async fn first(&self) -> Result<(), ConnectError> {
         // The sender lives as long as `self`.
-        let _ = self.ups.subscribe().wait_for(|ups| *ups > 0).await;
+        let first = self.first.subscribe().wait_for(Option::is_some).await.ok().and_then(|first| first.clone());
+        first.unwrap_or(Ok(()))
+    }
+
+    /// Keeps the first result.
+    pub(crate) fn set_first(&self, result: Result<(), ConnectError>) {
+        self.first.send_if_modified(|first| first.is_none() && first.replace(result).is_none());
     }
 
     /// A connection has been made.
@@ -77,7 +85,7 @@ impl ConnectionStatus {
     pub(crate) fn set_state(&self, state: State) {
         let up = state == State::Up;
         if self.up.swap(up, Ordering::AcqRel) != up && up {
-            self.ups.send_modify(|ups| *ups += 1);
+            self.set_first(Ok(()));
             self.events.connection_up();
         }
     }
