@@ -1,12 +1,13 @@
 //! The commands that the broker sends to Redis, and how the replies of its scripts are read. Sends nothing itself.
 
 use crate::{
-    Cursor, Epoch, IdempotencyKey, MessageId, NodeId, Offset, Publish, Published, Retention, Room, SessionId,
+    Cursor, Epoch, IdempotencyKey, MessageId, NodeId, Offset, Publish, Published, Retention, Room,
     envelope::{self, Kind},
     redis::{
         fence::Fence,
         keys::{Keys, Part, Partition},
         scripts::Scripts,
+        write::command::{Membership, Messages, PendingPublish, PresenceChange},
     },
 };
 use bytes::BytesMut;
@@ -27,52 +28,11 @@ pub(crate) struct CommandBuilder {
     pub(crate) scripts: &'static Scripts,
 }
 
-/// A message with the node's running number for it.
-#[derive(Debug)]
-pub(crate) struct NumberedPublish {
-    pub(crate) publish: Publish,
-    pub(crate) number: u64,
-}
-
-/// A session that enters or leaves a room.
-#[derive(Debug)]
-pub(crate) struct PresenceChange {
-    pub(crate) room: Room,
-    pub(crate) session: SessionId,
-    /// The owner that writes the entry. A leave removes only an entry of the same owner.
-    pub(crate) owner: NodeId,
-    /// `None`: the session leaves.
-    pub(crate) enter: Option<PresenceEntry>,
-    /// Whether members are sent an event, if this is a user's first or last session.
-    pub(crate) announce: bool,
-}
-
-/// What Redis stores about a session that is present.
-#[derive(Debug)]
-pub(crate) struct PresenceEntry {
-    /// Made by [`envelope::presence_payload`].
-    pub(crate) payload: Vec<u8>,
-    /// Whether its leave will be announced.
-    pub(crate) announce_leave: bool,
-}
-
-/// The owner in whose name a heartbeat is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum HeartbeatOwner {
-    /// No heartbeat of this owner was acknowledged so far.
-    New(NodeId),
-    /// Redis has acknowledged an earlier heartbeat.
-    Known(NodeId),
-}
-
 impl CommandBuilder {
     /// The command that publishes messages of one room.
-    ///
-    /// # Panics
-    /// Without a message. Several messages have no idempotency keys and the same retention; `batch.rs` sees to it.
-    pub(crate) fn publish(&self, fence: &Fence, messages: &[NumberedPublish]) -> Cmd {
-        let first = &messages[0].publish;
-        let tails = messages.iter().map(|NumberedPublish { publish, number }| {
+    pub(crate) fn publish(&self, fence: &Fence, messages: &Messages) -> Cmd {
+        let first = &messages.first.publish;
+        let tails = messages.iter().map(|PendingPublish { publish, number, .. }| {
             let id = MessageId { node: self.node, number: *number };
             let mut tail = BytesMut::new();
             envelope::put_tail(&mut tail, id, publish.ts_ms, publish.author, &publish.payload);
@@ -132,12 +92,12 @@ impl CommandBuilder {
 
     /// The command that records that a session enters or leaves a room.
     pub(crate) fn presence(&self, change: &PresenceChange) -> Cmd {
-        let room = &change.room;
+        let Membership { room, session } = &change.membership;
         let partition = Partition::of(room);
         let now = now_ms();
         let mut tail = BytesMut::new();
         let id = MessageId { node: self.node, number: 0 };
-        envelope::put_tail(&mut tail, id, now, Some(change.session), &[]);
+        envelope::put_tail(&mut tail, id, now, Some(*session), &[]);
         let (verb, payload, announce_leave) = match &change.enter {
             Some(entry) => ("enter", &entry.payload[..], entry.announce_leave),
             None => ("leave", &[][..], true),
@@ -148,7 +108,7 @@ impl CommandBuilder {
             .arg(self.keys.rooms(partition))
             .arg(self.keys.rooms_of(change.owner, partition))
             .arg(verb)
-            .arg(&change.session.0[..])
+            .arg(&session.0[..])
             .arg(&change.owner.0.to_be_bytes()[..])
             .arg(payload)
             .arg(u8::from(announce_leave))
@@ -163,12 +123,9 @@ impl CommandBuilder {
     }
 
     /// The command that records a heartbeat of `owner`, reports the dead owners that this node has `swept`, and claims
-    /// others that have died.
-    pub(crate) fn heartbeat(&self, owner: HeartbeatOwner, dead_after: Duration, swept: &[NodeId]) -> Cmd {
-        let (owner, state) = match owner {
-            HeartbeatOwner::New(owner) => (owner, "new"),
-            HeartbeatOwner::Known(owner) => (owner, "known"),
-        };
+    /// others that have died. `is_known`: Redis has acknowledged an earlier heartbeat of this owner.
+    pub(crate) fn heartbeat(&self, owner: NodeId, is_known: bool, dead_after: Duration, swept: &[NodeId]) -> Cmd {
+        let state = if is_known { "known" } else { "new" };
         let mut cmd = self.scripts.heartbeat.call(1, 3 + swept.len());
         cmd.arg(self.keys.nodes()).arg(owner.to_string()).arg(millis(dead_after)).arg(state);
         for dead in swept {

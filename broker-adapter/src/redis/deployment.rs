@@ -5,8 +5,9 @@ use crate::{
     BrokerError, PresenceUpdate, Room,
     redis::{
         address::{Address, AddressKind},
+        context::NodeContext,
         errors::ConnectError,
-        master::{Master, NodeContext},
+        master::Master,
         presence::{
             heartbeat::Heartbeat,
             roster::{Roster, Written},
@@ -36,7 +37,7 @@ pub(crate) struct Deployment {
 
 impl Deployment {
     /// Connects once. `of` distinguishes its connections in the log from those of other addresses.
-    pub(crate) async fn connect(context: NodeContext, address: &Address, of: &str) -> Result<Self, ConnectError> {
+    pub(crate) async fn connect(context: Arc<NodeContext>, address: &Address, of: &str) -> Result<Self, ConnectError> {
         let (stop, stopped) = watch::channel(false);
         let refused = |why: String| ConnectError::Refused { address: address.to_string(), why };
         let routes = match &address.kind {
@@ -58,10 +59,8 @@ impl Deployment {
                 routes_of_one(&context, &Target::new(server), of).await?
             }
         };
-        let NodeContext { config, builder, events, .. } = context;
-        let roster = Arc::new(Roster::new(builder.node));
-        let heartbeat = Heartbeat { config, builder, events, routes: routes.clone(), roster: roster.clone() };
-        let heartbeat = Arc::new(heartbeat);
+        let roster = Arc::new(Roster::new(context.builder.node));
+        let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster: roster.clone() });
         heartbeat.begin().await.map_err(|why: BrokerError| refused(why.to_string()))?;
         tokio::spawn(Arc::clone(&heartbeat).run(stopped));
         Ok(Self { routes, roster, heartbeat, stop })
@@ -79,7 +78,7 @@ impl Deployment {
     }
 }
 
-async fn routes_of_one(context: &NodeContext, target: &Target, of: &str) -> Result<Arc<Routes>, ConnectError> {
+async fn routes_of_one(context: &Arc<NodeContext>, target: &Target, of: &str) -> Result<Arc<Routes>, ConnectError> {
     let master = Master::start(context, target, of, Vec::new());
     master.ready().await?;
     Ok(Arc::new(Routes::of_one(master)))
@@ -89,7 +88,7 @@ async fn routes_of_one(context: &NodeContext, target: &Target, of: &str) -> Resu
 /// shown that a room is not where the routes say.
 async fn follow(
     mut topology: ClusterTopology,
-    context: NodeContext,
+    context: Arc<NodeContext>,
     routes: Arc<Routes>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -101,7 +100,7 @@ async fn follow(
                 Err(why) => tracing::debug!(%why, "the cluster's slots are not known"),
             }
             sleep_until(began + REFRESH_MIN).await;
-            let _ = timeout(REFRESH_EVERY, context.events.refresh_requested()).await;
+            let _ = timeout(REFRESH_EVERY, context.events.refresh.notified()).await;
         }
     };
     tokio::select! {

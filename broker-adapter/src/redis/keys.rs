@@ -20,7 +20,7 @@
 //! `<prefix>:{pNN}:node:<id>`.
 
 use crate::{IdempotencyKey, NodeId, Room};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// How many partitions there are; a partition's number is two hexadecimal digits.
 pub(crate) const PARTITIONS: usize = 256;
@@ -31,9 +31,6 @@ pub(crate) const HOME: Partition = Partition(0);
 /// One of the 256 parts into which all rooms are divided, by the hash of their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Partition(pub(crate) u8);
-
-/// The partitions that one master has at the moment.
-pub(crate) type Partitions = Arc<Mutex<Vec<Partition>>>;
 
 impl Partition {
     /// FNV-1a, 64 bits, folded to 8: the same in every version, on every platform and node.

@@ -2,34 +2,24 @@
 //! it receives, and the pool for what it reads. `topology/` finds the master; `routes.rs` decides which rooms it has.
 
 use crate::{
-    BrokerError, Gap, HistoryQuery, Page, Retention, Room, Subscriber,
+    BrokerError, Gap, HistoryQuery, Page, Retention, Room,
     redis::{
-        commands::CommandBuilder,
-        config::Config,
         connection::{
             keep::{Endpoint, keep},
             status::ConnectionStatus,
             supervisor::{CONNECT_MAX, RETRY_MAX},
         },
+        context::NodeContext,
         errors::ConnectError,
         fence::Fence,
-        keys::{Partition, Partitions},
+        keys::Partition,
         read::ReadPool,
-        subscribe::{
-            connection::{ControlChannels, PubSubConnection},
-            deliveries::Deliveries,
-            driver::SubscriberDriver,
-            interest::Pace,
-        },
-        topology::{events::TopologyEvents, target::Target},
+        subscribe::{connection::PubSubConnection, driver::SubscriberDriver},
+        topology::target::Target,
         write::publisher::Publisher,
     },
 };
-use std::{
-    mem::replace,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{mem::replace, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 
 /// How long a read may wait for the head of a room that Redis does not know.
@@ -40,19 +30,6 @@ const READY_MAX: Duration = CONNECT_MAX.saturating_add(HEAD_MAX);
 /// How long a read may wait until a failover's last connection leads to the new master: one retry and its handshake.
 const SWITCH_MAX: Duration = RETRY_MAX.saturating_add(CONNECT_MAX);
 
-/// What all masters of one address have in common.
-#[derive(Clone)]
-pub(crate) struct NodeContext {
-    pub(crate) config: Config,
-    pub(crate) builder: CommandBuilder,
-    pub(crate) subscribers: Arc<[Arc<dyn Subscriber>]>,
-    /// Counts the node's pushes that cannot be read.
-    pub(crate) unreadable: Arc<AtomicU64>,
-    /// Numbers the node's messages.
-    pub(crate) numbers: Arc<AtomicU64>,
-    pub(crate) events: Arc<TopologyEvents>,
-}
-
 /// The connections to one master. They follow it when it moves to another server.
 pub(crate) struct Master {
     /// Where it was at first; its name in the log.
@@ -60,40 +37,39 @@ pub(crate) struct Master {
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) reads: Arc<ReadPool>,
     connections: Vec<Arc<PubSubConnection>>,
-    partitions: Partitions,
+    /// The partitions that it has. This node receives control messages in them, over the first connection.
+    partitions: watch::Sender<Vec<Partition>>,
     stop: watch::Sender<bool>,
 }
 
 impl Master {
     /// Begins to connect. `of` distinguishes its connections in the log from those of other masters.
-    pub(crate) fn start(context: &NodeContext, target: &Target, of: &str, partitions: Vec<Partition>) -> Arc<Self> {
-        let NodeContext { config, builder, subscribers, .. } = context;
+    pub(crate) fn start(
+        context: &Arc<NodeContext>,
+        target: &Target,
+        of: &str,
+        partitions: Vec<Partition>,
+    ) -> Arc<Self> {
         let (stop, stopped) = watch::channel(false);
-        let partitions: Partitions = Arc::new(Mutex::new(partitions));
+        let (partitions, controls) = watch::channel(partitions);
         let status = |name: String| Arc::new(ConnectionStatus::new(name + of, context.events.clone()));
         let endpoint = |status: &Arc<ConnectionStatus>| Endpoint {
             status: status.clone(),
             target: target.clone(),
-            scripts: builder.scripts,
+            scripts: context.builder.scripts,
         };
-        let (publisher, driver) =
-            Publisher::new(status("commands".into()), context.numbers.clone(), subscribers.clone(), builder.clone());
+        let (publisher, driver) = Publisher::new(status("commands".into()), context.clone());
         tokio::spawn(keep(endpoint(&publisher.status), driver, stopped.clone()));
-        let pace = Pace::new(config.subscriber_connections, config.sweep);
-        let connections = (0..config.subscriber_connections).map(|number| {
-            let keys = builder.keys.clone();
-            let deliveries = Deliveries::new(subscribers.clone(), keys, context.unreadable.clone());
-            let controls = || ControlChannels { node: builder.node, partitions: partitions.clone() };
-            let controls = (number == 0).then(controls);
+        let connections = (0..context.config.subscriber_connections).map(|number| {
             let status = status(format!("subscriber {number}"));
-            let connection = Arc::new(PubSubConnection::new(status, deliveries, pace, controls));
-            let driver = SubscriberDriver::new(connection.clone(), builder.clone());
+            let connection = Arc::new(PubSubConnection::new(status, context.clone()));
+            let driver = SubscriberDriver::new(connection.clone(), (number == 0).then(|| controls.clone()));
             tokio::spawn(keep(endpoint(&connection.status), driver, stopped.clone()));
             connection
         });
         let connections = connections.collect();
         let publisher = Arc::new(publisher);
-        let reads = Arc::new(ReadPool::new(publisher.status.clone(), builder.keys.clone()));
+        let reads = Arc::new(ReadPool::new(publisher.status.clone(), context.builder.keys.clone()));
         Arc::new(Self { name: target.name(), publisher, reads, connections, partitions, stop })
     }
 
@@ -124,7 +100,7 @@ impl Master {
 
     /// The rooms that this node follows here.
     pub(crate) fn rooms(&self) -> u64 {
-        self.connections.iter().map(|connection| connection.rooms() as u64).sum()
+        self.connections.iter().map(|connection| connection.interest().rooms() as u64).sum()
     }
 
     /// The connection over which the rooms of a partition come.
@@ -132,21 +108,17 @@ impl Master {
         &self.connections[usize::from(partition.0) % self.connections.len()]
     }
 
-    fn partitions(&self) -> MutexGuard<'_, Vec<Partition>> {
-        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// One of its partitions; `None` if it has none.
     pub(crate) fn first_partition(&self) -> Option<Partition> {
-        self.partitions().first().copied()
+        self.partitions.borrow().first().copied()
     }
 
     /// Sets the partitions of the master, in which this node receives control messages from now on.
     pub(crate) fn set_partitions(&self, partitions: &[Partition]) {
-        let was = replace(&mut *self.partitions(), partitions.to_vec());
-        if partitions.iter().any(|partition| !was.contains(partition)) {
-            self.connections[0].more_partitions.notify_one();
-        }
+        self.partitions.send_if_modified(|known| {
+            let was = replace(known, partitions.to_vec());
+            partitions.iter().any(|partition| !was.contains(partition))
+        });
     }
 
     /// Reads a page of a room's history from the memory that the room's deliveries come from.
@@ -188,11 +160,6 @@ impl Master {
         }
         let gap = query.since.map(|_| Gap { missed: None });
         Ok(Page { publications: Vec::new(), from: head, head, gap })
-    }
-
-    /// Publishes that wait or are in flight.
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.publisher.in_flight()
     }
 
     /// Closes the connections. What still waits for a reply fails.

@@ -19,6 +19,7 @@ mod address;
 mod commands;
 mod config;
 mod connection;
+mod context;
 mod deployment;
 mod errors;
 mod fence;
@@ -44,10 +45,11 @@ use crate::{
 use ::redis::Value;
 use bytes::Bytes;
 use commands::CommandBuilder;
+use context::NodeContext;
 use deployment::Deployment;
 use futures_util::future::{join_all, try_join_all};
 use keys::{HOME, Keys, Partition};
-use master::{Master, NodeContext};
+use master::Master;
 use scripts::Scripts;
 use std::sync::{
     Arc,
@@ -87,7 +89,7 @@ impl RedisBroker {
         let names: Vec<String> = config.addresses.iter().map(|address| address.name()).collect();
         let connecting = config.addresses.iter().zip(&names).map(|(address, name)| {
             let of = if names.len() > 1 { format!(" of {name}") } else { String::new() };
-            let context = NodeContext { events: Arc::default(), ..context.clone() };
+            let context = Arc::new(NodeContext { events: Arc::default(), ..context.clone() });
             async move { Deployment::connect(context, address, &of).await }
         });
         let deployments = try_join_all(connecting).await?;
@@ -199,7 +201,7 @@ impl Broker for RedisBroker {
         for master in self.masters() {
             status.up &= master.is_up();
             status.reconnects += master.reconnects();
-            status.in_flight += master.in_flight();
+            status.in_flight += master.publisher.in_flight.publishes.load(Ordering::Relaxed);
             status.rooms += master.rooms();
         }
         status

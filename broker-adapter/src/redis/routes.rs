@@ -7,8 +7,9 @@ use crate::{
     Room,
     redis::{
         address::is_same_server,
+        context::NodeContext,
         keys::{HOME, PARTITIONS, Partition},
-        master::{Master, NodeContext},
+        master::Master,
         topology::{cluster::Assignment, target::Target},
     },
 };
@@ -38,7 +39,7 @@ struct RouteEntry {
 
 impl RouteEntry {
     /// An entry for a server that takes over from no other.
-    fn start(context: &NodeContext, assignment: &Assignment) -> Self {
+    fn start(context: &Arc<NodeContext>, assignment: &Assignment) -> Self {
         let (sender, server) = watch::channel(assignment.master.clone());
         let of = format!(" of {}", assignment.master.addr());
         let master = Master::start(context, &Target::new(server), &of, assignment.partitions.clone());
@@ -90,7 +91,7 @@ impl Routes {
     }
 
     /// Makes the routes follow the assignments of a cluster.
-    pub(crate) fn update(&self, context: &NodeContext, assignments: Vec<Assignment>) {
+    pub(crate) fn update(&self, context: &Arc<NodeContext>, assignments: Vec<Assignment>) {
         // Locked to the end: a room is followed either before it moves or at its new master.
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if table.is_already(&assignments) {

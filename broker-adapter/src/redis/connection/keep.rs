@@ -16,7 +16,7 @@ use redis::{PushInfo, PushKind};
 use std::{
     future::{Future, pending},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -111,9 +111,9 @@ impl ConnectionTask {
         let signals = self.endpoint.status.signals();
         let (reports, handle) = (Arc::clone(&signals), driver.push_handler(&signals));
         let on_push = move |push: PushInfo| match push.kind {
-            PushKind::Disconnection => reports.lost(),
+            PushKind::Disconnection => reports.lost.notify_one(),
             _ => {
-                reports.received();
+                reports.received.store(true, Ordering::Relaxed);
                 handle(push);
             }
         };
@@ -185,7 +185,7 @@ impl ConnectionTask {
                 // or may have arrived while this process had no processor: neither is a silent connection.
                 () = sleep_until(until.into()) => match &mut probe {
                     None => continue,
-                    Some(_) if signals.take_received() => Input::Answered,
+                    Some(_) if signals.received.swap(false, Ordering::Relaxed) => Input::Answered,
                     Some(probe) => match timeout(GRACE, probe).await {
                         Ok(input) => input,
                         Err(_) => continue,

@@ -2,9 +2,9 @@
 
 use crate::redis::{
     connection::supervisor::{Input, State},
+    context::TopologyEvents,
     errors::ConnectError,
     fence::Fence,
-    topology::events::TopologyEvents,
 };
 use redis::ConnectionInfo;
 use std::sync::{
@@ -86,7 +86,7 @@ impl ConnectionStatus {
         let up = state == State::Up;
         if self.up.swap(up, Ordering::AcqRel) != up && up {
             self.set_first(Ok(()));
-            self.events.connection_up();
+            self.events.reconnected.notify_one();
         }
     }
 
@@ -99,45 +99,18 @@ impl ConnectionStatus {
 /// What the driver of a connection, and the connection itself, report to the task that keeps it.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
-    synced: Notify,
-    late: Notify,
-    lost: Notify,
+    /// The driver has restored everything that the connection is for.
+    pub(crate) synced: Notify,
+    /// A command was not answered in its time.
+    pub(crate) late: Notify,
+    /// The connection cannot be used any more.
+    pub(crate) lost: Notify,
     /// Something was received since the last look.
-    received: AtomicBool,
-    events: Arc<TopologyEvents>,
+    pub(crate) received: AtomicBool,
+    pub(crate) events: Arc<TopologyEvents>,
 }
 
 impl Signals {
-    /// A reply has shown that a room is not at the master that the routes say.
-    pub(crate) fn request_refresh(&self) {
-        self.events.request_refresh();
-    }
-
-    /// The driver has restored everything that the connection is for.
-    pub(crate) fn synced(&self) {
-        self.synced.notify_one();
-    }
-
-    /// A command was not answered in its time.
-    pub(crate) fn late(&self) {
-        self.late.notify_one();
-    }
-
-    /// The connection cannot be used any more.
-    pub(crate) fn lost(&self) {
-        self.lost.notify_one();
-    }
-
-    /// Redis has sent something.
-    pub(crate) fn received(&self) {
-        self.received.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether Redis has sent something since the last call.
-    pub(crate) fn take_received(&self) -> bool {
-        self.received.swap(false, Ordering::Relaxed)
-    }
-
     /// Waits for the next report.
     pub(crate) async fn next(&self) -> Input {
         tokio::select! {

@@ -4,14 +4,13 @@
 use crate::{
     BrokerError, NodeId, Room,
     redis::{
-        commands::{CommandBuilder, HeartbeatOwner, PresenceChange},
-        config::Config,
+        context::NodeContext,
         fence::Fence,
         keys::Partition,
         master::Master,
         presence::roster::{Loss, Roster},
         routes::Routes,
-        topology::events::TopologyEvents,
+        write::command::{Membership, PresenceChange},
     },
 };
 use futures_util::future::join_all;
@@ -30,9 +29,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// Keeps the presence of one address correct.
 pub(crate) struct Heartbeat {
-    pub(crate) config: Config,
-    pub(crate) builder: CommandBuilder,
-    pub(crate) events: Arc<TopologyEvents>,
+    pub(crate) context: Arc<NodeContext>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) roster: Arc<Roster>,
 }
@@ -47,24 +44,19 @@ struct Progress {
     swept: Vec<NodeId>,
 }
 
-/// The reply to a heartbeat.
-#[derive(Debug, PartialEq, Eq)]
-struct HeartbeatReply {
-    /// Whether Redis has lost this node's presence.
-    loss: Option<Loss>,
-    /// The dead owners that this node is to sweep.
-    claimed: Vec<NodeId>,
-}
+/// The reply to a heartbeat: whether Redis has lost this node's presence, and the dead owners that this node is to
+/// sweep.
+type HeartbeatReply = (Option<Loss>, Vec<NodeId>);
 
 impl Heartbeat {
     /// Sends the first heartbeat: from then on another node removes this node's members if it dies.
     pub(crate) async fn begin(&self) -> Result<(), BrokerError> {
-        self.beat(HeartbeatOwner::New(self.roster.owner()), &[]).await.map(drop)
+        self.beat(self.roster.owner(), false, &[]).await.map(drop)
     }
 
     /// Sends heartbeats until `stop` is true.
     pub(crate) async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let mut beats = interval(self.config.heartbeat);
+        let mut beats = interval(self.context.config.heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut progress = Progress { fences: self.fences(), known_owner: self.roster.owner(), swept: Vec::new() };
         let mut sweeps: JoinSet<Option<NodeId>> = JoinSet::new();
@@ -77,7 +69,7 @@ impl Heartbeat {
                     progress.swept.extend(done.ok().flatten());
                     continue;
                 }
-                () = self.events.reconnected() => false,
+                () = self.context.events.reconnected.notified() => false,
                 _ = beats.tick() => true,
             };
             if is_round {
@@ -102,21 +94,19 @@ impl Heartbeat {
             self.roster.rewrite(Loss::Forgotten);
         }
         let owner = self.roster.owner();
-        let is_known = owner == progress.known_owner;
-        let beat = if is_known { HeartbeatOwner::Known(owner) } else { HeartbeatOwner::New(owner) };
-        let mut reply = self.beat(beat, &progress.swept).await?;
+        let (loss, mut claimed) = self.beat(owner, owner == progress.known_owner, &progress.swept).await?;
         progress.swept.clear();
         progress.known_owner = owner;
         // The old owner is lost: all members are written again under a new one, which has its own first heartbeat.
-        if let Some(loss) = reply.loss {
+        if let Some(loss) = loss {
             tracing::warn!(?loss, "Redis has lost this node's presence; it is written again");
             self.roster.rewrite(loss);
             let owner = self.roster.owner();
-            reply.claimed.extend(self.beat(HeartbeatOwner::New(owner), &[]).await?.claimed);
+            claimed.extend(self.beat(owner, false, &[]).await?.1);
             progress.known_owner = owner;
         }
         self.write().await;
-        Ok(reply.claimed)
+        Ok(claimed)
     }
 
     fn fences(&self) -> Vec<Fence> {
@@ -126,8 +116,8 @@ impl Heartbeat {
         fences
     }
 
-    async fn beat(&self, owner: HeartbeatOwner, swept: &[NodeId]) -> Result<HeartbeatReply, BrokerError> {
-        let beat = self.builder.heartbeat(owner, self.config.dead_after, swept);
+    async fn beat(&self, owner: NodeId, is_known: bool, swept: &[NodeId]) -> Result<HeartbeatReply, BrokerError> {
+        let beat = self.context.builder.heartbeat(owner, is_known, self.context.config.dead_after, swept);
         read(self.routes.home().publisher.submit(beat).await?)
             .ok_or_else(|| BrokerError::Protocol("malformed heartbeat reply".into()))
     }
@@ -148,7 +138,7 @@ impl Heartbeat {
             }
         };
         // What is left then is written after the next heartbeat.
-        let _ = timeout(self.config.heartbeat, writing).await;
+        let _ = timeout(self.context.config.heartbeat, writing).await;
         is_written
     }
 
@@ -174,7 +164,7 @@ impl Heartbeat {
         let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
         for partition in partitions {
             let mut forget = redis::cmd("DEL");
-            forget.arg(self.builder.keys.rooms_of(dead, partition));
+            forget.arg(self.context.builder.keys.rooms_of(dead, partition));
             master.publisher.submit(forget).await?;
         }
         Ok(())
@@ -185,8 +175,9 @@ impl Heartbeat {
         while let Some(at) = step {
             let scan = master.reads.sessions_of(dead, room, at).await?;
             let leaves = scan.sessions.into_iter().map(|session| {
-                let change = PresenceChange { room: room.clone(), session, owner: dead, enter: None, announce: true };
-                master.publisher.submit(self.builder.presence(&change))
+                let membership = Membership { room: room.clone(), session };
+                let change = PresenceChange { membership, owner: dead, enter: None, announce: true };
+                master.publisher.submit(self.context.builder.presence(&change))
             });
             for result in join_all(leaves).await {
                 result?;
@@ -207,7 +198,7 @@ impl Heartbeat {
                 }
             }
             let mut forget = redis::cmd("ZREM");
-            forget.arg(self.builder.keys.nodes()).arg(self.roster.owner().to_string());
+            forget.arg(self.context.builder.keys.nodes()).arg(self.roster.owner().to_string());
             self.routes.home().publisher.submit(forget).await.is_ok()
         };
         if !timeout(CLOSE_MAX, closing).await.unwrap_or(false) {
@@ -226,6 +217,5 @@ fn read(reply: Value) -> Option<HeartbeatReply> {
         "swept" => Some(Loss::Swept),
         _ => Some(Loss::Forgotten),
     };
-    let claimed = words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect();
-    Some(HeartbeatReply { loss, claimed })
+    Some((loss, words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect()))
 }

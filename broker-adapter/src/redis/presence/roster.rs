@@ -5,13 +5,10 @@
 //! roster took them. Nothing here waits.
 
 use crate::{
-    BrokerError, NodeId, PresenceUpdate, Room, SessionId, User, Who, envelope,
-    redis::{
-        commands::{PresenceChange, PresenceEntry},
-        write::{
-            command::{PresenceCommand, Refused},
-            publisher::Publisher,
-        },
+    BrokerError, NodeId, PresenceUpdate, Room, User, Who, envelope,
+    redis::write::{
+        command::{Command, Membership, PresenceChange, PresenceCommand, PresenceEntry},
+        publisher::{Publisher, Refused},
     },
 };
 use bytes::Bytes;
@@ -28,13 +25,6 @@ const LEAVE_ROUNDS: u32 = 5;
 
 /// Whether a change is written. An error means: not yet.
 pub(crate) type Written = Result<(), BrokerError>;
-
-/// A session in a room.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Membership {
-    room: Room,
-    session: SessionId,
-}
 
 /// Why everything has to be written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,12 +83,8 @@ struct Entry {
     is_returning: bool,
 }
 
-/// A change that is to be sent.
-struct NumberedChange {
-    membership: Membership,
-    number: u64,
-    change: PresenceChange,
-}
+/// A change that is to be sent, with its number.
+type NumberedChange = (u64, PresenceChange);
 
 impl Roster {
     pub(crate) fn new(owner: NodeId) -> Self {
@@ -139,7 +125,9 @@ impl Roster {
         };
         // Completing takes the lock.
         drop(state);
-        refused.into_iter().for_each(Refused::complete);
+        if let Some((command, why)) = refused {
+            command.complete(Err(why));
+        }
         written
     }
 
@@ -164,7 +152,7 @@ impl Roster {
         }
         // Completing takes the lock.
         drop(state);
-        refused.into_iter().for_each(Refused::complete);
+        refused.into_iter().for_each(|(command, why): Refused| command.complete(Err(why)));
         results
     }
 
@@ -176,19 +164,17 @@ impl Roster {
         done: oneshot::Sender<Written>,
         to: &Publisher,
     ) -> Option<Refused> {
-        let membership = change.membership.clone();
-        let refused = to.submit_presence(self.command(change, done));
-        if refused.is_none()
-            && let Some(entry) = state.entries.get_mut(&membership)
-        {
-            entry.was_sent = true;
+        let membership = change.1.membership.clone();
+        let refused = to.send(Command::Presence(self.command(change, done)));
+        if let Some(entry) = state.entries.get_mut(&membership) {
+            entry.was_sent |= refused.is_none();
         }
         refused
     }
 
     fn command(self: &Arc<Self>, change: NumberedChange, done: oneshot::Sender<Written>) -> PresenceCommand {
-        let NumberedChange { membership, number, change } = change;
-        let roster = Arc::clone(self);
+        let (number, change) = change;
+        let (roster, membership) = (Arc::clone(self), change.membership.clone());
         let completion = move |result: Written| {
             roster.state().settle(&membership, number, result.is_ok());
             let _ = done.send(result); // the caller may have stopped waiting
@@ -290,14 +276,8 @@ impl State {
             PresenceEntry { payload, announce_leave: entry.announce }
         });
         self.unwritten.remove(&membership);
-        let change = PresenceChange {
-            room: membership.room.clone(),
-            session: membership.session,
-            owner: entry.owner,
-            enter,
-            announce: entry.announce && !entry.is_silent,
-        };
-        Some(NumberedChange { membership, number: entry.change, change })
+        let announce = entry.announce && !entry.is_silent;
+        Some((entry.change, PresenceChange { membership, owner: entry.owner, enter, announce }))
     }
 
     /// Takes the result of a change.
@@ -322,6 +302,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SessionId;
 
     fn enter(user: &str) -> PresenceUpdate {
         PresenceUpdate::Enter {
@@ -339,16 +320,16 @@ mod tests {
         let roster = Roster::new(NodeId(1));
         let mut state = roster.state();
         let room = Room::parse("a").unwrap();
-        let arrival = state.record(&room, enter("ann")).unwrap();
-        state.entries.get_mut(&arrival.membership).unwrap().was_sent = true;
-        let leave = state.record(&room, LEAVE).unwrap();
-        state.settle(&arrival.membership, arrival.number, false);
+        let (arrival, PresenceChange { membership, .. }) = state.record(&room, enter("ann")).unwrap();
+        state.entries.get_mut(&membership).unwrap().was_sent = true;
+        let (leave, _) = state.record(&room, LEAVE).unwrap();
+        state.settle(&membership, arrival, false);
         assert!(state.unwritten.is_empty(), "the later change is on its way");
-        state.settle(&leave.membership, leave.number, false);
+        state.settle(&membership, leave, false);
         assert_eq!(state.unwritten.len(), 1);
-        let again = state.next_change(leave.membership).unwrap();
-        assert!(again.change.enter.is_none() && again.change.announce);
-        state.settle(&again.membership, again.number, true);
+        let (again, change) = state.next_change(membership.clone()).unwrap();
+        assert!(change.enter.is_none() && change.announce);
+        state.settle(&membership, again, true);
         assert!(state.entries.is_empty() && state.unwritten.is_empty());
     }
 
@@ -357,13 +338,13 @@ mod tests {
         let roster = Roster::new(NodeId(1));
         let rooms = ["a", "b"].map(|name| Room::parse(name).unwrap());
         let changes = rooms.each_ref().map(|room| roster.state().record(room, enter("ann")).unwrap());
-        roster.state().settle(&changes[0].membership, changes[0].number, true);
+        let (number, change) = &changes[0];
+        roster.state().settle(&change.membership, *number, true);
         for (loss, announce) in [(Loss::Forgotten, [false, true]), (Loss::Swept, [true, true])] {
             roster.rewrite(loss);
-            for (change, announce) in changes.iter().zip(announce) {
+            for ((_, change), announce) in changes.iter().zip(announce) {
                 let mut state = roster.state();
-                let again = state.next_change(change.membership.clone()).unwrap();
-                let again = again.change;
+                let (_, again) = state.next_change(change.membership.clone()).unwrap();
                 assert_eq!(
                     (again.announce, again.owner),
                     (announce, state.owner),

@@ -1,58 +1,39 @@
 //! `PubSubConnection`: one subscriber connection as the rest of the broker sees it. Calls only change what the
-//! connection is interested in; `driver.rs` sends the commands. Never publishes.
+//! connection is interested in; `driver.rs` sends the commands. What Redis pushes is handed to the subscribers of its
+//! room in the connection's own task and without blocking. Never publishes.
 
 use crate::{
-    NodeId, Retention, Room, SubscriberId,
+    Retention, Room, RoomEvent, SubscriberId,
+    envelope::{self, Envelope},
     redis::{
         connection::status::ConnectionStatus,
-        keys::{Keys, Partition, Partitions},
-        subscribe::{
-            deliveries::Deliveries,
-            interest::{Interest, JoinResult, MovedRooms, Pace},
-        },
+        context::NodeContext,
+        keys::Partition,
+        subscribe::interest::{Interest, JoinResult, MovedRooms},
     },
 };
-use std::sync::{Arc, PoisonError};
+use bytes::Bytes;
+use redis::{PushInfo, PushKind, Value};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 use tokio::sync::{Notify, oneshot};
 
 /// A connection over which this node follows rooms.
 pub(crate) struct PubSubConnection {
     pub(crate) status: Arc<ConnectionStatus>,
-    pub(crate) deliveries: Deliveries,
-    pub(crate) pace: Pace,
-    /// `Some` on the one connection of a master that receives control messages.
-    pub(crate) controls: Option<ControlChannels>,
+    pub(crate) context: Arc<NodeContext>,
+    interest: Mutex<Interest>,
     /// The interest's queue has something new.
     pub(crate) queued: Notify,
-    /// The master has more partitions in which control messages may come.
-    pub(crate) more_partitions: Notify,
-}
-
-/// Which channels of control messages a master has for this node.
-pub(crate) struct ControlChannels {
-    pub(crate) node: NodeId,
-    pub(crate) partitions: Partitions,
-}
-
-impl ControlChannels {
-    pub(crate) fn names(&self, keys: &Keys) -> Vec<String> {
-        keys.controls(self.node, &self.partitions.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 impl PubSubConnection {
-    pub(crate) fn new(
-        status: Arc<ConnectionStatus>,
-        deliveries: Deliveries,
-        pace: Pace,
-        controls: Option<ControlChannels>,
-    ) -> Self {
-        Self { status, deliveries, pace, controls, queued: Notify::new(), more_partitions: Notify::new() }
+    pub(crate) fn new(status: Arc<ConnectionStatus>, context: Arc<NodeContext>) -> Self {
+        Self { status, context, interest: Mutex::default(), queued: Notify::new() }
     }
 
-    /// The rooms that are followed.
-    pub(crate) fn rooms(&self) -> usize {
-        self.deliveries.interest().rooms()
+    /// What the connection follows.
+    pub(crate) fn interest(&self) -> MutexGuard<'_, Interest> {
+        self.interest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows a room from now on. The receiver gets the room's head once deliveries are certain.
@@ -80,7 +61,7 @@ impl PubSubConnection {
 
     /// Forgets the rooms of a partition that has moved, and returns who follows them.
     pub(crate) fn release(&self, partition: Partition) -> MovedRooms {
-        self.deliveries.interest().release(|room| Partition::of(room) == partition)
+        self.interest().release(|room| Partition::of(room) == partition)
     }
 
     /// Goes on with rooms that another connection has released.
@@ -90,11 +71,35 @@ impl PubSubConnection {
 
     /// Forgets everything. Joins without a reply so far fail.
     pub(crate) fn close(&self) {
-        *self.deliveries.interest() = Interest::default();
+        *self.interest() = Interest::default();
     }
 
     fn change(&self, change: impl FnOnce(&mut Interest)) {
-        change(&mut self.deliveries.interest());
+        change(&mut self.interest());
         self.queued.notify_one();
+    }
+
+    /// Takes what Redis has pushed over the connection with this number.
+    pub(crate) fn receive(&self, number: u64, push: PushInfo) {
+        if !matches!(push.kind, PushKind::Message | PushKind::SMessage) {
+            return;
+        }
+        let NodeContext { builder, subscribers, unreadable, .. } = &*self.context;
+        let mut parts = push.data.into_iter();
+        let (Some(Value::BulkString(channel)), Some(Value::BulkString(bytes))) = (parts.next(), parts.next()) else {
+            unreadable.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        match (builder.keys.room_of(&channel), envelope::decode(&Bytes::from(bytes))) {
+            (Some(room), Ok(Envelope::Room(event))) => self.interest().deliver(number, room, &event, subscribers),
+            (Some(room), Ok(Envelope::Messages(list))) => {
+                let mut interest = self.interest();
+                for publication in list {
+                    interest.deliver(number, room, &RoomEvent::Message(publication), subscribers);
+                }
+            }
+            (None, Ok(Envelope::Control(message))) => subscribers.iter().for_each(|s| s.on_control(message.clone())),
+            _ => drop(unreadable.fetch_add(1, Ordering::Relaxed)),
+        }
     }
 }

@@ -6,14 +6,15 @@ use crate::{
     redis::{
         commands::{self, CommandBuilder},
         connection::{keep::Driver, open::OpenConnection, status::Signals},
+        context::NodeContext,
         errors::{Redirect, refusal},
         fence::Fence,
-        keys::Part,
+        keys::{Part, Partition},
         scripts::is_forgotten,
         subscribe::{
             channels::{subscribe, unsubscribe},
             connection::PubSubConnection,
-            interest::{Batch, STEP},
+            interest::{Batch, Pace, STEP},
         },
     },
 };
@@ -31,7 +32,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 
 /// Batches in flight. With 512 rooms in each, 100,000 rooms are subscribed again in about half a second.
 const BATCHES: usize = 8;
@@ -41,7 +45,8 @@ const REPLY_MAX: Duration = Duration::from_secs(5);
 /// Sends the commands of one [`PubSubConnection`].
 pub(crate) struct SubscriberDriver {
     connection: Arc<PubSubConnection>,
-    builder: CommandBuilder,
+    /// `Some` on the one connection of a master that receives control messages: the partitions in which they come.
+    controls: Option<watch::Receiver<Vec<Partition>>>,
     /// Numbers the attempts to connect, so that pushes of an earlier connection are not delivered.
     number: u64,
     /// Counts unsubscribed channels whose confirmation is still to come, in a cluster.
@@ -58,10 +63,10 @@ impl Driver for SubscriberDriver {
             // An unsubscription that was not asked for: a slot has moved. The client library takes it for the reply to
             // another command, so no reply on this connection can be relied on any more.
             if push.kind == PushKind::SUnsubscribe && leaving.fetch_sub(1, Ordering::AcqRel) <= 0 {
-                signals.request_refresh();
-                signals.lost();
+                signals.events.refresh.notify_one();
+                signals.lost.notify_one();
             }
-            connection.deliveries.receive(number, push);
+            connection.receive(number, push);
         })
     }
 
@@ -72,7 +77,7 @@ impl Driver for SubscriberDriver {
     fn drive<'a>(&'a mut self, connection: OpenConnection, signals: &'a Signals) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             if self.subscribe(connection, signals).await.is_err() {
-                signals.lost();
+                signals.lost.notify_one();
             }
             pending::<()>().await;
         })
@@ -80,50 +85,51 @@ impl Driver for SubscriberDriver {
 }
 
 impl SubscriberDriver {
-    pub(crate) fn new(connection: Arc<PubSubConnection>, builder: CommandBuilder) -> Self {
-        Self { connection, builder, number: 0, leaving: Arc::default() }
+    pub(crate) fn new(connection: Arc<PubSubConnection>, controls: Option<watch::Receiver<Vec<Partition>>>) -> Self {
+        Self { connection, controls, number: 0, leaving: Arc::default() }
     }
 
     /// Sends batches for as long as the connection can be used. Ends only with an error.
     async fn subscribe(&mut self, open: OpenConnection, signals: &Signals) -> RedisResult<()> {
         let (mut conn, fence) = (open.conn, open.server.fence);
-        let PubSubConnection { deliveries, pace, queued, more_partitions, .. } = &*self.connection;
+        let connection = Arc::clone(&self.connection);
+        let NodeContext { config, builder, subscribers, .. } = &*connection.context;
+        let pace = Pace::new(config.subscriber_connections, config.sweep);
         self.subscribe_controls(&mut conn).await?;
-        deliveries.interest().begin(self.number);
+        connection.interest().begin(self.number);
         let mut running = FuturesOrdered::new();
         let mut steps = interval(STEP);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             while running.len() < BATCHES {
-                let Some(batch) = deliveries.interest().batch() else { break };
+                let Some(batch) = connection.interest().batch() else { break };
                 // Counted before the command is sent, so that its confirmation always finds the count.
-                if self.builder.scripts.is_sharded {
+                if builder.scripts.is_sharded {
                     self.leaving.fetch_add(batch.unsubscribe.len() as i64, Ordering::AcqRel);
                 }
                 // The batches are first polled in this order, so their commands reach the connection in it.
-                running.push_back(send(conn.clone(), fence.clone(), self.builder.clone(), batch));
+                running.push_back(send(conn.clone(), fence.clone(), builder.clone(), batch));
             }
+            let more_partitions = OptionFuture::from(self.controls.as_mut().map(watch::Receiver::changed));
             tokio::select! {
                 biased;
                 Some(replies) = running.next(), if !running.is_empty() => {
-                    if deliveries.settle(heads(&replies?, signals)?) {
-                        signals.synced();
+                    if connection.interest().settle(heads(&replies?, signals)?, subscribers) {
+                        signals.synced.notify_one();
                     }
                 }
-                () = queued.notified(), if running.len() < BATCHES => {}
-                () = more_partitions.notified() => self.subscribe_controls(&mut conn).await?,
-                _ = steps.tick() => deliveries.interest().step(*pace),
+                () = connection.queued.notified(), if running.len() < BATCHES => {}
+                Some(Ok(())) = more_partitions => self.subscribe_controls(&mut conn).await?,
+                _ = steps.tick() => connection.interest().step(pace),
             }
         }
     }
 
-    async fn subscribe_controls(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
-        match &self.connection.controls {
-            Some(controls) => {
-                subscribe(conn, self.builder.scripts.is_sharded, controls.names(&self.builder.keys)).await
-            }
-            None => Ok(()),
-        }
+    async fn subscribe_controls(&mut self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
+        let Some(partitions) = &mut self.controls else { return Ok(()) };
+        let CommandBuilder { keys, node, scripts } = &self.connection.context.builder;
+        let channels = keys.controls(*node, &partitions.borrow_and_update());
+        subscribe(conn, scripts.is_sharded, channels).await
     }
 }
 
@@ -162,7 +168,7 @@ fn heads(replies: &[Value], signals: &Signals) -> RedisResult<Vec<Result<Cursor,
     let head = |reply: &Value| match reply {
         Value::ServerError(error) => match Redirect::of(error) {
             Some(Redirect::NotMaster | Redirect::Moved) => {
-                signals.request_refresh();
+                signals.events.refresh.notify_one();
                 Err(error.clone().into())
             }
             Some(Redirect::Migrating) | None => Ok(Err(refusal(error))),

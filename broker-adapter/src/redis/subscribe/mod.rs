@@ -2,12 +2,11 @@
 //! them, by its partition.
 //!
 //! - `interest.rs`: which rooms a connection follows, and what is to be sent over it next; without I/O.
-//! - `deliveries.rs`: takes what Redis pushes and hands it to the subscribers.
-//! - `connection.rs`: the connection as the broker sees it: follow a room, leave it, read its head.
+//! - `connection.rs`: the connection as the broker sees it: follow a room, leave it, read its head; hands what Redis
+//!   pushes to the subscribers.
 //! - `driver.rs`, `channels.rs`: send the commands.
 
 pub(crate) mod channels;
 pub(crate) mod connection;
-pub(crate) mod deliveries;
 pub(crate) mod driver;
 pub(crate) mod interest;

@@ -2,7 +2,6 @@
 //! sentinels and to cluster members, for short questions only.
 
 pub(crate) mod cluster;
-pub(crate) mod events;
 pub(crate) mod query;
 pub(crate) mod sentinel;
 pub(crate) mod target;

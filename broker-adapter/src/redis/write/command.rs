@@ -1,12 +1,10 @@
 //! What waits in the publisher's queue: a command, and what is done with Redis's reply to it. Every command gets its
 //! result exactly once; one that is dropped on its way gets [`BrokerError::Unavailable`].
 
-use crate::{
-    BrokerError, PublishResult, Reply, Room, Subscriber,
-    redis::commands::{NumberedPublish, PresenceChange},
-};
+use crate::{BrokerError, NodeId, Publish, PublishResult, Reply, Room, SessionId, Subscriber};
 use redis::{Cmd, Value};
 use std::{
+    iter::once,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -24,10 +22,7 @@ pub(crate) struct QueuedCommand {
 
 /// Something to write.
 pub(crate) enum Command {
-    Publish {
-        message: NumberedPublish,
-        pending: PendingPublish,
-    },
+    Publish(Messages),
     Presence(PresenceCommand),
     /// Everything rare: control messages, heartbeats, the removal of dead members.
     Other {
@@ -36,84 +31,100 @@ pub(crate) enum Command {
     },
 }
 
-/// A command that was not taken.
-pub(crate) struct Refused {
-    pub(crate) command: Command,
-    pub(crate) why: BrokerError,
+/// Messages in the order in which they were published: one in the queue, several once they are packed. All are of one
+/// room and one retention; more than one only without idempotency keys.
+pub(crate) struct Messages {
+    pub(crate) first: PendingPublish,
+    pub(crate) more: Vec<PendingPublish>,
+    /// Bytes of payload.
+    pub(crate) bytes: usize,
 }
 
-impl Refused {
-    /// Completes the command with the error.
-    pub(crate) fn complete(self) {
-        match self.command {
-            Command::Publish { pending, .. } => pending.complete(Err(self.why)),
-            Command::Presence(command) => command.complete(Err(self.why)),
-            Command::Other { reply, .. } => drop(reply.send(Err(self.why))),
-        }
+impl Messages {
+    pub(crate) fn of(first: PendingPublish) -> Self {
+        Self { bytes: first.publish.payload.len(), first, more: Vec::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        1 + self.more.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &PendingPublish> {
+        once(&self.first).chain(&self.more)
     }
 }
 
 /// Counts the publishes of one publisher that wait or are in flight, and their bytes.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
-    publishes: AtomicU64,
-    bytes: AtomicUsize,
-}
-
-impl InFlight {
-    pub(crate) fn publishes(&self) -> u64 {
-        self.publishes.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
+    pub(crate) publishes: AtomicU64,
+    pub(crate) bytes: AtomicUsize,
 }
 
 /// A publish without a result so far. Reports the result to the publisher as its [`Reply`] says.
 pub(crate) struct PendingPublish {
-    reply: Option<(Reply, Room)>,
+    pub(crate) publish: Publish,
+    /// The node's running number for it.
+    pub(crate) number: u64,
+    reply: Option<Reply>,
     subscribers: Arc<[Arc<dyn Subscriber>]>,
     in_flight: Arc<InFlight>,
-    bytes: usize,
 }
 
 impl PendingPublish {
-    /// Counts as in flight from now on, with `bytes` of payload.
+    /// Counts as in flight from now on.
     pub(crate) fn new(
+        publish: Publish,
+        number: u64,
         reply: Reply,
-        room: Room,
-        bytes: usize,
         subscribers: Arc<[Arc<dyn Subscriber>]>,
         in_flight: Arc<InFlight>,
     ) -> Self {
         in_flight.publishes.fetch_add(1, Ordering::Relaxed);
-        in_flight.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Self { reply: Some((reply, room)), subscribers, in_flight, bytes }
+        in_flight.bytes.fetch_add(publish.payload.len(), Ordering::Relaxed);
+        Self { publish, number, reply: Some(reply), subscribers, in_flight }
     }
 
-    pub(crate) fn complete(mut self, result: PublishResult) {
-        self.report(result);
-    }
-
-    /// A publish without a publisher.
-    #[cfg(test)]
-    pub(crate) fn without_reply() -> Self {
-        Self { reply: None, subscribers: Arc::new([]), in_flight: Arc::default(), bytes: 0 }
-    }
-
-    fn report(&mut self, result: PublishResult) {
-        let Some((reply, room)) = self.reply.take() else { return };
+    pub(crate) fn complete(&mut self, result: PublishResult) {
+        let Some(reply) = self.reply.take() else { return };
         self.in_flight.publishes.fetch_sub(1, Ordering::Relaxed);
-        self.in_flight.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        reply.report(&self.subscribers, room, result);
+        self.in_flight.bytes.fetch_sub(self.publish.payload.len(), Ordering::Relaxed);
+        reply.report(&self.subscribers, self.publish.room.clone(), result);
     }
 }
 
 impl Drop for PendingPublish {
     fn drop(&mut self) {
-        self.report(Err(BrokerError::Unavailable));
+        self.complete(Err(BrokerError::Unavailable));
     }
+}
+
+/// A session that enters or leaves a room.
+#[derive(Debug)]
+pub(crate) struct PresenceChange {
+    pub(crate) membership: Membership,
+    /// The owner that writes the entry. A leave removes only an entry of the same owner.
+    pub(crate) owner: NodeId,
+    /// `None`: the session leaves.
+    pub(crate) enter: Option<PresenceEntry>,
+    /// Whether members are sent an event, if this is a user's first or last session.
+    pub(crate) announce: bool,
+}
+
+/// A session in a room.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Membership {
+    pub(crate) room: Room,
+    pub(crate) session: SessionId,
+}
+
+/// What Redis stores about a session that is present.
+#[derive(Debug)]
+pub(crate) struct PresenceEntry {
+    /// Made by [`envelope::presence_payload`](crate::envelope::presence_payload).
+    pub(crate) payload: Vec<u8>,
+    /// Whether its leave will be announced.
+    pub(crate) announce_leave: bool,
 }
 
 /// Called with the result of a presence command.
@@ -130,11 +141,7 @@ impl PresenceCommand {
         Self { change, completion: Some(completion) }
     }
 
-    pub(crate) fn complete(mut self, result: Result<(), BrokerError>) {
-        self.report(result);
-    }
-
-    fn report(&mut self, result: Result<(), BrokerError>) {
+    pub(crate) fn complete(&mut self, result: Result<(), BrokerError>) {
         if let Some(completion) = self.completion.take() {
             completion(result);
         }
@@ -143,6 +150,6 @@ impl PresenceCommand {
 
 impl Drop for PresenceCommand {
     fn drop(&mut self) {
-        self.report(Err(BrokerError::Unavailable));
+        self.complete(Err(BrokerError::Unavailable));
     }
 }

@@ -15,8 +15,8 @@ use crate::{
         errors::{Redirect, refusal},
         scripts::is_forgotten,
         write::{
-            batch::{self, Call},
-            command::{QueuedCommand, Refused},
+            batch,
+            command::{Command, QueuedCommand},
         },
     },
 };
@@ -41,14 +41,14 @@ const REPLY_MAX: Duration = Duration::from_millis(750);
 
 /// Sends the commands of one publisher.
 pub(crate) struct PublisherDriver {
-    status: Arc<ConnectionStatus>,
-    queue: mpsc::Receiver<QueuedCommand>,
-    builder: CommandBuilder,
+    pub(crate) status: Arc<ConnectionStatus>,
+    pub(crate) queue: mpsc::Receiver<QueuedCommand>,
+    pub(crate) builder: CommandBuilder,
 }
 
 /// One pipeline with Redis's replies to its calls.
 struct Replied {
-    calls: Vec<Call>,
+    calls: Vec<Command>,
     /// `None`: the replies did not come in time.
     replies: Option<Result<Vec<Value>, RedisError>>,
 }
@@ -74,25 +74,17 @@ impl Driver for PublisherDriver {
 }
 
 impl PublisherDriver {
-    pub(crate) fn new(
-        status: Arc<ConnectionStatus>,
-        queue: mpsc::Receiver<QueuedCommand>,
-        builder: CommandBuilder,
-    ) -> Self {
-        Self { status, queue, builder }
-    }
-
     async fn write(&mut self, mut connection: OpenConnection, signals: &Signals) {
         let mut running = FuturesOrdered::new();
         // Calls whose script Redis has forgotten.
-        let mut again: Vec<Call> = Vec::new();
+        let mut again: Vec<Command> = Vec::new();
         let mut next = Vec::with_capacity(BATCH);
-        signals.synced();
+        signals.synced.notify_one();
         loop {
             // They are sent again in their order, before anything new, so that each room keeps its order.
             if !again.is_empty() && running.is_empty() {
                 if self.builder.scripts.load(&mut connection.conn).await.is_err() {
-                    signals.lost();
+                    signals.lost.notify_one();
                     return pending().await;
                 }
                 running.push_back(self.send(&connection, take(&mut again)));
@@ -119,10 +111,10 @@ impl PublisherDriver {
     }
 
     /// Builds one pipeline; the future sends it when it is first polled.
-    fn send(&self, connection: &OpenConnection, calls: Vec<Call>) -> BoxFuture<'static, Replied> {
+    fn send(&self, connection: &OpenConnection, calls: Vec<Command>) -> BoxFuture<'static, Replied> {
         let mut pipe = Pipeline::with_capacity(calls.len());
         for call in &calls {
-            pipe.add_command(call.command(&self.builder, &connection.server.fence));
+            pipe.add_command(call.cmd(&self.builder, &connection.server.fence));
         }
         let mut conn = connection.conn.clone();
         Box::pin(async move {
@@ -140,21 +132,21 @@ impl PublisherDriver {
 
 /// Packs commands into calls, and refuses those that have waited for too long. If nothing is in flight (`busy` is
 /// false), they did not wait for Redis but for this process, and the wait is over.
-fn calls_in_time(mut commands: Vec<QueuedCommand>, busy: bool) -> Vec<Call> {
+fn calls_in_time(mut commands: Vec<QueuedCommand>, busy: bool) -> Vec<Command> {
     let now = Instant::now();
     for late in commands.extract_if(.., |queued| busy && now.duration_since(queued.since) >= REPLY_MAX) {
-        Refused { command: late.command, why: BrokerError::Overloaded }.complete();
+        late.command.complete(Err(BrokerError::Overloaded));
     }
     batch::calls(commands)
 }
 
 /// Completes the calls of one pipeline. Calls whose script Redis has forgotten are moved to `again`, in order.
-fn settle(Replied { calls, replies }: Replied, again: &mut Vec<Call>, signals: &Signals) {
+fn settle(Replied { calls, replies }: Replied, again: &mut Vec<Command>, signals: &Signals) {
     let replies = match replies {
         Some(Ok(replies)) => replies,
         // Without replies the calls are dropped, and so report an error.
-        Some(Err(_)) => return signals.lost(),
-        None => return signals.late(),
+        Some(Err(_)) => return signals.lost.notify_one(),
+        None => return signals.late.notify_one(),
     };
     for (call, reply) in calls.into_iter().zip(replies) {
         if is_forgotten(&reply) {
@@ -164,8 +156,8 @@ fn settle(Replied { calls, replies }: Replied, again: &mut Vec<Call>, signals: &
         let result = match reply {
             Value::ServerError(error) => {
                 match Redirect::of(&error) {
-                    Some(Redirect::NotMaster) => signals.lost(),
-                    Some(Redirect::Moved) => signals.request_refresh(),
+                    Some(Redirect::NotMaster) => signals.lost.notify_one(),
+                    Some(Redirect::Moved) => signals.events.refresh.notify_one(),
                     Some(Redirect::Migrating) | None => {}
                 }
                 Err(refusal(&error))
