@@ -98,10 +98,9 @@ enum Item {
 
 /// What is done when the batch is answered.
 pub(crate) enum PendingReply {
-    /// Send the room's head to a join, or to another caller who needs it.
-    Head(Room, Retention, JoinReply),
-    /// Confirm a join into a room without history.
-    Confirm(Room, JoinReply),
+    /// Send the room's head to a join, or to another caller who needs it. Without a retention the room has no head, and
+    /// the join is only confirmed.
+    Join(Room, Option<Retention>, JoinReply),
     /// Compare the room's head with what followers have got.
     Compare(Room, Retention),
     /// Report that every room from before the reconnect is subscribed again.
@@ -148,15 +147,12 @@ impl Interest {
             entry.is_queued = true;
             self.queue.push_back(Item::Change(room.clone()));
         }
-        self.enqueue(match retention {
-            Some(retention) => PendingReply::Head(room.clone(), retention, reply),
-            None => PendingReply::Confirm(room.clone(), reply),
-        });
+        self.enqueue(PendingReply::Join(room.clone(), retention, reply));
     }
 
     /// Reads a head without following the room.
     pub(crate) fn head(&mut self, room: &Room, retention: Retention, reply: JoinReply) {
-        self.enqueue(PendingReply::Head(room.clone(), retention, reply));
+        self.enqueue(PendingReply::Join(room.clone(), Some(retention), reply));
     }
 
     fn enqueue(&mut self, pending: PendingReply) {
@@ -183,27 +179,19 @@ impl Interest {
         // Joins that were queued or in flight are sent again. Everything else that waited belongs to the old
         // connection.
         let in_flight = take(&mut self.in_flight).into_iter().flatten();
-        let queued = take(&mut self.queue).into_iter().filter_map(|item| match item {
-            Item::Reply(pending) => Some(pending),
-            Item::Change(_) => None,
-        });
-        let is_join = |pending: &PendingReply| matches!(pending, PendingReply::Head(..) | PendingReply::Confirm(..));
-        let joins: Vec<PendingReply> = in_flight.chain(queued).filter(is_join).collect();
+        let in_flight = in_flight.map(Item::Reply);
+        let is_join = |item: &Item| matches!(item, Item::Reply(PendingReply::Join(..)));
+        let joins: Vec<Item> = in_flight.chain(take(&mut self.queue)).filter(is_join).collect();
         // Every room that is followed is subscribed again, and its head is compared later, at the pace of `step`.
         self.rooms.retain(|_, entry| !entry.followers.is_empty());
         self.uncertain.clear();
         self.sweep.clear();
         for entry in self.rooms.values_mut() {
-            entry.is_subscribed = false;
-            entry.is_queued = true;
-            self.queue.push_back(Item::Change(entry.room.clone()));
-            if entry.last.is_some() {
-                self.uncertain.push_back(entry.room.clone());
-            }
+            entry.subscribe_again(&mut self.queue, &mut self.uncertain);
         }
         // Behind all rooms, so its reply proves that they are subscribed.
         self.queue.push_back(Item::Reply(PendingReply::Synced));
-        self.queue.extend(joins.into_iter().map(Item::Reply));
+        self.queue.extend(joins);
     }
 
     /// Queues as many comparisons of heads as the pace allows: first of rooms that a reconnect left uncertain, then of
@@ -251,12 +239,9 @@ impl Interest {
     /// Goes on with rooms that another connection has released. Messages may have been lost in between, so all of their
     /// heads are compared.
     pub(crate) fn adopt(&mut self, moved: MovedRooms) {
-        for entry in moved.entries.into_iter().filter(|entry| !entry.followers.is_empty()) {
-            self.queue.push_back(Item::Change(entry.room.clone()));
-            if entry.last.is_some() {
-                self.uncertain.push_back(entry.room.clone());
-            }
-            self.rooms.insert(entry.room.clone(), Entry { is_subscribed: false, is_queued: true, ..entry });
+        for mut entry in moved.entries.into_iter().filter(|entry| !entry.followers.is_empty()) {
+            entry.subscribe_again(&mut self.queue, &mut self.uncertain);
+            self.rooms.insert(entry.room.clone(), entry);
         }
         self.queue.extend(moved.joins.into_iter().map(Item::Reply));
     }
@@ -270,7 +255,9 @@ impl Interest {
             match item {
                 Item::Reply(pending) if pending.is_cancelled() => {}
                 Item::Reply(pending) => {
-                    if let PendingReply::Head(room, retention, _) | PendingReply::Compare(room, retention) = &pending {
+                    if let PendingReply::Join(room, Some(retention), _) | PendingReply::Compare(room, retention) =
+                        &pending
+                    {
                         batch.heads.push((room.clone(), *retention));
                     }
                     pending_replies.push(pending);
@@ -315,7 +302,7 @@ impl Interest {
         let mut is_synced = false;
         for pending in self.in_flight.pop_front().unwrap_or_default() {
             match pending {
-                PendingReply::Head(room, _, reply) => {
+                PendingReply::Join(room, Some(_), reply) => {
                     let Some(head) = heads.next() else { continue };
                     // The first head is what followers begin from. A later one changes nothing: other followers may
                     // stand at an earlier cursor, and messages up to this head may have been lost.
@@ -324,7 +311,7 @@ impl Interest {
                     }
                     let _ = reply.send(head.map(Some)); // the member may have left
                 }
-                PendingReply::Confirm(_, reply) => drop(reply.send(Ok(None))),
+                PendingReply::Join(_, None, reply) => drop(reply.send(Ok(None))),
                 PendingReply::Compare(room, _) => {
                     // A failed comparison is made up for by the next sweep.
                     if let Some(Ok(head)) = heads.next() {
@@ -371,6 +358,13 @@ impl Interest {
 }
 
 impl Entry {
+    /// Nothing is subscribed on the connection that it has now.
+    fn subscribe_again(&mut self, queue: &mut VecDeque<Item>, uncertain: &mut VecDeque<Room>) {
+        (self.is_subscribed, self.is_queued) = (false, true);
+        queue.push_back(Item::Change(self.room.clone()));
+        uncertain.extend(self.last.map(|_| self.room.clone()));
+    }
+
     /// The item that compares the room's head; `None` in a room without history, and before the first head is known.
     fn compare(&self) -> Option<Item> {
         let pending = |retention| PendingReply::Compare(self.room.clone(), retention);
@@ -389,22 +383,14 @@ impl Entry {
 impl PendingReply {
     /// Takes a join into one of these rooms out, and leaves a cancelled one in its position.
     fn take_join(&mut self, these: impl Fn(&Room) -> bool) -> Option<Self> {
-        let (Self::Head(room, ..) | Self::Confirm(room, _)) = &*self else { return None };
-        if !these(room) {
-            return None;
-        }
-        let cancelled = oneshot::channel().0;
-        let cancelled = match self {
-            Self::Head(room, retention, _) => Self::Head(room.clone(), *retention, cancelled),
-            _ => Self::Confirm(room.clone(), cancelled),
-        };
-        Some(replace(self, cancelled))
+        let Self::Join(room, retention, reply) = self else { return None };
+        these(room).then(|| Self::Join(room.clone(), *retention, replace(reply, oneshot::channel().0)))
     }
 
     /// Whether the caller has stopped waiting.
     fn is_cancelled(&self) -> bool {
         match self {
-            Self::Head(_, _, reply) | Self::Confirm(_, reply) => reply.is_closed(),
+            Self::Join(_, _, reply) => reply.is_closed(),
             Self::Compare(..) | Self::Synced => false,
         }
     }
