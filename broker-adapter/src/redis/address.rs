@@ -109,14 +109,16 @@ impl Address {
         Ok(Self { kind, hosts })
     }
 
+    fn host_names(&self) -> String {
+        self.hosts.iter().map(|host| host.addr().to_string()).collect::<Vec<_>>().join(",")
+    }
+
     /// The name by which rooms are divided among several addresses. If it changes, rooms move to another Redis and
     /// leave their data behind.
     pub(crate) fn name(&self) -> String {
         match &self.kind {
             AddressKind::Sentinel(master_name) => master_name.clone(),
-            AddressKind::Server | AddressKind::Cluster => {
-                self.hosts.iter().map(|host| host.addr().to_string()).collect::<Vec<_>>().join(",")
-            }
+            AddressKind::Server | AddressKind::Cluster => self.host_names(),
         }
     }
 
@@ -162,12 +164,18 @@ pub(crate) fn client(server: ConnectionInfo) -> RedisResult<Client> {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hosts = self.hosts.iter().map(|host| host.addr().to_string()).collect::<Vec<_>>().join(",");
+        let hosts = self.host_names();
         match &self.kind {
             AddressKind::Server => f.write_str(&hosts),
             AddressKind::Sentinel(master_name) => write!(f, "{hosts}/{master_name}"),
             AddressKind::Cluster => write!(f, "the cluster of {hosts}"),
         }
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

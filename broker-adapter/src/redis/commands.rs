@@ -44,11 +44,11 @@ impl CommandBuilder {
         };
         let keys = 2 + usize::from(first.key.is_some());
         let mut cmd = self.scripts.publish.call(keys, 8 + messages.len());
-        cmd.arg(self.keys.of(Part::Meta, &first.room)).arg(self.keys.of(Part::Stream, &first.room));
+        cmd.arg(self.keys.of(Part::META, &first.room)).arg(self.keys.of(Part::STREAM, &first.room));
         if let Some(key) = &first.key {
             cmd.arg(self.keys.idempotency(&first.room, key));
         }
-        cmd.arg(self.keys.of(Part::Channel, &first.room))
+        cmd.arg(self.keys.of(Part::CHANNEL, &first.room))
             .arg(&envelope::head(kind, true)[..])
             .arg(fence.as_str())
             .arg(&Epoch::random().as_bytes()[..])
@@ -63,7 +63,7 @@ impl CommandBuilder {
     }
 
     fn publish_without_history(&self, first: &Publish, message: &[u8]) -> Cmd {
-        let channel = self.keys.of(Part::Channel, &first.room);
+        let channel = self.keys.of(Part::CHANNEL, &first.room);
         let Some(key) = &first.key else {
             return self.send(&channel, message);
         };
@@ -82,8 +82,8 @@ impl CommandBuilder {
     /// The command that reads a room's head. It begins a new epoch if Redis has no room of that name under this fence.
     pub(crate) fn head(&self, fence: &Fence, room: &Room, retention: Retention) -> Cmd {
         let mut cmd = self.scripts.head.call(2, 3);
-        cmd.arg(self.keys.of(Part::Meta, room))
-            .arg(self.keys.of(Part::Stream, room))
+        cmd.arg(self.keys.of(Part::META, room))
+            .arg(self.keys.of(Part::STREAM, room))
             .arg(fence.as_str())
             .arg(&Epoch::random().as_bytes()[..])
             .arg(meta_ttl(retention));
@@ -103,8 +103,8 @@ impl CommandBuilder {
             None => ("leave", &[][..], true),
         };
         let mut cmd = self.scripts.presence.call(4, 12);
-        cmd.arg(self.keys.of(Part::Sessions, room))
-            .arg(self.keys.of(Part::Users, room))
+        cmd.arg(self.keys.of(Part::SESSIONS, room))
+            .arg(self.keys.of(Part::USERS, room))
             .arg(self.keys.rooms(partition))
             .arg(self.keys.rooms_of(change.owner, partition))
             .arg(verb)
@@ -113,7 +113,7 @@ impl CommandBuilder {
             .arg(payload)
             .arg(u8::from(announce_leave))
             .arg(u8::from(change.announce))
-            .arg(self.keys.of(Part::Channel, room))
+            .arg(self.keys.of(Part::CHANNEL, room))
             .arg(&envelope::head(Kind::Joined, false)[..])
             .arg(&envelope::head(Kind::Left, false)[..])
             .arg(&tail[..])

@@ -5,10 +5,10 @@ use crate::redis::{
     address::{Address, AddressKind},
     errors::ConfigError,
 };
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 /// How a [`RedisBroker`](crate::RedisBroker) uses Redis.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// One address, or several among which rooms are divided. A cluster is the only address.
     pub(crate) addresses: Vec<Address>,
@@ -84,19 +84,6 @@ impl Config {
     /// Whether keys and channels need a slot of a Redis Cluster.
     pub(crate) fn is_cluster(&self) -> bool {
         self.addresses.iter().any(|address| address.kind == AddressKind::Cluster)
-    }
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("address", &self.address())
-            .field("prefix", &self.prefix)
-            .field("subscriber_connections", &self.subscriber_connections)
-            .field("heartbeat", &self.heartbeat)
-            .field("dead_after", &self.dead_after)
-            .field("sweep", &self.sweep)
-            .finish()
     }
 }
 

@@ -73,26 +73,16 @@ fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
-/// What one of a room's keys or channels holds.
+/// What one of a room's keys or channels holds, by the letters in its name.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Part {
-    Channel,
-    Stream,
-    Meta,
-    Sessions,
-    Users,
-}
+pub(crate) struct Part(&'static str);
 
 impl Part {
-    fn letters(self) -> &'static str {
-        match self {
-            Self::Channel => "c",
-            Self::Stream => "s",
-            Self::Meta => "m",
-            Self::Sessions => "pr",
-            Self::Users => "pu",
-        }
-    }
+    pub(crate) const CHANNEL: Self = Self("c");
+    pub(crate) const STREAM: Self = Self("s");
+    pub(crate) const META: Self = Self("m");
+    pub(crate) const SESSIONS: Self = Self("pr");
+    pub(crate) const USERS: Self = Self("pu");
 }
 
 /// Makes the names of keys and channels under one prefix.
@@ -110,7 +100,7 @@ impl Keys {
 
     pub(crate) fn of(&self, part: Part, room: &Room) -> String {
         let mut name = self.tagged(Partition::of(room), room.as_str().len() + 4);
-        name.push_str(part.letters());
+        name.push_str(part.0);
         name.push(':');
         name.push_str(room.as_str());
         name
@@ -189,8 +179,8 @@ mod tests {
     fn names_are_stable() {
         let keys = Keys::new("fanfare", false);
         let room = Room::parse("chat:1").unwrap();
-        assert_eq!(keys.of(Part::Channel, &room), "fanfare:{p20}:c:chat:1");
-        assert_eq!(keys.of(Part::Users, &room), "fanfare:{p20}:pu:chat:1");
+        assert_eq!(keys.of(Part::CHANNEL, &room), "fanfare:{p20}:c:chat:1");
+        assert_eq!(keys.of(Part::USERS, &room), "fanfare:{p20}:pu:chat:1");
         let key = IdempotencyKey::parse("a b").unwrap();
         assert_eq!(keys.idempotency(&room, &key), "fanfare:{p20}:i:chat:1 a b");
         assert_eq!(keys.rooms_of(NodeId(7), Partition(0)), "fanfare:{p00}:nr:0000000000000007");
@@ -201,8 +191,8 @@ mod tests {
     fn the_room_is_read_from_its_channel() {
         let keys = Keys::new("a:b", false);
         let room = Room::parse("x:c:y").unwrap();
-        assert_eq!(keys.room_of(keys.of(Part::Channel, &room).as_bytes()), Some("x:c:y"));
-        let mut others = vec![keys.of(Part::Stream, &room), "a:b:{p".into()];
+        assert_eq!(keys.room_of(keys.of(Part::CHANNEL, &room).as_bytes()), Some("x:c:y"));
+        let mut others = vec![keys.of(Part::STREAM, &room), "a:b:{p".into()];
         others.extend(keys.controls(NodeId(1), &[HOME]));
         others.extend(Keys::new("a:b", true).controls(NodeId(1), &[HOME, Partition(1)]));
         assert_eq!(others.len(), 2 + 2 + 4);

@@ -173,8 +173,8 @@ impl Heartbeat {
     async fn sweep_room(&self, master: &Master, dead: NodeId, room: &Room) -> Result<(), BrokerError> {
         let mut step = Some(0);
         while let Some(at) = step {
-            let scan = master.reads.sessions_of(dead, room, at).await?;
-            let leaves = scan.sessions.into_iter().map(|session| {
+            let (sessions, next) = master.reads.sessions_of(dead, room, at).await?;
+            let leaves = sessions.into_iter().map(|session| {
                 let membership = Membership { room: room.clone(), session };
                 let change = PresenceChange { membership, owner: dead, enter: None, announce: true };
                 master.publisher.submit(self.context.builder.presence(&change))
@@ -182,7 +182,7 @@ impl Heartbeat {
             for result in join_all(leaves).await {
                 result?;
             }
-            step = scan.next;
+            step = next;
         }
         Ok(())
     }

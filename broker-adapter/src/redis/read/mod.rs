@@ -19,6 +19,7 @@ use deadpool_redis::{Connection, Manager, Pool, Runtime};
 use redis::{AsyncConnectionConfig, ConnectionInfo, FromRedisValue, Pipeline, Value};
 use single_flight::SingleFlight;
 use std::{
+    error::Error,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -36,16 +37,11 @@ pub(crate) const ROOMS_MAX: usize = 10_000;
 pub(crate) struct ReadPool {
     /// The publisher's connection: the pool follows it to the server that is the master.
     status: Arc<ConnectionStatus>,
-    pool: Mutex<Option<ServerPool>>,
+    /// With the server that it leads to.
+    pool: Mutex<Option<(String, Pool)>>,
     keys: Keys,
     /// Pages of history that are being read.
     pages: Arc<SingleFlight<PageKey, Result<Option<Page>, BrokerError>>>,
-}
-
-/// The connections to one server.
-struct ServerPool {
-    server: String,
-    pool: Pool,
 }
 
 /// What makes two reads of history the same read.
@@ -70,13 +66,6 @@ enum Which {
     After(Offset),
 }
 
-/// A step of a scan of a room's sessions.
-pub(crate) struct SessionScan {
-    pub(crate) sessions: Vec<SessionId>,
-    /// Where the next step begins; `None` after the last one.
-    pub(crate) next: Option<u64>,
-}
-
 /// A room's meta: the fence, the epoch and the last offset; `None` for what Redis does not have.
 type Meta = (Option<String>, Option<Vec<u8>>, Option<u64>);
 /// How many users a room has, and its presence version.
@@ -92,19 +81,19 @@ impl ReadPool {
         let address = self.status.server().ok_or(BrokerError::Unavailable)?;
         let server = address.addr().to_string();
         let mut current = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = current.as_ref().filter(|known| known.server == server) {
-            return Ok(known.pool.clone());
+        if let Some((_, pool)) = current.as_ref().filter(|(known, _)| *known == server) {
+            return Ok(pool.clone());
         }
-        let pool = open(address)?;
-        if let Some(old) = current.replace(ServerPool { server, pool: pool.clone() }) {
-            old.pool.close();
+        let pool = open(address).map_err(|error| BrokerError::Protocol(error.to_string()))?;
+        if let Some((_, old)) = current.replace((server, pool.clone())) {
+            old.close();
         }
         Ok(pool)
     }
 
     pub(crate) fn close(&self) {
-        if let Some(current) = &*self.pool.lock().unwrap_or_else(PoisonError::into_inner) {
-            current.pool.close();
+        if let Some((_, pool)) = &*self.pool.lock().unwrap_or_else(PoisonError::into_inner) {
+            pool.close();
         }
     }
 
@@ -130,7 +119,12 @@ impl ReadPool {
         let Some(range) = self.range(key, which, limit).await? else { return Ok(None) };
         let Some(since) = key.query.since else { return Ok(Some(page(range, None))) };
         if since.epoch == range.head.epoch && since.offset <= range.head.offset {
-            return Ok(Some(page_since(since, range, limit)));
+            let mut page = page(range, None);
+            // The stream was trimmed, or Redis has lost it but not the head (expiry, eviction).
+            let missed = page.from.offset.0 - since.offset.0;
+            page.gap = (missed > 0).then_some(Gap { missed: Some(missed) });
+            page.publications.truncate(limit);
+            return Ok(Some(page));
         }
         // A cursor of another epoch, or beyond the head: how much was missed is unknown, so all that is kept follows.
         let Some(range) = self.range(key, Which::Oldest, limit).await? else { return Ok(None) };
@@ -139,8 +133,8 @@ impl ReadPool {
 
     async fn range(&self, key: &PageKey, which: Which, limit: usize) -> Result<Option<Range>, BrokerError> {
         let mut pipe = redis::pipe();
-        pipe.atomic().cmd("HMGET").arg(self.keys.of(Part::Meta, &key.room)).arg(&["g", "e", "s"]);
-        let stream = self.keys.of(Part::Stream, &key.room);
+        pipe.atomic().cmd("HMGET").arg(self.keys.of(Part::META, &key.room)).arg(&["g", "e", "s"]);
+        let stream = self.keys.of(Part::STREAM, &key.room);
         match which {
             Which::Last => pipe.cmd("XREVRANGE").arg(stream).arg("+").arg("-"),
             Which::Oldest => pipe.cmd("XRANGE").arg(stream).arg("-").arg("+"),
@@ -166,11 +160,11 @@ impl ReadPool {
         detail: PresenceDetail,
         fence: Option<&Fence>,
     ) -> Result<Presence, BrokerError> {
-        let sessions = self.keys.of(Part::Sessions, room);
+        let sessions = self.keys.of(Part::SESSIONS, room);
         let mut pipe = redis::pipe();
         pipe.atomic().cmd("HLEN").arg(&sessions);
-        pipe.cmd("HMGET").arg(self.keys.of(Part::Users, room)).arg(&["U", "v"]);
-        pipe.cmd("HMGET").arg(self.keys.of(Part::Meta, room)).arg(&["g", "e", "s"]);
+        pipe.cmd("HMGET").arg(self.keys.of(Part::USERS, room)).arg(&["U", "v"]);
+        pipe.cmd("HMGET").arg(self.keys.of(Part::META, room)).arg(&["g", "e", "s"]);
         let (count, (users, version), meta, entries) = if detail == PresenceDetail::Members {
             pipe.cmd("HGETALL").arg(&sessions);
             self.ask::<(u64, UserCounts, Meta, Vec<(Vec<u8>, Vec<u8>)>)>(&pipe).await?
@@ -219,34 +213,38 @@ impl ReadPool {
         Ok(names.iter().flatten().filter_map(|name| Room::parse(name).ok()).collect())
     }
 
-    /// Reads an owner's sessions in a room, one step after the other; the first step begins at 0.
-    pub(crate) async fn sessions_of(&self, owner: NodeId, room: &Room, step: u64) -> Result<SessionScan, BrokerError> {
+    /// Reads an owner's sessions in a room, one step after the other; the first step begins at 0. Returns where the next
+    /// step begins too; `None` after the last one.
+    pub(crate) async fn sessions_of(
+        &self,
+        owner: NodeId,
+        room: &Room,
+        step: u64,
+    ) -> Result<(Vec<SessionId>, Option<u64>), BrokerError> {
         let mut pipe = redis::pipe();
-        pipe.cmd("HSCAN").arg(self.keys.of(Part::Sessions, room)).arg(step).arg("COUNT").arg(512);
+        pipe.cmd("HSCAN").arg(self.keys.of(Part::SESSIONS, room)).arg(step).arg("COUNT").arg(512);
         type Scanned = (u64, Vec<(Vec<u8>, Vec<u8>)>);
         let ((next, entries),): (Scanned,) = self.ask(&pipe).await?;
         let owner = owner.0.to_be_bytes();
         let sessions = entries.into_iter().filter(|(_, entry)| entry.starts_with(&owner));
         let sessions = sessions.filter_map(|(session, _)| Some(SessionId(session.try_into().ok()?))).collect();
-        Ok(SessionScan { sessions, next: (next != 0).then_some(next) })
+        Ok((sessions, (next != 0).then_some(next)))
     }
 }
 
-fn open(server: ConnectionInfo) -> Result<Pool, BrokerError> {
+fn open(server: ConnectionInfo) -> Result<Pool, Box<dyn Error>> {
     let settings = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(Duration::from_secs(1)))
         .set_response_timeout(Some(WAIT_MAX));
-    let failed = |why: String| BrokerError::Protocol(why);
-    let info = client(server).map_err(|e| failed(e.to_string()))?.get_connection_info().clone();
-    let manager = Manager::new_with_config(info, settings).map_err(|e| failed(e.to_string()))?;
-    Pool::builder(manager)
+    let manager = Manager::new_with_config(client(server)?.get_connection_info().clone(), settings)?;
+    let pool = Pool::builder(manager)
         .max_size(CONNECTIONS)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(WAIT_MAX))
         .create_timeout(Some(WAIT_MAX))
         .recycle_timeout(Some(WAIT_MAX))
-        .build()
-        .map_err(|e| failed(e.to_string()))
+        .build()?;
+    Ok(pool)
 }
 
 /// The room's head, if its offsets are of this fence.
@@ -262,16 +260,6 @@ fn head((stored, epoch, offset): &Meta, fence: &Fence) -> Option<Cursor> {
 fn page(Range { head, publications }: Range, gap: Option<Gap>) -> Page {
     let from = publications.first().and_then(|p| p.cursor).map_or(head.offset.0, |first| first.offset.0 - 1);
     Page { publications, from: Cursor::new(head.epoch, Offset(from)), head, gap }
-}
-
-/// A page of what follows `since`. If it does not begin with the next offset, the messages in between are missing: the
-/// stream was trimmed, or Redis has lost it but not the head (expiry, eviction).
-fn page_since(since: Cursor, Range { head, mut publications }: Range, limit: usize) -> Page {
-    let first = publications.first().and_then(|p| p.cursor).map_or(head.offset.0 + 1, |first| first.offset.0);
-    let missed = first - 1 - since.offset.0;
-    publications.truncate(limit);
-    let from = Cursor::new(head.epoch, Offset(first - 1));
-    Page { publications, from, head, gap: (missed > 0).then_some(Gap { missed: Some(missed) }) }
 }
 
 /// Reads the entries of a stream.

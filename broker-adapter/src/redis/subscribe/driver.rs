@@ -141,7 +141,7 @@ async fn send(
     builder: CommandBuilder,
     batch: Batch,
 ) -> RedisResult<Vec<Value>> {
-    let channels = |rooms: &[Room]| rooms.iter().map(|r| builder.keys.of(Part::Channel, r)).collect::<Vec<_>>();
+    let channels = |rooms: &[Room]| rooms.iter().map(|r| builder.keys.of(Part::CHANNEL, r)).collect::<Vec<_>>();
     let (new, old) = (channels(&batch.subscribe), channels(&batch.unsubscribe));
     let (mut first, mut second, mut third) = (conn.clone(), conn.clone(), conn);
     let (count, is_sharded) = (batch.heads.len(), builder.scripts.is_sharded);

@@ -242,7 +242,7 @@ async fn evicted_keys_are_reported_as_a_gap() {
             a.node.say(room, text).await;
         }
     }
-    server.command(&format!("DEL {}", keys.of(Part::Stream, &stream))).await;
+    server.command(&format!("DEL {}", keys.of(Part::STREAM, &stream))).await;
     let page = a.node.since(&stream, Cursor::new(begins[0].epoch, Offset(1)), 100).await;
     assert_eq!((page.publications.len(), page.gap), (0, Some(Gap { missed: Some(2) })));
     assert_eq!(page.from, page.head);
@@ -250,7 +250,7 @@ async fn evicted_keys_are_reported_as_a_gap() {
     let page = a.node.since(&stream, Cursor::new(begins[0].epoch, Offset(1)), 100).await;
     assert_eq!((texts(&page.publications), page.gap), (vec!["4".to_owned()], Some(Gap { missed: Some(2) })));
 
-    server.command(&format!("DEL {}", keys.of(Part::Meta, &meta))).await;
+    server.command(&format!("DEL {}", keys.of(Part::META, &meta))).await;
     let old = Cursor::new(begins[1].epoch, Offset(1));
     let page = a.node.since(&meta, old, 100).await;
     assert_eq!((page.publications.len(), page.gap), (0, Some(Gap { missed: None })));
@@ -266,7 +266,7 @@ async fn envelopes_of_another_version_are_counted_and_dropped() {
     let room = room("future");
     a.node.subscribe(&room).await;
     server
-        .command(&format!("PUBLISH {} {}", Keys::new("fanfare", false).of(Part::Channel, &room), "x".repeat(80)))
+        .command(&format!("PUBLISH {} {}", Keys::new("fanfare", false).of(Part::CHANNEL, &room), "x".repeat(80)))
         .await;
     until("the count", WAIT_MAX, || async { a.broker.status().unreadable == 1 }).await;
     a.node.say(&room, "hi").await;

@@ -17,7 +17,7 @@ fn swept(server: &Server) -> Config {
 /// A room's meta and stream.
 fn keys(room: &Room) -> Vec<String> {
     let keys = Keys::new("fanfare", false);
-    vec![keys.of(Part::Meta, room), keys.of(Part::Stream, room)]
+    vec![keys.of(Part::META, room), keys.of(Part::STREAM, room)]
 }
 
 /// Gives a message its offset and keeps it, as publishing does, but does not send it.
