@@ -7,7 +7,7 @@
 //! redis[s]+cluster://[[user]:password@]host[:6379][,host...]
 //! ```
 
-use crate::redis::errors::ConfigError;
+use crate::redis::ConfigError;
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisResult, TlsCertificates,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},

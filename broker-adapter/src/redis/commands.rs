@@ -1,14 +1,9 @@
 //! The commands that the broker sends to Redis, and how the replies of its scripts are read. Sends nothing itself.
 
 use crate::{
-    Cursor, Epoch, IdempotencyKey, MessageId, NodeId, Offset, Publish, Published, Retention, Room,
-    envelope::{self, Kind},
-    redis::{
-        fence::Fence,
-        keys::{Keys, Part, Partition},
-        scripts::Scripts,
-        write::command::{Membership, Messages, PendingPublish, PresenceChange},
-    },
+    Cursor, Epoch, IdempotencyKey, MessageId, NodeId, Offset, Publish, Published, Retention, Room, envelope,
+    envelope::Kind,
+    redis::{Fence, Keys, Membership, Messages, Part, Partition, PendingPublish, PresenceChange, Scripts},
 };
 use bytes::BytesMut;
 use redis::{Cmd, Value};

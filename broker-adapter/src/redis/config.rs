@@ -1,10 +1,7 @@
 //! Where Redis is and how the broker uses it. Parsed before anything connects; `Debug` and errors never show a
 //! password.
 
-use crate::redis::{
-    address::{Address, AddressKind},
-    errors::ConfigError,
-};
+use crate::redis::{Address, AddressKind, ConfigError};
 use std::time::Duration;
 
 /// How a [`RedisBroker`](crate::RedisBroker) uses Redis.

@@ -2,7 +2,7 @@
 
 use crate::{
     Subscriber,
-    redis::{commands::CommandBuilder, config::Config},
+    redis::{CommandBuilder, Config},
 };
 use std::sync::{Arc, atomic::AtomicU64};
 use tokio::sync::Notify;

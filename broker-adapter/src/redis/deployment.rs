@@ -4,16 +4,8 @@
 use crate::{
     BrokerError, PresenceUpdate, Room,
     redis::{
-        address::{Address, AddressKind},
-        context::NodeContext,
-        errors::ConnectError,
-        master::Master,
-        presence::{
-            heartbeat::Heartbeat,
-            roster::{Roster, Written},
-        },
-        routes::Routes,
-        topology::{cluster::ClusterTopology, query::REFRESH_EVERY, sentinel::Sentinels, target::Target},
+        Address, AddressKind, ClusterTopology, ConnectError, Heartbeat, Master, NodeContext, REFRESH_EVERY, Roster,
+        Routes, Sentinels, Target, presence::roster::Written,
     },
 };
 use futures_util::future::try_join_all;

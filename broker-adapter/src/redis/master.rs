@@ -4,19 +4,8 @@
 use crate::{
     BrokerError, Gap, HistoryQuery, Page, Retention, Room,
     redis::{
-        connection::{
-            keep::{Endpoint, keep},
-            status::ConnectionStatus,
-            supervisor::{CONNECT_MAX, RETRY_MAX},
-        },
-        context::NodeContext,
-        errors::ConnectError,
-        fence::Fence,
-        keys::Partition,
-        read::ReadPool,
-        subscribe::{connection::PubSubConnection, driver::SubscriberDriver},
-        topology::target::Target,
-        write::publisher::Publisher,
+        CONNECT_MAX, ConnectError, ConnectionStatus, Endpoint, Fence, NodeContext, Partition, PubSubConnection,
+        Publisher, RETRY_MAX, ReadPool, SubscriberDriver, Target, connection::keep::keep,
     },
 };
 use std::{mem::replace, sync::Arc, time::Duration};

@@ -35,6 +35,47 @@ mod tests;
 mod topology;
 mod write;
 
+/// All names that the files below use of each other.
+use self::{
+    address::{Address, AddressKind},
+    commands::CommandBuilder,
+    connection::{
+        keep::{Driver, Endpoint},
+        open::OpenConnection,
+        status::{ConnectionStatus, Signals},
+        supervisor::{CONNECT_MAX, GRACE, RETRY_MAX},
+    },
+    context::{NodeContext, TopologyEvents},
+    deployment::Deployment,
+    errors::Redirect,
+    fence::Fence,
+    keys::{HOME, Keys, PARTITIONS, Part, Partition},
+    master::Master,
+    presence::{heartbeat::Heartbeat, roster::Loss, roster::Roster},
+    read::ReadPool,
+    routes::Routes,
+    scripts::Scripts,
+    subscribe::{
+        connection::PubSubConnection,
+        driver::SubscriberDriver,
+        interest::{Interest, JoinResult, MovedRooms, Pace},
+    },
+    topology::{
+        cluster::{Assignment, ClusterTopology},
+        query::QueryClient,
+        query::REFRESH_EVERY,
+        sentinel::Sentinels,
+        target::Target,
+    },
+    write::{
+        command::{
+            Command, InFlight, Membership, Messages, PendingPublish, PresenceChange, PresenceCommand, PresenceEntry,
+            QueuedCommand,
+        },
+        driver::PublisherDriver,
+        publisher::Publisher,
+    },
+};
 pub use config::Config;
 pub use errors::{ConfigError, ConnectError};
 
@@ -44,13 +85,7 @@ use crate::{
 };
 use ::redis::Value;
 use bytes::Bytes;
-use commands::CommandBuilder;
-use context::NodeContext;
-use deployment::Deployment;
 use futures_util::future::{join_all, try_join_all};
-use keys::{HOME, Keys, Partition};
-use master::Master;
-use scripts::Scripts;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},

@@ -5,13 +5,7 @@
 
 use crate::{
     Room,
-    redis::{
-        address::is_same_server,
-        context::NodeContext,
-        keys::{HOME, PARTITIONS, Partition},
-        master::Master,
-        topology::{cluster::Assignment, target::Target},
-    },
+    redis::{Assignment, HOME, Master, NodeContext, PARTITIONS, Partition, Target, address::is_same_server},
 };
 use redis::ConnectionInfo;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};

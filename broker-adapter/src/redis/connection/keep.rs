@@ -2,14 +2,9 @@
 //! [`Driver`] uses the connection, to write or to subscribe.
 
 use crate::redis::{
-    connection::{
-        open::{OpenConnection, open},
-        status::{ConnectionStatus, Signals},
-        supervisor::{GRACE, Input, State, Step, Supervisor},
-    },
-    errors::ConnectError,
-    scripts::Scripts,
-    topology::target::Target,
+    ConnectError, ConnectionStatus, GRACE, OpenConnection, Scripts, Signals, Target, connection::open::open,
+    connection::supervisor::Input, connection::supervisor::State, connection::supervisor::Step,
+    connection::supervisor::Supervisor,
 };
 use futures_util::future::BoxFuture;
 use redis::{PushInfo, PushKind};

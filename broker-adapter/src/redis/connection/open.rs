@@ -2,15 +2,8 @@
 //! asks an open connection whether it is still alive.
 
 use crate::redis::{
-    address::client,
-    connection::{
-        status::Server,
-        supervisor::{CONNECT_MAX, DEAD_AFTER, Input},
-    },
-    errors::ConnectError,
-    fence::Fence,
-    scripts::Scripts,
-    topology::target::Target,
+    CONNECT_MAX, ConnectError, Fence, Scripts, Target, address::client, connection::status::Server,
+    connection::supervisor::DEAD_AFTER, connection::supervisor::Input,
 };
 use redis::{
     AsyncConnectionConfig, PushInfo, RedisError, Value,

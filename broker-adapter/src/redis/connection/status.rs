@@ -1,11 +1,6 @@
 //! What a connection's task shows to other tasks (`ConnectionStatus`), and what its driver reports to it (`Signals`).
 
-use crate::redis::{
-    connection::supervisor::{Input, State},
-    context::TopologyEvents,
-    errors::ConnectError,
-    fence::Fence,
-};
+use crate::redis::{ConnectError, Fence, TopologyEvents, connection::supervisor::Input, connection::supervisor::State};
 use redis::ConnectionInfo;
 use std::sync::{
     Arc,

@@ -3,15 +3,7 @@
 
 use crate::{
     BrokerError, NodeId, Room,
-    redis::{
-        context::NodeContext,
-        fence::Fence,
-        keys::Partition,
-        master::Master,
-        presence::roster::{Loss, Roster},
-        routes::Routes,
-        write::command::{Membership, PresenceChange},
-    },
+    redis::{Fence, Loss, Master, Membership, NodeContext, Partition, PresenceChange, Roster, Routes},
 };
 use futures_util::future::join_all;
 use redis::{FromRedisValue, Value};

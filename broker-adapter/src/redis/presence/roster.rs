@@ -6,9 +6,8 @@
 
 use crate::{
     BrokerError, NodeId, PresenceUpdate, Room, User, Who, envelope,
-    redis::write::{
-        command::{Command, Membership, PresenceChange, PresenceCommand, PresenceEntry},
-        publisher::{Publisher, Refused},
+    redis::{
+        Command, Membership, PresenceChange, PresenceCommand, PresenceEntry, Publisher, write::publisher::Refused,
     },
 };
 use bytes::Bytes;

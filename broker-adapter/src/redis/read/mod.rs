@@ -6,13 +6,7 @@ mod single_flight;
 use crate::{
     BrokerError, Cursor, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Page, Presence, PresenceDetail, Publication,
     Room, RoomList, RoomQuery, SessionId, Who, envelope,
-    redis::{
-        address::client,
-        connection::status::ConnectionStatus,
-        errors::read_failure,
-        fence::Fence,
-        keys::{Keys, Part, Partition},
-    },
+    redis::{ConnectionStatus, Fence, Keys, Part, Partition, address::client, errors::read_failure},
 };
 use bytes::Bytes;
 use deadpool_redis::{Connection, Manager, Pool, Runtime};

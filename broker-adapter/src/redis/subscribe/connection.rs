@@ -3,14 +3,9 @@
 //! room in the connection's own task and without blocking. Never publishes.
 
 use crate::{
-    Retention, Room, RoomEvent, SubscriberId,
-    envelope::{self, Envelope},
-    redis::{
-        connection::status::ConnectionStatus,
-        context::NodeContext,
-        keys::Partition,
-        subscribe::interest::{Interest, JoinResult, MovedRooms},
-    },
+    Retention, Room, RoomEvent, SubscriberId, envelope,
+    envelope::Envelope,
+    redis::{ConnectionStatus, Interest, JoinResult, MovedRooms, NodeContext, Partition},
 };
 use bytes::Bytes;
 use redis::{PushInfo, PushKind, Value};

@@ -4,18 +4,9 @@
 use crate::{
     BrokerError, Cursor, Room,
     redis::{
-        commands::{self, CommandBuilder},
-        connection::{keep::Driver, open::OpenConnection, status::Signals},
-        context::NodeContext,
-        errors::{Redirect, refusal},
-        fence::Fence,
-        keys::{Part, Partition},
-        scripts::is_forgotten,
-        subscribe::{
-            channels::{subscribe, unsubscribe},
-            connection::PubSubConnection,
-            interest::{Batch, Pace, STEP},
-        },
+        CommandBuilder, Driver, Fence, NodeContext, OpenConnection, Pace, Part, Partition, PubSubConnection, Redirect,
+        Signals, commands, errors::refusal, scripts::is_forgotten, subscribe::channels::subscribe,
+        subscribe::channels::unsubscribe, subscribe::interest::Batch, subscribe::interest::STEP,
     },
 };
 use futures_util::{

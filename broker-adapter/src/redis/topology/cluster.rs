@@ -1,11 +1,6 @@
 //! `ClusterTopology`: asks a cluster which master has which slots, once per call. `deployment.rs` calls in intervals.
 
-use crate::redis::{
-    address::{is_same_server, with_host},
-    errors::ConnectError,
-    keys::{PARTITIONS, Partition},
-    topology::query::QueryClient,
-};
+use crate::redis::{ConnectError, PARTITIONS, Partition, QueryClient, address::is_same_server, address::with_host};
 use futures_util::future::join_all;
 use redis::{ConnectionAddr, ConnectionInfo, Value};
 

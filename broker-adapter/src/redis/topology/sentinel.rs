@@ -1,10 +1,7 @@
 //! `Sentinels`: asks sentinels for the current master of a name. After a failover the sentinels learn of the new master
 //! one after the other, so replies are compared by the epoch in which the master was elected.
 
-use crate::redis::{
-    address::{is_same_server, with_host},
-    topology::query::{QueryClient, REFRESH_EVERY},
-};
+use crate::redis::{QueryClient, REFRESH_EVERY, address::is_same_server, address::with_host};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use redis::ConnectionInfo;
 use std::{

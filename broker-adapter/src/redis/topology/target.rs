@@ -1,7 +1,7 @@
 //! `Target`: where one master is now. The connections to that master ask before each attempt, and learn from it when
 //! the master is at another server.
 
-use crate::redis::topology::sentinel::Sentinels;
+use crate::redis::Sentinels;
 use redis::ConnectionInfo;
 use std::{future::pending, sync::Arc};
 use tokio::sync::watch;

@@ -3,11 +3,7 @@
 
 use crate::{
     BrokerError, Cursor, Offset, Published, Room,
-    redis::{
-        commands::{self, CommandBuilder},
-        fence::Fence,
-        write::command::{Command, Messages, QueuedCommand},
-    },
+    redis::{Command, CommandBuilder, Fence, Messages, QueuedCommand, commands},
 };
 use redis::{Cmd, Value};
 use std::{collections::HashMap, iter::once};

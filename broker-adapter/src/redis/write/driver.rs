@@ -5,19 +5,8 @@
 use crate::{
     BrokerError,
     redis::{
-        commands::CommandBuilder,
-        connection::{
-            keep::Driver,
-            open::OpenConnection,
-            status::{ConnectionStatus, Signals},
-            supervisor::GRACE,
-        },
-        errors::{Redirect, refusal},
-        scripts::is_forgotten,
-        write::{
-            batch,
-            command::{Command, QueuedCommand},
-        },
+        Command, CommandBuilder, ConnectionStatus, Driver, GRACE, OpenConnection, QueuedCommand, Redirect, Signals,
+        errors::refusal, scripts::is_forgotten, write::batch,
     },
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};

@@ -4,12 +4,7 @@
 use crate::{
     BrokerError, Publish, Reply,
     redis::{
-        connection::status::ConnectionStatus,
-        context::NodeContext,
-        write::{
-            command::{Command, InFlight, Messages, PendingPublish, QueuedCommand},
-            driver::PublisherDriver,
-        },
+        Command, ConnectionStatus, InFlight, Messages, NodeContext, PendingPublish, PublisherDriver, QueuedCommand,
     },
 };
 use redis::{Cmd, Value};
