@@ -22,9 +22,9 @@ use crate::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The version of the layout.
-pub const VERSION: u8 = 1;
+const VERSION: u8 = 1;
 /// The offset of the tail: the length of the header before it.
-pub const TAIL: usize = 19;
+const TAIL: usize = 19;
 const PAYLOAD: usize = 55;
 const HAS_CURSOR: u8 = 1;
 const ANONYMOUS: u16 = u16::MAX;
@@ -32,14 +32,10 @@ const ANONYMOUS: u16 = u16::MAX;
 /// What an envelope carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
-    /// A publication.
+pub(crate) enum Kind {
     Message = 1,
-    /// A user joined.
     Joined = 2,
-    /// A user left.
     Left = 3,
-    /// A control message between nodes.
     Control = 4,
     /// Several publications of one room with consecutive offsets.
     Messages = 5,
@@ -47,7 +43,7 @@ pub enum Kind {
 
 /// A decoded envelope.
 #[derive(Debug, Clone)]
-pub enum Envelope {
+pub(crate) enum Envelope {
     /// Something that happened in a room.
     Room(RoomEvent),
     /// Publications of one room, in order.
@@ -56,14 +52,8 @@ pub enum Envelope {
     Control(Bytes),
 }
 
-/// The bytes are not an envelope that this version can read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an envelope of version {VERSION}")]
-pub struct Unreadable;
-
 /// The first three bytes of an envelope. The script that assigns the offset writes the rest of the header.
-#[must_use]
-pub fn head(kind: Kind, has_cursor: bool) -> [u8; 3] {
+pub(crate) fn head(kind: Kind, has_cursor: bool) -> [u8; 3] {
     [VERSION, kind as u8, if has_cursor { HAS_CURSOR } else { 0 }]
 }
 
@@ -76,7 +66,7 @@ fn header(kind: Kind, number: u64) -> [u8; TAIL] {
 }
 
 /// Appends a tail: everything from `node` on.
-pub fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, author: Option<SessionId>, payload: &[u8]) {
+pub(crate) fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, author: Option<SessionId>, payload: &[u8]) {
     out.reserve(PAYLOAD - TAIL + payload.len());
     out.put_u64(id.node.0);
     out.put_u64(id.number);
@@ -86,8 +76,7 @@ pub fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, author: Option<Se
 }
 
 /// The whole envelope of one or several messages of a room without history.
-#[must_use]
-pub fn messages_without_cursor(kind: Kind, tails: impl Iterator<Item = BytesMut>) -> Bytes {
+pub(crate) fn messages_without_cursor(kind: Kind, tails: impl Iterator<Item = BytesMut>) -> Bytes {
     let mut out = BytesMut::from(&header(kind, 0)[..]);
     for tail in tails {
         if kind == Kind::Messages {
@@ -99,8 +88,7 @@ pub fn messages_without_cursor(kind: Kind, tails: impl Iterator<Item = BytesMut>
 }
 
 /// The whole envelope of a control message.
-#[must_use]
-pub fn control(from: NodeId, payload: &[u8]) -> Bytes {
+pub(crate) fn control(from: NodeId, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(PAYLOAD + payload.len());
     out.put_slice(&header(Kind::Control, 0));
     put_tail(&mut out, MessageId { node: from, number: 0 }, 0, None, payload);
@@ -108,8 +96,7 @@ pub fn control(from: NodeId, payload: &[u8]) -> Bytes {
 }
 
 /// The payload of a presence event.
-#[must_use]
-pub fn presence_payload(who: &Who, info: Option<&[u8]>) -> Vec<u8> {
+pub(crate) fn presence_payload(who: &Who, info: Option<&[u8]>) -> Vec<u8> {
     let (len, name) = match who {
         Who::User(user) => (user.as_str().len().min(usize::from(ANONYMOUS) - 1) as u16, user.as_str().as_bytes()),
         Who::Session(_) => (ANONYMOUS, &[][..]),
@@ -121,65 +108,57 @@ pub fn presence_payload(who: &Who, info: Option<&[u8]>) -> Vec<u8> {
     out
 }
 
-/// Reads an envelope. Its payload is a slice of `bytes`.
-///
-/// # Errors
-/// [`Unreadable`] for other versions and kinds, short input, and a malformed cursor or user name.
-pub fn decode(bytes: &Bytes) -> Result<Envelope, Unreadable> {
+/// Reads an envelope. Its payload is a slice of `bytes`. `None` for other versions and kinds, short input, and a
+/// malformed cursor or user name.
+pub(crate) fn decode(bytes: &Bytes) -> Option<Envelope> {
     if bytes.len() < PAYLOAD || bytes[0] != VERSION {
-        return Err(Unreadable);
+        return None;
     }
-    let number = be64(bytes, 11);
+    let number = (&bytes[11..]).get_u64();
     let cursor = match bytes[2] & HAS_CURSOR {
         0 => None,
-        _ => Some(Cursor::new(epoch(&bytes[3..11])?, Offset(number))),
+        _ => Some(Cursor::new(Epoch::from_bytes(*bytes[3..].first_chunk()?)?, Offset(number))),
     };
     if bytes[1] == Kind::Messages as u8 {
         return decode_tails(bytes.slice(TAIL..), cursor).map(Envelope::Messages);
     }
     let publication = decode_tail(&bytes.slice(TAIL..), cursor)?;
-    Ok(match bytes[1] {
+    Some(match bytes[1] {
         k if k == Kind::Message as u8 => Envelope::Room(RoomEvent::Message(publication)),
         k if k == Kind::Joined as u8 => presence(PresenceKind::Joined, &publication, number)?,
         k if k == Kind::Left as u8 => presence(PresenceKind::Left, &publication, number)?,
         k if k == Kind::Control as u8 => Envelope::Control(publication.payload),
-        _ => return Err(Unreadable),
+        _ => return None,
     })
 }
 
-/// Reads a tail, as history stores it, of a message whose cursor is known.
-///
-/// # Errors
-/// [`Unreadable`] for short input.
-pub fn decode_tail(tail: &Bytes, cursor: Option<Cursor>) -> Result<Publication, Unreadable> {
-    if tail.len() < PAYLOAD - TAIL {
-        return Err(Unreadable);
-    }
-    let id = MessageId { node: NodeId(be64(tail, 0)), number: be64(tail, 8) };
-    let author = SessionId(tail[24..36].try_into().map_err(|_| Unreadable)?);
+/// Reads a tail, as history stores it, of a message whose cursor is known. `None` for short input.
+pub(crate) fn decode_tail(tail: &Bytes, cursor: Option<Cursor>) -> Option<Publication> {
+    let mut fields = tail.get(..PAYLOAD - TAIL)?;
+    let id = MessageId { node: NodeId(fields.get_u64()), number: fields.get_u64() };
+    let ts_ms = fields.get_u64();
+    let author = SessionId(fields.try_into().ok()?);
     let author = (author.0 != [0; SessionId::BYTES]).then_some(author);
-    Ok(Publication { cursor, id, author, ts_ms: be64(tail, 16), payload: tail.slice(PAYLOAD - TAIL..) })
+    Some(Publication { cursor, id, author, ts_ms, payload: tail.slice(PAYLOAD - TAIL..) })
 }
 
 /// Reads several tails, each after its length. `cursor` is that of the first one.
-fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>) -> Result<Vec<Publication>, Unreadable> {
+fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>) -> Option<Vec<Publication>> {
     let mut list = Vec::new();
     while !rest.is_empty() {
-        let len = *rest.first_chunk::<4>().ok_or(Unreadable)?;
-        rest.advance(len.len());
-        let len = u32::from_be_bytes(len) as usize;
+        let len = rest.try_get_u32().ok()? as usize;
         if len > rest.len() {
-            return Err(Unreadable);
+            return None;
         }
         list.push(decode_tail(&rest.split_to(len), cursor)?);
         cursor = cursor.map(|last| Cursor::new(last.epoch, last.offset.next()));
     }
-    Ok(list)
+    Some(list)
 }
 
-fn presence(kind: PresenceKind, p: &Publication, version: u64) -> Result<Envelope, Unreadable> {
-    let (who, info) = read_presence_payload(&p.payload, p.author).ok_or(Unreadable)?;
-    Ok(Envelope::Room(RoomEvent::Presence(PresenceEvent { kind, who, info, version })))
+fn presence(kind: PresenceKind, p: &Publication, version: u64) -> Option<Envelope> {
+    let (who, info) = read_presence_payload(&p.payload, p.author)?;
+    Some(Envelope::Room(RoomEvent::Presence(PresenceEvent { kind, who, info, version })))
 }
 
 /// Reads the payload of a presence event. An anonymous member is named by its session.
@@ -194,17 +173,6 @@ pub(crate) fn read_presence_payload(payload: &Bytes, session: Option<SessionId>)
     };
     let info = payload.slice(2 + name_len..);
     Some((who, (!info.is_empty()).then_some(info)))
-}
-
-fn epoch(bytes: &[u8]) -> Result<Epoch, Unreadable> {
-    bytes.try_into().ok().and_then(Epoch::from_bytes).ok_or(Unreadable)
-}
-
-/// Reads eight bytes at `at`. The caller has checked the length.
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    let mut eight = [0; 8];
-    eight.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_be_bytes(eight)
 }
 
 #[cfg(test)]
@@ -230,7 +198,7 @@ mod tests {
         let golden = b"\x01\x01\x01Xk2p9QaB\0\0\0\0\0\0\0\x2a\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x09\
             \0\0\x01\x9a\xa8\x49\xcc\x7babcdefghijklhi";
         assert_eq!(&bytes[..], &golden[..]);
-        let Ok(Envelope::Room(RoomEvent::Message(p))) = decode(&bytes) else { panic!("a message") };
+        let Some(Envelope::Room(RoomEvent::Message(p))) = decode(&bytes) else { panic!("a message") };
         assert_eq!(p.cursor.unwrap().to_string(), "Xk2p9QaB.42");
         assert_eq!((p.id, p.ts_ms, p.author), (ID, 1_763_760_000_123, Some(SessionId(*b"abcdefghijkl"))));
         assert_eq!(&p.payload[..], b"hi");
@@ -243,7 +211,7 @@ mod tests {
         let payload = presence_payload(&Who::User(User::new("u42")), Some(b"{}"));
         put_tail(&mut out, ID, 0, Some(SessionId(*b"abcdefghijkl")), &payload);
         assert_eq!(&out[PAYLOAD..], b"\0\x03u42{}");
-        let Ok(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
+        let Some(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
         assert_eq!((e.kind, e.version), (PresenceKind::Left, 7));
         assert_eq!(e.who, Who::User(User::new("u42")));
         assert_eq!(e.info.as_deref(), Some(&b"{}"[..]));
@@ -254,7 +222,7 @@ mod tests {
         let mut out = BytesMut::from(&header(Kind::Joined, 1)[..]);
         let session = SessionId(*b"abcdefghijkl");
         put_tail(&mut out, ID, 0, Some(session), &presence_payload(&Who::Session(session), None));
-        let Ok(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
+        let Some(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
         assert_eq!((e.who, e.info), (Who::Session(session), None));
     }
 
@@ -268,13 +236,13 @@ mod tests {
             put_tail(&mut out, ID, 7, Some(SessionId(*b"abcdefghijkl")), payload.as_bytes());
         }
         let whole = out.freeze();
-        let Ok(Envelope::Messages(list)) = decode(&whole) else { panic!("messages") };
+        let Some(Envelope::Messages(list)) = decode(&whole) else { panic!("messages") };
         let seen: Vec<_> = list.iter().map(|p| (p.cursor.unwrap().to_string(), &p.payload[..])).collect();
         let due: [(_, &[u8]); 3] = [("Xk2p9QaB.42", b"hi"), ("Xk2p9QaB.43", b""), ("Xk2p9QaB.44", b"there")];
         assert_eq!(seen, due.map(|(cursor, payload)| (cursor.to_owned(), payload)));
         for cut in TAIL + 1..whole.len() {
             let whole_messages = cut == TAIL + 42 || cut == TAIL + 82;
-            assert_eq!(decode(&whole.slice(..cut)).is_ok(), whole_messages && cut >= PAYLOAD, "cut to {cut}");
+            assert_eq!(decode(&whole.slice(..cut)).is_some(), whole_messages && cut >= PAYLOAD, "cut to {cut}");
         }
     }
 
@@ -283,7 +251,7 @@ mod tests {
         for (at, value) in [(0, 2), (1, 0), (1, 6), (3, b'*')] {
             let mut bytes = with_cursor(b"hi").to_vec();
             bytes[at] = value;
-            assert_eq!(decode(&bytes.into()).err(), Some(Unreadable), "byte {at} = {value}");
+            assert!(decode(&bytes.into()).is_none(), "byte {at} = {value}");
         }
     }
 

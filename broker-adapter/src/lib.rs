@@ -37,7 +37,7 @@ mod broker;
 #[allow(clippy::unwrap_used, missing_docs)]
 pub mod contract;
 mod cursor;
-pub mod envelope;
+mod envelope;
 mod memory;
 mod position;
 pub mod redis;

@@ -1,7 +1,7 @@
 //! `Position`: the last message that one consumer of one room has had, and what the next message means to it. Pure: no
 //! I/O, no clock.
 
-use crate::{Cursor, Offset};
+use crate::Cursor;
 
 /// The last message that a consumer of a room with history has had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,18 +64,12 @@ impl Position {
     pub fn covers(self, cursor: Cursor) -> bool {
         cursor.epoch == self.0.epoch && cursor.offset <= self.0.offset
     }
-
-    /// The offset of the last message.
-    #[must_use]
-    pub fn offset(self) -> Offset {
-        self.0.offset
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Epoch;
+    use crate::{Epoch, Offset};
     use proptest::prelude::*;
 
     fn cursor(epoch: &[u8; 8], offset: u64) -> Cursor {

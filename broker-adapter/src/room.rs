@@ -31,15 +31,6 @@ impl Room {
     /// # Errors
     /// [`RoomInvalid`] names the first rule that is broken.
     pub fn parse(name: &str) -> Result<Self, RoomInvalid> {
-        Self::check(name)?;
-        Ok(Self(name.into()))
-    }
-
-    /// Checks a name as [`Room::parse`] does, for callers that only look a room up.
-    ///
-    /// # Errors
-    /// As [`Room::parse`].
-    pub fn check(name: &str) -> Result<(), RoomInvalid> {
         if name.is_empty() || name.len() > Self::BYTES_MAX {
             return Err(RoomInvalid::Length);
         }
@@ -49,7 +40,7 @@ impl Room {
         if name.starts_with('$') {
             return Err(RoomInvalid::Reserved);
         }
-        Ok(())
+        Ok(Self(name.into()))
     }
 
     /// The name.

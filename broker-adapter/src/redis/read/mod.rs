@@ -264,7 +264,7 @@ fn publications(entries: Value, epoch: Epoch) -> Result<Vec<Publication>, Broker
         let [Value::BulkString(id), Value::Array(fields)] = <[Value; 2]>::try_from(parts).ok()? else { return None };
         let offset = std::str::from_utf8(&id).ok()?.strip_suffix("-0")?.parse().ok().filter(|offset| *offset > 0)?;
         let Value::BulkString(tail) = fields.into_iter().nth(1)? else { return None };
-        envelope::decode_tail(&Bytes::from(tail), Some(Cursor::new(epoch, Offset(offset)))).ok()
+        envelope::decode_tail(&Bytes::from(tail), Some(Cursor::new(epoch, Offset(offset))))
     };
     let publications: Option<Vec<Publication>> = entries.into_iter().map(entry).collect();
     publications.ok_or_else(|| BrokerError::Protocol("malformed history entry".into()))

@@ -86,14 +86,14 @@ impl PubSubConnection {
             return;
         };
         match (builder.keys.room_of(&channel), envelope::decode(&Bytes::from(bytes))) {
-            (Some(room), Ok(Envelope::Room(event))) => self.interest().deliver(number, room, &event, subscribers),
-            (Some(room), Ok(Envelope::Messages(list))) => {
+            (Some(room), Some(Envelope::Room(event))) => self.interest().deliver(number, room, &event, subscribers),
+            (Some(room), Some(Envelope::Messages(list))) => {
                 let mut interest = self.interest();
                 for publication in list {
                     interest.deliver(number, room, &RoomEvent::Message(publication), subscribers);
                 }
             }
-            (None, Ok(Envelope::Control(message))) => subscribers.iter().for_each(|s| s.on_control(message.clone())),
+            (None, Some(Envelope::Control(message))) => subscribers.iter().for_each(|s| s.on_control(message.clone())),
             _ => drop(unreadable.fetch_add(1, Ordering::Relaxed)),
         }
     }
