@@ -1,4 +1,4 @@
-//! The names of keys and channels. Every name of a room contains its partition as a Redis Cluster hash tag, so all
+//! The names of keys and channels, and of Redis memories. Every name of a room contains its partition as a Redis Cluster hash tag, so all
 //! keys of one script share a slot. All nodes of a cluster use these names, those of other versions too: neither the
 //! names nor the hash ever change.
 //!
@@ -167,6 +167,23 @@ impl Keys {
         name.push(HEX[usize::from(partition.0 & 15)] as char);
         name.push_str("}:");
         name
+    }
+}
+
+/// Names the Redis memory that gave out a room's offsets: the first characters of a server's `run_id`, which every
+/// restart and failover changes. Stored with each room and compared before an offset is used, so that offsets of a lost
+/// memory are never continued.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Fence(String);
+
+impl Fence {
+    /// Takes 16 of the 40 hexadecimal digits: enough to distinguish memories, and every room's meta holds a copy.
+    pub(crate) fn new(run_id: &str) -> Self {
+        Self(run_id.chars().take(16).collect())
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

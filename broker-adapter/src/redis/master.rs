@@ -4,8 +4,8 @@
 use crate::{
     BrokerError, Gap, HistoryQuery, Page, Retention, Room,
     redis::{
-        CONNECT_MAX, ConnectError, ConnectionStatus, Endpoint, Fence, NodeContext, Partition, PubSubConnection,
-        Publisher, RETRY_MAX, ReadPool, SubscriberDriver, Target, connection::keep::keep,
+        CONNECT_MAX, ConnectError, ConnectionStatus, Fence, NodeContext, Partition, PubSubConnection, Publisher,
+        RETRY_MAX, ReadPool, SubscriberDriver, Target, connection::keep::keep,
     },
 };
 use std::{mem::replace, sync::Arc, time::Duration};
@@ -42,18 +42,14 @@ impl Master {
         let (stop, stopped) = watch::channel(false);
         let (partitions, controls) = watch::channel(partitions);
         let status = |name: String| Arc::new(ConnectionStatus::new(name + of, context.events.clone()));
-        let endpoint = |status: &Arc<ConnectionStatus>| Endpoint {
-            status: status.clone(),
-            target: target.clone(),
-            scripts: context.builder.scripts,
-        };
+        let scripts = context.builder.scripts;
         let (publisher, driver) = Publisher::new(status("commands".into()), context.clone());
-        tokio::spawn(keep(endpoint(&publisher.status), driver, stopped.clone()));
+        tokio::spawn(keep(publisher.status.clone(), target.clone(), scripts, driver, stopped.clone()));
         let connections = (0..context.config.subscriber_connections).map(|number| {
             let status = status(format!("subscriber {number}"));
             let connection = Arc::new(PubSubConnection::new(status, context.clone()));
             let driver = SubscriberDriver::new(connection.clone(), (number == 0).then(|| controls.clone()));
-            tokio::spawn(keep(endpoint(&connection.status), driver, stopped.clone()));
+            tokio::spawn(keep(connection.status.clone(), target.clone(), scripts, driver, stopped.clone()));
             connection
         });
         let connections = connections.collect();

@@ -10,7 +10,7 @@
 //! - `connection/` keeps one connection open, and decides when to give it up.
 //! - `topology/` asks sentinels and clusters where the masters are.
 //! - `commands.rs`, `scripts/` build the commands; the scripts run in Redis.
-//! - `address.rs`, `keys.rs`, `fence.rs`, `errors.rs` are names and values: servers, keys, memories, errors.
+//! - `address.rs`, `keys.rs`, `errors.rs` are names and values: servers, keys, memories, errors.
 //!
 //! Tasks run on the runtime of the caller of [`RedisBroker::connect`] and end with the broker. The client library's own
 //! resubscription and connection manager are not used: they lose subscriptions and stall for seconds.
@@ -22,7 +22,6 @@ mod connection;
 mod context;
 mod deployment;
 mod errors;
-mod fence;
 mod keys;
 mod master;
 mod presence;
@@ -40,7 +39,7 @@ use self::{
     address::{Address, AddressKind},
     commands::CommandBuilder,
     connection::{
-        keep::{Driver, Endpoint},
+        keep::Driver,
         open::OpenConnection,
         status::{ConnectionStatus, Signals},
         supervisor::{CONNECT_MAX, GRACE, RETRY_MAX},
@@ -48,8 +47,7 @@ use self::{
     context::{NodeContext, TopologyEvents},
     deployment::Deployment,
     errors::Redirect,
-    fence::Fence,
-    keys::{HOME, Keys, PARTITIONS, Part, Partition},
+    keys::{Fence, HOME, Keys, PARTITIONS, Part, Partition},
     master::Master,
     presence::{heartbeat::Heartbeat, roster::Loss, roster::Roster},
     read::ReadPool,
@@ -62,10 +60,8 @@ use self::{
     },
     topology::{
         cluster::{Assignment, ClusterTopology},
-        query::QueryClient,
-        query::REFRESH_EVERY,
-        sentinel::Sentinels,
-        target::Target,
+        query::{QueryClient, REFRESH_EVERY},
+        target::{Sentinels, Target},
     },
     write::{
         command::{

@@ -21,12 +21,12 @@ use tokio::{
 
 /// Uses a connection for one purpose: to write, or to subscribe.
 pub(crate) trait Driver: Send {
+    /// How long the client library waits for a reply.
+    const RESPONSE_MAX: Duration;
+
     /// Makes the function that takes what Redis sends unasked over the next connection. The function is called in the
     /// connection's own task and must not block.
     fn push_handler(&mut self, signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync>;
-
-    /// How long the client library waits for a reply.
-    fn response_timeout(&self) -> Duration;
 
     /// Uses a connection until the future is dropped.
     fn drive<'a>(&'a mut self, connection: OpenConnection, signals: &'a Signals) -> BoxFuture<'a, ()>;
@@ -37,19 +37,17 @@ pub(crate) trait Driver: Send {
     }
 }
 
-/// A connection to be kept: its status, where it leads, and the scripts that it needs.
-pub(crate) struct Endpoint {
-    pub(crate) status: Arc<ConnectionStatus>,
-    pub(crate) target: Target,
-    pub(crate) scripts: &'static Scripts,
-}
-
-/// Keeps a connection until `stop` is true.
-pub(crate) async fn keep(endpoint: Endpoint, mut driver: impl Driver, mut stop: watch::Receiver<bool>) {
-    let status = Arc::clone(&endpoint.status);
+/// Keeps a connection to the target until `stop` is true.
+pub(crate) async fn keep(
+    status: Arc<ConnectionStatus>,
+    target: Target,
+    scripts: &'static Scripts,
+    mut driver: impl Driver,
+    mut stop: watch::Receiver<bool>,
+) {
     let supervisor = Supervisor::new(Instant::now());
     // The first failure is not logged: the status reports it.
-    let mut task = ConnectionTask { endpoint, supervisor, shown: State::Down, is_logged: true };
+    let mut task = ConnectionTask { status: &status, target, scripts, supervisor, shown: State::Down, is_logged: true };
     let keeping = async {
         loop {
             let (connection, signals) = task.connect(&mut driver).await;
@@ -65,8 +63,10 @@ pub(crate) async fn keep(endpoint: Endpoint, mut driver: impl Driver, mut stop: 
 }
 
 /// The task that keeps one connection.
-struct ConnectionTask {
-    endpoint: Endpoint,
+struct ConnectionTask<'a> {
+    status: &'a ConnectionStatus,
+    target: Target,
+    scripts: &'a Scripts,
     supervisor: Supervisor,
     /// The state that other tasks and the log know.
     shown: State,
@@ -74,13 +74,13 @@ struct ConnectionTask {
     is_logged: bool,
 }
 
-impl ConnectionTask {
+impl ConnectionTask<'_> {
     /// Tries until there is a connection.
     async fn connect(&mut self, driver: &mut impl Driver) -> (OpenConnection, Arc<Signals>) {
         loop {
             match self.step() {
                 Step::Wait(until) => {
-                    let target = &mut self.endpoint.target;
+                    let target = &mut self.target;
                     let waiting = async {
                         tokio::select! {
                             () = sleep_until(until.into()) => false,
@@ -102,8 +102,8 @@ impl ConnectionTask {
     }
 
     /// Tries once.
-    async fn attempt(&mut self, driver: &mut impl Driver) -> Option<(OpenConnection, Arc<Signals>)> {
-        let signals = self.endpoint.status.signals();
+    async fn attempt<D: Driver>(&mut self, driver: &mut D) -> Option<(OpenConnection, Arc<Signals>)> {
+        let signals = self.status.signals();
         let (reports, handle) = (Arc::clone(&signals), driver.push_handler(&signals));
         let on_push = move |push: PushInfo| match push.kind {
             PushKind::Disconnection => reports.lost.notify_one(),
@@ -112,14 +112,13 @@ impl ConnectionTask {
                 handle(push);
             }
         };
-        let Endpoint { target, scripts, .. } = &mut self.endpoint;
-        let opening = open(target.clone(), scripts, driver.response_timeout(), on_push);
+        let opening = open(self.target.clone(), self.scripts, D::RESPONSE_MAX, on_push);
         // `open` asks for the current master. Only a move after that question ends the attempt.
-        target.mark_seen();
+        self.target.mark_seen();
         let attempt = async {
             tokio::select! {
                 result = opening => (false, result),
-                address = target.moved() => {
+                address = self.target.moved() => {
                     let why = "it became the master during the attempt".to_owned();
                     (true, Err(ConnectError::Refused { address, why }))
                 }
@@ -129,14 +128,14 @@ impl ConnectionTask {
         let connection = match result {
             Ok(connection) => {
                 self.is_logged = false;
-                self.endpoint.status.set_connected(connection.server.clone());
+                self.status.set_connected(connection.server.clone());
                 self.input(Input::Connected);
                 Some(connection)
             }
             Err(error) => {
                 self.log(&error);
                 self.input(Input::Refused);
-                self.endpoint.status.set_first(Err(error));
+                self.status.set_first(Err(error));
                 None
             }
         };
@@ -169,7 +168,7 @@ impl ConnectionTask {
                 biased;
                 input = signals.next() => input,
                 input = reply => input,
-                master = self.endpoint.target.moved() => {
+                master = self.target.moved() => {
                     if master == connection.server.address.addr().to_string() {
                         continue;
                     }
@@ -212,7 +211,7 @@ impl ConnectionTask {
             return;
         }
         self.shown = now;
-        let status = &self.endpoint.status;
+        let status = self.status;
         status.set_state(now);
         let connection = &status.name;
         match now {
@@ -225,7 +224,7 @@ impl ConnectionTask {
 
     /// Warns once until the next connection.
     fn log(&mut self, error: &ConnectError) {
-        let connection = &self.endpoint.status.name;
+        let connection = &self.status.name;
         if self.is_logged {
             tracing::debug!(%connection, %error, "Redis cannot be reached");
         } else {

@@ -5,8 +5,8 @@ use crate::{
     BrokerError, Cursor, Room,
     redis::{
         CommandBuilder, Driver, Fence, NodeContext, OpenConnection, Pace, Part, Partition, PubSubConnection, Redirect,
-        Signals, commands, errors::refusal, scripts::is_forgotten, subscribe::channels::subscribe,
-        subscribe::channels::unsubscribe, subscribe::interest::Batch, subscribe::interest::STEP,
+        Signals, commands, errors::refusal, scripts::is_forgotten, subscribe::interest::Batch,
+        subscribe::interest::STEP,
     },
 };
 use futures_util::{
@@ -30,8 +30,6 @@ use tokio::{
 
 /// Batches in flight. With 512 rooms in each, 100,000 rooms are subscribed again in about half a second.
 const BATCHES: usize = 8;
-/// A batch that takes longer ends the connection. The probe decides earlier whether Redis is alive at all.
-const REPLY_MAX: Duration = Duration::from_secs(5);
 
 /// Sends the commands of one [`PubSubConnection`].
 pub(crate) struct SubscriberDriver {
@@ -45,6 +43,9 @@ pub(crate) struct SubscriberDriver {
 }
 
 impl Driver for SubscriberDriver {
+    /// A batch that takes longer ends the connection. The probe decides earlier whether Redis is alive at all.
+    const RESPONSE_MAX: Duration = Duration::from_secs(5);
+
     fn push_handler(&mut self, signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync> {
         self.number += 1;
         self.leaving = Arc::default();
@@ -59,10 +60,6 @@ impl Driver for SubscriberDriver {
             }
             connection.receive(number, push);
         })
-    }
-
-    fn response_timeout(&self) -> Duration {
-        REPLY_MAX
     }
 
     fn drive<'a>(&'a mut self, connection: OpenConnection, signals: &'a Signals) -> BoxFuture<'a, ()> {
@@ -168,4 +165,47 @@ fn heads(replies: &[Value], signals: &Signals) -> RedisResult<Vec<Result<Cursor,
         reply => Ok(commands::head(reply).ok_or_else(|| BrokerError::Protocol("malformed head".into()))),
     };
     replies.iter().map(head).collect()
+}
+
+/// Subscribes channels, and returns when every one is confirmed: all with one command, or in a cluster with one command
+/// each. The channels of one SSUBSCRIBE must share a slot, and the client library does not know how many confirmations
+/// one brings.
+async fn subscribe(conn: &mut MultiplexedConnection, is_sharded: bool, channels: Vec<String>) -> RedisResult<()> {
+    if is_sharded {
+        return one_by_one(conn, "SSUBSCRIBE", &PushKind::SSubscribe, &channels).await;
+    }
+    conn.subscribe(channels).await
+}
+
+/// Unsubscribes channels as [`subscribe`] subscribes them.
+async fn unsubscribe(conn: &mut MultiplexedConnection, is_sharded: bool, channels: Vec<String>) -> RedisResult<()> {
+    if is_sharded {
+        return one_by_one(conn, "SUNSUBSCRIBE", &PushKind::SUnsubscribe, &channels).await;
+    }
+    conn.unsubscribe(channels).await
+}
+
+/// Fails unless each reply is the confirmation of its own channel. When a slot moves, the server sends unsubscriptions
+/// of its own, and the client library takes one for the reply to whatever command is waiting.
+async fn one_by_one(
+    conn: &mut MultiplexedConnection,
+    command: &str,
+    confirmation: &PushKind,
+    channels: &[String],
+) -> RedisResult<()> {
+    let mut pipe = Pipeline::with_capacity(channels.len());
+    for channel in channels {
+        pipe.cmd(command).arg(channel);
+    }
+    let replies = conn.send_packed_commands(&pipe, 0, channels.len()).await?;
+    for (channel, reply) in channels.iter().zip(replies) {
+        match reply {
+            Value::Push { kind, data }
+                if kind == *confirmation
+                    && matches!(data.first(), Some(Value::BulkString(name)) if name == channel.as_bytes()) => {}
+            Value::ServerError(error) => return Err(error.into()),
+            _ => return Err((ErrorKind::UnexpectedReturnType, "the reply to another command").into()),
+        }
+    }
+    Ok(())
 }

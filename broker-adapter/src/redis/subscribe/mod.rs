@@ -4,9 +4,8 @@
 //! - `interest.rs`: which rooms a connection follows, and what is to be sent over it next; without I/O.
 //! - `connection.rs`: the connection as the broker sees it: follow a room, leave it, read its head; hands what Redis
 //!   pushes to the subscribers.
-//! - `driver.rs`, `channels.rs`: send the commands.
+//! - `driver.rs`: sends the commands.
 
-pub(crate) mod channels;
 pub(crate) mod connection;
 pub(crate) mod driver;
 pub(crate) mod interest;

@@ -3,5 +3,4 @@
 
 pub(crate) mod cluster;
 pub(crate) mod query;
-pub(crate) mod sentinel;
 pub(crate) mod target;

@@ -43,13 +43,11 @@ struct Replied {
 }
 
 impl Driver for PublisherDriver {
+    /// The deadline is REPLY_MAX and GRACE in `send`; the client library's must not come before it.
+    const RESPONSE_MAX: Duration = REPLY_MAX.saturating_mul(4);
+
     fn push_handler(&mut self, _signals: &Arc<Signals>) -> Box<dyn Fn(PushInfo) + Send + Sync> {
         Box::new(|_| {})
-    }
-
-    fn response_timeout(&self) -> Duration {
-        // The deadline is REPLY_MAX and GRACE in `send`; the client library's must not come before it.
-        REPLY_MAX * 4
     }
 
     fn drive<'a>(&'a mut self, connection: OpenConnection, signals: &'a Signals) -> BoxFuture<'a, ()> {
