@@ -7,7 +7,10 @@ use crate::{
 };
 use bytes::BytesMut;
 use redis::{Cmd, Value};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// How long a room's meta is kept after its last message or join, at least. Until then cursors of the room are valid.
 const META_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -20,7 +23,7 @@ const VERSIONS_PER_MS: u64 = 1000;
 pub(crate) struct CommandBuilder {
     pub(crate) keys: Keys,
     pub(crate) node: NodeId,
-    pub(crate) scripts: &'static Scripts,
+    pub(crate) scripts: Arc<Scripts>,
 }
 
 impl CommandBuilder {

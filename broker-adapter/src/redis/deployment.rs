@@ -21,7 +21,6 @@ const REFRESH_MIN: Duration = Duration::from_millis(50);
 /// The masters of one address, and the presence of this node's sessions there.
 pub(crate) struct Deployment {
     pub(crate) routes: Arc<Routes>,
-    roster: Arc<Roster>,
     heartbeat: Arc<Heartbeat>,
     /// Ends the tasks, also by being dropped.
     stop: watch::Sender<bool>,
@@ -52,14 +51,14 @@ impl Deployment {
             }
         };
         let roster = Arc::new(Roster::new(context.builder.node));
-        let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster: roster.clone() });
+        let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster });
         heartbeat.begin().await.map_err(|why: BrokerError| refused(why.to_string()))?;
         tokio::spawn(Arc::clone(&heartbeat).run(stopped));
-        Ok(Self { routes, roster, heartbeat, stop })
+        Ok(Self { routes, heartbeat, stop })
     }
 
     pub(crate) fn update_presence(&self, room: &Room, update: PresenceUpdate) -> oneshot::Receiver<Written> {
-        self.roster.update(room, update, &self.routes.master(room).publisher)
+        self.heartbeat.roster.update(room, update, &self.routes.master(room).publisher)
     }
 
     /// Writes what is pending, and closes the connections.

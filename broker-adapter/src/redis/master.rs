@@ -2,13 +2,17 @@
 //! it receives, and the pool for what it reads. `topology/` finds the master; `routes.rs` decides which rooms it has.
 
 use crate::{
-    BrokerError, Gap, HistoryQuery, Page, Retention, Room,
+    BrokerError, Gap, HistoryQuery, Page, Retention, Room, Status,
     redis::{
         CONNECT_MAX, ConnectError, ConnectionStatus, Fence, NodeContext, Partition, PubSubConnection, Publisher,
         RETRY_MAX, ReadPool, SubscriberDriver, Target, connection::keep::keep,
     },
 };
-use std::{mem::replace, sync::Arc, time::Duration};
+use std::{
+    mem::replace,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{sync::watch, time::timeout};
 
 /// How long a read may wait for the head of a room that Redis does not know.
@@ -27,7 +31,7 @@ pub(crate) struct Master {
     pub(crate) reads: Arc<ReadPool>,
     connections: Vec<Arc<PubSubConnection>>,
     /// The partitions that it has. This node receives control messages in them, over the first connection.
-    partitions: watch::Sender<Vec<Partition>>,
+    pub(crate) partitions: watch::Sender<Vec<Partition>>,
     stop: watch::Sender<bool>,
 }
 
@@ -42,14 +46,14 @@ impl Master {
         let (stop, stopped) = watch::channel(false);
         let (partitions, controls) = watch::channel(partitions);
         let status = |name: String| Arc::new(ConnectionStatus::new(name + of, context.events.clone()));
-        let scripts = context.builder.scripts;
+        let scripts = || context.builder.scripts.clone();
         let (publisher, driver) = Publisher::new(status("commands".into()), context.clone());
-        tokio::spawn(keep(publisher.status.clone(), target.clone(), scripts, driver, stopped.clone()));
+        tokio::spawn(keep(publisher.status.clone(), target.clone(), scripts(), driver, stopped.clone()));
         let connections = (0..context.config.subscriber_connections).map(|number| {
             let status = status(format!("subscriber {number}"));
             let connection = Arc::new(PubSubConnection::new(status, context.clone()));
             let driver = SubscriberDriver::new(connection.clone(), (number == 0).then(|| controls.clone()));
-            tokio::spawn(keep(connection.status.clone(), target.clone(), scripts, driver, stopped.clone()));
+            tokio::spawn(keep(connection.status.clone(), target.clone(), scripts(), driver, stopped.clone()));
             connection
         });
         let connections = connections.collect();
@@ -79,23 +83,17 @@ impl Master {
         self.statuses().all(ConnectionStatus::is_up)
     }
 
-    pub(crate) fn reconnects(&self) -> u64 {
-        self.statuses().map(ConnectionStatus::reconnects).sum()
-    }
-
-    /// The rooms that this node follows here.
-    pub(crate) fn rooms(&self) -> u64 {
-        self.connections.iter().map(|connection| connection.interest().rooms() as u64).sum()
+    /// Adds these connections to the node's status.
+    pub(crate) fn add_to(&self, status: &mut Status) {
+        status.up &= self.is_up();
+        status.reconnects += self.statuses().map(ConnectionStatus::reconnects).sum::<u64>();
+        status.in_flight += self.publisher.in_flight.publishes.load(Ordering::Relaxed);
+        status.rooms += self.connections.iter().map(|c| c.interest().rooms() as u64).sum::<u64>();
     }
 
     /// The connection over which the rooms of a partition come.
     pub(crate) fn connection(&self, partition: Partition) -> &PubSubConnection {
         &self.connections[usize::from(partition.0) % self.connections.len()]
-    }
-
-    /// One of its partitions; `None` if it has none.
-    pub(crate) fn first_partition(&self) -> Option<Partition> {
-        self.partitions.borrow().first().copied()
     }
 
     /// Sets the partitions of the master, in which this node receives control messages from now on.
@@ -159,7 +157,7 @@ impl Master {
 /// the other. A page of the old master would then hide what the new one has delivered, so a reader waits until both
 /// have followed.
 async fn common_fence(one: &ConnectionStatus, other: &ConnectionStatus) -> Option<Fence> {
-    let (mut of_one, mut of_other) = (one.connections(), other.connections());
+    let (mut of_one, mut of_other) = (one.last.subscribe(), other.last.subscribe());
     let agreement = async {
         loop {
             if let (Some(fence), Some(same)) = (one.fence(), other.fence())

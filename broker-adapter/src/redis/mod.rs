@@ -2,7 +2,7 @@
 //!
 //! From the outside inwards; a file uses only what stands below it:
 //!
-//! - `config.rs` has the settings.
+//! - `config.rs` has the settings; `context.rs` is what all connections of the node have in common.
 //! - `deployment.rs` is everything that belongs to one address: a server, sentinels or a cluster.
 //! - `presence/` keeps the presence of this node's sessions in Redis, and removes the members of dead nodes.
 //! - `routes.rs` knows which master has which rooms; `master.rs` is what is kept with one master.
@@ -89,8 +89,7 @@ use std::sync::{
 
 /// A broker over one or several Redis, among which rooms are divided by their partitions.
 pub struct RedisBroker {
-    node: NodeId,
-    keys: Keys,
+    builder: CommandBuilder,
     deployments: Vec<Deployment>,
     /// The index in `deployments` of each partition's deployment.
     by_partition: Vec<usize>,
@@ -109,9 +108,10 @@ impl RedisBroker {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (node, is_cluster) = (NodeId::random(), config.is_cluster());
         let keys = Keys::new(&config.prefix, is_cluster);
+        let builder = CommandBuilder { keys, node, scripts: Arc::new(Scripts::new(is_cluster)) };
         let context = NodeContext {
             config: config.clone(),
-            builder: CommandBuilder { keys: keys.clone(), node, scripts: Scripts::of(is_cluster) },
+            builder: builder.clone(),
             subscribers: subscribers.into(),
             unreadable: Arc::default(),
             numbers: Arc::new(AtomicU64::new(1)),
@@ -125,7 +125,7 @@ impl RedisBroker {
         });
         let deployments = try_join_all(connecting).await?;
         let by_partition = Partition::all().map(|partition| partition.choose(&names)).collect();
-        Ok(Arc::new(Self { node, keys, deployments, by_partition, unreadable: context.unreadable }))
+        Ok(Arc::new(Self { builder, deployments, by_partition, unreadable: context.unreadable }))
     }
 
     fn deployment(&self, room: &Room) -> &Deployment {
@@ -205,12 +205,13 @@ impl Broker for RedisBroker {
     fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool> {
         let masters: Vec<_> = self.masters().collect();
         let master = masters.iter().find(|master| master.publisher.status.is_up()).unwrap_or(&masters[0]);
-        let partition = master.first_partition().unwrap_or(HOME);
+        let partition = master.partitions.borrow().first().copied().unwrap_or(HOME);
+        let CommandBuilder { keys, node, .. } = &self.builder;
         let channel = match target {
-            NodeTarget::All => self.keys.control(partition),
-            NodeTarget::One(node) => self.keys.control_to(node, partition),
+            NodeTarget::All => keys.control(partition),
+            NodeTarget::One(node) => keys.control_to(node, partition),
         };
-        let sent = master.publisher.send_control(&channel, &envelope::control(self.node, &message));
+        let sent = master.publisher.submit(self.builder.send(&channel, &envelope::control(*node, &message)));
         // The reply of PUBLISH is the number of subscribers.
         Box::pin(async { sent.await.map(|subscribers| subscribers != Value::Int(0)) })
     }
@@ -222,19 +223,14 @@ impl Broker for RedisBroker {
     /// `up`: this node can publish into every room and receives what others publish.
     fn status(&self) -> Status {
         let mut status = Status {
-            node: self.node,
+            node: self.builder.node,
             up: true,
             reconnects: 0,
             in_flight: 0,
             rooms: 0,
             unreadable: self.unreadable.load(Ordering::Relaxed),
         };
-        for master in self.masters() {
-            status.up &= master.is_up();
-            status.reconnects += master.reconnects();
-            status.in_flight += master.publisher.in_flight.publishes.load(Ordering::Relaxed);
-            status.rooms += master.rooms();
-        }
+        self.masters().for_each(|master| master.add_to(&mut status));
         status
     }
 

@@ -41,7 +41,7 @@ pub(crate) trait Driver: Send {
 pub(crate) async fn keep(
     status: Arc<ConnectionStatus>,
     target: Target,
-    scripts: &'static Scripts,
+    scripts: Arc<Scripts>,
     mut driver: impl Driver,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -66,7 +66,7 @@ pub(crate) async fn keep(
 struct ConnectionTask<'a> {
     status: &'a ConnectionStatus,
     target: Target,
-    scripts: &'a Scripts,
+    scripts: Arc<Scripts>,
     supervisor: Supervisor,
     /// The state that other tasks and the log know.
     shown: State,
@@ -112,7 +112,7 @@ impl ConnectionTask<'_> {
                 handle(push);
             }
         };
-        let opening = open(self.target.clone(), self.scripts, D::RESPONSE_MAX, on_push);
+        let opening = open(self.target.clone(), &self.scripts, D::RESPONSE_MAX, on_push);
         // `open` asks for the current master. Only a move after that question ends the attempt.
         self.target.mark_seen();
         let attempt = async {

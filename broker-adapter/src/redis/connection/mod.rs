@@ -1,9 +1,4 @@
-//! One connection to Redis, and the task that keeps it open.
-//!
-//! - `supervisor.rs` judges the connection: a state machine without I/O.
-//! - `status.rs` is what other tasks see of it, and what its driver reports.
-//! - `open.rs` connects and makes sure that the server is a master.
-//! - `keep.rs` does what the supervisor says, and lets a `Driver` use the connection.
+//! One connection to Redis, and the task (`keep.rs`) that keeps it open.
 
 pub(crate) mod keep;
 pub(crate) mod open;

@@ -16,7 +16,8 @@ pub(crate) struct ConnectionStatus {
     up: AtomicBool,
     /// Counts the connections that were made.
     connected: AtomicU64,
-    last: watch::Sender<Option<Server>>,
+    /// The server of the last connection. Changes with each connection that is made.
+    pub(crate) last: watch::Sender<Option<Server>>,
     /// The first result: the connection came up, or an attempt failed before.
     first: watch::Sender<Option<Result<(), ConnectError>>>,
     events: Arc<TopologyEvents>,
@@ -47,16 +48,6 @@ impl ConnectionStatus {
     /// The fence of the last connection.
     pub(crate) fn fence(&self) -> Option<Fence> {
         self.last.borrow().as_ref().map(|server| server.fence.clone())
-    }
-
-    /// The server of the last connection.
-    pub(crate) fn server(&self) -> Option<ConnectionInfo> {
-        self.last.borrow().as_ref().map(|server| server.address.clone())
-    }
-
-    /// Changes with each connection that is made.
-    pub(crate) fn connections(&self) -> watch::Receiver<Option<Server>> {
-        self.last.subscribe()
     }
 
     /// Waits until the connection has come up for the first time, or an attempt has failed before.

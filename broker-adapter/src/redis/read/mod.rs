@@ -6,7 +6,10 @@ mod single_flight;
 use crate::{
     BrokerError, Cursor, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Page, Presence, PresenceDetail, Publication,
     Room, RoomList, RoomQuery, SessionId, Who, envelope,
-    redis::{ConnectionStatus, Fence, Keys, Part, Partition, address::client, errors::read_failure},
+    redis::{
+        ConnectionStatus, Fence, Keys, Part, Partition, address::client, connection::status::Server,
+        errors::read_failure,
+    },
 };
 use bytes::Bytes;
 use deadpool_redis::{Connection, Manager, Pool, Runtime};
@@ -47,18 +50,7 @@ struct PageKey {
 }
 
 /// A room's head, and a part of its stream of the same moment.
-struct Range {
-    head: Cursor,
-    publications: Vec<Publication>,
-}
-
-/// Which part of a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Which {
-    Last,
-    Oldest,
-    After(Offset),
-}
+type Range = (Cursor, Vec<Publication>);
 
 /// A room's meta: the fence, the epoch and the last offset; `None` for what Redis does not have.
 type Meta = (Option<String>, Option<Vec<u8>>, Option<u64>);
@@ -72,7 +64,9 @@ impl ReadPool {
 
     /// The pool of the current master. A new master gets a new pool.
     fn pool(&self) -> Result<Pool, BrokerError> {
-        let address = self.status.server().ok_or(BrokerError::Unavailable)?;
+        let Some(Server { address, .. }) = self.status.last.borrow().clone() else {
+            return Err(BrokerError::Unavailable);
+        };
         let server = address.addr().to_string();
         let mut current = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, pool)) = current.as_ref().filter(|(known, _)| *known == server) {
@@ -109,10 +103,11 @@ impl ReadPool {
 
     async fn read_history(&self, key: &PageKey) -> Result<Option<Page>, BrokerError> {
         let limit = key.query.limit.min(PAGE_MAX);
-        let which = key.query.since.map_or(Which::Last, |since| Which::After(since.offset));
-        let Some(range) = self.range(key, which, limit).await? else { return Ok(None) };
+        let after = key.query.since.map(|since| since.offset);
+        let Some(range) = self.range(key, after, limit).await? else { return Ok(None) };
+        let (head, _) = range;
         let Some(since) = key.query.since else { return Ok(Some(page(range, None))) };
-        if since.epoch == range.head.epoch && since.offset <= range.head.offset {
+        if since.epoch == head.epoch && since.offset <= head.offset {
             let mut page = page(range, None);
             // The stream was trimmed, or Redis has lost it but not the head (expiry, eviction).
             let missed = page.from.offset.0 - since.offset.0;
@@ -121,30 +116,30 @@ impl ReadPool {
             return Ok(Some(page));
         }
         // A cursor of another epoch, or beyond the head: how much was missed is unknown, so all that is kept follows.
-        let Some(range) = self.range(key, Which::Oldest, limit).await? else { return Ok(None) };
+        let Some(range) = self.range(key, Some(Offset(0)), limit).await? else { return Ok(None) };
         Ok(Some(page(range, Some(Gap { missed: None }))))
     }
 
-    async fn range(&self, key: &PageKey, which: Which, limit: usize) -> Result<Option<Range>, BrokerError> {
+    /// Reads what is kept after an offset, or the end of the stream. `None`: Redis does not have the room under the fence.
+    async fn range(&self, key: &PageKey, after: Option<Offset>, limit: usize) -> Result<Option<Range>, BrokerError> {
         let mut pipe = redis::pipe();
         pipe.atomic().cmd("HMGET").arg(self.keys.of(Part::META, &key.room)).arg(&["g", "e", "s"]);
         let stream = self.keys.of(Part::STREAM, &key.room);
-        match which {
-            Which::Last => pipe.cmd("XREVRANGE").arg(stream).arg("+").arg("-"),
-            Which::Oldest => pipe.cmd("XRANGE").arg(stream).arg("-").arg("+"),
-            Which::After(offset) => pipe.cmd("XRANGE").arg(stream).arg(format!("({}-0", offset.0)).arg("+"),
+        match after {
+            None => pipe.cmd("XREVRANGE").arg(stream).arg("+").arg("-"),
+            Some(offset) => pipe.cmd("XRANGE").arg(stream).arg(format!("({}-0", offset.0)).arg("+"),
         };
         // Redis has no COUNT 0: one entry is read and dropped.
         pipe.arg("COUNT").arg(limit.max(1));
         let (meta, entries): (Meta, Value) = self.ask(&pipe).await?;
         let Some(head) = head(&meta, &key.fence) else { return Ok(None) };
         let mut publications = publications(entries, head.epoch)?;
-        if which == Which::Last {
+        if after.is_none() {
             publications.reverse();
             let surplus = publications.len().saturating_sub(limit);
             publications.drain(..surplus);
         }
-        Ok(Some(Range { head, publications }))
+        Ok(Some((head, publications)))
     }
 
     /// Reads who is in a room. Without a fence the head is left out.
@@ -251,7 +246,7 @@ fn head((stored, epoch, offset): &Meta, fence: &Fence) -> Option<Cursor> {
 }
 
 /// A page of all that was read, from whatever its first message is.
-fn page(Range { head, publications }: Range, gap: Option<Gap>) -> Page {
+fn page((head, publications): Range, gap: Option<Gap>) -> Page {
     let from = publications.first().and_then(|p| p.cursor).map_or(head.offset.0, |first| first.offset.0 - 1);
     Page { publications, from: Cursor::new(head.epoch, Offset(from)), head, gap }
 }

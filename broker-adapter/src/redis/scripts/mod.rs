@@ -2,12 +2,12 @@
 //! it restarts or is ordered to: a caller that gets NOSCRIPT loads all of them and sends its command again.
 
 use redis::{Cmd, RedisResult, Script, ServerErrorKind, Value, aio::MultiplexedConnection};
-use std::sync::LazyLock;
 
 /// All scripts, as they are for one kind of channel.
 #[derive(Debug)]
 pub(crate) struct Scripts {
-    /// Channels have slots, so messages are sent by SPUBLISH.
+    /// In a cluster SPUBLISH sends a message through the one master that has the channel's slot; PUBLISH would send it
+    /// through all of them.
     pub(crate) is_sharded: bool,
     pub(crate) publish: Lua,
     pub(crate) publish_once: Lua,
@@ -23,13 +23,9 @@ pub(crate) struct Lua {
     hash: String,
 }
 
-static PLAIN: LazyLock<Scripts> = LazyLock::new(|| Scripts::new(false));
-/// In a cluster SPUBLISH sends a message through the one master that has the channel's slot; PUBLISH would send it
-/// through all of them.
-static SHARDED: LazyLock<Scripts> = LazyLock::new(|| Scripts::new(true));
-
 impl Scripts {
-    fn new(is_sharded: bool) -> Self {
+    /// The scripts for a cluster, or for servers outside of one.
+    pub(crate) fn new(is_sharded: bool) -> Self {
         let lua = |code: &str| {
             let code = if is_sharded { code.replace("'PUBLISH'", "'SPUBLISH'") } else { code.to_owned() };
             let hash = Script::new(&code).get_hash().to_owned();
@@ -43,11 +39,6 @@ impl Scripts {
             presence: lua(include_str!("presence.lua")),
             heartbeat: lua(include_str!("heartbeat.lua")),
         }
-    }
-
-    /// The scripts for a cluster, or for servers outside of one.
-    pub(crate) fn of(is_cluster: bool) -> &'static Self {
-        if is_cluster { &SHARDED } else { &PLAIN }
     }
 
     /// Loads every script.

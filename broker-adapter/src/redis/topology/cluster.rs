@@ -21,12 +21,8 @@ pub(crate) struct ClusterTopology {
     client: QueryClient,
 }
 
-/// The cluster as one member sees it.
-struct View {
-    /// Grows with each change of the cluster.
-    epoch: u64,
-    assignments: Vec<Assignment>,
-}
+/// The cluster as one member sees it, after its epoch, which grows with each change of the cluster.
+type View = (u64, Vec<Assignment>);
 
 impl ClusterTopology {
     pub(crate) fn new(seeds: Vec<ConnectionInfo>) -> Self {
@@ -45,12 +41,12 @@ impl ClusterTopology {
         let mut best: Option<View> = None;
         for (host, view) in hosts.iter().zip(views) {
             match view {
-                Ok(view) if best.as_ref().is_none_or(|best| best.epoch < view.epoch) => best = Some(view),
+                Ok(view) if best.as_ref().is_none_or(|best| best.0 < view.0) => best = Some(view),
                 Ok(_) => {}
                 Err(why) => failure = ConnectError::Refused { address: host.addr().to_string(), why },
             }
         }
-        let View { assignments, .. } = best.ok_or(failure)?;
+        let (_, assignments) = best.ok_or(failure)?;
         self.masters = assignments.iter().map(|assignment| assignment.master.clone()).collect();
         Ok(assignments)
     }
@@ -68,7 +64,7 @@ impl ClusterTopology {
         }
         let epoch = field("cluster_current_epoch:").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let assignments = assignments(slots, host).ok_or("malformed CLUSTER SLOTS, or a slot without a master")?;
-        Ok(View { epoch, assignments })
+        Ok((epoch, assignments))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
-use redis::{Pipeline, PushInfo, RedisError, Value};
+use redis::{Pipeline, PushInfo, RedisResult, Value};
 use std::{
     future::pending,
     mem::{replace, take},
@@ -35,12 +35,8 @@ pub(crate) struct PublisherDriver {
     pub(crate) builder: CommandBuilder,
 }
 
-/// One pipeline with Redis's replies to its calls.
-struct Replied {
-    calls: Vec<Command>,
-    /// `None`: the replies did not come in time.
-    replies: Option<Result<Vec<Value>, RedisError>>,
-}
+/// The calls of one pipeline with Redis's replies; `None`: the replies did not come in time.
+type Replied = (Vec<Command>, Option<RedisResult<Vec<Value>>>);
 
 impl Driver for PublisherDriver {
     /// The deadline is REPLY_MAX and GRACE in `send`; the client library's must not come before it.
@@ -112,7 +108,7 @@ impl PublisherDriver {
                     Err(_) => timeout(GRACE, sending).await.ok(),
                 }
             };
-            Replied { calls, replies }
+            (calls, replies)
         })
     }
 }
@@ -128,7 +124,7 @@ fn calls_in_time(mut commands: Vec<QueuedCommand>, busy: bool) -> Vec<Command> {
 }
 
 /// Completes the calls of one pipeline. Calls whose script Redis has forgotten are moved to `again`, in order.
-fn settle(Replied { calls, replies }: Replied, again: &mut Vec<Command>, signals: &Signals) {
+fn settle((calls, replies): Replied, again: &mut Vec<Command>, signals: &Signals) {
     let replies = match replies {
         Some(Ok(replies)) => replies,
         // Without replies the calls are dropped, and so report an error.

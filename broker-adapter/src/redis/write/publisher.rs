@@ -56,15 +56,6 @@ impl Publisher {
         self.send_or_complete(Command::Publish(Messages::of(pending)));
     }
 
-    /// Queues a control message to the nodes that are subscribed to the channel now.
-    pub(crate) fn send_control(
-        &self,
-        channel: &str,
-        message: &[u8],
-    ) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
-        self.submit(self.context.builder.send(channel, message))
-    }
-
     /// Queues any command at once; the future waits for the reply.
     pub(crate) fn submit(&self, cmd: Cmd) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
         let (reply, result) = oneshot::channel();
