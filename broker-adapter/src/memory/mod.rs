@@ -120,11 +120,13 @@ impl MemoryBroker {
             }
         }
     }
+}
 
-    fn publish_now(&self, publish: Publish) -> Published {
+impl Broker for MemoryBroker {
+    fn publish(&self, publish: Publish, reply: Reply) {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let name = publish.room.clone();
-        self.with_room(&name, |room| {
+        let published = self.with_room(&name, |room| {
             let now = Instant::now();
             if let Some(first) = publish.key.as_ref().and_then(|key| room.published_before(key, now)) {
                 return Published { cursor: first, duplicate: true };
@@ -145,15 +147,8 @@ impl MemoryBroker {
             }
             self.deliver(&name, room, &RoomEvent::Message(publication));
             Published { cursor, duplicate: false }
-        })
-    }
-}
-
-impl Broker for MemoryBroker {
-    fn publish(&self, publish: Publish, reply: Reply) {
-        let room = publish.room.clone();
-        let published = self.publish_now(publish);
-        reply.report(&self.subscribers, room, Ok(published));
+        });
+        reply.report(&self.subscribers, name, Ok(published));
     }
 
     fn subscribe(

@@ -6,7 +6,7 @@ use crate::redis::{
     connection::supervisor::Input, connection::supervisor::State, connection::supervisor::Step,
     connection::supervisor::Supervisor,
 };
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use redis::{PushInfo, PushKind};
 use std::{
     future::{Future, pending},
@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    time::{sleep_until, timeout},
+    time::{sleep_until, timeout, timeout_at},
 };
 
 /// Uses a connection for one purpose: to write, or to subscribe.
@@ -80,14 +80,8 @@ impl ConnectionTask<'_> {
         loop {
             match self.step() {
                 Step::Wait(until) => {
-                    let target = &mut self.target;
-                    let waiting = async {
-                        tokio::select! {
-                            () = sleep_until(until.into()) => false,
-                            _ = target.moved() => true,
-                        }
-                    };
-                    if idle_until(driver, waiting).await {
+                    let moved = timeout_at(until.into(), self.target.moved());
+                    if idle_until(driver, moved).await.is_ok() {
                         self.input(Input::Moved);
                     }
                 }
@@ -158,16 +152,10 @@ impl ConnectionTask<'_> {
                 }
                 Step::Drop | Step::Connect => return,
             };
-            let reply = async {
-                match &mut probe {
-                    Some(probe) => probe.await,
-                    None => pending().await,
-                }
-            };
             let input = tokio::select! {
                 biased;
                 input = signals.next() => input,
-                input = reply => input,
+                Some(input) = OptionFuture::from(probe.as_mut()) => input,
                 master = self.target.moved() => {
                     if master == connection.server.address.addr().to_string() {
                         continue;

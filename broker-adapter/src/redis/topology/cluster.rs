@@ -79,7 +79,10 @@ fn assignments(slots: Value, asked: &ConnectionInfo) -> Option<Vec<Assignment>> 
         let host = match host {
             Value::BulkString(host) if !host.is_empty() && host != b"?" => String::from_utf8(host.clone()).ok()?,
             // A member that does not know its own address has the one under which it was asked.
-            _ => host_of(asked),
+            _ => match asked.addr() {
+                ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
+                _ => return None,
+            },
         };
         let (first, last) = (usize::try_from(*first).ok()?, usize::try_from(*last).ok()?);
         owners.get_mut(first..=last)?.fill(Some((host, u16::try_from(*port).ok()?)));
@@ -96,11 +99,4 @@ fn assignments(slots: Value, asked: &ConnectionInfo) -> Option<Vec<Assignment>> 
         }
     }
     Some(assignments.into_iter().map(|(_, assignment)| assignment).collect())
-}
-
-fn host_of(server: &ConnectionInfo) -> String {
-    match server.addr() {
-        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
-        _ => String::new(),
-    }
 }

@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::pending,
+    mem::replace,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::{
@@ -103,13 +104,7 @@ impl Sentinels {
             loop {
                 turns.tick().await;
                 let Ok(server) = self.ask_all(self.hosts.len()).await else { continue };
-                master.send_if_modified(|was| {
-                    let moved = !is_same_server(was, &server);
-                    if moved {
-                        *was = server;
-                    }
-                    moved
-                });
+                master.send_if_modified(|now| !is_same_server(&replace(now, server), now));
             }
         };
         tokio::select! {
