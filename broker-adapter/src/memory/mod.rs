@@ -12,6 +12,7 @@ use crate::{
     RoomQuery, Status, Subscriber, SubscriberId,
 };
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use room::RoomState;
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ use std::{
     future::ready,
     hash::BuildHasher,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -67,7 +68,7 @@ impl MemoryBroker {
 
     fn stripe(&self, room: &Room) -> MutexGuard<'_, Stripe> {
         let stripe = &self.stripes[self.hasher.hash_one(room) as usize % STRIPES];
-        let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stripe = stripe.lock();
         let now = Instant::now();
         if now.duration_since(stripe.swept) >= SWEEP_EVERY {
             stripe.swept = now;
@@ -192,7 +193,7 @@ impl Broker for MemoryBroker {
     fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList> {
         let mut rooms: Vec<Room> = Vec::new();
         for stripe in &self.stripes {
-            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            let stripe = stripe.lock();
             let matching = stripe.rooms.iter().filter(|(name, state)| {
                 state.has_sessions()
                     && name.as_str().starts_with(&query.prefix)
@@ -219,7 +220,7 @@ impl Broker for MemoryBroker {
     }
 
     fn status(&self) -> Status {
-        let rooms = self.stripes.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).rooms.len() as u64);
+        let rooms = self.stripes.iter().map(|s| s.lock().rooms.len() as u64);
         Status { node: self.node, up: true, reconnects: 0, in_flight: 0, rooms: rooms.sum(), unreadable: 0 }
     }
 

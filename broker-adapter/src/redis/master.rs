@@ -88,7 +88,7 @@ impl Master {
         status.up &= self.is_up();
         status.reconnects += self.statuses().map(ConnectionStatus::reconnects).sum::<u64>();
         status.in_flight += self.publisher.in_flight.publishes.load(Ordering::Relaxed);
-        status.rooms += self.connections.iter().map(|c| c.interest().rooms() as u64).sum::<u64>();
+        status.rooms += self.connections.iter().map(|c| c.interest.lock().rooms() as u64).sum::<u64>();
     }
 
     /// The connection over which the rooms of a partition come.

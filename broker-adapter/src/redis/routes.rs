@@ -7,8 +7,9 @@ use crate::{
     Room,
     redis::{Assignment, HOME, Master, NodeContext, PARTITIONS, Partition, Target, address::is_same_server},
 };
+use parking_lot::RwLock;
 use redis::ConnectionInfo;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// The masters of one address, by partition.
@@ -52,34 +53,30 @@ impl Routes {
         Self { table: RwLock::new(Table { entries, by_partition: vec![0; PARTITIONS] }) }
     }
 
-    fn table(&self) -> RwLockReadGuard<'_, Table> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Calls `act` with a room's master. The room does not move to another master before `act` returns.
     pub(crate) fn with<T>(&self, room: &Room, act: impl FnOnce(&Master, Partition) -> T) -> T {
         let partition = Partition::of(room);
-        act(self.table().master(partition), partition)
+        act(self.table.read().master(partition), partition)
     }
 
     /// The master that has a room now.
     pub(crate) fn master(&self, room: &Room) -> Arc<Master> {
-        Arc::clone(self.table().master(Partition::of(room)))
+        Arc::clone(self.table.read().master(Partition::of(room)))
     }
 
     /// The master that has the heartbeats.
     pub(crate) fn home(&self) -> Arc<Master> {
-        Arc::clone(self.table().master(HOME))
+        Arc::clone(self.table.read().master(HOME))
     }
 
     /// Every master.
     pub(crate) fn masters(&self) -> Vec<Arc<Master>> {
-        self.table().entries.iter().map(|entry| Arc::clone(&entry.master)).collect()
+        self.table.read().entries.iter().map(|entry| Arc::clone(&entry.master)).collect()
     }
 
     /// Every master with its partitions.
     pub(crate) fn masters_with_partitions(&self) -> Vec<(Arc<Master>, Vec<Partition>)> {
-        let table = self.table();
+        let table = self.table.read();
         let of = |(at, entry): (usize, &RouteEntry)| (Arc::clone(&entry.master), table.partitions(at));
         table.entries.iter().enumerate().map(of).collect()
     }
@@ -87,7 +84,7 @@ impl Routes {
     /// Makes the routes follow the assignments of a cluster.
     pub(crate) fn update(&self, context: &Arc<NodeContext>, assignments: Vec<Assignment>) {
         // Locked to the end: a room is followed either before it moves or at its new master.
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         if table.is_already(&assignments) {
             return;
         }

@@ -11,9 +11,10 @@ use crate::{
     },
 };
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 use tokio::sync::oneshot;
 
@@ -97,13 +98,9 @@ impl Roster {
         Self { state: Mutex::new(state) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The owner of this node's entries in Redis.
     pub(crate) fn owner(&self) -> NodeId {
-        self.state().owner
+        self.state.lock().owner
     }
 
     /// Records a change and sends it.
@@ -114,7 +111,7 @@ impl Roster {
         to: &Publisher,
     ) -> oneshot::Receiver<Written> {
         let (done, written) = oneshot::channel();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let refused = match state.record(room, update) {
             Some(change) => self.send(&mut state, change, done, to),
             None => {
@@ -137,7 +134,7 @@ impl Roster {
         publisher: impl Fn(&Room) -> Arc<Publisher>,
     ) -> Vec<oneshot::Receiver<Written>> {
         let (mut results, mut refused) = (Vec::new(), Vec::new());
-        let mut state = self.state();
+        let mut state = self.state.lock();
         // Changes whose master is away must not keep the others from theirs.
         let to = |membership: &Membership| (membership.clone(), publisher(&membership.room));
         let can_send = |(_, to): &(Membership, Arc<Publisher>)| to.status.is_up();
@@ -175,7 +172,7 @@ impl Roster {
         let (number, change) = change;
         let (roster, membership) = (Arc::clone(self), change.membership.clone());
         let completion = move |result: Written| {
-            roster.state().settle(&membership, number, result.is_ok());
+            roster.state.lock().settle(&membership, number, result.is_ok());
             let _ = done.send(result); // the caller may have stopped waiting
         };
         PresenceCommand::new(change, Box::new(completion))
@@ -183,7 +180,7 @@ impl Roster {
 
     /// Everything has to be written again, under a new owner.
     pub(crate) fn rewrite(&self, loss: Loss) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let State { owner, entries, unwritten, .. } = &mut *state;
         *owner = NodeId::random();
         for (membership, entry) in entries.iter_mut() {
@@ -195,7 +192,7 @@ impl Roster {
 
     /// A round of the heartbeat is over: deferred leaves whose time has come are sent with the next one.
     pub(crate) fn end_round(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let State { entries, unwritten, deferred_leaves, .. } = &mut *state;
         deferred_leaves.retain_mut(|DeferredLeave { membership, rounds_left }| {
             *rounds_left -= 1;
@@ -208,7 +205,7 @@ impl Roster {
 
     /// Every session leaves.
     pub(crate) fn leave_all(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let State { entries, unwritten, .. } = &mut *state;
         for (membership, entry) in entries.iter_mut() {
             (entry.is_present, entry.is_returning, entry.is_silent) = (false, false, false);
@@ -218,7 +215,7 @@ impl Roster {
 
     /// Whether Redis has every leave, and no session is present.
     pub(crate) fn is_empty(&self) -> bool {
-        self.state().entries.is_empty()
+        self.state.lock().entries.is_empty()
     }
 }
 
@@ -317,7 +314,7 @@ mod tests {
     #[test]
     fn the_result_of_an_earlier_change_is_ignored() {
         let roster = Roster::new(NodeId(1));
-        let mut state = roster.state();
+        let mut state = roster.state.lock();
         let room = Room::parse("a").unwrap();
         let (arrival, PresenceChange { membership, .. }) = state.record(&room, enter("ann")).unwrap();
         state.entries.get_mut(&membership).unwrap().was_sent = true;
@@ -336,13 +333,13 @@ mod tests {
     fn what_redis_forgot_is_written_again_silently_and_what_it_never_had_is_announced() {
         let roster = Roster::new(NodeId(1));
         let rooms = ["a", "b"].map(|name| Room::parse(name).unwrap());
-        let changes = rooms.each_ref().map(|room| roster.state().record(room, enter("ann")).unwrap());
+        let changes = rooms.each_ref().map(|room| roster.state.lock().record(room, enter("ann")).unwrap());
         let (number, change) = &changes[0];
-        roster.state().settle(&change.membership, *number, true);
+        roster.state.lock().settle(&change.membership, *number, true);
         for (loss, announce) in [(Loss::Forgotten, [false, true]), (Loss::Swept, [true, true])] {
             roster.rewrite(loss);
             for ((_, change), announce) in changes.iter().zip(announce) {
-                let mut state = roster.state();
+                let mut state = roster.state.lock();
                 let (_, again) = state.next_change(change.membership.clone()).unwrap();
                 assert_eq!(
                     (again.announce, again.owner),
@@ -360,16 +357,16 @@ mod tests {
     fn a_session_that_leaves_before_its_arrival_was_sent_is_forgotten() {
         let roster = Arc::new(Roster::new(NodeId(1)));
         let room = Room::parse("a").unwrap();
-        let arrival = roster.state().record(&room, enter("ann")).unwrap();
+        let arrival = roster.state.lock().record(&room, enter("ann")).unwrap();
         roster.command(arrival, oneshot::channel().0).complete(Err(BrokerError::Overloaded));
-        assert!(roster.state().record(&room, LEAVE).is_none());
-        assert!(roster.is_empty() && roster.state().unwritten.is_empty());
+        assert!(roster.state.lock().record(&room, LEAVE).is_none());
+        assert!(roster.is_empty() && roster.state.lock().unwritten.is_empty());
     }
 
     #[test]
     fn the_leave_of_an_unknown_session_changes_nothing() {
         let roster = Roster::new(NodeId(1));
-        assert!(roster.state().record(&Room::parse("a").unwrap(), LEAVE).is_none());
-        assert!(roster.is_empty() && roster.state().unwritten.is_empty());
+        assert!(roster.state.lock().record(&Room::parse("a").unwrap(), LEAVE).is_none());
+        assert!(roster.is_empty() && roster.state.lock().unwritten.is_empty());
     }
 }

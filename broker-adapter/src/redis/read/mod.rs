@@ -13,13 +13,10 @@ use crate::{
 };
 use bytes::Bytes;
 use deadpool_redis::{Connection, Manager, Pool, Runtime};
+use parking_lot::Mutex;
 use redis::{AsyncConnectionConfig, ConnectionInfo, FromRedisValue, Pipeline, Value};
 use single_flight::SingleFlight;
-use std::{
-    error::Error,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 /// Connections in the pool: a page costs two round trips, so eight of them read some ten thousand pages a second.
 const CONNECTIONS: usize = 8;
@@ -68,7 +65,7 @@ impl ReadPool {
             return Err(BrokerError::Unavailable);
         };
         let server = address.addr().to_string();
-        let mut current = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.pool.lock();
         if let Some((_, pool)) = current.as_ref().filter(|(known, _)| *known == server) {
             return Ok(pool.clone());
         }
@@ -80,7 +77,7 @@ impl ReadPool {
     }
 
     pub(crate) fn close(&self) {
-        if let Some((_, pool)) = &*self.pool.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some((_, pool)) = &*self.pool.lock() {
             pool.close();
         }
     }

@@ -6,11 +6,12 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
+use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     hash::Hash,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -35,10 +36,6 @@ where
         Arc::new(Self { latest: Mutex::new(HashMap::new()) })
     }
 
-    fn latest(&self) -> MutexGuard<'_, HashMap<K, Read<V>>> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The result of a read of `key` that begins after this call: of one that waits to begin, or else of `read`. A read
     /// goes on to its end even if no caller waits for it any more.
     pub(super) fn share(
@@ -46,7 +43,7 @@ where
         key: K,
         read: impl Future<Output = V> + Send + 'static,
     ) -> Shared<BoxFuture<'static, V>> {
-        let mut latest = self.latest();
+        let mut latest = self.latest.lock();
         let before = match latest.get(&key) {
             Some(waiting) if !waiting.has_begun.load(Ordering::Acquire) => return waiting.result.clone(),
             running => running.map(|running| running.result.clone()),
@@ -60,7 +57,7 @@ where
             begin.store(true, Ordering::Release);
             let value = read.await;
             // The entry stays if a later read has replaced it.
-            let mut latest = reads.latest();
+            let mut latest = reads.latest.lock();
             if latest.get(&of).is_some_and(|read| Arc::ptr_eq(&read.has_begun, &begin)) {
                 latest.remove(&of);
             }
@@ -106,7 +103,7 @@ mod tests {
         for other in others {
             assert_eq!(other.await, 2, "no caller shares a read that began before it asked");
         }
-        assert!(single.latest().is_empty(), "no entry is left");
+        assert!(single.latest.lock().is_empty(), "no entry is left");
     }
 
     #[tokio::test]
@@ -114,7 +111,7 @@ mod tests {
         let (single, reads, go) = (SingleFlight::new(), Arc::default(), Arc::new(Semaphore::new(1)));
         drop(read(&single, &reads, &go));
         assert!(read(&single, &reads, &go).await <= 2);
-        while !single.latest().is_empty() {
+        while !single.latest.lock().is_empty() {
             tokio::task::yield_now().await;
         }
     }

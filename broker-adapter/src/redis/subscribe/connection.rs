@@ -8,15 +8,17 @@ use crate::{
     redis::{ConnectionStatus, Interest, JoinResult, MovedRooms, NodeContext, Partition},
 };
 use bytes::Bytes;
+use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, Value};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
+use std::sync::{Arc, atomic::Ordering};
 use tokio::sync::{Notify, oneshot};
 
 /// A connection over which this node follows rooms.
 pub(crate) struct PubSubConnection {
     pub(crate) status: Arc<ConnectionStatus>,
     pub(crate) context: Arc<NodeContext>,
-    interest: Mutex<Interest>,
+    /// What the connection follows.
+    pub(crate) interest: Mutex<Interest>,
     /// The interest's queue has something new.
     pub(crate) queued: Notify,
 }
@@ -24,11 +26,6 @@ pub(crate) struct PubSubConnection {
 impl PubSubConnection {
     pub(crate) fn new(status: Arc<ConnectionStatus>, context: Arc<NodeContext>) -> Self {
         Self { status, context, interest: Mutex::default(), queued: Notify::new() }
-    }
-
-    /// What the connection follows.
-    pub(crate) fn interest(&self) -> MutexGuard<'_, Interest> {
-        self.interest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows a room from now on. The receiver gets the room's head once deliveries are certain.
@@ -56,7 +53,7 @@ impl PubSubConnection {
 
     /// Forgets the rooms of a partition that has moved, and returns who follows them.
     pub(crate) fn release(&self, partition: Partition) -> MovedRooms {
-        self.interest().release(|room| Partition::of(room) == partition)
+        self.interest.lock().release(|room| Partition::of(room) == partition)
     }
 
     /// Goes on with rooms that another connection has released.
@@ -66,11 +63,11 @@ impl PubSubConnection {
 
     /// Forgets everything. Joins without a reply so far fail.
     pub(crate) fn close(&self) {
-        *self.interest() = Interest::default();
+        *self.interest.lock() = Interest::default();
     }
 
     fn change(&self, change: impl FnOnce(&mut Interest)) {
-        change(&mut self.interest());
+        change(&mut self.interest.lock());
         self.queued.notify_one();
     }
 
@@ -86,9 +83,11 @@ impl PubSubConnection {
             return;
         };
         match (builder.keys.room_of(&channel), envelope::decode(&Bytes::from(bytes))) {
-            (Some(room), Some(Envelope::Room(event))) => self.interest().deliver(number, room, &event, subscribers),
+            (Some(room), Some(Envelope::Room(event))) => {
+                self.interest.lock().deliver(number, room, &event, subscribers);
+            }
             (Some(room), Some(Envelope::Messages(list))) => {
-                let mut interest = self.interest();
+                let mut interest = self.interest.lock();
                 for publication in list {
                     interest.deliver(number, room, &RoomEvent::Message(publication), subscribers);
                 }

@@ -84,13 +84,13 @@ impl SubscriberDriver {
         let NodeContext { config, builder, subscribers, .. } = &*connection.context;
         let pace = Pace::new(config.subscriber_connections, config.sweep);
         self.subscribe_controls(&mut conn).await?;
-        connection.interest().begin(self.number);
+        connection.interest.lock().begin(self.number);
         let mut running = FuturesOrdered::new();
         let mut steps = interval(STEP);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             while running.len() < BATCHES {
-                let Some(batch) = connection.interest().batch() else { break };
+                let Some(batch) = connection.interest.lock().batch() else { break };
                 // Counted before the command is sent, so that its confirmation always finds the count.
                 if builder.scripts.is_sharded {
                     self.leaving.fetch_add(batch.unsubscribe.len() as i64, Ordering::AcqRel);
@@ -102,13 +102,13 @@ impl SubscriberDriver {
             tokio::select! {
                 biased;
                 Some(replies) = running.next(), if !running.is_empty() => {
-                    if connection.interest().settle(heads(&replies?, signals)?, subscribers) {
+                    if connection.interest.lock().settle(heads(&replies?, signals)?, subscribers) {
                         signals.synced.notify_one();
                     }
                 }
                 () = connection.queued.notified(), if running.len() < BATCHES => {}
                 Some(Ok(())) = more_partitions => self.subscribe_controls(&mut conn).await?,
-                _ = steps.tick() => connection.interest().step(pace),
+                _ = steps.tick() => connection.interest.lock().step(pace),
             }
         }
     }

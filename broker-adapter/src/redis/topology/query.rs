@@ -2,15 +2,12 @@
 //! question.
 
 use crate::redis::address::client;
+use parking_lot::Mutex;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, Pipeline, RedisConnectionInfo, RedisError, RedisResult,
     Value, aio::MultiplexedConnection,
 };
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 use tokio::time::timeout;
 
 /// How long a question may take. Several servers are asked at the same time, so a silent one delays no other.
@@ -32,27 +29,23 @@ impl QueryClient {
         Self { is_for_sentinels: true, ..Self::default() }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<String, MultiplexedConnection>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the replies to all commands. If one is an error reply, the whole question fails.
     pub(crate) async fn ask(&self, host: &ConnectionInfo, question: &Pipeline) -> RedisResult<Vec<Value>> {
         let name = host.addr().to_string();
         let asking = async {
-            let known = self.open().get(&name).cloned();
+            let known = self.open.lock().get(&name).cloned();
             let mut conn = match known {
                 Some(conn) => conn,
                 None => self.connect(host).await?,
             };
             let replies = conn.send_packed_commands(question, 0, question.len()).await?;
-            self.open().insert(name.clone(), conn);
+            self.open.lock().insert(name.clone(), conn);
             Ok(replies)
         };
         let late = || RedisError::from((ErrorKind::Io, "no reply in time"));
         let replies = timeout(QUERY_MAX, asking).await.unwrap_or_else(|_| Err(late()));
         if replies.is_err() {
-            self.open().remove(&name);
+            self.open.lock().remove(&name);
         }
         replies?.into_iter().map(Value::extract_error).collect()
     }
@@ -60,7 +53,7 @@ impl QueryClient {
     /// Closes the connections to all other servers.
     pub(crate) fn retain(&self, hosts: &[ConnectionInfo]) {
         let names: Vec<String> = hosts.iter().map(|host| host.addr().to_string()).collect();
-        self.open().retain(|name, _| names.contains(name));
+        self.open.lock().retain(|name, _| names.contains(name));
     }
 
     async fn connect(&self, host: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {

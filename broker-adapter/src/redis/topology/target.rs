@@ -5,14 +5,9 @@
 
 use crate::redis::{QueryClient, REFRESH_EVERY, address::is_same_server, address::with_host};
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use parking_lot::Mutex;
 use redis::ConnectionInfo;
-use std::{
-    collections::HashMap,
-    fmt,
-    future::pending,
-    mem::replace,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, fmt, future::pending, mem::replace, sync::Arc};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
@@ -129,7 +124,7 @@ impl Sentinels {
         let is_majority = replies.len() * 2 > self.hosts.len();
         let best = replies.into_iter().reduce(|best, other| if other.epoch > best.epoch { other } else { best });
         let best = best.ok_or(failure)?;
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = self.newest.lock();
         // An operator who has sentinels watch the name anew resets the epochs. A majority with a lower epoch than the
         // known one is therefore believed; a single sentinel with a lower epoch is behind the others.
         let is_outdated = |was: &KnownMaster| was.epoch < best.epoch || (is_majority && was.epoch > best.epoch);
