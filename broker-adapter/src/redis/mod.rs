@@ -34,7 +34,7 @@ mod tests;
 mod topology;
 mod write;
 
-/// All names that the files below use of each other.
+// What the files below use of each other.
 use self::{
     address::{Address, AddressKind},
     commands::CommandBuilder,

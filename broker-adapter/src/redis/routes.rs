@@ -69,7 +69,6 @@ impl Routes {
         Arc::clone(self.table.read().master(HOME))
     }
 
-    /// Every master.
     pub(crate) fn masters(&self) -> Vec<Arc<Master>> {
         self.table.read().entries.iter().map(|entry| Arc::clone(&entry.master)).collect()
     }

@@ -95,7 +95,6 @@ impl ConnectionTask<'_> {
         }
     }
 
-    /// Tries once.
     async fn attempt<D: Driver>(&mut self, driver: &mut D) -> Option<(OpenConnection, Arc<Signals>)> {
         let signals = self.status.signals();
         let (reports, handle) = (Arc::clone(&signals), driver.push_handler(&signals));

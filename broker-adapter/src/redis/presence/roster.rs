@@ -98,7 +98,6 @@ impl Roster {
         Self { state: Mutex::new(state) }
     }
 
-    /// The owner of this node's entries in Redis.
     pub(crate) fn owner(&self) -> NodeId {
         self.state.lock().owner
     }

@@ -41,7 +41,6 @@ impl Scripts {
         }
     }
 
-    /// Loads every script.
     pub(crate) async fn load(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
         let mut pipe = redis::pipe();
         for lua in [&self.publish, &self.publish_once, &self.head, &self.presence, &self.heartbeat] {

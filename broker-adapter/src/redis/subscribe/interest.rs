@@ -49,7 +49,6 @@ impl Pace {
 
 /// The result of a join: the room's head, `None` in a room without history.
 pub(crate) type JoinResult = Result<Option<Cursor>, BrokerError>;
-/// Where the result goes.
 pub(crate) type JoinReply = oneshot::Sender<JoinResult>;
 
 /// The rooms of one subscriber connection, their followers, and the queue of what is to be sent.
@@ -123,7 +122,6 @@ pub(crate) struct Batch {
 }
 
 impl Interest {
-    /// How many rooms are followed.
     pub(crate) fn rooms(&self) -> usize {
         self.rooms.len()
     }

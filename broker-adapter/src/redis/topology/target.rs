@@ -1,7 +1,6 @@
 //! `Target`: where one master is now. The connections to that master ask before each attempt, and learn from it when
-//! the master is at another server. `Sentinels`: asks sentinels for the current master of a name. After a failover the
-//! sentinels learn of the new master one after the other, so replies are compared by the epoch in which the master was
-//! elected.
+//! the master is at another server. After a failover sentinels learn of the new master one after the other, so their
+//! replies are compared by the epoch in which the master was elected.
 
 use crate::redis::{QueryClient, REFRESH_EVERY, address::is_same_server, address::with_host};
 use futures_util::{StreamExt, stream::FuturesUnordered};
