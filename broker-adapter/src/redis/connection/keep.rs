@@ -128,7 +128,7 @@ impl ConnectionTask<'_> {
             Err(error) => {
                 self.log(&error);
                 self.input(Input::Refused);
-                self.status.set_first(Err(error));
+                self.status.set_failed(error);
                 None
             }
         };

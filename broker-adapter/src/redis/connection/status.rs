@@ -57,8 +57,14 @@ impl ConnectionStatus {
         first.unwrap_or(Ok(()))
     }
 
-    /// Keeps the first result.
-    pub(crate) fn set_first(&self, result: Result<(), ConnectError>) {
+    /// An attempt has failed. Once a connection was made, another attempt may still bring it up.
+    pub(crate) fn set_failed(&self, error: ConnectError) {
+        if self.connected.load(Ordering::Relaxed) == 0 {
+            self.set_first(Err(error));
+        }
+    }
+
+    fn set_first(&self, result: Result<(), ConnectError>) {
         self.first.send_if_modified(|first| first.is_none() && first.replace(result).is_none());
     }
 
