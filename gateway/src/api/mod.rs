@@ -1,27 +1,15 @@
 //! The HTTP API (docs/protocol.md, section 9), for back ends in any language, and the files that the gateway serves.
 //! Requests come from `transport::http`, after the checks that all requests pass. Everything goes straight to the broker,
 //! so any node can take any request.
-//!
-//! | file | |
-//! |---|---|
-//! | `publish`, `buffer` | publishing, at once or when the backplane is back |
-//! | `rooms` | who is in a room, its history, the list of rooms |
-//! | `kick` | removing users |
-//! | `assets` | the JavaScript client and the demo pages |
-//! | `state`, `path` | what the routes share; names in a path |
 
 mod assets;
-mod buffer;
-mod kick;
-mod path;
 mod publish;
 mod rooms;
-mod state;
 
 pub(crate) use assets::is_for_every_origin;
 
 use crate::{
-    http::problem::method_not_allowed,
+    http::{json, method_not_allowed},
     node::Node,
     policy::limits::ENVELOPE_BYTES,
     protocol::error::{ErrorCode, Refusal},
@@ -29,11 +17,12 @@ use crate::{
 use axum::{
     Router,
     body::Body,
-    extract::DefaultBodyLimit,
-    http::Response,
+    extract::{DefaultBodyLimit, Path, rejection::PathRejection},
+    http::{Response, StatusCode},
     routing::{delete, get, post},
 };
-use state::Api;
+use fanfare_broker::Room;
+use serde::Serialize;
 use std::sync::Arc;
 
 /// All routes. A clone of the router costs a few reference counts.
@@ -46,15 +35,15 @@ pub(crate) fn router(node: Arc<Node>, with_demo: bool) -> Router {
         .layer(body)
         .route("/v1/rooms/{room}/history", get(rooms::history).fallback(|| wrong_method("GET")))
         .route("/v1/rooms/{room}/presence", get(rooms::presence).fallback(|| wrong_method("GET")))
-        .route("/v1/rooms/{room}/members/{user}", delete(kick::member).fallback(|| wrong_method("DELETE")))
-        .route("/v1/users/{user}", delete(kick::user).fallback(|| wrong_method("DELETE")))
+        .route("/v1/rooms/{room}/members/{user}", delete(rooms::kick).fallback(|| wrong_method("DELETE")))
+        .route("/v1/users/{user}", delete(rooms::disconnect).fallback(|| wrong_method("DELETE")))
         .route(
             "/v1/publish",
             post(publish::batch).fallback(|| wrong_method("POST")).layer(DefaultBodyLimit::max(publish::BATCH_BYTES)),
         )
         .merge(assets::router(with_demo))
         .fallback(not_found)
-        .with_state(Api::new(node))
+        .with_state(node)
 }
 
 async fn wrong_method(allowed: &'static str) -> Response<Body> {
@@ -63,4 +52,21 @@ async fn wrong_method(allowed: &'static str) -> Response<Body> {
 
 async fn not_found() -> Refusal {
     Refusal::new(ErrorCode::NotFound, "there is nothing at this path")
+}
+
+fn respond(value: &impl Serialize) -> Response<Body> {
+    json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
+}
+
+/// What axum extracts from the braces in a path, such as `{room}`.
+type Named<T> = Result<Path<T>, PathRejection>;
+
+/// The room in a path.
+fn room(path: Named<String>) -> Result<Room, Refusal> {
+    Ok(Room::parse(&named(path)?)?)
+}
+
+/// The names in a path, percent-decoded.
+fn named<T>(path: Named<T>) -> Result<T, Refusal> {
+    path.map(|Path(names)| names).map_err(|_| Refusal::bad_request("the path is not percent-encoded UTF-8"))
 }

@@ -7,9 +7,7 @@ use serde_json::value::RawValue;
 pub(crate) const COMMANDS_MAX: usize = 100;
 
 /// The commands of a post as JSON texts, and whether the body is an array.
-///
-/// # Errors
-/// The body as a whole is malformed, or has too many commands.
+/// An error: the body as a whole is malformed, or has too many commands.
 pub(crate) fn commands(body: &str) -> Result<(Vec<&RawValue>, bool), Refusal> {
     let is_array = body.trim_start().starts_with('[');
     let commands: Result<Vec<&RawValue>, _> =

@@ -1,7 +1,7 @@
 //! Writing to sockets, at the end of the loop's turn, for as long as it is fair to the shard's other tasks; and waiting
 //! for the sockets that are full. `outgoing` says who is next and writes.
 
-use super::{SessionRef, Shard, State};
+use super::{SessionRef, Shard};
 use std::{
     rc::Rc,
     time::{Duration, Instant},
@@ -30,7 +30,11 @@ impl Shard {
                 break;
             }
         }
-        state.watch_full_sockets();
+        // Each socket that has refused bytes is waited for, and its oldest frame may grow too old.
+        for session in std::mem::take(&mut state.outgoing.refused) {
+            state.watch_stale(session);
+            state.spawn(|shard| shard.wait_until_writable(session));
+        }
         self.node.metrics.delivered_bytes.inc_by(bytes as u64);
     }
 
@@ -40,15 +44,5 @@ impl Shard {
         // If the socket has failed instead, the next write finds that out.
         let _ = socket.writable().await;
         self.state.borrow_mut().outgoing.on_writable(session);
-    }
-}
-
-impl State {
-    /// Waits for each socket that has refused bytes, and for its oldest frame to grow too old.
-    fn watch_full_sockets(&mut self) {
-        for session in self.outgoing.take_refused() {
-            self.watch_stale(session);
-            self.spawn(|shard| shard.wait_until_writable(session));
-        }
     }
 }

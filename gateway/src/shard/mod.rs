@@ -19,13 +19,13 @@
 //! | file | |
 //! |---|---|
 //! | `conn`, `outgoing` | data: sessions; their outboxes and who is written to next |
-//! | `rooms`, `room`, `members`, `ring`, `feed`, `batch` | data: the table of rooms; one room and its parts; its sequence without holes; the frames of one pass |
+//! | `rooms`, `room`, `members`, `feed`, `batch` | data: the table of rooms; one room and its parts; its sequence without holes; the frames of one pass |
 //! | `fanout` | the hot path: `Pass` encodes once and queues for many |
 //! | `sessions`, `flush`, `timers`, `drain` | a session's life; writing; pings and deadlines; the drain |
-//! | `join`, `admit`, `leave`, `catch_up` | into a room and out of it; holes filled from history |
+//! | `join`, `admit`, `catch_up` | into a room and out of it; holes filled from history |
 //! | `commands`, `streams`, `polls`, `control` | what clients ask; where a stream's client is; rooms that polls watch; control messages |
 //! | `posts`, `posted` | commands that clients post: the table; the way to the session's shard and back |
-//! | `reply_to`, `clock`, `wheel`, `retry` | where a reply goes; times; waits when the broker fails |
+//! | `reply_to`, `clock` | where a reply goes; times |
 //! | `bench` | access for the benchmark of the fan-out |
 
 mod admit;
@@ -41,24 +41,20 @@ mod fanout;
 mod feed;
 mod flush;
 mod join;
-mod leave;
 mod members;
 mod outgoing;
 mod polls;
 mod posted;
 mod posts;
 mod reply_to;
-mod retry;
-mod ring;
 mod room;
 mod rooms;
 mod sessions;
 mod streams;
 mod timers;
-mod wheel;
 
-pub(crate) use bench::Crowd;
-pub(crate) use conn::{Opening, SessionRef};
+pub use bench::Crowd;
+pub(crate) use conn::{Opening, SessionRef, UrlRoom};
 pub(crate) use polls::{Look, Watch};
 
 use crate::{
@@ -68,7 +64,7 @@ use crate::{
     },
     time::unix_ms,
 };
-use clock::Clock;
+use clock::{Clock, Wheel};
 use conn::{Sessions, Timer};
 use fanfare_broker::{Delivery, RoomEvent, SubscriberId};
 use fanout::Pass;
@@ -76,13 +72,12 @@ use outgoing::Outgoing;
 use posts::Posts;
 use rooms::Rooms;
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     rc::{Rc, Weak},
     sync::{Arc, atomic::AtomicUsize},
     time::Instant,
 };
 use tokio::sync::Notify;
-use wheel::Wheel;
 
 /// One shard, as transports and the shard's own tasks hold it.
 pub(crate) struct Shard {
@@ -92,8 +87,8 @@ pub(crate) struct Shard {
     clock: Clock,
     /// Notified when the first timer or lingering room is filed.
     timer_filed: Rc<Notify>,
-    /// HTTP requests being answered; a drain waits for them.
-    requests: Rc<Cell<usize>>,
+    /// One reference here, and one for each HTTP request being answered; a drain waits for those.
+    pub(crate) requests: Rc<()>,
     /// One reference here, and one for each post that waits for a node under whose id no node is subscribed.
     lookups: Rc<()>,
     state: RefCell<State>,
@@ -113,15 +108,6 @@ struct State {
     timer_filed: Rc<Notify>,
     /// Empty, between two turns of the loop: kept for its memory.
     taken: Taken,
-}
-
-/// Counts an HTTP request as being answered for as long as it lives.
-pub(crate) struct CountedRequest(Rc<Cell<usize>>);
-
-impl Drop for CountedRequest {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 impl Shard {
@@ -149,7 +135,7 @@ impl Shard {
     /// The shard's loop, which never ends: takes the inbox, delivers, writes, and lets other tasks run in between.
     pub(crate) async fn run(self: Rc<Self>) {
         loop {
-            while self.is_idle() {
+            while self.state.borrow().outgoing.is_idle() && self.inbox.is_empty() {
                 self.inbox.woken().await;
             }
             let began = Instant::now();
@@ -160,10 +146,6 @@ impl Shard {
             }
             tokio::task::yield_now().await;
         }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.state.borrow().outgoing.is_idle() && self.inbox.is_empty()
     }
 
     /// Does what waits in the inbox; `true` if a room had messages for its members.
@@ -190,10 +172,9 @@ impl Shard {
         }
     }
 
-    /// Counts an HTTP request for as long as the result lives.
-    pub(crate) fn count_request(&self) -> CountedRequest {
-        self.requests.set(self.requests.get() + 1);
-        CountedRequest(Rc::clone(&self.requests))
+    /// How many HTTP requests are being answered.
+    fn requests(&self) -> usize {
+        Rc::strong_count(&self.requests) - 1
     }
 }
 

@@ -144,9 +144,7 @@ impl State {
 
     fn send_with_id(&mut self, index: u32, event: &Event<'_>, id: Option<&[u8]>) {
         let Some(shape) = self.outgoing.sessions.at(index).map(|conn| conn.shape) else { return };
-        let mut bytes = BytesMut::new();
-        native::put_event(&mut bytes, shape, event, id);
-        self.queue(index, &Frames { bytes: bytes.freeze(), count: 1 });
+        self.queue(index, &Frames { bytes: native::frame(shape, event, id), count: 1 });
     }
 
     /// Sends a WebSocket's client a text that is encoded already.

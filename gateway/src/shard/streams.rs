@@ -41,14 +41,15 @@ impl State {
             return self.end(session, CloseReason::Aged, None);
         }
         let cursors = self.rooms.cursors(conn, None);
-        let mut bytes = BytesMut::new();
-        if shape == FrameShape::Event {
+        let bytes = if shape == FrameShape::Event {
+            let mut bytes = BytesMut::new();
             end_event(&mut bytes, Some(&cursors));
+            bytes.freeze()
         } else {
             let cursor = std::str::from_utf8(&cursors).unwrap_or_default();
-            native::put_event(&mut bytes, shape, &Event::Ping { cursor }, None);
-        }
-        self.queue(session.index, &Frames { bytes: bytes.freeze(), count: 1 });
+            native::frame(shape, &Event::Ping { cursor }, None)
+        };
+        self.queue(session.index, &Frames { bytes, count: 1 });
         let ping_ms = self.ping_ms(session.index, shape);
         self.file(Timer::Keepalive(session), ping_ms.min(ends_ms.wrapping_sub(now_ms)));
     }
