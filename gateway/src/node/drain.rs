@@ -47,7 +47,7 @@ impl Drain {
     pub(crate) fn start(&self) {
         let ready = |phase: &mut Phase| {
             if *phase == Phase::Starting {
-                *phase = Phase::Ready
+                *phase = Phase::Ready;
             }
         };
         self.phase.send_modify(ready);

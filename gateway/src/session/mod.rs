@@ -62,24 +62,24 @@ pub(crate) struct Session {
 pub(crate) enum Action<'a> {
     Join(Room, JoinOptions),
     Leave(Room),
-    Publish(PublishAction<'a>),
+    /// With the request's room and key, checked.
+    Publish(Room, Option<IdempotencyKey>, PublishRequest<'a>),
     Presence(Room),
-    History { room: Room, since: Option<Cursor>, limit: usize },
+    History {
+        room: Room,
+        since: Option<Cursor>,
+        limit: usize,
+    },
     Pong,
-    Refuse { room: Option<Cow<'a, str>>, refusal: Refusal, close: Option<CloseReason> },
+    Refuse {
+        room: Option<Cow<'a, str>>,
+        refusal: Refusal,
+        close: Option<CloseReason>,
+    },
 }
 
 /// Why a request is refused, and the room that it named.
 type Refused<'a> = (Option<Cow<'a, str>>, Refusal);
-
-/// A publish that the rights and limits of the session allow.
-#[derive(Debug)]
-pub(crate) struct PublishAction<'a> {
-    pub(crate) room: Room,
-    pub(crate) data: &'a str,
-    pub(crate) event: Option<Cow<'a, str>>,
-    pub(crate) key: Option<IdempotencyKey>,
-}
 
 impl Session {
     pub(crate) fn new(id: SessionId, identity: Option<Box<Identity>>, limits: &Limits, now_ms: u32) -> Self {
@@ -126,17 +126,17 @@ impl Session {
                 Action::Join(name, options)
             }
             Request::Leave { room } => Action::Leave(Room::parse(&room).map_err(|why| (Some(room), why.into()))?),
-            Request::Publish(PublishRequest { room, data, event, key }) => {
-                let name = self.permit(&room, Act::Publish)?;
+            Request::Publish(request) => {
+                let name = self.permit(&request.room, Act::Publish)?;
                 if let Err(ms) = self.publishes.take(limits.publishes_per_second, now_ms) {
                     let refusal = Refusal::new(ErrorCode::RateLimited, "too many publishes").retry_after(ms);
-                    return Err((Some(room), refusal));
+                    return Err((Some(request.room), refusal));
                 }
-                let key = match key.map(|key| IdempotencyKey::parse(&key)) {
-                    Some(None) => return Err((Some(room), Refusal::bad_request("key has 1 to 64 bytes"))),
+                let key = match request.key.as_deref().map(IdempotencyKey::parse) {
+                    Some(None) => return Err((Some(request.room), Refusal::bad_request("key has 1 to 64 bytes"))),
                     key => key.flatten(),
                 };
-                Action::Publish(PublishAction { room: name, data, event, key })
+                Action::Publish(name, key, request)
             }
             Request::Presence { room } => Action::Presence(self.permit(&room, Act::Presence)?),
             Request::History { room, since, limit } => {

@@ -126,7 +126,7 @@ proptest! {
                     prop_assert_eq!(left, model.rooms.remove(&room).map(|(join, _)| join));
                 }
                 Happens::Publish => match session.handle(command(publish("a")), &limits, now) {
-                    Action::Publish(_) => model.published.push(model.now_ms),
+                    Action::Publish(..) => model.published.push(model.now_ms),
                     refused => model.refused(&refused)?,
                 },
                 Happens::Wrong => {

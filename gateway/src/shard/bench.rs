@@ -27,7 +27,9 @@ impl Crowd {
 
     /// Adds a room whose last message was `head`, with this many members of its own.
     pub(crate) fn add(&mut self, name: Room, head: Option<Cursor>, members: u32, socket: &Rc<TcpStream>) {
-        let sessions: Vec<u32> = (0..members).map(|_| self.open(socket)).collect();
+        let opening = || Opening { shape: FrameShape::WebSocket, head: Bytes::new(), rooms: Vec::new() };
+        let open = |_| self.shard.open(Rc::clone(socket), None, opening()).index;
+        let sessions: Vec<u32> = (0..members).map(open).collect();
         let state = &mut *self.shard.state.borrow_mut();
         let room = state.rooms.insert(&name, Class::BUILT_IN, 0);
         if let Some(entry) = state.rooms.same(room) {
@@ -39,11 +41,6 @@ impl Crowd {
             }
         }
         self.rooms.push(name);
-    }
-
-    fn open(&self, socket: &Rc<TcpStream>) -> u32 {
-        let opening = Opening { shape: FrameShape::WebSocket, head: Bytes::new(), rooms: Vec::new() };
-        self.shard.open(Rc::clone(socket), None, opening).index
     }
 
     /// Puts a message for every room into the inbox, as the broker does.

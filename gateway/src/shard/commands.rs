@@ -9,15 +9,15 @@ use crate::{
     node::inbox::PublishDone,
     protocol::{
         close::CloseReason,
-        command::Request,
+        command::{PublishRequest, Request},
         error::{ErrorCode, Refusal},
         event::Event,
         native::{self, DecodeError, Sender},
     },
-    session::{Action, PublishAction},
+    session::Action,
     time::unix_ms,
 };
-use fanfare_broker::{HistoryQuery, Publish, Reply, Room};
+use fanfare_broker::{HistoryQuery, IdempotencyKey, Publish, Reply, Room};
 use std::{borrow::Cow, rc::Rc};
 
 impl Shard {
@@ -64,7 +64,7 @@ impl State {
     fn act(&mut self, reply_to: ReplyTo, action: Action<'_>) {
         let ReplyTo { session, id, .. } = reply_to;
         match action {
-            Action::Publish(publish) => self.publish(reply_to, publish),
+            Action::Publish(room, key, request) => self.publish(reply_to, room, key, &request),
             Action::Join(room, options) => self.join(reply_to, &room, options),
             Action::Leave(room) if self.leave(session, room.as_str()) => {
                 let left = Event::Left { id, room: room.as_str(), reason: None };
@@ -121,8 +121,13 @@ impl State {
 
     // --- publishing ---
 
-    fn publish(&mut self, reply_to: ReplyTo, publish: PublishAction<'_>) {
-        let PublishAction { room, data, event, key } = publish;
+    fn publish(
+        &mut self,
+        reply_to: ReplyTo,
+        room: Room,
+        key: Option<IdempotencyKey>,
+        PublishRequest { data, event, .. }: &PublishRequest<'_>,
+    ) {
         if let Err(refusal) = native::check_size(data, self.node.limits.message_bytes) {
             return self.refuse(reply_to, Some(room.as_str()), refusal);
         }

@@ -15,9 +15,8 @@ use super::{
 };
 use crate::protocol::{
     address::PostAddress,
-    control::{CommandReply, ControlMessage, PostedCommands, ReplyAddress},
+    control::{CommandReply, ControlMessage, PostedCommands, ReplyAddress, commands},
     error::{ErrorCode, Refusal},
-    post::commands,
 };
 use bytes::Bytes;
 use fanfare_broker::{BrokerError, NodeId, NodeTarget};

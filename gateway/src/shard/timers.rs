@@ -5,7 +5,7 @@ use super::{
     SessionRef, Shard, State,
     clock::TICK_MS,
     conn::{Phase, Timer},
-    streams::HEARTBEAT_MS,
+    sessions::HEARTBEAT_MS,
 };
 use crate::{
     protocol::{FrameShape, close::CloseReason, control_frame},

@@ -6,8 +6,8 @@ use crate::{
     http::json,
     protocol::{
         address::PostAddress,
+        control::commands,
         error::{ErrorCode, Refusal},
-        post::commands,
     },
     shard::Shard,
 };

@@ -51,10 +51,8 @@ pub(in crate::transport) struct Ready {
 }
 
 /// Answers a poll at once if there is something to say or it does not want to wait.
-///
-/// # Errors
-/// The refusal to respond with: a room cannot be read, the session was kicked, or the client's address has as many
-/// connections as it may.
+/// It is refused if a room cannot be read, the session was kicked, or the client's address has as many connections as it
+/// may.
 pub(in crate::transport) async fn prepare(mut poll: Poll, exchange: Exchange) -> Result<Prepared, Refusal> {
     poll.renew_lease(0)?;
     if !poll.is_backed() {
