@@ -52,9 +52,9 @@ pub(super) struct BatchParams {
     buffer: Option<String>,
 }
 
-/// A message to publish, as a batch has it.
+/// A message to publish, as a batch has it. Replies to malformed ones name this type.
 #[derive(Deserialize)]
-struct Message<'a> {
+struct Item<'a> {
     #[serde(borrow)]
     room: Cow<'a, str>,
     #[serde(borrow)]
@@ -96,8 +96,8 @@ pub(super) async fn one(
     let key = headers.get(IDEMPOTENCY_KEY).map(|key| key.to_str().map(Cow::Borrowed)).transpose();
     let key = key.map_err(|_| Refusal::bad_request("Idempotency-Key is not ASCII"))?;
     let wait = wait(buffer)?;
-    let message = Message { room: named(path)?.into(), data: &data, event: event.map(Cow::Owned), key };
-    Ok(respond(&publish(&node, message, wait).await?))
+    let item = Item { room: named(path)?.into(), data: &data, event: event.map(Cow::Owned), key };
+    Ok(respond(&publish(&node, item, wait).await?))
 }
 
 /// `POST /v1/publish`: an array of messages; the response is an array of receipts.
@@ -120,7 +120,7 @@ pub(super) async fn batch(
 
 async fn receipt<'a>(node: &Node, item: &'a RawValue, wait: Option<Duration>) -> Receipt<'a> {
     let published = match serde_json::from_str(item.get()) {
-        Ok(message) => publish(node, message, wait).await,
+        Ok(item) => publish(node, item, wait).await,
         Err(why) => Err(Refusal::bad_request(format!("not a message: {why}"))),
     };
     published.unwrap_or_else(|Refusal { code, message: detail, .. }| Receipt::Refused {
@@ -152,20 +152,20 @@ fn wait(buffer: Option<String>) -> Result<Option<Duration>, Refusal> {
     }
 }
 
-async fn publish<'a>(node: &Node, message: Message<'a>, wait: Option<Duration>) -> Result<Receipt<'a>, Refusal> {
+async fn publish<'a>(node: &Node, item: Item<'a>, wait: Option<Duration>) -> Result<Receipt<'a>, Refusal> {
     let began = Instant::now();
-    let room = Room::parse(&message.room)?;
+    let room = Room::parse(&item.room)?;
     rights::permit(None, Act::Publish, &room)?;
-    native::check_size(message.data.get(), node.limits.message_bytes)?;
-    let event = native::event_name(message.event)?;
+    native::check_size(item.data.get(), node.limits.message_bytes)?;
+    let event = native::event_name(item.event)?;
     let key =
-        message.key.map(|key| IdempotencyKey::parse(&key).ok_or_else(|| Refusal::bad_request("key has 1 to 64 bytes")));
+        item.key.map(|key| IdempotencyKey::parse(&key).ok_or_else(|| Refusal::bad_request("key has 1 to 64 bytes")));
     let publish = Publish {
         retention: node.classes.of(room.as_str()).history,
         room,
         author: None,
         ts_ms: unix_ms(),
-        payload: native::payload(message.data.get(), event.as_deref(), native::Sender::Backend).into(),
+        payload: native::payload(item.data.get(), event.as_deref(), native::Sender::Backend).into(),
         key: key.transpose()?,
     };
     node.metrics.published_http.inc();
@@ -176,7 +176,7 @@ async fn publish<'a>(node: &Node, message: Message<'a>, wait: Option<Duration>) 
     };
     node.metrics.backplane_publish_seconds.observe(handed_over.elapsed().as_secs_f64());
     node.metrics.publish_seconds.observe(began.elapsed().as_secs_f64());
-    Ok(Receipt::Published { room: message.room, cursor: published.cursor.map(|cursor| cursor.to_string()) })
+    Ok(Receipt::Published { room: item.room, cursor: published.cursor.map(|cursor| cursor.to_string()) })
 }
 
 fn wrong_query() -> Refusal {

@@ -1,5 +1,5 @@
-//! A shard's clock, in milliseconds since the shard started, and its timer wheel. Deadlines of sessions and rooms are times of this clock: four
-//! bytes each, where an `Instant` has sixteen.
+//! A shard's clock, in milliseconds since the shard started, and its timer wheel. Deadlines of sessions and rooms are
+//! times of this clock: four bytes each, where an `Instant` has sixteen.
 
 use std::time::Instant;
 
