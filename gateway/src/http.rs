@@ -54,6 +54,10 @@ pub(crate) fn json(status: StatusCode, mut body: Vec<u8>) -> Response<Body> {
     (status, [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], body).into_response()
 }
 
+pub(crate) fn respond(value: &impl Serialize) -> Response<Body> {
+    json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
+}
+
 /// The request did not come in in time. The connection ends with the response, since the rest may still come.
 pub(crate) fn too_slow() -> Response<Body> {
     let refusal = Refusal::bad_request("the request did not come in within 10 seconds");

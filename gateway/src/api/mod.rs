@@ -3,13 +3,14 @@
 //! so any node can take any request.
 
 mod assets;
+mod path;
 mod publish;
 mod rooms;
 
 pub(crate) use assets::is_for_every_origin;
 
 use crate::{
-    http::{json, method_not_allowed},
+    http::method_not_allowed,
     node::Node,
     policy::limits::ENVELOPE_BYTES,
     protocol::error::{ErrorCode, Refusal},
@@ -17,12 +18,10 @@ use crate::{
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, Path, rejection::PathRejection},
-    http::{Response, StatusCode},
+    extract::DefaultBodyLimit,
+    http::Response,
     routing::{delete, get, post},
 };
-use fanfare_broker::Room;
-use serde::Serialize;
 use std::sync::Arc;
 
 /// All routes. A clone of the router costs a few reference counts.
@@ -52,21 +51,4 @@ async fn wrong_method(allowed: &'static str) -> Response<Body> {
 
 async fn not_found() -> Refusal {
     Refusal::new(ErrorCode::NotFound, "there is nothing at this path")
-}
-
-fn respond(value: &impl Serialize) -> Response<Body> {
-    json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
-}
-
-/// What axum extracts from the braces in a path, such as `{room}`.
-type Named<T> = Result<Path<T>, PathRejection>;
-
-/// The room in a path.
-fn room(path: Named<String>) -> Result<Room, Refusal> {
-    Ok(Room::parse(&named(path)?)?)
-}
-
-/// The names in a path, percent-decoded.
-fn named<T>(path: Named<T>) -> Result<T, Refusal> {
-    path.map(|Path(names)| names).map_err(|_| Refusal::bad_request("the path is not percent-encoded UTF-8"))
 }

@@ -1,7 +1,8 @@
 //! Publishing by HTTP: one message, or a batch with a receipt for each message.
 
-use super::{Named, named, respond};
+use super::path::{Named, named};
 use crate::{
+    http::respond,
     node::{Node, buffer::publish_once},
     policy::rights::{self, Act},
     protocol::{

@@ -1,9 +1,9 @@
 //! Reading rooms: who is there, what was published, which rooms have members; and removing users. Any node answers for
 //! the whole cluster.
 
-use super::{Named, named, respond, room};
+use super::path::{Named, named, room};
 use crate::{
-    http::json,
+    http::{json, respond},
     node::Node,
     policy::rights::{self, Act},
     protocol::{
