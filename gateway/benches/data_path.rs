@@ -13,7 +13,7 @@
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use fanfare_broker::Room;
-use fanfare_gateway::bench::{self, FanOut, Queue};
+use fanfare_gateway::bench::{self, Queue};
 use std::{
     hint::black_box,
     time::{Duration, Instant},
@@ -33,12 +33,16 @@ fn fan_out(criterion: &mut Criterion) {
         let deliveries = rooms * members * messages;
         group.throughput(Throughput::Elements(deliveries as u64));
         let name = format!("{rooms} rooms of {members}, {messages} messages a pass");
-        let mut shard = FanOut::new(rooms, members as u32).expect("the loopback gives a socket");
+        let (shard, _runtime) = bench::fan_out(rooms, members as u32).expect("the loopback gives a socket");
+        let mut offset = 0;
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|passes| {
                 let mut spent = Duration::ZERO;
                 for _ in 0..passes {
-                    (0..messages).for_each(|_| shard.publish(&data));
+                    for _ in 0..messages {
+                        offset += 1;
+                        shard.publish(&bench::publication(&data, offset));
+                    }
                     let began = Instant::now();
                     shard.pass();
                     spent += began.elapsed();

@@ -2,10 +2,9 @@
 //! anything runs; then the shards serve until the drain is over.
 
 use crate::{
-    admin::{self, Admin},
-    api,
+    admin, api,
     config::Config,
-    node::{Node, drain::Drain, inbox::Inbox, leases::Leases, metrics::Metrics},
+    node::{Node, buffer::Buffer, drain::Drain, inbox::Inbox, leases::Leases, metrics::Metrics},
     policy::{origin::OriginPolicy, peer::PeerPolicy},
     session::OutboxLimits,
     shard::Shard,
@@ -60,10 +59,7 @@ pub(crate) enum StartError {
     System(#[from] io::Error),
 }
 
-/// Runs the gateway until it has drained.
-///
-/// # Errors
-/// The gateway cannot start; it has served nothing.
+/// Runs the gateway until it has drained. After an error it has served nothing.
 pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     let public = bind(config.listen)?;
     let admin = bind(config.admin)?;
@@ -71,17 +67,10 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     let demo = config.demo.then(|| demo_url(addresses.0));
     tracing::info!(listen = %addresses.0, admin = %addresses.1, node = %config.node, shards = config.shards, demo, "fanfare");
     let metrics = Metrics::new(&config.node);
-    let drain = Arc::new(Drain::new(Arc::clone(&metrics)));
     let inboxes: Vec<Arc<Inbox>> = (0..config.shards).map(|_| Arc::new(Inbox::new(Arc::clone(&metrics)))).collect();
     let broker = broker(&config, &inboxes).await?;
-    let seen = Admin {
-        broker: Arc::clone(&broker),
-        metrics: Arc::clone(&metrics),
-        drain: Arc::clone(&drain),
-        ready_needs_backplane: config.ready_needs_backplane,
-    };
-    admin::spawn(seen, admin)?;
-    let node = Arc::new(node(&config, broker, addresses.0, (metrics, drain), inboxes.clone()));
+    let node = Arc::new(node(&config, broker, addresses.0, metrics, inboxes.clone()));
+    admin::spawn(Arc::clone(&node), admin)?;
     let (emptied, all_emptied) = mpsc::channel(1);
     let (shards, threads) = spawn_shards(&node, inboxes, config.demo, &emptied)?;
     drop(emptied);
@@ -96,8 +85,7 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     let end = end_of_listening(Arc::clone(&node), all_emptied);
     tokio::spawn(transport::accept(listener, shards, metrics, per_second, end));
     node.drain.start();
-    until_drained(&node, threads).await?;
-    Ok(())
+    Ok(until_drained(&node, threads).await?)
 }
 
 /// Where a browser on this machine finds the demo pages.
@@ -166,10 +154,6 @@ async fn broker(config: &Config, inboxes: &[Arc<Inbox>]) -> Result<Arc<dyn Broke
     if config.redis.is_empty() {
         return Ok(Arc::new(MemoryBroker::new(subscribers)));
     }
-    Ok(connect(config, subscribers).await?)
-}
-
-async fn connect(config: &Config, subscribers: Vec<Arc<dyn Subscriber>>) -> Result<Arc<RedisBroker>, StartError> {
     let url = config.redis.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let failed = |why: String| StartError::Redis { url: url.clone(), why };
     let mut settings =
@@ -199,7 +183,7 @@ pub(crate) fn node(
     config: &Config,
     broker: Arc<dyn Broker>,
     listen: SocketAddr,
-    (metrics, drain): (Arc<Metrics>, Arc<Drain>),
+    metrics: Arc<Metrics>,
     inboxes: Vec<Arc<Inbox>>,
 ) -> Node {
     let limits = config.limits;
@@ -220,8 +204,10 @@ pub(crate) fn node(
         shard_outbox_bytes: (total / config.shards).max(limits.outbox_bytes),
         origins: OriginPolicy::new(config.origins.clone()),
         peers: PeerPolicy::new(config.trusted_proxies.clone(), limits.connections_per_ip),
+        drain: Drain::new(Arc::clone(&metrics)),
+        buffer: Buffer::new(Arc::clone(&metrics)),
         metrics,
-        drain,
+        ready_needs_backplane: config.ready_needs_backplane,
         drain_window: config.drain,
         inboxes,
     }

@@ -1,13 +1,14 @@
 //! Access to the gateway's inside for `benches/`, and for nothing else: it is no interface and may change with every
 //! commit. It arranges and calls; what is measured is the gateway's own code, unchanged.
 
+pub use crate::shard::Crowd;
+
 use crate::{
     app,
     config::{self, Config, Environment},
-    node::{drain::Drain, inbox::Inbox, metrics::Metrics},
+    node::{inbox::Inbox, metrics::Metrics},
     protocol::{FrameShape, native, put_frame},
     session::{Frames, Outbox, OutboxLimits, SLICES_MAX},
-    shard::Crowd,
 };
 use bytes::{Bytes, BytesMut};
 use fanfare_broker::{
@@ -20,16 +21,16 @@ use std::{
     rc::Rc,
     sync::Arc,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime::{Builder, Runtime},
+};
 
-/// Runs a node in this process until it is drained.
-///
-/// # Errors
-/// Why the node cannot start, as a sentence.
+/// Runs a node in this process until it is drained. An error says why the node cannot start.
 pub fn serve(flags: &[(&'static str, &str)]) -> Result<(), String> {
     let flags = flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
     let config = config::load(&flags, &Environment::default()).map_err(|why| why.to_string())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|why| why.to_string())?;
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(|why| why.to_string())?;
     runtime.block_on(app::run(config)).map_err(|why| why.to_string())
 }
 
@@ -91,56 +92,25 @@ impl Queue {
     }
 }
 
-/// The way of a message through a shard, from the inbox to the members' outboxes.
-pub struct FanOut {
-    crowd: Crowd,
-    offset: u64,
-    /// The members' socket is registered with it.
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl FanOut {
-    /// `rooms` rooms with history, each with `members` members of its own.
-    ///
-    /// # Errors
-    /// The operating system refuses a socket.
-    pub fn new(rooms: usize, members: u32) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let socket = Rc::new(runtime.block_on(async {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-            TcpStream::connect(listener.local_addr()?).await
-        })?);
-        let config = Config::built_in();
-        let metrics = Metrics::new(&config.node);
-        let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
-        let drain = Arc::new(Drain::new(Arc::clone(&metrics)));
-        let broker = Arc::new(MemoryBroker::new(vec![Arc::clone(&inbox) as Arc<dyn Subscriber>]));
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut crowd = Crowd::new(
-            Arc::new(app::node(&config, broker, address, (metrics, drain), vec![Arc::clone(&inbox)])),
-            inbox,
-        );
-        let head = publication("null", 0).cursor;
-        for room in (0..rooms).filter_map(|n| Room::parse(&format!("bench:{n}")).ok()) {
-            crowd.add(room, head, members, &socket);
-        }
-        crowd.discard();
-        Ok(Self { crowd, offset: 0, _runtime: runtime })
+/// A shard with `rooms` rooms with history, each with `members` members of its own; and the runtime with which their socket
+/// is registered.
+pub fn fan_out(rooms: usize, members: u32) -> io::Result<(Crowd, Runtime)> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let socket = Rc::new(runtime.block_on(async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        TcpStream::connect(listener.local_addr()?).await
+    })?);
+    let config = Config::built_in();
+    let metrics = Metrics::new(&config.node);
+    let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
+    let broker = Arc::new(MemoryBroker::new(vec![Arc::clone(&inbox) as Arc<dyn Subscriber>]));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let node = app::node(&config, broker, address, metrics, vec![Arc::clone(&inbox)]);
+    let mut crowd = Crowd::new(Arc::new(node), inbox);
+    let head = publication("null", 0).cursor;
+    for room in (0..rooms).filter_map(|n| Room::parse(&format!("bench:{n}")).ok()) {
+        crowd.add(room, head, members, &socket);
     }
-
-    /// Puts the next message of every room into the inbox.
-    pub fn publish(&mut self, data: &str) {
-        self.offset += 1;
-        self.crowd.publish(&publication(data, self.offset));
-    }
-
-    /// Runs the shard's passes until its inbox is empty: the messages are in the outboxes then.
-    pub fn pass(&self) {
-        self.crowd.pass();
-    }
-
-    /// Empties the outboxes; returns how many bytes were in them.
-    pub fn discard(&self) -> usize {
-        self.crowd.discard()
-    }
+    crowd.discard();
+    Ok((crowd, runtime))
 }

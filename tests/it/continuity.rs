@@ -187,15 +187,15 @@ async fn a_publish_buffered_through_a_stall_is_published_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_publish_buffer_refuses_and_a_publish_that_waited_too_long_fails() {
-    /// Of 1 MB each, so that few are needed: all of them have to come before the first has waited for its 4 s.
-    const POSTS: usize = 40;
+    /// Of 1 MB each: few more than fit, because they have to come before the first has waited for its 5 s.
+    const POSTS: usize = 20;
     let large_messages = "[limits]\nmessage_bytes = 1000000\noutbox_bytes = 2000000\n";
     let mut cluster = Cluster::over_redis(1).config(large_messages).start().await;
     cluster.redis().kill();
     metric_is(&cluster, "fanfare_backplane_up", 0).await;
     let large = json!("x".repeat(990_000));
     let posts: Vec<_> = (0..POSTS)
-        .map(|_| tokio::spawn(http::post(cluster.address(0), "/v1/rooms/a?buffer=4s", &large).send()))
+        .map(|_| tokio::spawn(http::post(cluster.address(0), "/v1/rooms/a?buffer=5s", &large).send()))
         .collect();
     let mut codes: BTreeMap<String, usize> = BTreeMap::new();
     for post in posts {

@@ -6,7 +6,7 @@ use axum::{
     body::Body,
     extract::Path,
     http::{HeaderMap, HeaderValue, Response, StatusCode, header},
-    response::Redirect,
+    response::{IntoResponse as _, Redirect},
     routing::get,
 };
 use flate2::{Compression, write::GzEncoder};
@@ -24,9 +24,9 @@ struct Asset {
     gzip: OnceLock<Vec<u8>>,
 }
 
-macro_rules! assets {
-    ($($path:literal: $file:literal),* $(,)?) => {
-        LazyLock::new(|| vec![$(Asset::new($path, include_bytes!(concat!("../../assets/", $file)))),*])
+macro_rules! demo {
+    ($($file:literal),* $(,)?) => {
+        LazyLock::new(|| vec![$(Asset::new($file, include_bytes!(concat!("../../assets/demo/", $file)))),*])
     };
 }
 
@@ -47,25 +47,25 @@ fn without_comments(script: &str) -> String {
     code.filter(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
 }
 
-static DEMO: LazyLock<Vec<Asset>> = assets! {
-    "": "demo/index.html",
-    "index.js": "demo/index.js",
-    "demo.css": "demo/demo.css",
-    "demo.js": "demo/demo.js",
-    "chat.html": "demo/chat.html",
-    "chat.css": "demo/chat.css",
-    "chat.js": "demo/chat.js",
-    "chat-view.js": "demo/chat-view.js",
-    "ticker.html": "demo/ticker.html",
-    "ticker.css": "demo/ticker.css",
-    "ticker.js": "demo/ticker.js",
-    "transports.html": "demo/transports.html",
-    "transports.css": "demo/transports.css",
-    "transports.js": "demo/transports.js",
-    "transports-five.js": "demo/transports-five.js",
-    "transports-meter.js": "demo/transports-meter.js",
-    "transports-view.js": "demo/transports-view.js",
-};
+static DEMO: LazyLock<Vec<Asset>> = demo![
+    "index.html",
+    "index.js",
+    "demo.css",
+    "demo.js",
+    "chat.html",
+    "chat.css",
+    "chat.js",
+    "chat-view.js",
+    "ticker.html",
+    "ticker.css",
+    "ticker.js",
+    "transports.html",
+    "transports.css",
+    "transports.js",
+    "transports-five.js",
+    "transports-meter.js",
+    "transports-view.js",
+];
 
 /// Pages load from this host alone, run its scripts only, and cannot be framed by other sites.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
@@ -93,7 +93,7 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(with_demo: bool) -> Route
     router
         .route("/", get(|| async { Redirect::temporary("/demo/") }))
         .route("/demo", get(|| async { Redirect::permanent("/demo/") }))
-        .route("/demo/", get(|headers: HeaderMap| async move { serve(&DEMO, "", &headers) }))
+        .route("/demo/", get(|headers: HeaderMap| async move { serve(&DEMO, "index.html", &headers) }))
         .route(
             "/demo/{file}",
             get(|Path(file): Path<String>, headers: HeaderMap| async move { serve(&DEMO, &file, &headers) }),
@@ -102,11 +102,8 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(with_demo: bool) -> Route
 
 /// A file, compressed if the client takes that, or 304 if it has that form already.
 fn serve(assets: &'static [Asset], path: &str, asked: &HeaderMap) -> Response<Body> {
-    let path = if path == "index.html" { "" } else { path };
     let Some(asset) = assets.iter().find(|asset| asset.path == path) else {
-        let mut response = Response::new(Body::from("there is no such page\n"));
-        *response.status_mut() = StatusCode::NOT_FOUND;
-        return response;
+        return (StatusCode::NOT_FOUND, Body::from("there is no such page\n")).into_response();
     };
     let is_gzip = takes_gzip(asked);
     let bytes: &'static [u8] = if is_gzip { asset.gzip() } else { asset.bytes };
@@ -163,7 +160,7 @@ fn names(known: &HeaderValue, tag: &HeaderValue) -> bool {
 }
 
 fn kind(path: &str) -> &'static str {
-    match path.rsplit_once('.').map_or("html", |(_, end)| end) {
+    match path.rsplit_once('.').map_or("", |(_, end)| end) {
         "js" => "text/javascript; charset=utf-8",
         "css" => "text/css; charset=utf-8",
         "ts" => "text/plain; charset=utf-8",
@@ -188,12 +185,11 @@ mod tests {
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
         let mut files: Vec<String> =
             std::fs::read_dir(directory).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
-        let mut served: Vec<&str> =
-            DEMO.iter().map(|a| if a.path.is_empty() { "index.html" } else { a.path }).collect();
+        let mut served: Vec<&str> = DEMO.iter().map(|a| a.path).collect();
         files.sort_unstable();
         served.sort_unstable();
         assert_eq!(files, served);
-        let page = serve(&DEMO, "", &HeaderMap::new());
+        let page = serve(&DEMO, "index.html", &HeaderMap::new());
         assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
         assert_eq!(serve(&DEMO, "../lib.rs", &HeaderMap::new()).status(), 404);
     }

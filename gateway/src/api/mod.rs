@@ -1,27 +1,16 @@
 //! The HTTP API (docs/protocol.md, section 9), for back ends in any language, and the files that the gateway serves.
 //! Requests come from `transport::http`, after the checks that all requests pass. Everything goes straight to the broker,
 //! so any node can take any request.
-//!
-//! | file | |
-//! |---|---|
-//! | `publish`, `buffer` | publishing, at once or when the backplane is back |
-//! | `rooms` | who is in a room, its history, the list of rooms |
-//! | `kick` | removing users |
-//! | `assets` | the JavaScript client and the demo pages |
-//! | `state`, `path` | what the routes share; names in a path |
 
 mod assets;
-mod buffer;
-mod kick;
 mod path;
 mod publish;
 mod rooms;
-mod state;
 
 pub(crate) use assets::is_for_every_origin;
 
 use crate::{
-    http::problem::method_not_allowed,
+    http::method_not_allowed,
     node::Node,
     policy::limits::ENVELOPE_BYTES,
     protocol::error::{ErrorCode, Refusal},
@@ -33,7 +22,6 @@ use axum::{
     http::Response,
     routing::{delete, get, post},
 };
-use state::Api;
 use std::sync::Arc;
 
 /// All routes. A clone of the router costs a few reference counts.
@@ -46,15 +34,15 @@ pub(crate) fn router(node: Arc<Node>, with_demo: bool) -> Router {
         .layer(body)
         .route("/v1/rooms/{room}/history", get(rooms::history).fallback(|| wrong_method("GET")))
         .route("/v1/rooms/{room}/presence", get(rooms::presence).fallback(|| wrong_method("GET")))
-        .route("/v1/rooms/{room}/members/{user}", delete(kick::member).fallback(|| wrong_method("DELETE")))
-        .route("/v1/users/{user}", delete(kick::user).fallback(|| wrong_method("DELETE")))
+        .route("/v1/rooms/{room}/members/{user}", delete(rooms::kick).fallback(|| wrong_method("DELETE")))
+        .route("/v1/users/{user}", delete(rooms::disconnect).fallback(|| wrong_method("DELETE")))
         .route(
             "/v1/publish",
             post(publish::batch).fallback(|| wrong_method("POST")).layer(DefaultBodyLimit::max(publish::BATCH_BYTES)),
         )
         .merge(assets::router(with_demo))
         .fallback(not_found)
-        .with_state(Api::new(node))
+        .with_state(node)
 }
 
 async fn wrong_method(allowed: &'static str) -> Response<Body> {

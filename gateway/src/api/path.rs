@@ -8,17 +8,11 @@ use fanfare_broker::Room;
 pub(super) type Named<T> = Result<Path<T>, PathRejection>;
 
 /// The room in a path.
-///
-/// # Errors
-/// Its name is malformed.
 pub(super) fn room(path: Named<String>) -> Result<Room, Refusal> {
     Ok(Room::parse(&named(path)?)?)
 }
 
 /// The names in a path.
-///
-/// # Errors
-/// The path is not percent-encoded UTF-8.
 pub(super) fn named<T>(path: Named<T>) -> Result<T, Refusal> {
     path.map(|Path(names)| names).map_err(|_| Refusal::bad_request("the path is not percent-encoded UTF-8"))
 }

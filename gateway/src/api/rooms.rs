@@ -1,12 +1,14 @@
-//! Reading rooms: who is there, what was published, which rooms have members. Any node answers for the whole cluster.
+//! Reading rooms: who is there, what was published, which rooms have members; and removing users. Any node answers for
+//! the whole cluster.
 
-use super::path::{Named, room};
+use super::path::{Named, named, room};
 use crate::{
-    http::problem::json,
+    http::{json, respond},
     node::Node,
     policy::rights::{self, Act},
     protocol::{
         command::{HISTORY_LIMIT, HISTORY_LIMIT_MAX},
+        control::ControlMessage,
         error::Refusal,
         event::{Event, MemberView},
         native,
@@ -17,7 +19,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     http::{Response, StatusCode},
 };
-use fanfare_broker::{HistoryQuery, PresenceDetail, RoomQuery};
+use fanfare_broker::{HistoryQuery, NodeTarget, PresenceDetail, Room, RoomQuery};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, sync::Arc};
 
@@ -73,7 +75,7 @@ pub(super) async fn list(
     let Query(ListParams { prefix, after, limit }) = params.map_err(|_| wrong_query())?;
     let limit = limit.unwrap_or(ROOMS).clamp(1, ROOMS_MAX);
     let list = node.broker.rooms(RoomQuery { prefix, after, limit }).await?;
-    let rooms: Vec<&str> = list.rooms.iter().map(fanfare_broker::Room::as_str).collect();
+    let rooms: Vec<&str> = list.rooms.iter().map(Room::as_str).collect();
     let next = rooms.last().copied().filter(|_| list.more);
     Ok(respond(&List { rooms, next }))
 }
@@ -95,10 +97,7 @@ pub(super) async fn history(
     let Query(HistoryParams { since, limit }) = params.map_err(|_| wrong_query())?;
     let since = native::cursor(since.map(Cow::Owned))?;
     let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX);
-    let retention = node.classes.of(room.as_str()).history;
-    let retention = retention.ok_or_else(Refusal::history_off)?;
-    let mut page = node.broker.history(&room, retention, HistoryQuery { since, limit }).await?;
-    page.cut(node.outbox_limits.bytes / 2, since.is_none());
+    let page = node.history(&room, HistoryQuery { since, limit }).await?;
     Ok(json(StatusCode::OK, native::history(None, &room, &page)))
 }
 
@@ -106,16 +105,30 @@ pub(super) async fn history(
 pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>) -> Result<Response<Body>, Refusal> {
     let room = room(path)?;
     rights::permit(None, Act::Presence, &room)?;
-    if !node.classes.of(room.as_str()).presence {
-        return Err(Refusal::presence_off());
-    }
-    let presence = node.broker.presence(&room, PresenceDetail::Members).await?;
+    let presence = node.presence(&room).await?;
     let members = presence.members.iter().map(MemberView::from).collect();
-    Ok(respond(&Event::Presence { id: None, room: &room, count: presence.users, members }))
+    Ok(respond(&Event::Presence { id: None, room: room.as_str(), count: presence.users, members }))
 }
 
-fn respond(value: &impl Serialize) -> Response<Body> {
-    json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
+/// `DELETE /v1/rooms/{room}/members/{user}`.
+pub(super) async fn kick(State(node): State<Arc<Node>>, path: Named<(String, String)>) -> Result<StatusCode, Refusal> {
+    let (room, user) = named(path)?;
+    let room = Room::parse(&room)?;
+    rights::permit(None, Act::Administer, &room)?;
+    send_to_all(&node, &ControlMessage::Kick { room, user }).await
+}
+
+/// `DELETE /v1/users/{user}`.
+pub(super) async fn disconnect(State(node): State<Arc<Node>>, path: Named<String>) -> Result<StatusCode, Refusal> {
+    let user = named(path)?;
+    rights::permit_everywhere(None, Act::Administer)?;
+    send_to_all(&node, &ControlMessage::Disconnect { user }).await
+}
+
+/// Sends a control message to all nodes; the response does not wait for them.
+async fn send_to_all(node: &Node, message: &ControlMessage) -> Result<StatusCode, Refusal> {
+    node.broker.send_control(NodeTarget::All, message.encode()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn wrong_query() -> Refusal {

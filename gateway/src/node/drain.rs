@@ -8,10 +8,12 @@ use std::sync::{
 };
 use tokio::sync::watch;
 
-/// Whether the node drains.
+/// How far the node has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Running,
+pub(crate) enum Phase {
+    Starting,
+    /// The node serves, and takes new sessions.
+    Ready,
     /// New sessions are refused, and the present ones are closed one after the other. Publishes are served.
     Draining,
 }
@@ -19,20 +21,13 @@ enum Phase {
 /// Which phase the node is in, and who waits for the next one.
 pub(crate) struct Drain {
     phase: watch::Sender<Phase>,
-    /// Whether the node has begun to serve.
-    started: watch::Sender<bool>,
     has_front: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
 impl Drain {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self {
-            phase: watch::Sender::new(Phase::Running),
-            started: watch::Sender::new(false),
-            has_front: AtomicBool::new(false),
-            metrics,
-        }
+        Self { phase: watch::Sender::new(Phase::Starting), has_front: AtomicBool::new(false), metrics }
     }
 
     /// Notes that a proxy or another machine uses this node, on either listener: such a front needs some seconds to
@@ -48,15 +43,19 @@ impl Drain {
         self.has_front.load(Ordering::Relaxed)
     }
 
-    /// The node has begun to serve: it is ready.
+    /// The node has begun to serve: it is ready, unless it drains already.
     pub(crate) fn start(&self) {
-        self.started.send_replace(true);
+        let ready = |phase: &mut Phase| {
+            if *phase == Phase::Starting {
+                *phase = Phase::Ready;
+            }
+        };
+        self.phase.send_modify(ready);
     }
 
-    /// Begins to drain; `false` if the node drains already.
-    pub(crate) fn begin(&self) -> bool {
+    pub(crate) fn begin(&self) {
         self.metrics.drain_phase.set(1);
-        self.phase.send_if_modified(|phase| std::mem::replace(phase, Phase::Draining) == Phase::Running)
+        self.phase.send_replace(Phase::Draining);
     }
 
     /// The last session has gone.
@@ -64,16 +63,14 @@ impl Drain {
         self.metrics.drain_phase.set(2);
     }
 
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
-        *self.phase.borrow() == Phase::Draining
+        self.phase() == Phase::Draining
     }
 
-    /// Whether new sessions may come to this node.
-    pub(crate) fn is_ready(&self) -> bool {
-        *self.started.borrow() && !self.is_draining()
-    }
-
-    /// Waits until draining begins.
     pub(crate) async fn begun(&self) {
         // The sender lives as long as `self`.
         let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Draining).await;

@@ -97,7 +97,6 @@ impl Inbox {
         self.lock().is_empty()
     }
 
-    /// Wakes the shard's loop.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
     }

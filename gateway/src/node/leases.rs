@@ -50,9 +50,7 @@ impl Leases {
     }
 
     /// Renews the lease of a polling session on a room for `ttl`, and enters the session into the room's presence.
-    ///
-    /// # Errors
-    /// The session was kicked, or this node holds as many leases as it may.
+    /// An error: the session was kicked, or this node holds as many leases as it may.
     pub(crate) fn renew(&self, room: &Room, session: SessionId, ttl: Duration) -> Result<(), Refusal> {
         self.admit(room, session)?;
         let announce = self.classes.of(room.as_str()).presence;
@@ -65,11 +63,10 @@ impl Leases {
     }
 
     /// Checks that a polling session may be in a room.
-    ///
-    /// # Errors
-    /// The session was kicked.
     pub(crate) fn admit(&self, room: &Room, session: SessionId) -> Result<(), Refusal> {
-        if self.is_kicked(room, session, Instant::now()) {
+        let (kicked, now) = (self.kicked.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let is_kicked = |room| kicked.get(&(room, session)).is_some_and(|until| now < *until);
+        if !kicked.is_empty() && (is_kicked(Some(room.clone())) || is_kicked(None)) {
             return Err(Refusal::new(ErrorCode::Forbidden, "this session was kicked"));
         }
         Ok(())
@@ -77,7 +74,16 @@ impl Leases {
 
     /// Ends a session's leases on a room, or on all rooms (`None`), and refuses the session there for five minutes.
     pub(crate) fn kick(&self, room: Option<&Room>, session: SessionId) {
-        self.kick_at(room, session, Instant::now());
+        let (mut kicked, now) = (self.kicked.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        kicked.retain(|_, until| now < *until);
+        if kicked.len() < LEASES_MAX {
+            kicked.insert((room.cloned(), session), now + KICKED);
+        }
+        for ((held, by), lease) in self.held().iter_mut() {
+            if *by == session && room.is_none_or(|room| room == held) {
+                lease.until = now;
+            }
+        }
     }
 
     /// Ends expired leases. Runs until the process ends.
@@ -110,27 +116,6 @@ impl Leases {
         let until = known.map_or(now, |lease| lease.until).max(now + ttl);
         held.insert(key, Lease { until, written: written.unwrap_or(now), announce });
         Ok(written.is_none())
-    }
-
-    /// Whether a session was kicked from a room or from all rooms.
-    fn is_kicked(&self, room: &Room, session: SessionId, now: Instant) -> bool {
-        let kicked = self.kicked.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = |room| kicked.get(&(room, session)).is_some_and(|until| now < *until);
-        !kicked.is_empty() && (until(Some(room.clone())) || until(None))
-    }
-
-    /// [`Leases::kick`] at `now`.
-    fn kick_at(&self, room: Option<&Room>, session: SessionId, now: Instant) {
-        let mut kicked = self.kicked.lock().unwrap_or_else(PoisonError::into_inner);
-        kicked.retain(|_, until| now < *until);
-        if kicked.len() < LEASES_MAX {
-            kicked.insert((room.cloned(), session), now + KICKED);
-        }
-        for ((_, _), lease) in
-            self.held().iter_mut().filter(|((held, by), _)| *by == session && room.is_none_or(|room| room == held))
-        {
-            lease.until = now;
-        }
     }
 
     /// Removes the expired leases, and says which of them were announced.

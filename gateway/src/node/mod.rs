@@ -1,7 +1,8 @@
 //! What all shards of a process share: settings, the broker, the metrics, the shards' inboxes. Built by `app` before
-//! anything runs. After that only [`Drain`], [`Leases`] and [`PeerPolicy`] hold something that changes, each behind its
-//! own lock.
+//! anything runs. After that only [`Drain`], [`Leases`], [`Buffer`] and [`PeerPolicy`] hold something that changes, each
+//! behind its own lock.
 
+pub(crate) mod buffer;
 pub(crate) mod drain;
 pub(crate) mod inbox;
 pub(crate) mod leases;
@@ -17,9 +18,10 @@ use crate::{
     protocol::error::{ErrorCode, Refusal},
     session::OutboxLimits,
 };
+use buffer::Buffer;
 use bytes::Bytes;
 use drain::Drain;
-use fanfare_broker::{Broker, NodeId, Subscriber as _};
+use fanfare_broker::{Broker, HistoryQuery, NodeId, Page, Presence, PresenceDetail, Room, Subscriber as _};
 use inbox::Inbox;
 use leases::Leases;
 use metrics::Metrics;
@@ -44,7 +46,11 @@ pub(crate) struct Node {
     /// The presence of polling clients.
     pub(crate) leases: Leases,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) drain: Arc<Drain>,
+    pub(crate) drain: Drain,
+    /// HTTP publishes with `?buffer=`.
+    pub(crate) buffer: Buffer,
+    /// Whether a lost backplane makes the node unready.
+    pub(crate) ready_needs_backplane: bool,
     /// The time over which a drain is spread.
     pub(crate) drain_window: Duration,
     /// The queue into each shard, by the shard's number.
@@ -53,14 +59,28 @@ pub(crate) struct Node {
 
 impl Node {
     /// A permit for one more connection of this client address; `None` if connections are not limited.
-    ///
-    /// # Errors
-    /// The address has as many connections as it may.
+    /// An error: the address has as many as it may.
     pub(crate) fn permit_connection(&self, client: IpAddr) -> Result<Option<ConnectionPermit>, Refusal> {
         self.peers.permit(client).map_err(|()| {
             self.metrics.rate_limited_connections.inc();
             Refusal::new(ErrorCode::RateLimited, "too many connections from this address").retry_after(10_000)
         })
+    }
+
+    /// A page of a room's history, cut to half an outbox, so that messages which come meanwhile find space.
+    pub(crate) async fn history(&self, room: &Room, query: HistoryQuery) -> Result<Page, Refusal> {
+        let retention = self.classes.of(room.as_str()).history.ok_or_else(Refusal::history_off)?;
+        let mut page = self.broker.history(room, retention, query).await?;
+        page.cut(self.outbox_limits.bytes / 2, query.since.is_none());
+        Ok(page)
+    }
+
+    /// Who is in a room.
+    pub(crate) async fn presence(&self, room: &Room) -> Result<Presence, Refusal> {
+        if !self.classes.of(room.as_str()).presence {
+            return Err(Refusal::presence_off());
+        }
+        Ok(self.broker.presence(room, PresenceDetail::Members).await?)
     }
 
     /// Puts a control message into a shard's inbox; `false` if there is no such shard.

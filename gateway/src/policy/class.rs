@@ -20,13 +20,12 @@ impl Class {
 }
 
 /// The rules that give each room name its class: the first one that matches wins. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Classes {
     rules: Arc<[(Glob, Class)]>,
 }
 
 impl Classes {
-    /// Takes rules in the order in which they are tried.
     pub(crate) fn new(rules: Vec<(Glob, Class)>) -> Self {
         Self { rules: rules.into() }
     }
@@ -37,30 +36,20 @@ impl Classes {
     }
 }
 
-impl Default for Classes {
-    fn default() -> Self {
-        Self::new(Vec::new())
-    }
-}
-
 /// A pattern of names: `*` matches any number of characters, every other character matches itself.
 ///
 /// Matching takes time linear in name and pattern: the text between two wildcards is searched for once, leftmost. With `*` as
 /// the only wildcard the leftmost match is as good as any other, so there is no backtracking.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Glob {
-    pattern: Box<str>,
-}
+pub(crate) struct Glob(Box<str>);
 
 impl Glob {
-    /// Any text is a pattern.
     pub(crate) fn new(pattern: &str) -> Self {
-        Self { pattern: pattern.into() }
+        Self(pattern.into())
     }
 
-    /// Whether the whole name matches.
     pub(crate) fn matches(&self, name: &str) -> bool {
-        let Some((start, after)) = self.pattern.split_once('*') else { return *self.pattern == *name };
+        let Some((start, after)) = self.0.split_once('*') else { return *self.0 == *name };
         let Some(rest) = name.strip_prefix(start) else { return false };
         let (between, end) = after.rsplit_once('*').unwrap_or(("", after));
         let Some(mut rest) = rest.strip_suffix(end) else { return false };

@@ -18,7 +18,6 @@ pub(crate) struct OriginPolicy {
 }
 
 impl OriginPolicy {
-    /// Allows these origins beside the gateway's own.
     pub(crate) fn new(allowed: Vec<Origin>) -> Self {
         Self { allowed, refused: Mutex::default() }
     }

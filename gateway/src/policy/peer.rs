@@ -42,10 +42,7 @@ impl PeerPolicy {
         client
     }
 
-    /// Counts one more connection; `Ok(None)` without a limit.
-    ///
-    /// # Errors
-    /// The address has as many as it may.
+    /// Counts one more connection; `Ok(None)` without a limit. An error: the address has as many as it may.
     pub(crate) fn permit(&self, address: IpAddr) -> Result<Option<ConnectionPermit>, ()> {
         if self.per_ip == 0 {
             return Ok(None);

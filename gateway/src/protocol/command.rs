@@ -44,26 +44,12 @@ pub(crate) struct JoinOptions {
     pub(crate) since: Option<Cursor>,
     /// Without `since`: how many of the latest messages to send first.
     pub(crate) last: usize,
-    pub(crate) presence: PresenceWish,
-    pub(crate) echo: EchoWish,
+    /// Whether the member gets the list of members and their joins and leaves.
+    pub(crate) wants_presence: bool,
     /// Sessions whose messages are not delivered to this member.
     pub(crate) exclude: SmallVec<[SessionId; 1]>,
-}
-
-/// Whether the member gets the list of members and their joins and leaves.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum PresenceWish {
-    #[default]
-    No,
-    Members,
-}
-
-/// Whether the member gets its own messages too.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum EchoWish {
-    #[default]
-    Yes,
-    No,
+    /// Whether the member's own messages are not delivered to it either.
+    pub(crate) skips_own: bool,
 }
 
 /// The most sessions that a join may exclude: its own earlier ones.

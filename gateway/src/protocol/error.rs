@@ -1,11 +1,12 @@
 //! The table of error codes: the word on the wire, the HTTP status, and whether a retry can succeed. A [`Refusal`] is made
-//! where a request is refused; `native` encodes it as a frame, `http::problem` as a problem document.
+//! where a request is refused; `native` encodes it as a frame, `http` as a problem document.
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use std::borrow::Cow;
 
-/// The code of a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The code of a refusal; its word on the wire is its name in snake case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum ErrorCode {
     BadRequest,
     UnknownType,
@@ -28,38 +29,32 @@ pub(crate) enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// A row of the table: word on the wire, HTTP status, whether the same request may succeed later.
-    const fn row(self) -> (&'static str, u16, bool) {
+    /// A row of the table: HTTP status, whether the same request may succeed later.
+    const fn row(self) -> (u16, bool) {
         match self {
-            Self::BadRequest => ("bad_request", 400, false),
-            Self::UnknownType => ("unknown_type", 400, false),
-            Self::Unauthorized => ("unauthorized", 401, false),
-            Self::Forbidden => ("forbidden", 403, false),
-            Self::RoomInvalid => ("room_invalid", 400, false),
-            Self::RoomLimit => ("room_limit", 400, false),
-            Self::NotJoined => ("not_joined", 400, false),
-            Self::NotFound => ("not_found", 404, false),
-            Self::MethodNotAllowed => ("method_not_allowed", 405, false),
-            Self::MessageTooLarge => ("message_too_large", 413, false),
-            Self::RateLimited => ("rate_limited", 429, true),
-            Self::PresenceOff => ("presence_off", 400, false),
-            Self::HistoryOff => ("history_off", 400, false),
-            Self::SessionGone => ("session_gone", 404, false),
-            Self::BackplaneUnavailable => ("backplane_unavailable", 503, true),
-            Self::BackplaneOverloaded => ("backplane_overloaded", 503, true),
-            Self::Draining => ("draining", 503, true),
-            Self::Internal => ("internal", 500, true),
+            Self::BadRequest => (400, false),
+            Self::UnknownType => (400, false),
+            Self::Unauthorized => (401, false),
+            Self::Forbidden => (403, false),
+            Self::RoomInvalid => (400, false),
+            Self::RoomLimit => (400, false),
+            Self::NotJoined => (400, false),
+            Self::NotFound => (404, false),
+            Self::MethodNotAllowed => (405, false),
+            Self::MessageTooLarge => (413, false),
+            Self::RateLimited => (429, true),
+            Self::PresenceOff => (400, false),
+            Self::HistoryOff => (400, false),
+            Self::SessionGone => (404, false),
+            Self::BackplaneUnavailable => (503, true),
+            Self::BackplaneOverloaded => (503, true),
+            Self::Draining => (503, true),
+            Self::Internal => (500, true),
         }
     }
 
-    /// The word on the wire.
-    pub(crate) const fn as_str(self) -> &'static str {
-        self.row().0
-    }
-
-    /// The status of an HTTP response.
     pub(crate) const fn status(self) -> u16 {
-        self.row().1
+        self.row().0
     }
 
     /// Whether the client caused the error, rather than the gateway or the backplane.
@@ -67,15 +62,8 @@ impl ErrorCode {
         self.status() < 500
     }
 
-    /// Whether the same request may succeed later.
     pub(crate) const fn retryable(self) -> bool {
-        self.row().2
-    }
-}
-
-impl Serialize for ErrorCode {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
+        self.row().1
     }
 }
 

@@ -5,8 +5,9 @@ use crate::protocol::{
     command::RequestId,
     error::{ErrorCode, Refusal},
 };
-use fanfare_broker::{Cursor, Gap, Member, Room, SessionId, Who};
-use serde::{Serialize, Serializer, ser::SerializeMap};
+use fanfare_broker::{Cursor, Member, SessionId, Who};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 /// One frame to one client, with the field names and the order of the native protocol. A `None` field is left out.
@@ -27,8 +28,7 @@ pub(crate) enum Event<'a> {
     Joined {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: RequestId,
-        #[serde(serialize_with = "text")]
-        room: &'a Room,
+        room: &'a str,
         #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_text")]
         cursor: Option<Cursor>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,39 +41,34 @@ pub(crate) enum Event<'a> {
     Left {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: RequestId,
-        #[serde(serialize_with = "text")]
-        room: &'a Room,
+        room: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'static str>,
     },
     Published {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: RequestId,
-        room: Cow<'a, str>,
+        room: &'a str,
         #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_text")]
         cursor: Option<Cursor>,
     },
     Presence {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: RequestId,
-        #[serde(serialize_with = "text")]
-        room: &'a Room,
+        room: &'a str,
         count: u64,
         members: Vec<MemberView<'a>>,
     },
     MemberJoined {
-        #[serde(serialize_with = "text")]
-        room: &'a Room,
+        room: &'a str,
         member: MemberView<'a>,
     },
     MemberLeft {
-        #[serde(serialize_with = "text")]
-        room: &'a Room,
+        room: &'a str,
         member: MemberView<'a>,
     },
     Gap {
-        #[serde(serialize_with = "text")]
-        room: &'a Room,
+        room: &'a str,
         #[serde(serialize_with = "text")]
         from: Cursor,
         #[serde(serialize_with = "text")]
@@ -123,25 +118,6 @@ impl<'a> Event<'a> {
             retry_after_ms: refusal.retry_after_ms,
         }
     }
-
-    /// The value of `type`, which is also the name of the server-sent event.
-    pub(crate) const fn name(&self) -> &'static str {
-        match self {
-            Self::Welcome { .. } => "welcome",
-            Self::Joined { .. } => "joined",
-            Self::Left { .. } => "left",
-            Self::Published { .. } => "published",
-            Self::Presence { .. } => "presence",
-            Self::MemberJoined { .. } => "member_joined",
-            Self::MemberLeft { .. } => "member_left",
-            Self::Gap { .. } => "gap",
-            Self::Reconnect { .. } => "reconnect",
-            Self::Pong { .. } => "pong",
-            Self::Ping { .. } => "ping",
-            Self::Close { .. } => "close",
-            Self::Error { .. } => "error",
-        }
-    }
 }
 
 /// The limits that a client has to know.
@@ -154,45 +130,33 @@ pub(crate) struct WelcomeLimits {
 /// How many messages are missing; `null` when the number cannot be known.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Missed {
-    missed: Option<u64>,
-}
-
-impl From<Gap> for Missed {
-    fn from(gap: Gap) -> Self {
-        Self { missed: gap.missed }
-    }
+    pub(crate) missed: Option<u64>,
 }
 
 /// A member as others see it.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub(crate) struct MemberView<'a> {
-    pub(crate) who: &'a Who,
-    pub(crate) sessions: Option<u32>,
-    /// JSON text.
-    pub(crate) info: Option<&'a [u8]>,
+    user: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    info: Option<&'a RawValue>,
+}
+
+impl<'a> MemberView<'a> {
+    /// `info` is JSON text.
+    pub(crate) fn new(who: &'a Who, sessions: Option<u32>, info: Option<&'a [u8]>) -> Self {
+        let user = match who {
+            Who::User(user) => Cow::Borrowed(user.as_str()),
+            Who::Session(session) => Cow::Owned(session.to_string()),
+        };
+        Self { user, sessions, info: info.and_then(|json| serde_json::from_slice(json).ok()) }
+    }
 }
 
 impl<'a> From<&'a Member> for MemberView<'a> {
     fn from(member: &'a Member) -> Self {
-        Self { who: &member.who, sessions: Some(member.sessions), info: member.info.as_deref() }
-    }
-}
-
-impl Serialize for MemberView<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        match self.who {
-            Who::User(user) => map.serialize_entry("user", user.as_str())?,
-            Who::Session(session) => map.serialize_entry("user", &session.to_string())?,
-        }
-        if let Some(sessions) = self.sessions {
-            map.serialize_entry("sessions", &sessions)?;
-        }
-        let info = self.info.and_then(|json| serde_json::from_slice::<&serde_json::value::RawValue>(json).ok());
-        if let Some(info) = info {
-            map.serialize_entry("info", info)?;
-        }
-        map.end()
+        Self::new(&member.who, Some(member.sessions), member.info.as_deref())
     }
 }
 

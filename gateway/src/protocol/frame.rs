@@ -15,7 +15,6 @@ pub(crate) enum FrameShape {
 }
 
 impl FrameShape {
-    /// The number of shapes.
     pub(crate) const COUNT: usize = 3;
     pub(crate) const ALL: [Self; Self::COUNT] = [Self::WebSocket, Self::Event, Self::Line];
 
@@ -50,8 +49,8 @@ pub(crate) fn put_frame(out: &mut BytesMut, shape: FrameShape, parts: &[&[u8]]) 
 }
 
 /// Begins a server-sent event with a name, by which pages listen for it. Messages have no name.
-pub(crate) fn name_event(out: &mut BytesMut, name: &str) {
-    put_parts(out, b"event:", &[name.as_bytes(), b"\n"]);
+pub(crate) fn name_event(out: &mut BytesMut, name: &[u8]) {
+    put_parts(out, b"event:", &[name, b"\n"]);
 }
 
 /// Ends a server-sent event: its `id`, if it has one, and the blank line.

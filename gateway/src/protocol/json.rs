@@ -33,11 +33,6 @@ pub(crate) fn put_string(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
-/// Whether `text` is one JSON value.
-pub(crate) fn is_value(text: &str) -> bool {
-    serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,10 +5,10 @@
 //! |---|---|
 //! | `command`, `event` | what a client asks; what it is sent |
 //! | `error`, `close` | the tables of error codes and of close codes |
-//! | `native`, `json`, `post` | the native protocol's codec; posts of its commands |
+//! | `native`, `json` | the native protocol's codec |
 //! | `frame` | the shapes in which a message is encoded once for many clients |
 //! | `address` | secrets that let a client act as its session, and where its posted commands go |
-//! | `control` | control messages between nodes and shards |
+//! | `control` | control messages between nodes and shards; the body of a post |
 
 pub(crate) mod address;
 pub(crate) mod close;
@@ -19,6 +19,5 @@ pub(crate) mod event;
 mod frame;
 pub(crate) mod json;
 pub(crate) mod native;
-pub(crate) mod post;
 
 pub(crate) use frame::{FrameShape, control_frame, end_event, name_event, put_frame};

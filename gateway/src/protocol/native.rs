@@ -4,18 +4,18 @@
 use super::{FrameShape, end_event, json, name_event, put_frame};
 use crate::protocol::{
     command::{
-        Command, EVENT_BYTES_MAX, EXCLUDE_MAX, EchoWish, HISTORY_LIMIT, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish,
-        PublishRequest, REQUEST_ID_MAX, Request, RequestId,
+        Command, EVENT_BYTES_MAX, EXCLUDE_MAX, HISTORY_LIMIT, HISTORY_LIMIT_MAX, JoinOptions, PublishRequest,
+        REQUEST_ID_MAX, Request, RequestId,
     },
     error::{ErrorCode, Refusal},
     event::Event,
 };
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use fanfare_broker::{Cursor, Page, Publication, Room, SessionId, User};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
-use std::{borrow::Cow, io::Write as _};
+use std::{borrow::Cow, io::Write as _, str::FromStr};
 
 /// Why a frame is not a command.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,32 +28,22 @@ pub(crate) enum DecodeError {
 
 /// Every field of every command, as raw text. `type` decides which of them are read.
 #[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))] // they borrow from the text
 struct Fields<'a> {
-    #[serde(borrow, rename = "type")]
+    #[serde(rename = "type")]
     kind: Option<&'a RawValue>,
-    #[serde(borrow)]
     id: Option<&'a RawValue>,
-    #[serde(borrow)]
     room: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "even_null")]
+    #[serde(default, deserialize_with = "even_null")]
     data: Option<&'a RawValue>,
-    #[serde(borrow)]
     event: Option<&'a RawValue>,
-    #[serde(borrow)]
     key: Option<&'a RawValue>,
-    #[serde(borrow)]
     since: Option<&'a RawValue>,
-    #[serde(borrow)]
     history: Option<&'a RawValue>,
-    #[serde(borrow)]
     limit: Option<&'a RawValue>,
-    #[serde(borrow)]
     presence: Option<&'a RawValue>,
-    #[serde(borrow)]
     echo: Option<&'a RawValue>,
-    #[serde(borrow)]
     exclude: Option<&'a RawValue>,
-    #[serde(borrow)]
     token: Option<&'a RawValue>,
 }
 
@@ -62,10 +52,7 @@ fn even_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&'de Ra
     <&RawValue>::deserialize(from).map(Some)
 }
 
-/// Reads one frame.
-///
-/// # Errors
-/// [`DecodeError`]; a refusal names the field that is wrong.
+/// Reads one frame. A refusal names the field that is wrong.
 pub(crate) fn decode(text: &str) -> Result<Command<'_>, DecodeError> {
     let is_object = text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{');
     let fields: Fields<'_> = match serde_json::from_str(text) {
@@ -95,7 +82,7 @@ fn request<'a>(fields: &Fields<'a>) -> Result<Request<'a>, Refusal> {
         "history" => Ok(Request::History {
             room: room(fields)?,
             since: cursor(string(fields.since, "since")?)?,
-            limit: number(fields.limit, "limit")?.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX),
+            limit: parsed(fields.limit, "limit is not a whole number")?.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX),
         }),
         "auth" => match string(fields.token, "token")? {
             Some(_) => Ok(Request::Auth),
@@ -116,13 +103,9 @@ fn room<'a>(fields: &Fields<'a>) -> Result<Cow<'a, str>, Refusal> {
 fn join_options(fields: &Fields<'_>) -> Result<JoinOptions, Refusal> {
     Ok(JoinOptions {
         since: cursor(string(fields.since, "since")?)?,
-        last: number(fields.history, "history")?.unwrap_or(0),
-        presence: if flag(fields.presence, "presence")?.unwrap_or(false) {
-            PresenceWish::Members
-        } else {
-            PresenceWish::No
-        },
-        echo: if flag(fields.echo, "echo")?.unwrap_or(true) { EchoWish::Yes } else { EchoWish::No },
+        last: parsed(fields.history, "history is not a whole number")?.unwrap_or(0),
+        wants_presence: parsed(fields.presence, "presence is neither true nor false")?.unwrap_or(false),
+        skips_own: !parsed(fields.echo, "echo is neither true nor false")?.unwrap_or(true),
         exclude: sessions(fields.exclude)?,
     })
 }
@@ -147,16 +130,8 @@ fn string<'a>(raw: Option<&'a RawValue>, name: &'static str) -> Result<Option<Co
     }
 }
 
-fn number(raw: Option<&RawValue>, name: &'static str) -> Result<Option<usize>, Refusal> {
-    present(raw)
-        .map(|text| text.parse().map_err(|_| Refusal::bad_request(format!("{name} is not a whole number"))))
-        .transpose()
-}
-
-fn flag(raw: Option<&RawValue>, name: &'static str) -> Result<Option<bool>, Refusal> {
-    present(raw)
-        .map(|text| text.parse().map_err(|_| Refusal::bad_request(format!("{name} is neither true nor false"))))
-        .transpose()
+fn parsed<T: FromStr>(raw: Option<&RawValue>, wrong: &'static str) -> Result<Option<T>, Refusal> {
+    present(raw).map(|text| text.parse().map_err(|_| Refusal::bad_request(wrong))).transpose()
 }
 
 fn request_id(raw: Option<&RawValue>) -> Result<RequestId, Refusal> {
@@ -200,7 +175,6 @@ fn sessions(raw: Option<&RawValue>) -> Result<SmallVec<[SessionId; 1]>, Refusal>
 
 // --- encoding ---
 
-/// One frame's text.
 pub(crate) fn encode(event: &Event<'_>) -> Vec<u8> {
     // Events are built from checked parts; serialising them to memory cannot fail.
     serde_json::to_vec(event).unwrap_or_default()
@@ -210,19 +184,23 @@ pub(crate) fn encode(event: &Event<'_>) -> Vec<u8> {
 /// delay.
 const RETRY_LEAST_MS: u64 = 1_000;
 
-/// Appends one event as a frame. `id` is the id of a server-sent event: the cursors of all rooms of the client after it.
-pub(crate) fn put_event(out: &mut BytesMut, shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) {
-    let text = encode(event);
+/// One event as a frame. `id` is the id of a server-sent event: the cursors of all rooms of the client after it.
+pub(crate) fn frame(shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) -> Bytes {
+    let (text, mut out) = (encode(event), BytesMut::new());
     if shape != FrameShape::Event {
-        return put_frame(out, shape, &[&text]);
+        put_frame(&mut out, shape, &[&text]);
+        return out.freeze();
     }
     if let Event::Reconnect { after_ms, .. } = event {
         let retry_ms = after_ms + RETRY_LEAST_MS;
         out.put_slice(format!("retry:{retry_ms}\n").as_bytes());
     }
-    name_event(out, event.name());
-    put_frame(out, shape, &[&text]);
-    end_event(out, id);
+    // Its name is its type, with which the text begins.
+    let name = text.strip_prefix(b"{\"type\":\"").and_then(|rest| rest.split(|byte| *byte == b'"').next());
+    name_event(&mut out, name.unwrap_or_default());
+    put_frame(&mut out, shape, &[&text]);
+    end_event(&mut out, id);
+    out.freeze()
 }
 
 /// A cursor's text, without an allocation.

@@ -20,7 +20,7 @@ fn a_join_with_everything() {
     };
     assert_eq!(room, "chat:1");
     assert_eq!(options.since.unwrap().to_string(), "Xk2p9QaB.42");
-    assert_eq!((options.last, options.presence, options.echo), (5, PresenceWish::Members, EchoWish::No));
+    assert_eq!((options.last, options.wants_presence, options.skips_own), (5, true, true));
     assert_eq!(options.exclude.len(), 1);
 }
 

@@ -1,7 +1,5 @@
 //! When to ping a client, and when to give it up. One deadline for each session; the time comes in as a parameter.
 
-use crate::protocol::close::CloseReason;
-
 /// How long a client may stay silent after a ping, in milliseconds.
 pub(crate) const PONG_MS: u32 = 10_000;
 
@@ -21,7 +19,7 @@ pub(crate) enum Due {
     /// Send a ping; the next check is due after [`PONG_MS`].
     Ping,
     /// Close the session: the client did not answer.
-    Close(CloseReason),
+    Close,
 }
 
 impl Keepalive {
@@ -42,7 +40,7 @@ impl Keepalive {
             return Due::Later(patience - silent);
         }
         if self.pinged {
-            return Due::Close(CloseReason::Silent);
+            return Due::Close;
         }
         self.pinged = true;
         Due::Ping
@@ -59,7 +57,7 @@ mod tests {
         assert_eq!(keepalive.check(1000, 25_000), Due::Later(25_000));
         assert_eq!(keepalive.check(26_000, 25_000), Due::Ping);
         assert_eq!(keepalive.check(30_000, 25_000), Due::Later(6_000));
-        assert_eq!(keepalive.check(36_000, 25_000), Due::Close(CloseReason::Silent));
+        assert_eq!(keepalive.check(36_000, 25_000), Due::Close);
         keepalive.heard(36_000);
         assert_eq!(keepalive.check(40_000, 25_000), Due::Later(21_000), "a client that was heard is not pinged");
     }

@@ -11,11 +11,11 @@ pub(crate) use rate::TokenBucket;
 use crate::{
     policy::{
         limits::Limits,
-        rights::{Act, Identity},
+        rights::{self, Act, Identity},
     },
     protocol::{
         close::CloseReason,
-        command::{Command, JoinOptions, PresenceWish, PublishRequest, Request},
+        command::{Command, JoinOptions, PublishRequest, Request},
         error::{ErrorCode, Refusal},
     },
 };
@@ -62,21 +62,24 @@ pub(crate) struct Session {
 pub(crate) enum Action<'a> {
     Join(Room, JoinOptions),
     Leave(Room),
-    Publish(PublishAction<'a>),
+    /// With the request's room and key, checked.
+    Publish(Room, Option<IdempotencyKey>, PublishRequest<'a>),
     Presence(Room),
-    History { room: Room, since: Option<Cursor>, limit: usize },
+    History {
+        room: Room,
+        since: Option<Cursor>,
+        limit: usize,
+    },
     Pong,
-    Refuse { room: Option<Cow<'a, str>>, refusal: Refusal, close: Option<CloseReason> },
+    Refuse {
+        room: Option<Cow<'a, str>>,
+        refusal: Refusal,
+        close: Option<CloseReason>,
+    },
 }
 
-/// A publish that the rights and limits of the session allow.
-#[derive(Debug)]
-pub(crate) struct PublishAction<'a> {
-    pub(crate) room: Room,
-    pub(crate) data: &'a str,
-    pub(crate) event: Option<Cow<'a, str>>,
-    pub(crate) key: Option<IdempotencyKey>,
-}
+/// Why a request is refused, and the room that it named.
+type Refused<'a> = (Option<Cow<'a, str>>, Refusal);
 
 impl Session {
     pub(crate) fn new(id: SessionId, identity: Option<Box<Identity>>, limits: &Limits, now_ms: u32) -> Self {
@@ -99,26 +102,9 @@ impl Session {
             let refusal = Refusal::new(ErrorCode::RateLimited, "too many requests").retry_after(ms);
             return self.refuse(None, refusal, now_ms);
         }
-        match command.request {
-            Request::Join { room, options } => self.join(room, options, now_ms),
-            Request::Leave { room } => match Room::parse(&room) {
-                Ok(room) => Action::Leave(room),
-                Err(why) => self.refuse(Some(room), why.into(), now_ms),
-            },
-            Request::Publish(request) => self.publish(request, limits, now_ms),
-            Request::Presence { room } => match self.permit(&room, Act::Presence) {
-                Ok(room) => Action::Presence(room),
-                Err(refusal) => self.refuse(Some(room), refusal, now_ms),
-            },
-            Request::History { room, since, limit } => match self.permit(&room, Act::History) {
-                Ok(room) => Action::History { room, since, limit },
-                Err(refusal) => self.refuse(Some(room), refusal, now_ms),
-            },
-            Request::Auth => {
-                let refusal = Refusal::new(ErrorCode::Unauthorized, "this gateway is open: it takes no tokens");
-                self.refuse(None, refusal, now_ms)
-            }
-            Request::Ping => Action::Pong,
+        match self.decide(command.request, limits, now_ms) {
+            Ok(action) => action,
+            Err((room, refusal)) => self.refuse(room, refusal, now_ms),
         }
     }
 
@@ -130,41 +116,46 @@ impl Session {
         Action::Refuse { room, refusal, close }
     }
 
-    fn join<'a>(&mut self, room: Cow<'a, str>, options: JoinOptions, now_ms: u32) -> Action<'a> {
-        let permitted = self.permit(&room, Act::Join).and_then(|name| match options.presence {
-            PresenceWish::No => Ok(name),
-            PresenceWish::Members => self.permit(&room, Act::Presence),
-        });
-        match permitted {
-            Ok(name) => Action::Join(name, options),
-            Err(refusal) => self.refuse(Some(room), refusal, now_ms),
-        }
-    }
-
-    fn publish<'a>(&mut self, request: PublishRequest<'a>, limits: &Limits, now_ms: u32) -> Action<'a> {
-        let PublishRequest { room, data, event, key } = request;
-        let name = match self.permit(&room, Act::Publish) {
-            Ok(name) => name,
-            Err(refusal) => return self.refuse(Some(room), refusal, now_ms),
-        };
-        if let Err(ms) = self.publishes.take(limits.publishes_per_second, now_ms) {
-            let refusal = Refusal::new(ErrorCode::RateLimited, "too many publishes").retry_after(ms);
-            return self.refuse(Some(room), refusal, now_ms);
-        }
-        let key = match key.as_deref().map(|k| IdempotencyKey::parse(k).ok_or(())).transpose() {
-            Ok(key) => key,
-            Err(()) => {
-                return self.refuse(Some(room), Refusal::bad_request("key has 1 to 64 bytes"), now_ms);
+    fn decide<'a>(&mut self, request: Request<'a>, limits: &Limits, now_ms: u32) -> Result<Action<'a>, Refused<'a>> {
+        Ok(match request {
+            Request::Join { room, options } => {
+                let name = self.permit(&room, Act::Join)?;
+                if options.wants_presence {
+                    self.permit(&room, Act::Presence)?;
+                }
+                Action::Join(name, options)
             }
-        };
-        Action::Publish(PublishAction { room: name, data, event, key })
+            Request::Leave { room } => Action::Leave(Room::parse(&room).map_err(|why| (Some(room), why.into()))?),
+            Request::Publish(request) => {
+                let name = self.permit(&request.room, Act::Publish)?;
+                if let Err(ms) = self.publishes.take(limits.publishes_per_second, now_ms) {
+                    let refusal = Refusal::new(ErrorCode::RateLimited, "too many publishes").retry_after(ms);
+                    return Err((Some(request.room), refusal));
+                }
+                let key = match request.key.as_deref().map(IdempotencyKey::parse) {
+                    Some(None) => return Err((Some(request.room), Refusal::bad_request("key has 1 to 64 bytes"))),
+                    key => key.flatten(),
+                };
+                Action::Publish(name, key, request)
+            }
+            Request::Presence { room } => Action::Presence(self.permit(&room, Act::Presence)?),
+            Request::History { room, since, limit } => {
+                Action::History { room: self.permit(&room, Act::History)?, since, limit }
+            }
+            Request::Auth => {
+                return Err((None, Refusal::new(ErrorCode::Unauthorized, "this gateway is open: it takes no tokens")));
+            }
+            Request::Ping => Action::Pong,
+        })
     }
 
     /// Parses the room name and checks the right. Every action of a session passes here.
-    fn permit(&self, room: &str, act: Act) -> Result<Room, Refusal> {
-        let name = Room::parse(room)?;
-        crate::policy::rights::permit(self.identity.as_deref(), act, &name)?;
-        Ok(name)
+    fn permit<'a>(&self, room: &Cow<'a, str>, act: Act) -> Result<Room, Refused<'a>> {
+        let permitted = Room::parse(room).map_err(Refusal::from).and_then(|name| {
+            rights::permit(self.identity.as_deref(), act, &name)?;
+            Ok(name)
+        });
+        permitted.map_err(|refusal| (Some(room.clone()), refusal))
     }
 
     // --- memberships: the shard decides, the session keeps the list ---

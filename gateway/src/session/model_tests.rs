@@ -2,7 +2,6 @@
 //! those that it has joined and not left.
 
 use super::*;
-use crate::protocol::command::EchoWish;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -45,8 +44,7 @@ fn command(request: Request<'static>) -> Command<'static> {
 }
 
 fn join(room: u32) -> Request<'static> {
-    let options = JoinOptions { echo: EchoWish::Yes, ..JoinOptions::default() };
-    Request::Join { room: format!("r{room}").into(), options }
+    Request::Join { room: format!("r{room}").into(), options: JoinOptions::default() }
 }
 
 fn publish(room: &'static str) -> Request<'static> {
@@ -128,7 +126,7 @@ proptest! {
                     prop_assert_eq!(left, model.rooms.remove(&room).map(|(join, _)| join));
                 }
                 Happens::Publish => match session.handle(command(publish("a")), &limits, now) {
-                    Action::Publish(_) => model.published.push(model.now_ms),
+                    Action::Publish(..) => model.published.push(model.now_ms),
                     refused => model.refused(&refused)?,
                 },
                 Happens::Wrong => {

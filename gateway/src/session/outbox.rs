@@ -7,9 +7,7 @@ use std::{collections::VecDeque, io::IoSlice};
 /// How much may wait for one client; the same for all clients of a node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OutboxLimits {
-    /// Bytes.
     pub(crate) bytes: usize,
-    /// Frames.
     pub(crate) frames: usize,
     /// How old the oldest waiting frame may be, in milliseconds.
     pub(crate) age_ms: u32,
@@ -49,7 +47,6 @@ impl Outbox {
         self.first.is_none()
     }
 
-    /// Bytes waiting.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -11,16 +11,16 @@
 
 use super::{
     Shard, State,
+    catch_up::Retry,
     conn::Conn,
     members::CustomMember,
-    retry::Retry,
     room::{Join, RoomRef},
     rooms::Reached,
 };
 use crate::{
     protocol::{
         FrameShape,
-        command::{HISTORY_LIMIT_MAX, PresenceWish},
+        command::HISTORY_LIMIT_MAX,
         end_event,
         event::{Event, Missed},
         native, put_frame,
@@ -53,14 +53,6 @@ struct Admission {
     pending: VecDeque<Publication>,
 }
 
-/// The room's state at the beginning of a join, as `joined` tells it.
-struct Start {
-    /// Messages follow from here; `None` in a room without history.
-    cursor: Option<Cursor>,
-    /// What is missing before it.
-    gap: Option<Gap>,
-}
-
 /// What a join waits for before it can go on.
 enum Wait {
     /// A page of history.
@@ -75,7 +67,7 @@ enum Wait {
 impl State {
     /// Completes a join at once if nothing has to be read for it; otherwise a task does.
     pub(super) fn admit(&mut self, join: Join) {
-        let lists_members = join.options.presence == PresenceWish::Members;
+        let lists_members = join.options.wants_presence;
         let mut admission = Admission { join, presence: None, reached: None, pending: VecDeque::new() };
         if lists_members || self.advance(&mut admission).is_some() {
             self.spawn(|shard| shard.admit_slowly(admission));
@@ -100,24 +92,24 @@ impl State {
             let entry = self.rooms.same(join.room)?;
             let from = join.from.filter(|_| join.options.last == 0);
             let since = admission.reached.or(join.options.since).or(from);
-            let start = match (entry.feed.position().map(Position::cursor), since) {
+            let (cursor, gap) = match (entry.feed.position().map(Position::cursor), since) {
                 // The room has no history: nothing to send first, and what a cursor promised is lost.
-                (None, _) => Start { cursor: None, gap: join.options.since.map(|_| Gap { missed: None }) },
+                (None, _) => (None, join.options.since.map(|_| Gap { missed: None })),
                 // A new client: from here on, or from the last few messages on.
-                (Some(at), None) if join.options.last == 0 => Start { cursor: Some(at), gap: None },
+                (Some(at), None) if join.options.last == 0 => (Some(at), None),
                 (Some(_), None) => {
                     let limit = join.options.last.min(HISTORY_LIMIT_MAX);
                     return Some(Wait::History(HistoryQuery { since: None, limit }));
                 }
                 // The client has had everything.
-                (Some(at), Some(since)) if since == at => Start { cursor: Some(at), gap: None },
+                (Some(at), Some(since)) if since == at => (Some(at), None),
                 // The client is behind: the ring may have what it missed, else history has.
                 (Some(at), Some(since)) if since.epoch == at.epoch && since.offset < at.offset => {
                     let Some(missed) = entry.recent_after(since) else {
                         return Some(Wait::History(HistoryQuery { since: Some(since), limit: PAGE }));
                     };
                     let missed = missed.cloned().collect();
-                    self.start(admission, Start { cursor: Some(since), gap: None });
+                    self.start(admission, Some(since), None);
                     admission.pending = missed;
                     continue;
                 }
@@ -127,7 +119,7 @@ impl State {
                     return Some(if admission.reached.is_some() { Wait::Feed(query) } else { Wait::History(query) });
                 }
             };
-            self.start(admission, start);
+            self.start(admission, cursor, gap);
             self.complete(admission);
             return None;
         }
@@ -202,10 +194,10 @@ impl State {
                 if join.options.since.is_none()
                     && let Some(from) = join.from =>
             {
-                self.start(admission, Start { cursor: Some(from), gap: None });
+                self.start(admission, Some(from), None);
                 self.send_gap(admission, from..page.from);
             }
-            (None, gap) => self.start(admission, Start { cursor: Some(page.from), gap }),
+            (None, gap) => self.start(admission, Some(page.from), gap),
             (Some(reached), Some(_)) => self.send_gap(admission, reached..page.from),
             (Some(_), None) => {}
         }
@@ -217,11 +209,12 @@ impl State {
         let join = &admission.join;
         let Some(room) = self.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
         let reached = Reached { room: join.room.index, cursor: Some(to) };
-        self.send_at(join.session().index, &Event::Gap { room: &room, from, to }, reached);
+        self.send_at(join.session().index, &Event::Gap { room: room.as_str(), from, to }, reached);
     }
 
-    /// Sends `joined`, once.
-    fn start(&mut self, admission: &mut Admission, Start { cursor, gap }: Start) {
+    /// Sends `joined`, once: messages follow from `cursor` (`None`: the room has no history), and `gap` is missing before
+    /// it.
+    fn start(&mut self, admission: &mut Admission, cursor: Option<Cursor>, gap: Option<Gap>) {
         if admission.reached.is_some() {
             return;
         }
@@ -237,10 +230,10 @@ impl State {
         }
         let mut joined = Event::Joined {
             id: join.reply_to.id,
-            room: &name,
+            room: name.as_str(),
             cursor,
             resumed,
-            gap: gap.filter(|_| resumed.is_some()).map(Missed::from),
+            gap: gap.filter(|_| resumed.is_some()).map(|gap| Missed { missed: gap.missed }),
             members: presence.as_ref().map(|presence| presence.members.iter().map(Into::into).collect()),
         };
         // Also a session whose join was posted gets it over its own connection, where it stands before the messages
@@ -266,7 +259,7 @@ impl State {
             session: index,
             shape: conn.shape,
             has_own_ids: !conn.shares_frames(&entry.name),
-            presence_after: (join.options.presence == PresenceWish::Members).then_some(version),
+            presence_after: join.options.wants_presence.then_some(version),
             excluded: join.excluded(conn.session.id),
         });
         // Who came and went since the member list was read.
@@ -281,7 +274,7 @@ impl State {
 impl Shard {
     /// Takes a join through all its waits, until it is complete or no longer wanted.
     async fn admit_slowly(self: Rc<Self>, mut admission: Admission) {
-        if admission.join.options.presence == PresenceWish::Members {
+        if admission.join.options.wants_presence {
             admission.presence = match self.presence_with(&admission.join).await {
                 Ok(presence) => Some(presence),
                 Err(why) => return self.state.borrow_mut().abandon(&admission.join, why.into()),

@@ -65,7 +65,7 @@ impl Batch {
         Self {
             from,
             wanted: FrameShape::ALL.map(|shape| members.want(shape)),
-            is_marked: !members.custom().is_empty(),
+            is_marked: !members.custom.is_empty(),
             bytes: Default::default(),
             count: 0,
             marks: Vec::new(),
@@ -82,7 +82,7 @@ impl Batch {
                 continue;
             }
             if let Some(name) = entry.name {
-                name_event(bytes, name);
+                name_event(bytes, name.as_bytes());
             }
             put_frame(bytes, shape, entry.text);
             id_at = bytes.len();

@@ -15,7 +15,7 @@ use std::{rc::Rc, sync::Arc};
 use tokio::net::TcpStream;
 
 /// A shard whose rooms have members that no client stands for.
-pub(crate) struct Crowd {
+pub struct Crowd {
     shard: Rc<Shard>,
     rooms: Vec<Room>,
 }
@@ -27,7 +27,9 @@ impl Crowd {
 
     /// Adds a room whose last message was `head`, with this many members of its own.
     pub(crate) fn add(&mut self, name: Room, head: Option<Cursor>, members: u32, socket: &Rc<TcpStream>) {
-        let sessions: Vec<u32> = (0..members).map(|_| self.open(socket)).collect();
+        let opening = || Opening { shape: FrameShape::WebSocket, head: Bytes::new(), rooms: Vec::new() };
+        let open = |_| self.shard.open(Rc::clone(socket), None, opening()).index;
+        let sessions: Vec<u32> = (0..members).map(open).collect();
         let state = &mut *self.shard.state.borrow_mut();
         let room = state.rooms.insert(&name, Class::BUILT_IN, 0);
         if let Some(entry) = state.rooms.same(room) {
@@ -41,12 +43,8 @@ impl Crowd {
         self.rooms.push(name);
     }
 
-    fn open(&self, socket: &Rc<TcpStream>) -> u32 {
-        self.shard.open(Rc::clone(socket), None, Opening::websocket(Bytes::new())).index
-    }
-
     /// Puts a message for every room into the inbox, as the broker does.
-    pub(crate) fn publish(&self, publication: &Publication) {
+    pub fn publish(&self, publication: &Publication) {
         for room in &self.rooms {
             let event = RoomEvent::Message(publication.clone());
             self.shard.inbox.deliver(Delivery { room: room.clone(), event });
@@ -55,14 +53,14 @@ impl Crowd {
 
     /// What the shard does with its inbox: each message through its room's feed into the room's batch, each batch into
     /// its members' outboxes. Nothing is written to a socket.
-    pub(crate) fn pass(&self) {
+    pub fn pass(&self) {
         while !self.shard.inbox.is_empty() {
             self.shard.take_inbox();
         }
     }
 
     /// Empties the outboxes as if the sockets had taken everything; returns how many bytes that was.
-    pub(crate) fn discard(&self) -> usize {
+    pub fn discard(&self) -> usize {
         self.shard.state.borrow_mut().outgoing.discard_all()
     }
 }

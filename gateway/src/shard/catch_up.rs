@@ -1,10 +1,14 @@
 //! Holes in a room's deliveries: read from history until the feed is in sequence again. What history no longer has is a
-//! gap, which members are told.
+//! gap, which members are told. [`Retry`] is the wait between two attempts of a catch-up or a join.
 
-use super::{Shard, State, retry::Retry, room::RoomRef};
+use super::{Shard, State, room::RoomRef};
 use crate::protocol::command::HISTORY_LIMIT_MAX;
 use fanfare_broker::{Cursor, HistoryQuery, Page};
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
+
+/// The wait after the first failed attempt, and the longest.
+const FIRST: Duration = Duration::from_millis(100);
+const LAST: Duration = Duration::from_secs(2);
 
 impl State {
     /// Starts to read the hole that the room's feed has found after `since`.
@@ -45,5 +49,46 @@ impl Shard {
                 }
             }
         }
+    }
+}
+
+/// Waits longer each time that the broker fails. It never gives up: the caller knows whether the room is still wanted.
+#[derive(Debug)]
+pub(super) struct Retry {
+    next: Duration,
+}
+
+impl Retry {
+    pub(super) fn new() -> Self {
+        Self { next: FIRST }
+    }
+
+    /// An attempt succeeded.
+    pub(super) fn reset(&mut self) {
+        self.next = FIRST;
+    }
+
+    /// An attempt failed: waits before the next one.
+    pub(super) async fn wait(&mut self) {
+        tokio::time::sleep(self.step()).await;
+    }
+
+    fn step(&mut self) -> Duration {
+        let later = (self.next * 2).min(LAST);
+        std::mem::replace(&mut self.next, later)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_doubles_to_two_seconds_and_starts_again() {
+        let mut retry = Retry::new();
+        let waits: Vec<_> = (0..7).map(|_| retry.step().as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 2000, 2000]);
+        retry.reset();
+        assert_eq!(retry.step(), FIRST);
     }
 }

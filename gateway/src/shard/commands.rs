@@ -9,15 +9,15 @@ use crate::{
     node::inbox::PublishDone,
     protocol::{
         close::CloseReason,
-        command::Request,
+        command::{PublishRequest, Request},
         error::{ErrorCode, Refusal},
         event::Event,
         native::{self, DecodeError, Sender},
     },
-    session::{Action, PublishAction},
+    session::Action,
     time::unix_ms,
 };
-use fanfare_broker::{HistoryQuery, PresenceDetail, Publish, Reply, Room};
+use fanfare_broker::{HistoryQuery, IdempotencyKey, Publish, Reply, Room};
 use std::{borrow::Cow, rc::Rc};
 
 impl Shard {
@@ -64,10 +64,10 @@ impl State {
     fn act(&mut self, reply_to: ReplyTo, action: Action<'_>) {
         let ReplyTo { session, id, .. } = reply_to;
         match action {
-            Action::Publish(publish) => self.publish(reply_to, publish),
+            Action::Publish(room, key, request) => self.publish(reply_to, room, key, &request),
             Action::Join(room, options) => self.join(reply_to, &room, options),
             Action::Leave(room) if self.leave(session, room.as_str()) => {
-                let left = Event::Left { id, room: &room, reason: None };
+                let left = Event::Left { id, room: room.as_str(), reason: None };
                 self.send(session.index, &left);
                 self.reply_if_posted(reply_to, &left);
             }
@@ -121,8 +121,13 @@ impl State {
 
     // --- publishing ---
 
-    fn publish(&mut self, reply_to: ReplyTo, publish: PublishAction<'_>) {
-        let PublishAction { room, data, event, key } = publish;
+    fn publish(
+        &mut self,
+        reply_to: ReplyTo,
+        room: Room,
+        key: Option<IdempotencyKey>,
+        PublishRequest { data, event, .. }: &PublishRequest<'_>,
+    ) {
         if let Err(refusal) = native::check_size(data, self.node.limits.message_bytes) {
             return self.refuse(reply_to, Some(room.as_str()), refusal);
         }
@@ -152,8 +157,8 @@ impl State {
                 let ms = self.clock.now_ms().wrapping_sub(began_ms);
                 self.node.metrics.publish_seconds.observe(f64::from(ms) / 1000.0);
                 self.node.metrics.backplane_publish_seconds.observe(f64::from(ms) / 1000.0);
-                let room = Cow::Borrowed(room.as_str());
-                self.reply(reply_to, &Event::Published { id: reply_to.id, room, cursor: published.cursor });
+                let (id, room, cursor) = (reply_to.id, room.as_str(), published.cursor);
+                self.reply(reply_to, &Event::Published { id, room, cursor });
             }
             Err(why) => self.refuse(reply_to, Some(room.as_str()), why.into()),
         }
@@ -164,11 +169,7 @@ impl State {
 
 impl Shard {
     async fn presence(self: Rc<Self>, reply_to: ReplyTo, room: Room) {
-        let presence = if self.node.classes.of(room.as_str()).presence {
-            self.node.broker.presence(&room, PresenceDetail::Members).await.map_err(Refusal::from)
-        } else {
-            Err(Refusal::presence_off())
-        };
+        let presence = self.node.presence(&room).await;
         let state = &mut *self.state.borrow_mut();
         if state.outgoing.sessions.open(reply_to.session).is_none() {
             return;
@@ -176,7 +177,7 @@ impl Shard {
         match presence {
             Ok(presence) => {
                 let members = presence.members.iter().map(Into::into).collect();
-                let presence = Event::Presence { id: reply_to.id, room: &room, count: presence.users, members };
+                let presence = Event::Presence { id: reply_to.id, room: room.as_str(), count: presence.users, members };
                 state.reply(reply_to, &presence);
             }
             Err(refusal) => state.refuse(reply_to, Some(room.as_str()), refusal),
@@ -184,18 +185,13 @@ impl Shard {
     }
 
     async fn history(self: Rc<Self>, reply_to: ReplyTo, room: Room, query: HistoryQuery) {
-        let page = match self.node.classes.of(room.as_str()).history {
-            Some(retention) => self.node.broker.history(&room, retention, query).await.map_err(Refusal::from),
-            None => Err(Refusal::history_off()),
-        };
+        let page = self.node.history(&room, query).await;
         let state = &mut *self.state.borrow_mut();
         if state.outgoing.sessions.open(reply_to.session).is_none() {
             return;
         }
         match page {
-            Ok(mut page) => {
-                // Half an outbox, so that messages which come meanwhile find space.
-                page.cut(self.node.outbox_limits.bytes / 2, query.since.is_none());
+            Ok(page) => {
                 let text = native::history(reply_to.id, &room, &page);
                 match reply_to.post {
                     Some(_) => state.reply_to_post(reply_to, text),

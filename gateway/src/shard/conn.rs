@@ -3,7 +3,7 @@
 
 use crate::{
     policy::peer::ConnectionPermit,
-    protocol::{FrameShape, address::Secret, close::CloseReason},
+    protocol::{FrameShape, address::Secret},
     random::random_below,
     session::{Outbox, Session, keepalive::Keepalive},
 };
@@ -44,27 +44,11 @@ impl SessionRef {
 
 /// What a session begins with.
 pub(crate) struct Opening {
-    pub(super) shape: FrameShape,
+    pub(crate) shape: FrameShape,
     /// The bytes before the first frame: the head of the HTTP response, and what a stream begins with.
-    pub(super) head: Bytes,
-    pub(super) rooms: Vec<UrlRoom>,
-}
-
-impl Opening {
-    /// A WebSocket, over which the client names its rooms itself.
-    pub(crate) fn websocket(head: Bytes) -> Self {
-        Self { shape: FrameShape::WebSocket, head, rooms: Vec::new() }
-    }
-
-    /// A stream of the rooms in its URL. Of each room: whether it has history, and the cursor from which it resumes.
-    pub(crate) fn stream(
-        shape: FrameShape,
-        head: Bytes,
-        rooms: impl Iterator<Item = (Room, bool, Option<Cursor>)>,
-    ) -> Self {
-        let room = |(name, is_numbered, reached)| UrlRoom { name, is_numbered, reached };
-        Self { shape, head, rooms: rooms.map(room).collect() }
-    }
+    pub(crate) head: Bytes,
+    /// The rooms of a stream; a WebSocket's client names its rooms itself.
+    pub(crate) rooms: Vec<UrlRoom>,
 }
 
 /// The flush queue in which a session waits.
@@ -124,12 +108,12 @@ pub(super) struct Stream {
 }
 
 /// A room of a stream's URL.
-pub(super) struct UrlRoom {
-    pub(super) name: Room,
+pub(crate) struct UrlRoom {
+    pub(crate) name: Room,
     /// Whether the room has history, so that its messages have cursors.
-    pub(super) is_numbered: bool,
-    /// The cursor that the client has reached, while it is not a member.
-    pub(super) reached: Option<Cursor>,
+    pub(crate) is_numbered: bool,
+    /// The cursor that the client has reached, while it is not a member; at first the one from which it resumes.
+    pub(crate) reached: Option<Cursor>,
 }
 
 impl Stream {
@@ -217,7 +201,6 @@ impl Sessions {
         self.at(session.index).filter(|conn| conn.generation == session.generation)
     }
 
-    /// All open sessions.
     pub(super) fn all_open(&self) -> impl Iterator<Item = (SessionRef, &Conn)> {
         let open = self.conns.iter().filter(|(_, conn)| conn.phase == Phase::Open);
         open.map(|(index, conn)| (SessionRef { index: index as u32, generation: conn.generation }, &**conn))
@@ -227,11 +210,6 @@ impl Sessions {
     pub(super) fn blocked(&self) -> impl Iterator<Item = (SessionRef, &Conn)> {
         self.all_open().filter(|(_, conn)| conn.blocked)
     }
-}
-
-/// Whether frames that wait for a client are still sent when its session ends for this reason.
-pub(super) fn keeps_outbox(reason: CloseReason) -> bool {
-    !matches!(reason, CloseReason::TooSlow | CloseReason::Silent | CloseReason::Gone)
 }
 
 #[cfg(test)]

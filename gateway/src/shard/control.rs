@@ -47,7 +47,7 @@ impl State {
         }
         for session in self.sessions_of(user) {
             if self.leave(session, room.as_str()) {
-                self.send(session.index, &Event::Left { id: None, room, reason: Some("kicked") });
+                self.send(session.index, &Event::Left { id: None, room: room.as_str(), reason: Some("kicked") });
             }
         }
     }

@@ -43,7 +43,7 @@ impl Shard {
         // requests and waiting polls are answered in their own time, which lies within the window.
         let closed = end.min(tokio::time::Instant::now() + Duration::from_millis(u64::from(CLOSING_MS)));
         let has_sessions = || self.state.borrow().outgoing.sessions.len() > 0;
-        let is_busy = |now| (has_sessions() && now < closed) || self.requests.get() > 0;
+        let is_busy = |now| (has_sessions() && now < closed) || self.requests() > 0;
         while is_busy(tokio::time::Instant::now()) && tokio::time::Instant::now() < end {
             ticks.tick().await;
         }
@@ -52,7 +52,7 @@ impl Shard {
     /// The time over which this shard's waiting polls spread their answers when the node drains: as many in a step as
     /// sessions are closed.
     pub(crate) fn poll_spread(&self) -> Duration {
-        let waiting = u32::try_from(self.requests.get()).unwrap_or(u32::MAX);
+        let waiting = u32::try_from(self.requests()).unwrap_or(u32::MAX);
         let most = self.node.drain_window.mul_f64(1.0 - LAST_CLIENTS_SHARE - POLLS_NOTICE_SHARE);
         STEP.saturating_mul(waiting).min(most)
     }

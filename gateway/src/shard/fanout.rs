@@ -10,8 +10,8 @@ use super::{
     conn::FlushQueue,
     feed::Step,
     members::CustomMember,
-    outgoing::{Ended, Outgoing, SharedFrames},
-    room::{RoomEntry, RoomRef},
+    outgoing::{Ended, Outgoing},
+    room::{PENDING_PRESENCE_MAX, RoomEntry, RoomRef},
     rooms::{Reached, Rooms},
 };
 use crate::{
@@ -111,9 +111,8 @@ impl<'a> Pass<'a> {
     /// Tells the room's members, in the order of its messages, that the messages between two cursors are lost.
     pub(super) fn append_gap(&mut self, index: u32, Range { start: from, end: to }: Range<Cursor>) {
         let Some(entry) = self.rooms.get_mut(index) else { return };
-        let gap = Event::Gap { room: &entry.name, from, to };
-        let (name, text) = (gap.name(), native::encode(&gap));
-        let frame = Entry { name: Some(name), text: &[&text], author: None, at: Some(to) };
+        let text = native::encode(&Event::Gap { room: entry.name.as_str(), from, to });
+        let frame = Entry { name: Some("gap"), text: &[&text], author: None, at: Some(to) };
         if push(entry, Some(from), &frame) {
             self.batched.push(index);
         }
@@ -141,16 +140,15 @@ impl<'a> Pass<'a> {
         let queue = if members.len() <= SMALL_ROOM { FlushQueue::Urgent } else { FlushQueue::Bulk };
         // Members that want every message: a reference to the same bytes for each.
         for shape in FrameShape::ALL {
-            let (indices, frames) = (members.plain(shape), &batch.frames[shape as usize]);
+            let (indices, frames) = (&members.plain[shape as usize], &batch.frames[shape as usize]);
             self.left.delivered[shape as usize] += u64::from(frames.count) * indices.len() as u64;
-            self.left.ended.extend(self.outgoing.queue_for_all(indices, SharedFrames { frames, queue, now_ms }));
+            self.left.ended.extend(self.outgoing.queue_for_all(indices, frames, queue, now_ms));
         }
         // Members that exclude some messages: references to the runs between those.
-        for member in members.custom().iter().filter(|member| !member.has_own_ids) {
+        for member in members.custom.iter().filter(|member| !member.has_own_ids) {
             batch.pick(member.shape, &member.excluded, |run| {
                 self.left.delivered[member.shape as usize] += u64::from(run.count);
-                let shared = SharedFrames { frames: &run, queue, now_ms };
-                self.left.ended.extend(self.outgoing.queue_for_all(&[member.session], shared));
+                self.left.ended.extend(self.outgoing.queue_for_all(&[member.session], &run, queue, now_ms));
             });
         }
     }
@@ -160,8 +158,7 @@ impl<'a> Pass<'a> {
     fn hand_out_with_ids(&mut self, index: u32, batch: &SealedBatch) {
         let Some(entry) = self.rooms.get(index) else { return };
         let events = &batch.frames[FrameShape::Event as usize].bytes;
-        for CustomMember { session, excluded, .. } in entry.members.custom().iter().filter(|member| member.has_own_ids)
-        {
+        for CustomMember { session, excluded, .. } in entry.members.custom.iter().filter(|member| member.has_own_ids) {
             let Some(conn) = self.outgoing.sessions.at(*session) else { continue };
             let (mut bytes, mut count, mut start) = (BytesMut::new(), 0, 0);
             for mark in &batch.marks {
@@ -187,26 +184,22 @@ impl<'a> Pass<'a> {
     fn announce(&mut self, index: u32, event: &PresenceEvent) {
         let Some(entry) = self.rooms.get_mut(index) else { return };
         let is_asked = |member: &&CustomMember| member.presence_after.is_some_and(|after| event.version > after);
-        let mut asked = entry.members.custom().iter().filter(is_asked).peekable();
+        let mut asked = entry.members.custom.iter().filter(is_asked).peekable();
         if asked.peek().is_none() && entry.pending_presence.is_empty() {
             return;
         }
-        let member = MemberView { who: &event.who, sessions: None, info: event.info.as_deref() };
-        let room = &entry.name;
+        let member = MemberView::new(&event.who, None, event.info.as_deref());
+        let room = entry.name.as_str();
         let change = match event.kind {
             PresenceKind::Joined => Event::MemberJoined { room, member },
             PresenceKind::Left => Event::MemberLeft { room, member },
         };
-        let frames = FrameShape::ALL.map(|shape| {
-            let mut bytes = BytesMut::new();
-            native::put_event(&mut bytes, shape, &change, None);
-            Frames { bytes: bytes.freeze(), count: 1 }
-        });
+        let frames = FrameShape::ALL.map(|shape| Frames { bytes: native::frame(shape, &change, None), count: 1 });
         for member in asked {
             self.left.ended.extend(self.outgoing.queue(member.session, &frames[member.shape as usize]));
         }
-        for pending in &mut entry.pending_presence {
-            pending.push(event.version, frames[pending.shape as usize].clone());
+        for pending in entry.pending_presence.iter_mut().filter(|p| p.events.len() < PENDING_PRESENCE_MAX) {
+            pending.events.push((event.version, frames[pending.shape as usize].clone()));
         }
     }
 }

@@ -84,18 +84,9 @@ impl Feed {
     /// The room's head, as the broker saw it after a reconnect or as a page of history shows it.
     pub(crate) fn on_head(&mut self, head: Cursor) -> Option<Cursor> {
         match self {
-            Self::Live(at) => match at.of_head(head) {
-                Verdict::Hole { .. } => {
-                    let at = *at;
-                    Some(self.catch_up(at))
-                }
-                Verdict::InSequence | Verdict::Old => None,
-            },
-            Self::CatchingUp { held, .. } => {
-                held.overflowed = true;
-                None
-            }
-            Self::Subscribing { .. } | Self::Unnumbered => None,
+            Self::Live(at) if !matches!(at.of_head(head), Verdict::Hole { .. }) => None,
+            Self::Subscribing { .. } => None,
+            _ => self.on_behind(),
         }
     }
 

@@ -1,17 +1,18 @@
 //! The first half of a join: the session is permitted, counted as an occupant of the room, and entered into the room's
-//! presence; the first session or poll of a room has the shard subscribe. `admit` is the second half.
+//! presence; the first session or poll of a room has the shard subscribe. `admit` is the second half. And the way out of
+//! rooms, called by everything that ends a membership, a session or a poll.
 
 use super::{
     SessionRef, Shard, State,
+    catch_up::Retry,
     reply_to::ReplyTo,
-    retry::Retry,
     room::{Join, PendingPresence, RoomEntry, RoomRef},
-    rooms::Reached,
+    rooms::{Linger, Reached},
 };
 use crate::{
     policy::class::Class,
     protocol::{
-        command::{JoinOptions, PresenceWish},
+        command::JoinOptions,
         error::{ErrorCode, Refusal},
         event::Event,
     },
@@ -85,7 +86,7 @@ impl State {
             conn.session.may_enter(&self.node.limits)?;
         }
         let class = self.class(name);
-        if options.presence == PresenceWish::Members && !class.presence {
+        if options.wants_presence && !class.presence {
             return Err(Refusal::presence_off());
         }
         // Then the room and the session each learn of the other.
@@ -109,7 +110,7 @@ impl State {
             }
         }
         entry.pending_presence.retain(|pending| pending.session != session.index);
-        if options.presence == PresenceWish::Members {
+        if options.wants_presence {
             entry.pending_presence.push(PendingPresence { session: session.index, shape, events: Vec::new() });
         }
         if from.is_some() {
@@ -178,7 +179,60 @@ impl State {
         self.refuse(join.reply_to, Some(name.as_str()), refusal);
         if join.from.is_some() && self.outgoing.sessions.open(session).is_some() {
             // It was a member before this join, and the client still thinks so.
-            self.send(session.index, &Event::Left { id: None, room: &name, reason: None });
+            self.send(session.index, &Event::Left { id: None, room: name.as_str(), reason: None });
+        }
+    }
+
+    // --- leaving ---
+
+    /// Takes a session out of one room; `false` if it was not in it.
+    pub(super) fn leave(&mut self, session: SessionRef, room: &str) -> bool {
+        let Some(index) = self.rooms.find(room) else { return false };
+        let Some(conn) = self.outgoing.sessions.open(session) else { return false };
+        let Some(membership) = conn.session.leave(index) else { return false };
+        self.vacate(session, index, membership.stage);
+        true
+    }
+
+    /// Takes a session that ends out of all its rooms.
+    pub(super) fn leave_all(&mut self, session: SessionRef) {
+        let Some(conn) = self.outgoing.sessions.get(session) else { return };
+        for membership in conn.session.take_memberships() {
+            self.vacate(session, membership.room, membership.stage);
+        }
+    }
+
+    /// Takes a session out of a room that it has struck off its own list already; `stage` is what it was there.
+    pub(super) fn vacate(&mut self, session: SessionRef, room: u32, stage: Stage) {
+        if stage == Stage::Member {
+            // A browser that reconnects names the room again, and goes on from here.
+            let cursor = self.rooms.get(room).and_then(RoomEntry::cursor);
+            self.record_reached(session.index, Reached { room, cursor });
+        }
+        let Some(conn) = self.outgoing.sessions.get(session) else { return };
+        let Some(entry) = self.rooms.get_mut(room) else { return };
+        if stage == Stage::Member {
+            entry.members.remove(session.index, conn.shape);
+        }
+        entry.pending_presence.retain(|pending| pending.session != session.index);
+        let leave = PresenceUpdate::Leave { session: conn.session.id, announce: entry.class.presence };
+        drop(self.node.broker.update_presence(&entry.name, leave));
+        self.node.metrics.members.dec();
+        self.drop_occupant(room, Linger::Briefly);
+    }
+
+    /// Takes one occupant off a room, which is followed for a while longer if that was the last one.
+    pub(super) fn drop_occupant(&mut self, room: u32, linger: Linger) {
+        self.wake_timers();
+        self.rooms.vacate(room, linger, self.clock.now_ms());
+    }
+
+    /// Stops following the rooms that have had no occupant for long enough.
+    pub(super) fn unfollow_expired(&mut self) {
+        let now_ms = self.clock.now_ms();
+        while let Some(name) = self.rooms.take_expired(now_ms) {
+            self.node.broker.unsubscribe(self.me, &name);
+            self.node.metrics.rooms.dec();
         }
     }
 }

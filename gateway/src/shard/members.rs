@@ -9,9 +9,9 @@ use smallvec::SmallVec;
 pub(super) struct Members {
     /// Members that get every message in frames shared with others, by the shape of the frames. Only the session's
     /// index is kept, so that the fan-out reads four bytes per member.
-    plain: [Vec<u32>; FrameShape::COUNT],
+    pub(super) plain: [Vec<u32>; FrameShape::COUNT],
     /// Members with an option of their own: presence events, excluded messages, or event ids of several rooms.
-    custom: Vec<CustomMember>,
+    pub(super) custom: Vec<CustomMember>,
 }
 
 /// A member, with what it wants apart from the messages of others.
@@ -36,18 +36,9 @@ impl Members {
         self.plain.iter().all(Vec::is_empty) && self.custom.is_empty()
     }
 
-    /// The sessions that share the frames of a shape.
-    pub(super) fn plain(&self, shape: FrameShape) -> &[u32] {
-        &self.plain[shape as usize]
-    }
-
-    pub(super) fn custom(&self) -> &[CustomMember] {
-        &self.custom
-    }
-
     /// Whether a member takes frames of this shape.
     pub(super) fn want(&self, shape: FrameShape) -> bool {
-        !self.plain(shape).is_empty() || self.custom.iter().any(|custom| custom.shape == shape)
+        !self.plain[shape as usize].is_empty() || self.custom.iter().any(|custom| custom.shape == shape)
     }
 
     pub(super) fn add(&mut self, member: CustomMember) {

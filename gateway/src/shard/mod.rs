@@ -19,13 +19,13 @@
 //! | file | |
 //! |---|---|
 //! | `conn`, `outgoing` | data: sessions; their outboxes and who is written to next |
-//! | `rooms`, `room`, `members`, `ring`, `feed`, `batch` | data: the table of rooms; one room and its parts; its sequence without holes; the frames of one pass |
+//! | `rooms`, `room`, `members`, `feed`, `batch` | data: the table of rooms; one room and its parts; its sequence without holes; the frames of one pass |
 //! | `fanout` | the hot path: `Pass` encodes once and queues for many |
-//! | `sessions`, `flush`, `timers`, `drain` | a session's life; writing; pings and deadlines; the drain |
-//! | `join`, `admit`, `leave`, `catch_up` | into a room and out of it; holes filled from history |
-//! | `commands`, `streams`, `polls`, `control` | what clients ask; where a stream's client is; rooms that polls watch; control messages |
+//! | `sessions`, `timers`, `drain` | a session's life; pings and deadlines; the drain |
+//! | `join`, `admit`, `catch_up` | into a room and out of it; holes filled from history |
+//! | `commands`, `polls`, `control` | what clients ask; rooms that polls watch; control messages |
 //! | `posts`, `posted` | commands that clients post: the table; the way to the session's shard and back |
-//! | `reply_to`, `clock`, `wheel`, `retry` | where a reply goes; times; waits when the broker fails |
+//! | `reply_to`, `clock` | where a reply goes; times |
 //! | `bench` | access for the benchmark of the fan-out |
 
 mod admit;
@@ -39,26 +39,20 @@ mod control;
 mod drain;
 mod fanout;
 mod feed;
-mod flush;
 mod join;
-mod leave;
 mod members;
 mod outgoing;
 mod polls;
 mod posted;
 mod posts;
 mod reply_to;
-mod retry;
-mod ring;
 mod room;
 mod rooms;
 mod sessions;
-mod streams;
 mod timers;
-mod wheel;
 
-pub(crate) use bench::Crowd;
-pub(crate) use conn::{Opening, SessionRef};
+pub use bench::Crowd;
+pub(crate) use conn::{Opening, SessionRef, UrlRoom};
 pub(crate) use polls::{Look, Watch};
 
 use crate::{
@@ -68,7 +62,7 @@ use crate::{
     },
     time::unix_ms,
 };
-use clock::Clock;
+use clock::{Clock, Wheel};
 use conn::{Sessions, Timer};
 use fanfare_broker::{Delivery, RoomEvent, SubscriberId};
 use fanout::Pass;
@@ -76,13 +70,22 @@ use outgoing::Outgoing;
 use posts::Posts;
 use rooms::Rooms;
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     rc::{Rc, Weak},
     sync::{Arc, atomic::AtomicUsize},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::Notify;
-use wheel::Wheel;
+
+/// Writes of one turn. 64 small ones take about 0.8 ms: so long a member of a small room waits at most behind a large
+/// one. The loop has to yield by itself, because `try_write` does not count against tokio's budget for a task.
+const WRITES_MAX: usize = 64;
+/// How long a turn may write.
+const TIME_MAX: Duration = Duration::from_micros(500);
+/// Writes between two looks at the clock.
+const CLOCK_EVERY: usize = 16;
+/// One write of this many goes to the bulk queue, so that many small rooms cannot starve a large one.
+const BULK_EVERY: usize = 8;
 
 /// One shard, as transports and the shard's own tasks hold it.
 pub(crate) struct Shard {
@@ -92,8 +95,8 @@ pub(crate) struct Shard {
     clock: Clock,
     /// Notified when the first timer or lingering room is filed.
     timer_filed: Rc<Notify>,
-    /// HTTP requests being answered; a drain waits for them.
-    requests: Rc<Cell<usize>>,
+    /// One reference here, and one for each HTTP request being answered; a drain waits for those.
+    pub(crate) requests: Rc<()>,
     /// One reference here, and one for each post that waits for a node under whose id no node is subscribed.
     lookups: Rc<()>,
     state: RefCell<State>,
@@ -113,15 +116,6 @@ struct State {
     timer_filed: Rc<Notify>,
     /// Empty, between two turns of the loop: kept for its memory.
     taken: Taken,
-}
-
-/// Counts an HTTP request as being answered for as long as it lives.
-pub(crate) struct CountedRequest(Rc<Cell<usize>>);
-
-impl Drop for CountedRequest {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 impl Shard {
@@ -149,7 +143,7 @@ impl Shard {
     /// The shard's loop, which never ends: takes the inbox, delivers, writes, and lets other tasks run in between.
     pub(crate) async fn run(self: Rc<Self>) {
         loop {
-            while self.is_idle() {
+            while self.state.borrow().outgoing.is_idle() && self.inbox.is_empty() {
                 self.inbox.woken().await;
             }
             let began = Instant::now();
@@ -160,10 +154,6 @@ impl Shard {
             }
             tokio::task::yield_now().await;
         }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.state.borrow().outgoing.is_idle() && self.inbox.is_empty()
     }
 
     /// Does what waits in the inbox; `true` if a room had messages for its members.
@@ -178,6 +168,34 @@ impl Shard {
         delivered
     }
 
+    /// Writes until nothing waits or the turn is over.
+    fn flush_some(&self) {
+        let state = &mut *self.state.borrow_mut();
+        let began = Instant::now();
+        let mut bytes = 0;
+        for writes in 1..=WRITES_MAX {
+            let Some(index) = state.outgoing.next_to_flush(writes % BULK_EVERY == 0) else { break };
+            bytes += state.outgoing.flush(index);
+            if writes % CLOCK_EVERY == 0 && began.elapsed() > TIME_MAX {
+                break;
+            }
+        }
+        // Each socket that has refused bytes is waited for, and its oldest frame may grow too old.
+        for session in std::mem::take(&mut state.outgoing.refused) {
+            state.watch_stale(session);
+            state.spawn(|shard| shard.wait_until_writable(session));
+        }
+        self.node.metrics.delivered_bytes.inc_by(bytes as u64);
+    }
+
+    async fn wait_until_writable(self: Rc<Self>, session: SessionRef) {
+        let socket = self.state.borrow_mut().outgoing.sessions.get(session).map(|conn| Rc::clone(&conn.socket));
+        let Some(socket) = socket else { return };
+        // If the socket has failed instead, the next write finds that out.
+        let _ = socket.writable().await;
+        self.state.borrow_mut().outgoing.on_writable(session);
+    }
+
     /// Measures how old the newest message is: one look at the clock for all that was taken.
     fn observe_lag(&self, items: &[Item]) {
         let newest = items.iter().rev().find_map(|item| match item {
@@ -190,10 +208,9 @@ impl Shard {
         }
     }
 
-    /// Counts an HTTP request for as long as the result lives.
-    pub(crate) fn count_request(&self) -> CountedRequest {
-        self.requests.set(self.requests.get() + 1);
-        CountedRequest(Rc::clone(&self.requests))
+    /// How many HTTP requests are being answered.
+    fn requests(&self) -> usize {
+        Rc::strong_count(&self.requests) - 1
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::{
     clock::Clock,
-    conn::{Conn, FlushQueue, Phase, SessionRef, Sessions, keeps_outbox},
+    conn::{Conn, FlushQueue, Phase, SessionRef, Sessions},
 };
 use crate::{
     node::inbox::Inbox,
@@ -14,7 +14,7 @@ use crate::{
     random::random_below,
     session::{Frames, OutboxLimits, SLICES_MAX},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
@@ -32,7 +32,7 @@ pub(super) struct Outgoing {
     urgent: VecDeque<u32>,
     bulk: VecDeque<u32>,
     /// Sessions whose sockets have just refused bytes: somebody has to wait until they take bytes again.
-    refused: Vec<SessionRef>,
+    pub(super) refused: Vec<SessionRef>,
     /// Bytes in all outboxes.
     bytes: usize,
     /// How many of the bytes the metric counts.
@@ -50,14 +50,6 @@ pub(super) struct Ended {
     pub(super) reason: CloseReason,
 }
 
-/// The same frames for many sessions.
-#[derive(Clone, Copy)]
-pub(super) struct SharedFrames<'a> {
-    pub(super) frames: &'a Frames,
-    pub(super) queue: FlushQueue,
-    pub(super) now_ms: u32,
-}
-
 impl Outgoing {
     pub(super) fn new(sessions: Sessions, limits: OutboxLimits, clock: Clock, inbox: Arc<Inbox>) -> Self {
         let (urgent, bulk, refused) = (VecDeque::new(), VecDeque::new(), Vec::new());
@@ -72,14 +64,18 @@ impl Outgoing {
 
     /// Queues frames for one open session, ahead of the messages of large rooms.
     pub(super) fn queue(&mut self, index: u32, frames: &Frames) -> Option<Ended> {
-        let shared = SharedFrames { frames, queue: FlushQueue::Urgent, now_ms: self.now_ms() };
-        self.queue_for_all(&[index], shared).pop()
+        self.queue_for_all(&[index], frames, FlushQueue::Urgent, self.now_ms()).pop()
     }
 
     /// Queues frames for many sessions, each at most once: the hot loop. A session that reads too slowly ends; those
     /// are returned.
-    pub(super) fn queue_for_all(&mut self, indices: &[u32], shared: SharedFrames<'_>) -> Vec<Ended> {
-        let SharedFrames { frames, queue: queued_in, now_ms } = shared;
+    pub(super) fn queue_for_all(
+        &mut self,
+        indices: &[u32],
+        frames: &Frames,
+        queued_in: FlushQueue,
+        now_ms: u32,
+    ) -> Vec<Ended> {
         let queue = if queued_in == FlushQueue::Urgent { &mut self.urgent } else { &mut self.bulk };
         let was_empty = queue.is_empty();
         let mut full = Vec::new();
@@ -151,8 +147,8 @@ impl Outgoing {
         conn.phase = Phase::Closing;
         conn.drained = None;
         let before = conn.outbox.bytes();
-        if !keeps_outbox(reason) {
-            conn.outbox.discard();
+        if matches!(reason, CloseReason::TooSlow | CloseReason::Silent | CloseReason::Gone) {
+            conn.outbox.discard(); // what waits would not be read
         }
         let shape = conn.shape;
         let bytes = reply.unwrap_or_else(|| close_frame(shape, reason));
@@ -162,7 +158,6 @@ impl Outgoing {
         Some(Ended { session, shape, reason })
     }
 
-    /// Removes a session and what waits for it.
     pub(super) fn remove(&mut self, session: SessionRef) {
         if let Some(conn) = self.sessions.remove(session) {
             self.bytes -= conn.outbox.bytes();
@@ -235,11 +230,6 @@ impl Outgoing {
         taken
     }
 
-    /// The sessions whose sockets have refused bytes since the last call.
-    pub(super) fn take_refused(&mut self) -> Vec<SessionRef> {
-        std::mem::take(&mut self.refused)
-    }
-
     /// A socket that was full takes bytes again.
     pub(super) fn on_writable(&mut self, session: SessionRef) {
         if let Some(conn) = self.sessions.get(session) {
@@ -289,7 +279,5 @@ fn close_frame(shape: FrameShape, reason: CloseReason) -> Bytes {
     }
     let reconnect = reason.reconnect();
     let after_ms = reconnect.then(|| random_below(AFTER_MS_MAX));
-    let mut bytes = BytesMut::new();
-    native::put_event(&mut bytes, shape, &Event::Close { code: reason.code(), reconnect, after_ms }, None);
-    bytes.freeze()
+    native::frame(shape, &Event::Close { code: reason.code(), reconnect, after_ms }, None)
 }

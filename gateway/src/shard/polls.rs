@@ -40,9 +40,7 @@ pub(crate) enum Look {
 
 impl Shard {
     /// Begins to watch a room. `wake` is notified of each message from then on.
-    ///
-    /// # Errors
-    /// This shard follows as many rooms for polls as it may.
+    /// An error: this shard follows as many rooms for polls as it may.
     pub(crate) fn watch(self: &Rc<Self>, room: &Room, class: Class, wake: &Rc<Notify>) -> Result<Watch, BrokerError> {
         let state = &mut *self.state.borrow_mut();
         if state.rooms.find(room.as_str()).is_none() && !state.rooms.may_watch() {
@@ -88,10 +86,6 @@ impl Watch {
         }
     }
 
-    /// A page of the room's history.
-    ///
-    /// # Errors
-    /// The broker's.
     pub(crate) async fn read(&self, query: HistoryQuery) -> Result<Page, BrokerError> {
         let page = self.shard.read_history(self.room, query).await.unwrap_or(Err(BrokerError::Unavailable))?;
         let state = &mut *self.shard.state.borrow_mut();

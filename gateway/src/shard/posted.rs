@@ -10,14 +10,13 @@
 use super::{
     SessionRef, Shard, State,
     conn::Timer,
-    posts::{Destination, Finished, PostStep},
+    posts::{Destination, PostStep},
     reply_to::ReplyTo,
 };
 use crate::protocol::{
     address::PostAddress,
-    control::{CommandReply, ControlMessage, PostedCommands, ReplyAddress},
+    control::{CommandReply, ControlMessage, PostedCommands, ReplyAddress, commands},
     error::{ErrorCode, Refusal},
-    post::commands,
 };
 use bytes::Bytes;
 use fanfare_broker::{BrokerError, NodeId, NodeTarget};
@@ -55,8 +54,6 @@ impl Drop for Expected<'_> {
 
 impl Shard {
     /// Has the session's own shard do what was posted for it, and waits for the replies.
-    ///
-    /// # Errors
     /// [`Refusal::session_gone`] if there is no such session; the broker's error if its node cannot be reached.
     pub(crate) async fn post(&self, address: PostAddress, body: Bytes) -> Result<Bytes, Refusal> {
         if let Some(reply) = self.try_post(address, body.clone()).await? {
@@ -148,7 +145,7 @@ impl State {
     /// Replies to one posted command. The reply to the last one sends them all.
     pub(super) fn reply_to_post(&mut self, reply_to: ReplyTo, text: Vec<u8>) {
         match self.posts.reply(reply_to, text) {
-            Some(PostStep::Finish(finished)) => self.send_finished(finished),
+            Some(PostStep::Finish(back, text)) => self.send_reply(back, Ok(text)),
             // In a task, because the caller is in the middle of a step.
             Some(PostStep::Continue(first)) => {
                 self.spawn(|shard| async move { shard.state.borrow_mut().continue_post(first) });
@@ -159,22 +156,18 @@ impl State {
 
     /// Answers a post whose commands wait for too long. What they ask for may still happen.
     pub(super) fn give_up_post(&mut self, first: u32) {
-        if let Some(finished) = self.posts.give_up(first, &BrokerError::Unavailable.into()) {
-            self.send_finished(finished);
+        if let Some((back, text)) = self.posts.give_up(first, &BrokerError::Unavailable.into()) {
+            self.send_reply(back, Ok(text));
         }
     }
 
     /// Answers the posts for a session that ends. Their commands that have not begun are not done.
     pub(super) fn cancel_posts(&mut self, session: SessionRef) {
         for first in self.posts.of_session(session) {
-            if let Some(finished) = self.posts.give_up(first, &Refusal::session_gone()) {
-                self.send_finished(finished);
+            if let Some((back, text)) = self.posts.give_up(first, &Refusal::session_gone()) {
+                self.send_reply(back, Ok(text));
             }
         }
-    }
-
-    fn send_finished(&self, Finished { back, text }: Finished) {
-        self.send_reply(back, Ok(text));
     }
 
     /// Sends the reply to a post back to the shard that took it.

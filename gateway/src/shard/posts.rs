@@ -51,13 +51,11 @@ impl Destination {
 pub(super) struct Posts {
     /// Posts for this shard's sessions, by the number of their first reply.
     under_way: BTreeMap<u32, Post>,
-    /// The last reply number that was given out.
     numbers: u32,
     /// Posts taken from clients, by ticket.
     awaited: HashMap<u64, Awaited>,
     /// The bytes of their bodies, by [`Destination`].
     awaited_bytes: [usize; 2],
-    /// The last ticket that was given out.
     tickets: u64,
 }
 
@@ -74,7 +72,6 @@ struct Post {
     back: ReplyAddress,
     is_array: bool,
     commands: Vec<Box<RawValue>>,
-    /// By command.
     replies: Vec<Option<Vec<u8>>>,
     missing: usize,
     /// Bytes of the replies.
@@ -86,17 +83,12 @@ struct Post {
     waits_for: Option<usize>,
 }
 
-/// A post's replies, and where they go.
-pub(super) struct Finished {
-    pub(super) back: ReplyAddress,
-    pub(super) text: Bytes,
-}
-
 /// What a post needs after a reply to one of its commands.
 pub(super) enum PostStep {
     /// The join that the next commands of the post with this first number waited for is complete.
     Continue(u32),
-    Finish(Finished),
+    /// Every command has its reply: the text goes back.
+    Finish(ReplyAddress, Bytes),
 }
 
 /// The fields of a command that its reply repeats.
@@ -197,13 +189,14 @@ impl Posts {
         *reply = Some(text);
         post.missing -= 1;
         if post.missing == 0 {
-            return self.finish(first).map(PostStep::Finish);
+            return self.finish(first).map(|(back, text)| PostStep::Finish(back, text));
         }
         post.waits_for.take_if(|join| *join == index).map(|_| PostStep::Continue(first))
     }
 
-    /// Ends a post whose commands have no reply yet, or not all of them: those are refused.
-    pub(super) fn give_up(&mut self, first: u32, refusal: &Refusal) -> Option<Finished> {
+    /// Ends a post whose commands have no reply yet, or not all of them: those are refused. Returns all replies, and where
+    /// they go.
+    pub(super) fn give_up(&mut self, first: u32, refusal: &Refusal) -> Option<(ReplyAddress, Bytes)> {
         let post = self.under_way.get_mut(&first)?;
         for (command, reply) in post.commands.iter().zip(&mut post.replies).filter(|(_, reply)| reply.is_none()) {
             let Heading { id, room } = serde_json::from_str(command.get()).unwrap_or_default();
@@ -217,11 +210,11 @@ impl Posts {
         self.under_way.iter().filter(|(_, post)| post.session == session).map(|(first, _)| *first).collect()
     }
 
-    fn finish(&mut self, first: u32) -> Option<Finished> {
+    fn finish(&mut self, first: u32) -> Option<(ReplyAddress, Bytes)> {
         let Post { back, is_array, replies, .. } = self.under_way.remove(&first)?;
         let replies: Vec<Vec<u8>> = replies.into_iter().flatten().collect();
         let text = if is_array { [b"[", &replies.join(&b","[..])[..], b"]"].concat() } else { replies.concat() };
-        Some(Finished { back, text: text.into() })
+        Some((back, text.into()))
     }
 }
 

@@ -1,23 +1,23 @@
 //! One room on one shard: feed, members, the last few messages, and the polls and joins that wait for something. Data;
-//! `join` and `leave` change the members, `fanout` delivers.
+//! `join` changes the members, `fanout` delivers.
 
-use super::{batch::Batch, conn::SessionRef, feed::Feed, members::Members, reply_to::ReplyTo, ring::Ring};
+use super::{batch::Batch, conn::SessionRef, feed::Feed, members::Members, reply_to::ReplyTo};
 use crate::{
     policy::class::Class,
-    protocol::{
-        FrameShape,
-        command::{EchoWish, JoinOptions},
-    },
+    protocol::{FrameShape, command::JoinOptions},
     session::Frames,
 };
 use fanfare_broker::{Cursor, Position, Publication, Room, SessionId};
 use slab::Slab;
 use smallvec::SmallVec;
-use std::rc::Rc;
+use std::{collections::VecDeque, rc::Rc};
 use tokio::sync::Notify;
 
 /// Presence events that may wait for one join. A listing is seconds old at most; so many changes do not fit into that.
-const PENDING_PRESENCE_MAX: usize = 4096;
+pub(super) const PENDING_PRESENCE_MAX: usize = 4096;
+
+/// Messages that are kept of one room.
+const RING_MESSAGES_MAX: usize = 64;
 
 /// A room by its index in the table; the generation tells it from an earlier room of the same index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,6 @@ pub(super) struct RoomEntry {
     pub(super) wanted_until_ms: u32,
     /// It waits in [`Rooms`](super::rooms::Rooms) for its time to be let go.
     pub(super) is_lingering: bool,
-    /// When it was first followed.
     pub(super) made_ms: u32,
     /// Polls that wait for the next message. Most rooms have none.
     pub(super) parked: Option<Box<Slab<Rc<Notify>>>>,
@@ -85,18 +84,10 @@ impl Join {
     /// The sessions whose messages the member will not get; `own` is the joining session's id.
     pub(super) fn excluded(&self, own: SessionId) -> SmallVec<[SessionId; 2]> {
         let mut excluded = SmallVec::from_slice(&self.options.exclude);
-        if self.options.echo == EchoWish::No {
+        if self.options.skips_own {
             excluded.push(own);
         }
         excluded
-    }
-}
-
-impl PendingPresence {
-    pub(super) fn push(&mut self, version: u64, frames: Frames) {
-        if self.events.len() < PENDING_PRESENCE_MAX {
-            self.events.push((version, frames));
-        }
     }
 }
 
@@ -140,5 +131,49 @@ impl RoomEntry {
     /// The kept messages after `since`, if they reach back that far.
     pub(super) fn recent_after(&self, since: Cursor) -> Option<impl Iterator<Item = &Publication>> {
         self.ring.after(since, self.feed.position()?)
+    }
+}
+
+/// The last few messages of one room in sequence, oldest first, for clients that resume: what a client missed is read from
+/// here, if the ring reaches back far enough, and not from the broker.
+#[derive(Debug, Default)]
+pub(super) struct Ring {
+    publications: VecDeque<Publication>,
+    /// Bytes of their payloads.
+    pub(super) bytes: usize,
+}
+
+impl Ring {
+    /// When the newest message was published, in milliseconds since 1970.
+    pub(super) fn last_ts_ms(&self) -> Option<u64> {
+        self.publications.back().map(|publication| publication.ts_ms)
+    }
+
+    /// Keeps a message; one that does not follow the newest replaces them all. A message of a room without history has
+    /// no cursor and is not kept.
+    pub(super) fn push(&mut self, publication: Publication) {
+        let Some(cursor) = publication.cursor else { return };
+        let last = self.publications.back().and_then(|last| last.cursor);
+        if last.is_some_and(|last| last.epoch != cursor.epoch || last.offset.next() != cursor.offset) {
+            self.publications.clear();
+            self.bytes = 0;
+        }
+        self.bytes += publication.payload.len();
+        self.publications.push_back(publication);
+        if self.publications.len() > RING_MESSAGES_MAX {
+            self.bytes -= self.publications.pop_front().map_or(0, |oldest| oldest.payload.len());
+        }
+    }
+
+    /// The messages after `since`; `None` if the ring does not reach back that far, or does not reach up to `position`,
+    /// where the room's feed stands: after a gap the ring lacks messages that the feed has passed over.
+    pub(super) fn after(&self, since: Cursor, position: Position) -> Option<impl Iterator<Item = &Publication>> {
+        let (first, last) = (self.publications.front()?.cursor?, self.publications.back()?.cursor?);
+        if position.cursor() != last || first.epoch != since.epoch {
+            return None;
+        }
+        // `since` is the client's, so its offset may be any number.
+        let skip = since.offset.0.checked_add(1)?.checked_sub(first.offset.0)?;
+        Some(self.publications.iter().skip(skip as usize))
     }
 }

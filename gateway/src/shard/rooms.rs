@@ -4,8 +4,7 @@
 use super::{
     clock::is_past,
     conn::Conn,
-    ring::Ring,
-    room::{RoomEntry, RoomRef},
+    room::{Ring, RoomEntry, RoomRef},
 };
 use crate::{policy::class::Class, protocol::native, session::Stage};
 use fanfare_broker::{Cursor, Epoch, Publication, Room};
@@ -91,7 +90,7 @@ impl Rooms {
 
     fn remove(&mut self, index: u32) -> Option<Room> {
         let entry = self.entries.try_remove(index as usize)?;
-        self.ring_bytes -= entry.ring.bytes();
+        self.ring_bytes -= entry.ring.bytes;
         self.by_name.remove(&entry.name);
         if self.entries.is_empty() && self.entries.capacity() > ENTRIES_SPARE {
             // A burst of rooms leaves no large tables behind.
@@ -104,12 +103,12 @@ impl Rooms {
     /// clients resume from the broker's history.
     pub(super) fn remember(&mut self, index: u32, publication: Publication) {
         let Some(entry) = self.entries.get_mut(index as usize) else { return };
-        self.ring_bytes -= entry.ring.bytes();
+        self.ring_bytes -= entry.ring.bytes;
         entry.ring.push(publication);
-        if self.ring_bytes + entry.ring.bytes() > RING_BYTES_MAX {
+        if self.ring_bytes + entry.ring.bytes > RING_BYTES_MAX {
             entry.ring = Ring::default();
         }
-        self.ring_bytes += entry.ring.bytes();
+        self.ring_bytes += entry.ring.bytes;
     }
 
     // --- lingering ---

@@ -3,9 +3,9 @@
 
 use super::{
     SessionRef, Shard, State,
+    clock::TICK_MS,
     conn::{Phase, Timer},
-    streams::HEARTBEAT_MS,
-    wheel::TICK_MS,
+    sessions::HEARTBEAT_MS,
 };
 use crate::{
     protocol::{FrameShape, close::CloseReason, control_frame},
@@ -23,17 +23,13 @@ impl Shard {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
         let mut due = Vec::new();
         loop {
-            while self.has_no_timers() {
+            while self.state.borrow().has_no_timers() {
                 self.timer_filed.notified().await;
                 ticks.reset();
             }
             ticks.tick().await;
             self.state.borrow_mut().tick(&mut due);
         }
-    }
-
-    fn has_no_timers(&self) -> bool {
-        self.state.borrow().has_no_timers()
     }
 }
 
@@ -105,7 +101,7 @@ impl State {
                 self.queue(session.index, &Frames { bytes: control_frame::ping(), count: 1 });
                 self.file(Timer::Keepalive(session), PONG_MS);
             }
-            Due::Close(reason) => self.end(session, reason, None),
+            Due::Close => self.end(session, CloseReason::Silent, None),
         }
     }
 

@@ -2,6 +2,7 @@
 //! the main thread, so that a busy shard cannot delay it. It waits for no client. Connections that no shard can take yet
 //! wait in the kernel's backlog.
 
+use crate::{node::metrics::Metrics, session::TokenBucket};
 use socket2::{SockFilter, SockRef};
 use std::{
     io,
@@ -17,8 +18,6 @@ use tokio::{
     net::TcpListener,
     sync::mpsc::{self, error::TrySendError},
 };
-
-use crate::{node::metrics::Metrics, session::TokenBucket};
 
 /// Sockets that may wait for one shard.
 pub(crate) const WAITING_MAX: usize = 1024;
@@ -108,32 +107,34 @@ pub(crate) async fn accept(
     }
 }
 
-/// Gives a socket to a shard, as soon as one has room; `true` if it had to wait for that.
+/// Gives a socket to the least loaded shard, as soon as one has room; `true` if it had to wait for that. `turn` decides
+/// between shards of equal load. In a storm of connects all loads are equal until the shards have counted their new
+/// sessions.
 async fn deliver(mut arrival: Arrival, shards: &[ShardHandle], turn: &mut usize) -> bool {
     let mut delayed = false;
     loop {
-        match hand_over(arrival, shards, *turn) {
-            HandOver::Taken(next) => {
-                *turn = next;
-                return delayed;
+        let mut order: Vec<usize> = (0..shards.len()).map(|i| (i + *turn) % shards.len()).collect();
+        order.sort_by_key(|i| {
+            let waiting = WAITING_MAX - shards[*i].arrivals.capacity();
+            shards[*i].load.load(Ordering::Relaxed) + waiting
+        });
+        let mut full = false;
+        for i in order {
+            match shards[i].arrivals.try_send(arrival) {
+                Ok(()) => {
+                    *turn = i + 1;
+                    return delayed;
+                }
+                Err(TrySendError::Full(back)) => (arrival, full) = (back, true),
+                Err(TrySendError::Closed(back)) => arrival = back,
             }
-            HandOver::Gone => return delayed,
-            HandOver::Full(back) => arrival = back,
+        }
+        if !full {
+            return delayed; // all shards have ended: the node has drained
         }
         delayed = true;
         tokio::time::sleep(FULL_PAUSE).await;
     }
-}
-
-/// What became of a socket that was to be handed over.
-#[derive(Debug)]
-enum HandOver {
-    /// A shard has it; the next turn is this one.
-    Taken(usize),
-    /// No shard has room for it now.
-    Full(Arrival),
-    /// All shards have ended: the node has drained.
-    Gone,
 }
 
 /// Whether an accept failed because the client was gone already.
@@ -148,25 +149,6 @@ fn prepare(socket: TcpStream) -> io::Result<TcpStream> {
     options.set_tcp_notsent_lowat(NOTSENT_BYTES)?;
     options.set_tcp_user_timeout(Some(UNACKED))?;
     Ok(socket)
-}
-
-/// Gives the socket to the least loaded shard that has room. `turn` decides between shards of equal load. In a storm of
-/// connects all loads are equal until the shards have counted their new sessions.
-fn hand_over(arrival: Arrival, shards: &[ShardHandle], turn: usize) -> HandOver {
-    let mut order: Vec<usize> = (0..shards.len()).map(|i| (i + turn) % shards.len()).collect();
-    order.sort_by_key(|i| {
-        let waiting = WAITING_MAX - shards[*i].arrivals.capacity();
-        shards[*i].load.load(Ordering::Relaxed) + waiting
-    });
-    let (mut arrival, mut full) = (arrival, false);
-    for i in order {
-        match shards[i].arrivals.try_send(arrival) {
-            Ok(()) => return HandOver::Taken(i + 1),
-            Err(TrySendError::Full(back)) => (arrival, full) = (back, true),
-            Err(TrySendError::Closed(back)) => arrival = back,
-        }
-    }
-    if full { HandOver::Full(arrival) } else { HandOver::Gone }
 }
 
 #[cfg(test)]

@@ -3,17 +3,17 @@
 
 use crate::{
     api,
-    http::finish::Finish,
+    http::Finish,
     node::Node,
     protocol::error::{ErrorCode, Refusal},
-    shard::{CountedRequest, Shard},
+    shard::Shard,
 };
 use hyper::{
     Request, Version,
     body::Incoming,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Instant};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -26,12 +26,11 @@ pub(super) struct Exchange {
     /// The connection may carry another request after this one.
     pub(super) is_kept: bool,
     /// A drain waits as long as this lives.
-    pub(super) counted: CountedRequest,
+    pub(super) counted: Rc<()>,
 }
 
 impl Exchange {
-    /// # Errors
-    /// Pages of the request's origin may not use this gateway.
+    /// Refuses pages whose origin may not use this gateway.
     pub(super) fn begin(shard: &Shard, peer: IpAddr, request: &Request<Incoming>) -> Result<Self, Refusal> {
         let (node, headers) = (&shard.node, request.headers());
         let origin = match headers.get(header::ORIGIN) {
@@ -50,12 +49,11 @@ impl Exchange {
             client: node.peers.client(peer, Some(&forwarded)),
             finish: Finish { origin, node: Arc::clone(node) },
             is_kept: request.version() == Version::HTTP_11 && !has_token(headers, &header::CONNECTION, "close"),
-            counted: shard.count_request(),
+            counted: Rc::clone(&shard.requests),
         })
     }
 }
 
-/// The origin, if its pages may use this gateway.
 fn allowed(node: &Node, origin: &HeaderValue, headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let text = origin.to_str().unwrap_or_default();

@@ -11,7 +11,7 @@ use super::{
     stream, ws,
 };
 use crate::{
-    http::problem::{self, problem},
+    http::{method_not_allowed, preflight, problem, too_slow},
     protocol::error::Refusal,
     shard::Shard,
 };
@@ -25,8 +25,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioTimer;
 use std::{
-    cell::Cell, convert::Infallible, future::poll_fn, net::IpAddr, pin::Pin, rc::Rc, task::Poll as Progress,
-    time::Duration,
+    convert::Infallible, future::poll_fn, net::IpAddr, pin::Pin, rc::Rc, task::Poll as Progress, time::Duration,
 };
 use tokio::net::TcpStream;
 use tower::ServiceExt as _;
@@ -44,8 +43,8 @@ const HEADERS_MAX: usize = 64;
 pub(crate) struct HttpServer {
     shard: Rc<Shard>,
     router: Router,
-    /// Sockets that hyper serves now.
-    connections: Cell<usize>,
+    /// One reference here, and one for each socket that hyper serves now.
+    connections: Rc<()>,
 }
 
 /// What is to take a socket over.
@@ -61,40 +60,24 @@ enum Handled {
     TakeOver(Takeover),
 }
 
-/// Counts a socket as long as hyper serves it.
-struct CountedConnection(Rc<HttpServer>);
-
-impl CountedConnection {
-    fn new(server: &Rc<HttpServer>) -> Self {
-        server.connections.set(server.connections.get() + 1);
-        Self(Rc::clone(server))
-    }
-}
-
-impl Drop for CountedConnection {
-    fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
-    }
-}
-
 impl HttpServer {
     pub(crate) fn new(shard: Rc<Shard>, router: Router) -> Rc<Self> {
-        Rc::new(Self { shard, router, connections: Cell::new(0) })
+        Rc::new(Self { shard, router, connections: Rc::default() })
     }
 
     /// Whether hyper serves no socket at present.
     pub(crate) fn is_idle(&self) -> bool {
-        self.connections.get() == 0
+        Rc::strong_count(&self.connections) == 1
     }
 
     /// Serves a socket until a transport takes it over or the connection ends. It counts from this call on, and not only
     /// once the future is polled: a shard that ends in between would reset it.
     pub(crate) fn serve(self: Rc<Self>, socket: TcpStream, peer: IpAddr) -> impl Future<Output = ()> {
-        let counted = CountedConnection::new(&self);
+        let counted = Rc::clone(&self.connections);
         self.serve_counted(socket, peer, counted)
     }
 
-    async fn serve_counted(self: Rc<Self>, socket: TcpStream, peer: IpAddr, counted: CountedConnection) {
+    async fn serve_counted(self: Rc<Self>, socket: TcpStream, peer: IpAddr, counted: Rc<()>) {
         let Some((takeover, socket, read_ahead)) = self.serve_http(socket, peer).await else { return };
         drop(counted);
         let shard = Rc::clone(&self.shard);
@@ -164,7 +147,7 @@ impl HttpServer {
         };
         let finish = exchange.finish.clone();
         let handled = if request.method() == Method::OPTIONS && finish.origin.is_some() {
-            Ok(Handled::Respond(problem::preflight()))
+            Ok(Handled::Respond(preflight()))
         } else {
             self.route(request, exchange).await
         };
@@ -176,16 +159,13 @@ impl HttpServer {
     }
 
     /// Sends a request to its transport; what asks for none goes to the HTTP API.
-    ///
-    /// # Errors
-    /// The refusal to respond with.
     async fn route(&self, request: Request<Incoming>, exchange: Exchange) -> Result<Handled, Refusal> {
         let path = request.uri().path();
         // Two paths take a body: commands of a session that cannot send, and polls that name their rooms in it.
         let secret = post::secret(path).map(str::to_owned);
         if secret.is_some() || path == "/v1/poll" {
             if request.method() != Method::POST {
-                return Ok(Handled::Respond(problem::method_not_allowed("POST")));
+                return Ok(Handled::Respond(method_not_allowed("POST")));
             }
             let body = request.into_body();
             return match secret {
@@ -198,7 +178,7 @@ impl HttpServer {
             return Ok(Handled::Respond(self.api(request).await));
         };
         if request.method() != Method::GET {
-            return Ok(Handled::Respond(problem::method_not_allowed("GET")));
+            return Ok(Handled::Respond(method_not_allowed("GET")));
         }
         let asked = asked?;
         // Once the socket has left hyper, the bytes of a body would be taken for those that follow the request.
@@ -234,7 +214,7 @@ impl HttpServer {
         match tokio::time::timeout(REQUEST_TIME, reply).await {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
-            Err(_) => problem::too_slow(),
+            Err(_) => too_slow(),
         }
     }
 }

@@ -11,13 +11,12 @@
 //! | `ws` | WebSocket: the handshake, and what clients send |
 //! | `stream` | server-sent events and HTTP streaming |
 //! | `poll` | long and short polling |
-//! | `post`, `body` | commands of sessions that cannot send; bodies |
+//! | `post` | commands of sessions that cannot send |
 //!
 //! Three transports take sockets over, each in two steps: `prepare` checks a request and returns a `Ready`, and
 //! `Ready::open` makes a session, or a poll that waits, of the socket once hyper has given it up.
 
 mod acceptor;
-mod body;
 mod detach;
 mod exchange;
 mod http;

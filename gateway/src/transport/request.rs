@@ -8,7 +8,7 @@ use crate::{
         rights::{Act, permit},
     },
     protocol::{
-        command::{EXCLUDE_MAX, EchoWish, HISTORY_LIMIT_MAX, JoinOptions, PresenceWish},
+        command::{EXCLUDE_MAX, HISTORY_LIMIT_MAX, JoinOptions},
         error::{ErrorCode, Refusal},
         native,
     },
@@ -37,11 +37,8 @@ pub(super) struct TransportRequest {
     pub(super) rooms: Vec<String>,
     /// The cursors of all rooms as one text, not parsed yet.
     pub(super) since: Option<String>,
-    pub(super) presence: bool,
-    pub(super) echo: bool,
-    /// Earlier sessions of the same client, whose messages it does not get.
-    pub(super) exclude: SmallVec<[SessionId; 1]>,
-    pub(super) last: usize,
+    /// How to join all rooms alike: [`TransportRequest::joins`] adds each room's cursor.
+    pub(super) options: JoinOptions,
     /// For how long a poll waits.
     pub(super) wait: Option<Duration>,
     /// How many messages a poll takes.
@@ -80,11 +77,9 @@ impl TransportRequest {
         Some(Self::new(transport, rooms).with_query(uri.query().unwrap_or_default()))
     }
 
-    /// A request without a query.
     pub(super) fn new(transport: Transport, rooms: Vec<String>) -> Self {
-        let (since, wait, limit, session) = (None, None, None, None);
-        let exclude = SmallVec::new();
-        Self { transport, rooms, since, presence: false, echo: true, exclude, last: 0, wait, limit, session }
+        let options = JoinOptions::default();
+        Self { transport, rooms, since: None, options, wait: None, limit: None, session: None }
     }
 
     fn with_query(mut self, query: &str) -> Result<Self, Refusal> {
@@ -94,10 +89,10 @@ impl TransportRequest {
             match name {
                 "room" => self.rooms.push(value),
                 "since" => self.since = Some(value),
-                "presence" => self.presence = flag("presence", &value)?,
-                "echo" => self.echo = flag("echo", &value)?,
-                "exclude" => self.exclude = sessions(&value)?,
-                "last" => self.last = HISTORY_LIMIT_MAX.min(number("last", &value)?),
+                "presence" => self.options.wants_presence = flag("presence", &value)?,
+                "echo" => self.options.skips_own = !flag("echo", &value)?,
+                "exclude" => self.options.exclude = sessions(&value)?,
+                "last" => self.options.last = HISTORY_LIMIT_MAX.min(number("last", &value)?),
                 "wait" => self.wait = Some(Duration::from_secs(number("wait", &value)? as u64)),
                 "limit" => self.limit = Some(number("limit", &value)?),
                 "session" => self.session = Some(value),
@@ -107,32 +102,15 @@ impl TransportRequest {
         Ok(self)
     }
 
-    /// What the query asks for, for all rooms alike.
-    pub(super) fn options(&self) -> JoinOptions {
-        JoinOptions {
-            last: self.last,
-            presence: if self.presence { PresenceWish::Members } else { PresenceWish::No },
-            echo: if self.echo { EchoWish::Yes } else { EchoWish::No },
-            exclude: self.exclude.clone(),
-            since: None,
-        }
-    }
-
-    /// How to join each room, in order.
-    ///
-    /// # Errors
-    /// `since` has the wrong number of parts, which concerns all rooms.
+    /// How to join each room, in order. An error: `since` has the wrong number of parts, which concerns all rooms.
     pub(super) fn joins(&self) -> Result<Vec<UrlJoin<'_>>, Refusal> {
         let since = split_since(self.since.as_deref(), self.rooms.len())?;
-        let options = |since: Result<_, Refusal>| since.map(|since| JoinOptions { since, ..self.options() });
+        let options = |since: Result<_, Refusal>| since.map(|since| JoinOptions { since, ..self.options.clone() });
         Ok(self.rooms.iter().map(String::as_str).zip(since.into_iter().map(options)).collect())
     }
 
     /// The rooms of the URL with their classes. All of them must be valid: before a stream or a poll has begun, there is
     /// nothing in which one of them could be refused alone.
-    ///
-    /// # Errors
-    /// What is wrong with the first invalid one.
     pub(super) fn checked_rooms(&self, node: &Node, act: Act) -> Result<Vec<(Room, Class)>, Refusal> {
         if self.rooms.is_empty() {
             return Err(Refusal::bad_request("the URL names no room"));
@@ -156,9 +134,7 @@ impl TransportRequest {
 }
 
 /// The `since` of a URL: one cursor for each of its rooms, in their order. A malformed cursor refuses its own room only.
-///
-/// # Errors
-/// The number of cursors is wrong.
+/// An error: the number of cursors is wrong.
 pub(super) fn split_since(since: Option<&str>, rooms: usize) -> Result<Vec<Result<Option<Cursor>, Refusal>>, Refusal> {
     let Some(since) = since else { return Ok((0..rooms).map(|_| Ok(None)).collect()) };
     let parts: Vec<&str> = since.split('~').collect();
@@ -231,7 +207,7 @@ mod tests {
             assert!(asked(other).is_none(), "{other}");
         }
         let own = asked("/ws?room=a&exclude=AAAAAAAAAAAAAAAA,BBBBBBBBBBBBBBBB").unwrap().unwrap();
-        assert_eq!(own.options().exclude.len(), 2);
+        assert_eq!(own.options.exclude.len(), 2);
         assert!(asked("/ws?exclude=x").unwrap().is_err());
         let poll = asked("/v1/rooms/a/poll?wait=3&limit=7&session=s").unwrap().unwrap();
         assert_eq!(
@@ -260,7 +236,7 @@ mod tests {
         assert_eq!(joins[0].1.as_ref().unwrap().since, None);
         let second = joins[1].1.as_ref().unwrap();
         assert_eq!(second.since.unwrap().to_string(), "Xk2p9QaB.1");
-        assert_eq!((second.presence, second.echo, second.last), (PresenceWish::Members, EchoWish::No, 5));
+        assert_eq!((second.wants_presence, second.skips_own, second.last), (true, true, 5));
         assert!(joins[3].1.is_err());
     }
 

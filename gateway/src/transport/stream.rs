@@ -3,15 +3,15 @@
 
 use super::{
     exchange::Exchange,
-    request::{Transport, TransportRequest},
+    request::{Transport, TransportRequest, split_since},
 };
 use crate::{
-    http::{head::head, problem::problem},
+    http::{head, problem},
     node::Node,
     policy::{class::Class, peer::ConnectionPermit, rights::Act},
     protocol::{FrameShape, command::JoinOptions, error::Refusal},
     random::random_below,
-    shard::{Opening, SessionRef, Shard},
+    shard::{Opening, SessionRef, Shard, UrlRoom},
 };
 use axum::body::Body;
 use fanfare_broker::{BrokerError, Cursor, Epoch, Offset, Room};
@@ -40,10 +40,7 @@ pub(super) struct Ready {
     response: Response<()>,
 }
 
-/// Checks whether a stream can be opened for this request.
-///
-/// # Errors
-/// The refusal; [`refuse`] makes a response of it.
+/// Checks whether a stream can be opened for this request. [`refuse`] makes a response of the refusal.
 pub(super) fn prepare(
     node: &Node,
     exchange: &Exchange,
@@ -54,7 +51,7 @@ pub(super) fn prepare(
         return Err(Refusal::draining());
     }
     let rooms = asked.checked_rooms(node, Act::Join)?;
-    if let Some((room, _)) = rooms.iter().find(|(_, class)| asked.presence && !class.presence) {
+    if let Some((room, _)) = rooms.iter().find(|(_, class)| asked.options.wants_presence && !class.presence) {
         let refusal = Refusal::presence_off();
         return Err(Refusal { message: format!("{room}: {}", refusal.message).into(), ..refusal });
     }
@@ -70,7 +67,7 @@ pub(super) fn prepare(
         return Err(BrokerError::Unavailable.into());
     }
     let permit = node.permit_connection(exchange.client)?;
-    let join = |((room, class), since)| (room, class, JoinOptions { since, ..asked.options() });
+    let join = |((room, class), since)| (room, class, JoinOptions { since, ..asked.options.clone() });
     let rooms = rooms.into_iter().zip(since).map(join).collect();
     Ok(Ready { shape, rooms, permit, response: exchange.finish.response(response(shape)) })
 }
@@ -83,15 +80,10 @@ fn shape(asked: &TransportRequest) -> FrameShape {
 /// not refused: it becomes a cursor of no epoch, and the client gets a gap.
 fn by_event_id(id: &[u8], rooms: usize) -> Vec<Option<Cursor>> {
     let unknown = Some(Cursor::new(Epoch::FOREIGN, Offset(0)));
-    let parts: Vec<&str> = std::str::from_utf8(id).unwrap_or_default().split('~').collect();
-    if parts.len() != rooms {
-        return vec![unknown; rooms];
+    match split_since(Some(std::str::from_utf8(id).unwrap_or_default()), rooms) {
+        Ok(parts) => parts.into_iter().map(|part| part.unwrap_or(unknown)).collect(),
+        Err(_) => vec![unknown; rooms],
     }
-    let part = |part: &str| match part {
-        "" | "-" => None,
-        part => part.parse().ok().or(unknown),
-    };
-    parts.into_iter().map(part).collect()
 }
 
 fn response(shape: FrameShape) -> Response<()> {
@@ -130,8 +122,12 @@ impl Ready {
         if self.shape == FrameShape::Event {
             head.extend_from_slice(format!("retry:{}\n\n", between(RETRY_MS)).as_bytes());
         }
-        let urls = self.rooms.iter().map(|(room, class, join)| (room.clone(), class.history.is_some(), join.since));
-        let opening = Opening::stream(self.shape, head.freeze(), urls);
+        let room = |(name, class, join): &(Room, Class, JoinOptions)| UrlRoom {
+            name: name.clone(),
+            is_numbered: class.history.is_some(),
+            reached: join.since,
+        };
+        let opening = Opening { shape: self.shape, head: head.freeze(), rooms: self.rooms.iter().map(room).collect() };
         let who = shard.open(Rc::clone(&socket), self.permit, opening);
         for (room, _, options) in self.rooms {
             shard.join_by_url(who, room.as_str(), Ok(options));

@@ -7,10 +7,10 @@ use super::{
     request::TransportRequest,
 };
 use crate::{
-    http::head::head,
+    http::head,
     node::Node,
     policy::{limits::ENVELOPE_BYTES, peer::ConnectionPermit},
-    protocol::{close::CloseReason, error::Refusal},
+    protocol::{FrameShape, close::CloseReason, error::Refusal},
     shard::{Opening, SessionRef, Shard},
 };
 use bytes::{Bytes, BytesMut};
@@ -50,9 +50,6 @@ pub(super) struct Ready {
 }
 
 /// Checks the handshake of RFC 6455 section 4.2.1, and whether the node has room for one more session.
-///
-/// # Errors
-/// The refusal to respond with.
 pub(super) fn prepare(
     node: &Node,
     exchange: &Exchange,
@@ -94,20 +91,15 @@ impl Ready {
     /// since the task that served HTTP is larger.
     pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream, early: Bytes) {
         let socket = Rc::new(socket);
-        let opening = Opening::websocket(head(&self.response).freeze());
+        let opening = Opening { shape: FrameShape::WebSocket, head: head(&self.response).freeze(), rooms: Vec::new() };
         let who = shard.open(Rc::clone(&socket), self.permit, opening);
         match self.asked.joins() {
             Ok(joins) => joins.into_iter().for_each(|(room, options)| shard.join_by_url(who, room, options)),
             Err(refusal) => shard.refuse_url(who, refusal),
         }
-        let reader = Reader::new(shard.node.limits.message_bytes);
-        tokio::task::spawn_local(read(shard, who, socket, reader, early));
+        let codec = codec(shard.node.limits.message_bytes);
+        tokio::task::spawn_local(read(shard, who, socket, codec, early));
     }
-}
-
-/// Parses what one client sends.
-struct Reader {
-    codec: WebSocketContext,
 }
 
 /// What the next bytes of a client come to.
@@ -120,55 +112,54 @@ enum Incoming {
     Closed(CloseReason),
 }
 
-impl Reader {
-    fn new(message_bytes: usize) -> Self {
-        let limit = Some(message_bytes + ENVELOPE_BYTES);
-        let config = WebSocketConfig::default()
-            .read_buffer_size(BUFFER_BYTES)
-            .write_buffer_size(0)
-            .max_write_buffer_size(ENVELOPE_BYTES)
-            .max_message_size(limit)
-            .max_frame_size(limit);
-        Self { codec: WebSocketContext::new(Role::Server, Some(config)) }
-    }
+/// Parses what one client sends.
+fn codec(message_bytes: usize) -> WebSocketContext {
+    let limit = Some(message_bytes + ENVELOPE_BYTES);
+    let config = WebSocketConfig::default()
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(ENVELOPE_BYTES)
+        .max_message_size(limit)
+        .max_frame_size(limit);
+    WebSocketContext::new(Role::Server, Some(config))
+}
 
-    /// Parses all of `bytes`; `false` when the session is over.
-    fn feed(&mut self, shard: &Rc<Shard>, who: SessionRef, bytes: &[u8]) -> bool {
-        let mut wire = Wire { input: bytes, output: BytesMut::new() };
-        loop {
-            let read = self.next(&mut wire);
-            let answer = wire.output.split().freeze();
-            match read {
-                Incoming::Text(text) => shard.receive(who, &text),
-                Incoming::End => return true,
-                Incoming::Control => {}
-                Incoming::Closed(reason) => {
-                    // tungstenite's close frame answers the client's. Without one, the session's own says the reason.
-                    shard.close(who, reason, Some(answer).filter(|a| !a.is_empty() && reason == CloseReason::Gone));
-                    return false;
-                }
-            }
-            if !answer.is_empty() {
-                shard.answer_control(who, answer);
-            }
-        }
-    }
-
-    fn next(&mut self, wire: &mut Wire<'_>) -> Incoming {
-        let read = self.codec.read(wire);
-        // tungstenite holds a pong, or the reply to a close, until it is flushed: into `wire.output`.
-        let flushed = self.codec.flush(wire);
+/// Parses all of `bytes`; `false` when the session is over.
+fn feed(codec: &mut WebSocketContext, shard: &Rc<Shard>, who: SessionRef, bytes: &[u8]) -> bool {
+    let mut wire = Wire { input: bytes, output: BytesMut::new() };
+    loop {
+        let read = next(codec, &mut wire);
+        let answer = wire.output.split().freeze();
         match read {
-            Ok(Message::Text(text)) => Incoming::Text(text),
-            Ok(Message::Binary(_)) => Incoming::Closed(CloseReason::NotOurProtocol),
-            Ok(Message::Close(_)) => Incoming::Closed(CloseReason::Gone),
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => match flushed {
-                Ok(()) => Incoming::Control,
-                Err(why) => Incoming::Closed(reason(&why)),
-            },
-            Err(Error::Io(why)) if why.kind() == io::ErrorKind::WouldBlock => Incoming::End,
-            Err(why) => Incoming::Closed(reason(&why)),
+            Incoming::Text(text) => shard.receive(who, &text),
+            Incoming::End => return true,
+            Incoming::Control => {}
+            Incoming::Closed(reason) => {
+                // tungstenite's close frame answers the client's. Without one, the session's own says the reason.
+                shard.close(who, reason, Some(answer).filter(|a| !a.is_empty() && reason == CloseReason::Gone));
+                return false;
+            }
         }
+        if !answer.is_empty() {
+            shard.answer_control(who, answer);
+        }
+    }
+}
+
+fn next(codec: &mut WebSocketContext, wire: &mut Wire<'_>) -> Incoming {
+    let read = codec.read(wire);
+    // tungstenite holds a pong, or the reply to a close, until it is flushed: into `wire.output`.
+    let flushed = codec.flush(wire);
+    match read {
+        Ok(Message::Text(text)) => Incoming::Text(text),
+        Ok(Message::Binary(_)) => Incoming::Closed(CloseReason::NotOurProtocol),
+        Ok(Message::Close(_)) => Incoming::Closed(CloseReason::Gone),
+        Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => match flushed {
+            Ok(()) => Incoming::Control,
+            Err(why) => Incoming::Closed(reason(&why)),
+        },
+        Err(Error::Io(why)) if why.kind() == io::ErrorKind::WouldBlock => Incoming::End,
+        Err(why) => Incoming::Closed(reason(&why)),
     }
 }
 
@@ -213,11 +204,11 @@ fn read(
     shard: Rc<Shard>,
     who: SessionRef,
     socket: Rc<TcpStream>,
-    mut reader: Reader,
+    mut codec: WebSocketContext,
     early: Bytes,
 ) -> impl Future<Output = ()> {
     // Not an `async fn`, whose future would have room for the arguments twice.
-    let mut open = early.is_empty() || reader.feed(&shard, who, &early);
+    let mut open = early.is_empty() || feed(&mut codec, &shard, who, &early);
     drop(early);
     async move {
         // `poll_read_ready` stores its waker in the socket; the future of `readable()` would store another one.
@@ -229,7 +220,7 @@ fn read(
                     full = n == scratch.len();
                     if open {
                         shard.heard(who);
-                        open = reader.feed(&shard, who, &scratch[..n]);
+                        open = feed(&mut codec, &shard, who, &scratch[..n]);
                     } // else: the session is over, and the client's bytes are read and dropped until it ends
                     true
                 }
@@ -257,7 +248,7 @@ mod tests {
 
     #[test]
     fn an_idle_connection_costs_a_small_task() {
-        // An idle connection needs this task, what its `Reader` allocates, and the shard's `Conn`. tokio adds some 80 bytes
+        // An idle connection needs this task, what its codec allocates, and the shard's `Conn`. tokio adds some 80 bytes
         // to the task. `benches/idle.rs` counts all of it.
         let size = size_of_future(read);
         assert!(size <= 320, "{size}");

@@ -2,10 +2,10 @@
 //! Filled by `look`, sent by `wait`. Pure.
 
 use crate::{
-    http::problem::json,
+    http::json,
     protocol::{address::PollSession, native},
 };
-use axum::body::Body;
+use axum::{body::Body, response::IntoResponse as _};
 use fanfare_broker::{Cursor, Gap, Page, Room};
 use hyper::{
     Response, StatusCode,
@@ -23,7 +23,6 @@ const ROOM_BYTES: usize = 128;
 /// What there is for a poll.
 pub(super) struct PollResult {
     session: PollSession,
-    /// The poll's rooms.
     names: Vec<Room>,
     /// The cursors are answered with the names of their rooms.
     by_name: bool,
@@ -44,7 +43,6 @@ pub(super) struct PollResult {
 }
 
 impl PollResult {
-    /// An empty result.
     pub(super) fn new(session: PollSession, names: Vec<Room>, by_name: bool) -> Self {
         // A name can occur twice: with its cursor and with its gap.
         let around: usize = names.iter().map(|room| ROOM_BYTES + 2 * room.as_str().len()).sum();
@@ -105,7 +103,6 @@ impl PollResult {
         self.ends.push(end);
     }
 
-    /// All cursors, in the order of the rooms.
     fn cursor(&self) -> String {
         self.ends.iter().map(ToString::to_string).collect::<Vec<_>>().join("~")
     }
@@ -118,7 +115,6 @@ impl PollResult {
         self.gaps.is_empty() && tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == own)
     }
 
-    /// The response that tells it.
     pub(super) fn response(&self) -> Response<Body> {
         let mut body = Vec::with_capacity(self.messages.len() + 256);
         // Writing to memory cannot fail, here and below.
@@ -165,8 +161,7 @@ impl PollResult {
 
 /// 304: the client has this state already.
 pub(super) fn not_modified(found: &PollResult) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    let mut response = StatusCode::NOT_MODIFIED.into_response();
     found.tag(&mut response);
     response
 }

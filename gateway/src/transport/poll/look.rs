@@ -5,11 +5,16 @@
 use super::answer::PollResult;
 use crate::{
     policy::{class::Class, rights::Act},
-    protocol::{address::PollSession, command::HISTORY_LIMIT_MAX, error::Refusal, native},
+    protocol::{
+        address::PollSession,
+        command::{HISTORY_LIMIT_MAX, JoinOptions},
+        error::Refusal,
+        native,
+    },
     random::random_below,
     shard::{Look, Shard, Watch},
     transport::{
-        body,
+        post,
         request::{Transport, TransportRequest, split_since},
     },
 };
@@ -45,20 +50,21 @@ const NEXT_MS_MAX: u64 = 30_000;
 
 /// One poll.
 pub(in crate::transport) struct Poll {
-    shard: Rc<Shard>,
+    pub(super) shard: Rc<Shard>,
     rooms: Vec<PollRoom>,
     session: PollSession,
     /// The client sent the session that an earlier poll was answered with: it is present in its rooms.
     is_present: bool,
-    wait: Duration,
+    /// For how long it may wait; zero: not at all.
+    pub(super) wait: Duration,
     limit: usize,
     /// Messages of history for a room without a cursor.
     last: usize,
     /// The rooms came in a body with their names, so their cursors are answered with names too.
     by_name: bool,
-    /// `If-None-Match`.
     known_tags: Option<HeaderValue>,
-    wake: Rc<Notify>,
+    /// Notified when something happens in one of its rooms, the backplane goes, or the node begins to drain.
+    pub(super) wake: Rc<Notify>,
 }
 
 /// One of a poll's rooms.
@@ -81,10 +87,6 @@ struct PollBody {
 }
 
 impl Poll {
-    /// The poll that a URL asks for.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub(in crate::transport) fn of_url(
         shard: &Rc<Shard>,
         asked: &TransportRequest,
@@ -100,20 +102,17 @@ impl Poll {
         Ok(poll)
     }
 
-    /// The poll that a body asks for.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub(in crate::transport) async fn of_body(shard: &Rc<Shard>, body: Incoming) -> Result<Self, Refusal> {
-        let body = body::read(body).await?;
+        let body = post::read(body).await?;
         let body: PollBody =
             serde_json::from_slice(&body).map_err(|why| Refusal::bad_request(format!("not a poll: {why}")))?;
         let since = body.rooms.values().map(|since| native::cursor(since.as_deref().map(Cow::Borrowed)));
         let since = since.collect::<Result<Vec<_>, _>>()?;
+        let last = body.last.unwrap_or(0).min(HISTORY_LIMIT_MAX);
         let asked = TransportRequest {
+            options: JoinOptions { last, ..JoinOptions::default() },
             wait: body.wait.map(Duration::from_secs),
             limit: body.limit,
-            last: body.last.unwrap_or(0).min(HISTORY_LIMIT_MAX),
             session: body.session,
             ..TransportRequest::new(Transport::Poll, body.rooms.into_keys().collect())
         };
@@ -146,25 +145,11 @@ impl Poll {
             is_present: given.is_some(),
             wait: asked.wait.unwrap_or(WAIT).min(WAIT_MAX),
             limit: asked.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX),
-            last: asked.last,
+            last: asked.options.last,
             by_name: false,
             known_tags: None,
             wake,
         })
-    }
-
-    pub(super) fn shard(&self) -> &Rc<Shard> {
-        &self.shard
-    }
-
-    /// For how long it may wait; zero: not at all.
-    pub(super) fn wait(&self) -> Duration {
-        self.wait
-    }
-
-    /// Waits until something happens in one of its rooms, the backplane goes, or the node begins to drain.
-    pub(super) fn woken(&self) -> impl Future<Output = ()> + '_ {
-        self.wake.notified()
     }
 
     /// Whether the backplane serves all its rooms.
@@ -172,34 +157,23 @@ impl Poll {
         self.rooms.iter().all(|room| self.shard.node.broker.is_up(&room.name))
     }
 
-    /// # Errors
-    /// Its session has been kicked out of one of the rooms.
+    /// An error: its session has been kicked out of one of the rooms.
     pub(super) fn admit(&self) -> Result<(), Refusal> {
         let session = self.session.id();
         self.rooms.iter().try_for_each(|room| self.shard.node.leases.admit(&room.name, session))
     }
 
-    /// Renews its presence lease for as long as it waits, and for the time until the next poll.
-    ///
-    /// # Errors
-    /// Its session has been kicked out of one of the rooms.
-    pub(super) fn renew_lease(&self) -> Result<(), Refusal> {
-        self.renew_for(if self.wait.is_zero() { LEASE_SHORT } else { self.wait + LEASE_SPARE })
-    }
-
-    /// Renews the lease of a client that polls without waiting and is to come back after `next_ms`. It may be late: it has
-    /// three times that.
-    pub(super) fn renew_until_next(&self, next_ms: u64) {
-        if self.wait.is_zero() {
-            // A kick since the poll began is told to the next poll.
-            let _ = self.renew_for(LEASE_SHORT.max(Duration::from_millis(3 * next_ms)));
-        }
-    }
-
-    fn renew_for(&self, ttl: Duration) -> Result<(), Refusal> {
+    /// Renews its presence lease for as long as it waits, and for the time until the next poll. A client that polls
+    /// without waiting is to come back after `next_ms`; it may be late, so it has three times that.
+    /// An error: its session has been kicked out of one of the rooms.
+    pub(super) fn renew_lease(&self, next_ms: u64) -> Result<(), Refusal> {
         if !self.is_present {
             return Ok(());
         }
+        let ttl = match self.wait {
+            Duration::ZERO => LEASE_SHORT.max(Duration::from_millis(3 * next_ms)),
+            wait => wait + LEASE_SPARE,
+        };
         let session = self.session.id();
         self.rooms.iter().try_for_each(|room| self.shard.node.leases.renew(&room.name, session, ttl))
     }
@@ -209,10 +183,7 @@ impl Poll {
         self.known_tags.as_ref().is_some_and(|tags| found.is_named_by(tags.as_bytes()))
     }
 
-    /// What there is after the poll's cursors.
-    ///
-    /// # Errors
-    /// The backplane does not serve all its rooms.
+    /// What there is after the poll's cursors. An error: the backplane does not serve all its rooms.
     pub(super) async fn collect(&mut self) -> Result<PollResult, Refusal> {
         let names = self.rooms.iter().map(|room| room.name.clone()).collect();
         let mut found = PollResult::new(self.session, names, self.by_name);
@@ -268,8 +239,7 @@ impl Poll {
                 return Ok(());
             }
             Look::Ahead | Look::InHistory => {
-                let space = Space { messages: limit, bytes: found.bytes_left() };
-                let page = read(&room.watch, room.since, space).await?;
+                let page = read(&room.watch, room.since, limit, found.bytes_left()).await?;
                 room.is_ahead = page.publications.is_empty() && page.gap.is_none();
                 page
             }
@@ -303,13 +273,6 @@ impl Poll {
     }
 }
 
-/// How much an answer can still take.
-#[derive(Clone, Copy)]
-struct Space {
-    messages: usize,
-    bytes: usize,
-}
-
 /// The last `last` messages of a room, or as many of them as `bytes` have room for, judged by the first page.
 async fn read_last(watch: &Watch, last: usize, bytes: usize) -> Result<Page, BrokerError> {
     let first = if bytes == 0 { 1 } else { last.min(PAGE_FIRST) };
@@ -324,18 +287,18 @@ async fn read_last(watch: &Watch, last: usize, bytes: usize) -> Result<Page, Bro
     }
 }
 
-/// The messages of history after a cursor, up to `space` and not much more: each page is as large as the size of the
-/// messages so far suggests.
-async fn read(watch: &Watch, since: Option<Cursor>, space: Space) -> Result<Page, BrokerError> {
+/// The messages of history after a cursor, up to `messages` and `bytes` and not much more: each page is as large as the
+/// size of the messages so far suggests.
+async fn read(watch: &Watch, since: Option<Cursor>, messages: usize, bytes: usize) -> Result<Page, BrokerError> {
     let query = |since, limit: usize| HistoryQuery { since, limit: limit.clamp(1, HISTORY_LIMIT_MAX) };
-    let mut page = watch.read(query(since, space.messages.min(PAGE_FIRST))).await?;
+    let mut page = watch.read(query(since, messages.min(PAGE_FIRST))).await?;
     loop {
         let (had, size) = (page.publications.len(), page.publications.iter().map(|p| p.payload.len()).sum::<usize>());
-        if had >= space.messages || size >= space.bytes || page.end() == page.head {
+        if had >= messages || size >= bytes || page.end() == page.head {
             return Ok(page);
         }
-        let fitting = (space.bytes - size) / (size / had.max(1)).max(1) + 1;
-        let next = watch.read(query(Some(page.end()), fitting.min(space.messages - had))).await?;
+        let fitting = (bytes - size) / (size / had.max(1)).max(1) + 1;
+        let next = watch.read(query(Some(page.end()), fitting.min(messages - had))).await?;
         page.head = next.head;
         if next.gap.is_some() || next.publications.is_empty() {
             return Ok(page); // the next poll gets the gap

@@ -1,12 +1,6 @@
 //! Long and short polling: a request for the messages after its cursors, answered at once or within some time. The cursor
 //! is the acknowledgement: the node keeps nothing for a poll and forgets nothing when it has answered one. So a lost
 //! answer, two polls at the same time, and a poll at another node need no care of their own.
-//!
-//! | file | |
-//! |---|---|
-//! | `look` | one poll: its rooms, and what there is after its cursors |
-//! | `wait` | a poll that waits for messages outside hyper |
-//! | `answer` | what a poll has found, and the response made of it |
 
 mod answer;
 mod look;

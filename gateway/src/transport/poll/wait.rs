@@ -6,23 +6,21 @@ use super::{
     look::Poll,
 };
 use crate::{
-    http::{finish::Finish, head::head, problem::problem},
+    http::{Finish, head, problem},
     node::Node,
     policy::peer::ConnectionPermit,
     protocol::error::Refusal,
     random::random_below,
-    shard::CountedRequest,
     transport::exchange::Exchange,
 };
 use axum::body::Body;
-use bytes::Bytes;
 use fanfare_broker::BrokerError;
 use http_body_util::BodyExt as _;
 use hyper::{
     Response, StatusCode,
     header::{self, HeaderValue},
 };
-use std::{future::poll_fn, task::Poll as Progress, time::Duration};
+use std::{future::poll_fn, rc::Rc, task::Poll as Progress, time::Duration};
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
@@ -47,31 +45,22 @@ pub(in crate::transport) struct Ready {
     finish: Finish,
     /// The connection may carry another request after this one.
     is_kept: bool,
-    _counted: CountedRequest,
+    /// See [`Exchange::counted`].
+    _counted: Rc<()>,
     _permit: Option<ConnectionPermit>,
 }
 
-/// Why a waiting poll looks again.
-#[derive(Clone, Copy)]
-enum Wakeup {
-    /// A message, or a change at the backplane or at this node.
-    Event,
-    TimeUp,
-}
-
 /// Answers a poll at once if there is something to say or it does not want to wait.
-///
-/// # Errors
-/// The refusal to respond with: a room cannot be read, the session was kicked, or the client's address has as many
-/// connections as it may.
+/// It is refused if a room cannot be read, the session was kicked, or the client's address has as many connections as it
+/// may.
 pub(in crate::transport) async fn prepare(mut poll: Poll, exchange: Exchange) -> Result<Prepared, Refusal> {
-    poll.renew_lease()?;
+    poll.renew_lease(0)?;
     if !poll.is_backed() {
         return Err(unavailable());
     }
     let found = poll.collect().await?;
-    let node = &poll.shard().node;
-    if found.is_news() || poll.wait().is_zero() || node.drain.is_draining() {
+    let node = &poll.shard.node;
+    if found.is_news() || poll.wait.is_zero() || node.drain.is_draining() {
         return Ok(Prepared::Response(answer(&poll, &found)));
     }
     let permit = node.permit_connection(exchange.client)?;
@@ -79,11 +68,12 @@ pub(in crate::transport) async fn prepare(mut poll: Poll, exchange: Exchange) ->
     Ok(Prepared::Wait(Box::new(Ready { poll, finish, is_kept, _counted: counted, _permit: permit })))
 }
 
-/// The response that tells what was found.
 fn answer(poll: &Poll, found: &PollResult) -> Response<Body> {
-    let metrics = &poll.shard().node.metrics;
+    let metrics = &poll.shard.node.metrics;
     metrics.delivered_poll.inc_by(found.count as u64);
-    poll.renew_until_next(found.next_ms);
+    if poll.wait.is_zero() {
+        let _ = poll.renew_lease(found.next_ms); // a kick since the poll began is told to the next poll
+    }
     if poll.is_unmodified(found) {
         metrics.polls_unmodified.inc();
         return not_modified(found);
@@ -109,21 +99,20 @@ impl Ready {
     async fn wait(mut self: Box<Self>, socket: TcpStream) -> Option<TcpStream> {
         self.node().metrics.polls_waiting.inc();
         // Up to a tenth shorter, so that polls of one moment do not end, and begin again, in one moment.
-        let mut deadline = Instant::now() + self.poll.wait().mul_f64(between(0.9, 1.0));
+        let mut deadline = Instant::now() + self.poll.wait - random_up_to(self.poll.wait / 10);
         let mut is_draining = false;
         let response = loop {
-            let wakeup = tokio::select! {
-                () = self.poll.woken() => Wakeup::Event,
-                () = sleep_until(deadline) => Wakeup::TimeUp,
+            let is_time_up = tokio::select! {
+                () = self.poll.wake.notified() => false,
+                () = sleep_until(deadline) => true,
                 () = gone(&socket) => break None,
             };
-            if matches!(wakeup, Wakeup::Event) && !is_draining && self.node().drain.is_draining() {
+            if !is_time_up && !is_draining && self.node().drain.is_draining() {
                 // The poll ends early. The polls of this shard end one after the other, as its sessions do, so that the
                 // other nodes do not get all of them in one moment.
                 is_draining = true;
-                let spread = self.poll.shard().poll_spread().mul_f64(between(0.0, 1.0));
-                deadline = deadline.min(Instant::now() + spread);
-            } else if let Some(response) = Box::pin(self.look(wakeup)).await {
+                deadline = deadline.min(Instant::now() + random_up_to(self.poll.shard.poll_spread()));
+            } else if let Some(response) = Box::pin(self.look(is_time_up)).await {
                 break Some(response);
             }
             // Otherwise it was woken by something that is not for it, or that an earlier look has taken.
@@ -133,12 +122,13 @@ impl Ready {
     }
 
     fn node(&self) -> &Node {
-        &self.poll.shard().node
+        &self.poll.shard.node
     }
 
-    /// Looks again; `None` if there is still nothing to say.
-    async fn look(&mut self, wakeup: Wakeup) -> Option<Response<Body>> {
-        if matches!(wakeup, Wakeup::Event) {
+    /// Looks again, since the time is up, or since a message has come or the backplane or this node has changed; `None`
+    /// if there is still nothing to say.
+    async fn look(&mut self, is_time_up: bool) -> Option<Response<Body>> {
+        if !is_time_up {
             if !self.poll.is_backed() {
                 return Some(problem(&unavailable()));
             }
@@ -148,7 +138,7 @@ impl Ready {
             tokio::time::sleep(LINGER).await;
         }
         match self.poll.collect().await {
-            Ok(found) if found.is_news() || matches!(wakeup, Wakeup::TimeUp) => Some(answer(&self.poll, &found)),
+            Ok(found) if found.is_news() || is_time_up => Some(answer(&self.poll, &found)),
             Ok(_) => None,
             Err(refusal) => Some(problem(&refusal)),
         }
@@ -158,13 +148,6 @@ impl Ready {
     async fn write(self: Box<Self>, mut socket: TcpStream, response: Response<Body>) -> Option<TcpStream> {
         let response = self.finish.response(response);
         let is_kept = self.is_kept && response.headers().get(header::CONNECTION).is_none();
-        let bytes = self.bytes(response, is_kept).await;
-        let written = tokio::time::timeout(WRITE_TIME, socket.write_all(&bytes)).await;
-        (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
-    }
-
-    /// Head and body.
-    async fn bytes(&self, response: Response<Body>, is_kept: bool) -> Bytes {
         let (mut parts, body) = response.into_parts();
         // The body is in memory, so this neither waits nor fails.
         let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
@@ -174,7 +157,8 @@ impl Ready {
         }
         let mut bytes = head(&Response::from_parts(parts, ()));
         bytes.extend_from_slice(&body);
-        bytes.freeze()
+        let written = tokio::time::timeout(WRITE_TIME, socket.write_all(&bytes)).await;
+        (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
     }
 }
 
@@ -192,9 +176,8 @@ async fn gone(socket: &TcpStream) {
     .await;
 }
 
-/// A random number between two.
-fn between(least: f64, most: f64) -> f64 {
-    least + (most - least) * f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX)
+fn random_up_to(most: Duration) -> Duration {
+    Duration::from_millis(random_below(most.as_millis() as u64 + 1))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! HTTP publishes that wait for the backplane instead of failing at once: `?buffer=5s`. Called by `publish`. A message
+//! HTTP publishes that wait for the backplane instead of failing at once: `?buffer=5s`. Called by `api::publish`. A message
 //! waits in its own request: it is acknowledged only once the broker has it, and forgotten when its client hangs up.
 //! Messages of one room go out one at a time, in the order in which they came to this node. Retries carry an idempotency
 //! key, so a message that is sent several times is one publication.
 
-use crate::{node::metrics::Metrics, protocol::error::Refusal};
+use super::metrics::Metrics;
 use fanfare_broker::{Broker, BrokerError, IdempotencyKey, Publish, PublishResult, Reply, Room};
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -19,8 +19,6 @@ use tokio::{
 const MESSAGES_MAX: usize = 10_000;
 /// Their payload bytes.
 const BYTES_MAX: usize = 16 << 20;
-/// The longest wait: half the time of a request, so that the response always gets out.
-const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Between two attempts for one message. An attempt is cheap: a broker without a connection refuses at once.
 const RETRY: Duration = Duration::from_millis(50);
 /// Locks that the rooms share, by hash: two rooms wait for each other with a chance of one in 64.
@@ -34,7 +32,6 @@ pub(crate) struct Buffer {
     metrics: Arc<Metrics>,
 }
 
-/// What waits now.
 #[derive(Debug, Clone, Copy, Default)]
 struct Held {
     messages: usize,
@@ -53,10 +50,8 @@ impl Buffer {
     }
 
     /// Publishes as soon as the backplane takes it.
-    ///
-    /// # Errors
     /// [`BrokerError::Overloaded`] at once if the buffer is full, [`BrokerError::Unavailable`] after `wait`.
-    pub(super) async fn publish(&self, broker: &dyn Broker, publish: Publish, wait: Duration) -> PublishResult {
+    pub(crate) async fn publish(&self, broker: &dyn Broker, publish: Publish, wait: Duration) -> PublishResult {
         let _permit = self.hold(publish.payload.len())?;
         let key = publish.key.clone().or_else(fresh_key).ok_or(BrokerError::Unavailable)?;
         let publish = Publish { key: Some(key), ..publish };
@@ -110,21 +105,10 @@ impl Drop for Permit<'_> {
 }
 
 /// Publishes and waits for the broker's reply, which comes within a second.
-pub(super) async fn publish_once(broker: &dyn Broker, publish: Publish) -> PublishResult {
+pub(crate) async fn publish_once(broker: &dyn Broker, publish: Publish) -> PublishResult {
     let (sender, reply) = oneshot::channel();
     broker.publish(publish, Reply::Waiter(sender));
     reply.await.unwrap_or(Err(BrokerError::Unavailable))
-}
-
-/// The value of `?buffer=`: `5s`, `500ms`.
-pub(super) fn wait(text: &str) -> Result<Duration, Refusal> {
-    let wait = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
-        (Some(ms), _) => ms.parse().ok().map(Duration::from_millis),
-        (None, Some(s)) => s.parse().ok().map(Duration::from_secs),
-        (None, None) => None,
-    };
-    wait.filter(|wait| !wait.is_zero() && *wait <= WAIT_MAX)
-        .ok_or_else(|| Refusal::bad_request("buffer is a time such as 500ms or 5s, and 5s at most"))
 }
 
 /// A key for a request without one, so that its attempts are one publication too.
@@ -136,15 +120,6 @@ fn fresh_key() -> Option<IdempotencyKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_wait_is_a_time_up_to_five_seconds() {
-        assert_eq!(wait("5s").unwrap(), WAIT_MAX);
-        assert_eq!(wait("500ms").unwrap(), Duration::from_millis(500));
-        for bad in ["", "5", "s", "0s", "6s", "5001ms", "-1s", "1.5s", "5 s"] {
-            assert!(wait(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn the_buffer_is_bounded_in_messages_and_bytes_and_is_empty_again() {
