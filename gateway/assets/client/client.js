@@ -25,16 +25,17 @@ function expiry(token) {
 }
 
 class Emitter {
-  listeners = {};
+  listeners = new Map();
 
   on(type, listener) {
-    (this.listeners[type] ??= new Set()).add(listener);
-    return () => this.listeners[type].delete(listener);
+    const all = this.listeners.get(type) ?? new Set();
+    this.listeners.set(type, all.add(listener));
+    return () => all.delete(listener);
   }
 
   // In a microtask: a listener that throws does not stop the client.
   emit(type, value) {
-    this.listeners[type]?.forEach((listener) => queueMicrotask(() => listener(value)));
+    this.listeners.get(type)?.forEach((listener) => queueMicrotask(() => listener(value)));
   }
 }
 
@@ -334,7 +335,7 @@ class Link {
     if (this.dead) return;
     // Some proxies open a connection and let nothing through.
     this.deadline = setTimeout(() => this.end({ reason: "no welcome" }), this.client.open_ms);
-    Object.assign(this, { ws, sse, poll }[this.name](this, token));
+    Object.assign(this, { __proto__: null, ws, sse, poll }[this.name](this, token));
   }
 
   async text(text) { this.frame(JSON.parse(text)); }
@@ -471,7 +472,7 @@ function poll(link) {
     while (!signal.aborted) {
       const all = [...client.rooms.values()].filter((room) => !unpollable.has(room)), fresh = all.find((room) => !known.has(room));
       // A new room is asked for alone and without waiting: a refusal is for this room, and its cursor is known at once.
-      const group = fresh ? [fresh] : all, rooms = {};
+      const group = fresh ? [fresh] : all, rooms = { __proto__: null };
       for (const { name, cursor = null } of group) rooms[name] = cursor;
       const refused = (frame) => {
         if (!fresh) return link.lost(frame);
@@ -495,7 +496,8 @@ function poll(link) {
   // the messages.
   function deliver(room, answer) {
     const { name, cursor: from } = room, messages = answer.messages.filter((message) => message.room === name);
-    const gap = answer.gap?.[name], resumed = from && !gap, cursor = resumed ? from : before(messages[0]?.cursor) ?? answer.cursors[name];
+    // Own fields only: a room may have the name `constructor`.
+    const gap = { __proto__: null, ...answer.gap }[name], resumed = from && !gap, cursor = resumed ? from : before(messages[0]?.cursor) ?? answer.cursors[name];
     if (gap || !known.has(room)) link.frame({ type: "joined", room: name, cursor, resumed, gap });
     known.add(room);
     messages.forEach(link.frame, link);

@@ -1,0 +1,50 @@
+// Names of rooms that an object treats specially: `constructor` and `__proto__` are properties of every object.
+
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import { client, listen } from "./harness/client.mjs";
+import { gateway } from "./harness/gateway.mjs";
+import { proxy } from "./harness/proxy.mjs";
+import { patient, until } from "./harness/wait.mjs";
+
+const PROPERTIES = ["constructor", "__proto__", "toString", "hasOwnProperty"];
+
+for (const transport of ["ws", "sse", "poll"]) describe(transport, { concurrency: true }, () => {
+  const only = { transports: [transport] };
+
+  for (const [what, names] of [["properties of objects", PROPERTIES]]) {
+    test(`rooms whose names are ${what} are joined, published to and resumed`, { timeout: patient(60_000) }, async (t) => {
+      const node = await gateway(t), front = await proxy(t, node), f = client(t, front.url, only), back = client(t, node.url);
+      const rooms = names.map((name) => listen(f, name, { presence: true })), gaps = () => rooms.flatMap(({ gaps }) => gaps);
+      const problems = [];
+      f.on("error", (error) => problems.push(error));
+      await until(() => rooms.every(({ joined }) => joined.length), "all are joined");
+      await Promise.all(rooms.map(({ room }) => room.publish(`own ${room.name}`, { event: room.name })));
+      await Promise.all(names.map((name) => back.join(name).publish(`other ${name}`)));
+      await until(() => rooms.every(({ data }) => data.length === 2), "both messages have come");
+      await front.interrupt(f);
+      await until(() => rooms.every(({ joined }) => joined.length > 1), "all are joined again");
+      await Promise.all(names.map((name) => back.join(name).publish(`later ${name}`)));
+      await until(() => rooms.every(({ data }) => data.length === 3), "the third has come");
+      assert.deepEqual(rooms.map(({ data }) => data), names.map((name) => [`own ${name}`, `other ${name}`, `later ${name}`]));
+      assert.deepEqual([gaps(), rooms.flatMap(({ errors }) => errors), f.transport, rooms[0].messages[0].event], [[], [], transport, names[0]]);
+      for (const { room } of rooms) {
+        const page = room.history().then(({ messages }) => messages.length, ({ code }) => code);
+        const there = room.presence().then(({ count }) => count > 0, ({ code }) => code);
+        assert.deepEqual(await Promise.all([page, there]), [3, true], room.name);
+      }
+      for (const { room } of rooms) room.leave();
+      assert.deepEqual(problems, []);
+    });
+  }
+});
+
+test("events whose names are properties of objects have listeners", async (t) => {
+  const node = await gateway(t), f = client(t, node.url), { room, joined } = listen(f, "a"), heard = [];
+  for (const name of PROPERTIES) room.on(name, (frame) => heard.push(frame.type));
+  await until(() => joined.length, "joined");
+  // Frames of types that a later gateway may send.
+  for (const type of PROPERTIES) f.link.frame({ type, room: "a" });
+  await until(() => heard.length === PROPERTIES.length, "all are heard");
+  assert.deepEqual(heard, PROPERTIES);
+});
