@@ -1,4 +1,5 @@
 // Names of rooms that an object treats specially: `constructor` and `__proto__` are properties of every object.
+// And names that the gateway does not take.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
@@ -37,6 +38,26 @@ for (const transport of ["ws", "sse", "poll"]) describe(transport, { concurrency
       assert.deepEqual(problems, []);
     });
   }
+
+  test("a name that is no room name is refused by the client, and the others go on", async (t) => {
+    const node = await gateway(t), f = client(t, node.url, only), ended = [], good = listen(f, "good");
+    f.on("close", (why) => ended.push(why));
+    await until(() => good.joined.length, "joined");
+    const wrong = ["", "a b", "ä", "$reserved", 'a"b', "\\", "\ud800", "x".repeat(256), "a\n", undefined, null, 7, 10n, Symbol("a"), {}, ["a"]];
+    const rooms = wrong.map((name) => listen(f, name));
+    await until(() => rooms.every(({ errors }) => errors.length), "all are refused");
+    assert.deepEqual([...new Set(rooms.map(({ errors: [{ code, retryable }] }) => `${code} ${retryable}`))], ["room_invalid false"]);
+    for (const { room } of rooms) {
+      await assert.rejects(room.publish(1), { code: "room_invalid" });
+      await assert.rejects(room.history(), { code: "room_invalid" });
+      await assert.rejects(room.presence(), { code: "room_invalid" });
+      room.leave();
+    }
+    for (const name of ["!", "a/b", "100%", "a?b#c", "a,b", "~", "|", "x".repeat(255)]) await until(((heard) => () => heard.joined.length)(listen(f, name)), name);
+    await good.room.publish(1);
+    await until(() => good.data.length, "it goes on");
+    assert.deepEqual(ended, []);
+  });
 });
 
 test("events whose names are properties of objects have listeners", async (t) => {

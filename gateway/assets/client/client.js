@@ -13,6 +13,9 @@ const split = (cursor = "") => cursor.split(".");
 const before = (cursor) => cursor?.replace(/\d+$/, (offset) => offset - 1);
 const delay = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
 const defined = (fields) => JSON.parse(JSON.stringify(fields));
+const isRoom = (name) => name?.match?.(/^(?!\$)[!#-[\]-z|~]{1,255}$/);
+const refusal = (code, message) => ({ type: "error", code, message, retryable: false });
+const NO_ROOM = refusal("room_invalid", 'a room name is visible ASCII without { } " \\');
 
 // When a token expires, in ms; NaN for one that has no `exp` or is not a JWT.
 function expiry(token) {
@@ -49,9 +52,13 @@ class Room extends Emitter {
     Object.assign(this, { client, name });
   }
 
-  publish(data = null, { event, key = this.client.keys + this.client.ids } = {}) { return this.request("publish", { data, event, key }); }
+  // Asynchronous, so that wrong arguments reject the promise.
+  async publish(data = null, { event, key } = {}) {
+    return this.request("publish", { data, event, key: key ?? this.client.keys + this.client.ids });
+  }
+
   presence() { return this.request("presence"); }
-  history(range) { return this.request("history", range); }
+  async history({ since, limit } = {}) { return this.request("history", { since, limit }); }
   request(type, fields) { return this.client.request({ ...fields, type, room: this.name }); }
 
   leave() {
@@ -122,22 +129,29 @@ class Client extends Emitter {
 
   join(name, options) {
     const room = this.rooms.get(name) ?? new Room(this, name);
-    this.rooms.set(name, room);
-    Object.assign(room.options, options);
+    Object.assign(room.options, defined({ ...options }));
     room.cursor ??= room.options.since;
-    this.send(this.joining(room));
+    if (isRoom(name)) {
+      this.rooms.set(name, room);
+      this.send(this.joining(room));
+    } else this.refused(room, NO_ROOM);
     return room;
   }
 
   // --- requests ---
 
-  request(fields) {
-    const id = ++this.ids, text = JSON.stringify({ ...fields, id });
+  async request(fields) {
+    const id = ++this.ids, isLost = (name) => fields[name] !== undefined && !(name in command), wrong = refusal("bad_request", "an argument is not JSON");
+    let text, command = {};
+    try {
+      command = JSON.parse((text = JSON.stringify({ ...fields, id })));
+    } catch {}
+    const large = new Blob([text]).size > this.limits.message_bytes + 4096 && "message_too_large";
+    const code = this.closed ? "closed" : this.queue.size >= 500 ? "queue_full" : large;
+    const why = !isRoom(fields.room) ? NO_ROOM : Object.keys(fields).some(isLost) ? wrong : code && { code };
+    if (why) throw failure(why);
     return new Promise((resolve, reject) => {
-      const large = new Blob([text]).size > this.limits.message_bytes + 4096 && "message_too_large";
-      const code = this.closed ? "closed" : this.queue.size >= 500 ? "queue_full" : large;
-      if (code) return reject(failure({ code }));
-      this.queue.set(id, { command: JSON.parse(text), resolve, reject });
+      this.queue.set(id, { command, resolve, reject });
       this.flush();
     });
   }
@@ -201,8 +215,9 @@ class Client extends Emitter {
   // A join that was refused for now is sent again, unless a later one has taken its turn; otherwise the room is given up.
   refused(room, frame) {
     if (frame.retryable) setTimeout(() => room?.joinId === frame.id && this.send(this.joining(room)), delay(frame));
-    else if (room) this.rooms.delete(room.name);
-    (room ?? this).emit("error", failure({ ...frame, room: room?.name }));
+    else if (this.rooms.get(room?.name) === room) this.rooms.delete(room?.name);
+    // Later, so that a room can have listeners by then.
+    queueMicrotask(() => (room ?? this).emit("error", failure({ ...frame, room: room?.name })));
   }
 
   // Resumes at the room's cursor. Messages of earlier sessions of this client are own ones too.
@@ -358,11 +373,11 @@ class Link {
 
   // A request of this link. Gives the body of the answer. A refusal of what was asked goes to `refused`; everything else that
   // is not 200 ends the link.
-  async fetch(path, query, refused, signal, body, key) {
+  async fetch(path, query, refused, signal, body) {
     const late = setTimeout(() => this.end({ reason: "silent" }), 30_000);
     try {
       const token = await this.client.auth();
-      const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json", "idempotency-key": key });
+      const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json" });
       const answer = await fetch(this.url(path, query), { method: body ? "POST" : "GET", body, headers, signal });
       if (answer.ok) return path.endsWith("/sse") ? answer.body : await answer.json();
       const { status } = answer, { code, detail, ...problem } = await answer.json().catch(() => ({}));
@@ -509,8 +524,12 @@ function poll(link) {
   }
 
   async function call({ type, id, room, data, event, key, since, limit }) {
-    const path = `v1/rooms/${encodeURIComponent(room)}${key ? "" : `/${type}`}`, refused = (frame) => link.frame({ ...frame, room, id });
-    const answer = await link.fetch(path, { event, since, limit }, refused, undefined, key && JSON.stringify(data), key);
+    const refused = ({ detail, ...frame }) => link.frame({ message: detail, ...frame, type: "error", room, id });
+    let answer;
+    if (type === "publish") {
+      [answer] = (await link.fetch("v1/publish", {}, refused, undefined, JSON.stringify([{ room, data, event, key }]))) ?? [];
+      if (answer?.code) return refused(answer);
+    } else answer = await link.fetch(`v1/rooms/${encodeURIComponent(room)}/${type}`, { since, limit }, refused);
     if (answer) client.frame({ type, ...answer, id });
   }
 
