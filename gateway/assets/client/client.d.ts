@@ -110,12 +110,12 @@ export interface Room<T = any> {
    */
   publish(data?: T, options?: PublishOptions): Promise<{ room: string; cursor?: string }>;
 
-  /** Asks who is in the room. Rejects with a {@link FanfareError}. */
+  /** Asks who is in the room. Rejects with a {@link FanfareError}; while polling also for the rooms `.` and `..`. */
   presence(): Promise<{ room: string; count: number; members: Member[] }>;
 
   /**
    * Reads the room's history: the messages after `since`, without it the last ones; `limit` of them (default 100, at most 300).
-   * Rejects with a {@link FanfareError}.
+   * Rejects with a {@link FanfareError}; while polling also for the rooms `.` and `..`.
    */
   history(range?: { since?: string; limit?: number }): Promise<History<T>>;
 

@@ -14,6 +14,8 @@ const before = (cursor) => cursor?.replace(/\d+$/, (offset) => offset - 1);
 const delay = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
 const defined = (fields) => JSON.parse(JSON.stringify(fields));
 const isRoom = (name) => name?.match?.(/^(?!\$)[!#-[\]-z|~]{1,255}$/);
+// URLs cannot carry these names as a segment of their path: they are normalised, encoded or not.
+const isDots = (name) => /^\.\.?$/.test(name);
 const refusal = (code, message) => ({ type: "error", code, message, retryable: false });
 const NO_ROOM = refusal("room_invalid", 'a room name is visible ASCII without { } " \\');
 
@@ -442,7 +444,8 @@ export function eventStream(onEvent, onRetry) {
 
 // One room is in the URL; the others join by POSTs to the session, as over WebSocket. Without a room there is no stream.
 function sse(link) {
-  const { client } = link, room = [...client.rooms.values()].find(({ name }) => !name.includes(","));
+  const { client } = link, all = [...client.rooms.values()], plain = ({ name }) => !isDots(name) && !name.includes(",");
+  const room = all.find(plain) ?? all[0];
   if (!room) return poll(link);
   const { signal } = (link.abort = new AbortController()), waiting = [];
   let busy;
@@ -450,7 +453,8 @@ function sse(link) {
   async function read() {
     const { since, history: last, presence, echo } = client.joining(room);
     const refused = (frame) => link.end({ after: client.refused(room, frame) ?? 0 });
-    const body = await link.fetch(`v1/rooms/${encodeURIComponent(room.name)}/sse`, { since, last, presence, echo }, refused, signal);
+    const [path, name] = plain(room) ? [encodeURIComponent(room.name)] : ["", room.name];
+    const body = await link.fetch(`v1/rooms/${path}/sse`, { room: name, since, last, presence, echo }, refused, signal);
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     const take = eventStream((data) => link.frame(JSON.parse(data)), (ms) => (link.after = ms));
     for (let piece; !(piece = await reader.read()).done; take(piece.value)) link.seen = Date.now();
@@ -517,7 +521,7 @@ function poll(link) {
     known.add(room);
     messages.forEach(link.frame, link);
     room.cursor = answer.cursors[name];
-    if (room.options.presence && !(Date.now() < room.asked)) {
+    if (room.options.presence && !isDots(name) && !(Date.now() < room.asked)) {
       room.asked = Date.now() + 10_000;
       send({ type: "presence", room: name });
     }
@@ -529,7 +533,8 @@ function poll(link) {
     if (type === "publish") {
       [answer] = (await link.fetch("v1/publish", {}, refused, undefined, JSON.stringify([{ room, data, event, key }]))) ?? [];
       if (answer?.code) return refused(answer);
-    } else answer = await link.fetch(`v1/rooms/${encodeURIComponent(room)}/${type}`, { since, limit }, refused);
+    } else if (isDots(room)) refused(refusal("room_invalid", "no URL can carry this name"));
+    else answer = await link.fetch(`v1/rooms/${encodeURIComponent(room)}/${type}`, { since, limit }, refused);
     if (answer) client.frame({ type, ...answer, id });
   }
 
