@@ -50,7 +50,7 @@ export interface Client {
    * Joins a room, now or as soon as there is a connection, and again after every reconnect: each time after the last message
    * that arrived. Joining a room that is already joined returns the same object, with the options changed.
    *
-   * A room that cannot be joined emits an
+   * The joins of thousands of rooms are sent no faster than the gateway takes them. A room that cannot be joined emits an
    * `error`: `room_invalid` (a name is 1 to 255 bytes of visible ASCII without `{ } " \`, and does not begin with `$`),
    * `room_limit` (a session is in as many rooms as it may be), or the gateway's code.
    *

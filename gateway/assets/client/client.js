@@ -3,7 +3,11 @@
 // A gateway serves this file without its comments. Room, Client, Link and the three transports follow each other; the steps of
 // joining, resuming, falling and climbing are explained where they are taken.
 
-const WINDOW = 8; // requests under way at a time: 20 errors within 10 s end a session
+// More than 20 errors within 10 s end a session. So commands that may be refused, and errors of the last 11 s, are 20 at most.
+const ERRORS = 20;
+const WINDOW = 8; // of them requests under way
+const JOINS = 12; // joins of rooms that have not been joined with these options before
+const RATE = 450; // joins, leaves and questions under way or answered within the last second; the gateway takes 500
 
 export const connect = (...options) => new Client(...options);
 
@@ -64,8 +68,8 @@ class Room extends Emitter {
   request(type, fields) { return this.client.request({ ...fields, type, room: this.name }); }
 
   leave() {
-    const { client, name: room } = this;
-    if (client.rooms.delete(room)) client.send({ type: "leave", room });
+    const { client, name, proven } = this;
+    if (client.rooms.delete(name)) client.turn({ type: "leave", name, proven });
   }
 
   // Takes a frame of this room and moves the cursor, which is where the next join resumes.
@@ -79,6 +83,7 @@ class Room extends Emitter {
       this.cursor = cursor;
       if (options.echo === false && (client.own.delete(cursor) || client.sessions.includes(frame.from?.session))) return;
     } else if (type === "joined") {
+      this.proven = true;
       delete options.history; // it is for the first join only
       // After a resume the cursor stays: messages of the connection before may have moved it further.
       if (!frame.resumed) this.cursor = cursor;
@@ -107,7 +112,7 @@ class Client extends Emitter {
   keys = crypto.getRandomValues(new Uint32Array(4)).join(""); // what idempotency keys begin with
   sessions = []; // this session and earlier ones
   own = new Set(); // cursors of own messages that are to be left out when they arrive
-  limits = { message_bytes: 65_536 };
+  limits = { message_bytes: 65_536, rooms: Infinity };
   level = 0; // the transport in use or tried next, as an index of `transports`
   tries = 0; // attempts in a row that failed over this transport
   failed = 0; // attempts in a row that failed over any transport; doubles the wait
@@ -133,9 +138,10 @@ class Client extends Emitter {
     const room = this.rooms.get(name) ?? new Room(this, name);
     Object.assign(room.options, defined({ ...options }));
     room.cursor ??= room.options.since;
+    room.proven = false;
     if (isRoom(name)) {
       this.rooms.set(name, room);
-      this.send(this.joining(room));
+      this.turn(room);
     } else this.refused(room, NO_ROOM);
     return room;
   }
@@ -158,27 +164,70 @@ class Client extends Emitter {
     });
   }
 
+  // Sends a command that has an answer. `risk` is 1 while it may be refused.
+  issue(command, owner, risk = 1) {
+    const { link } = this, { id, type } = command;
+    if (!link.free) link.sent.push({ id, owner, risk, rated: +(type !== "publish") });
+    link.send(command);
+  }
+
+  // Whether a command has to wait, which is looked at again after each answer and 100 ms later.
+  full(risks, rate) {
+    const { link } = this, now = Date.now(), count = (field) => link.sent.reduce((sum, one) => sum + one[field], 0);
+    link.sent = link.sent.filter(({ until }) => !(until <= now));
+    return (count("risk") >= risks || count("rated") >= rate) && this.later(100);
+  }
+
+  later(ms) {
+    clearTimeout(this.timer);
+    return (this.timer = setTimeout(() => this.flush(), Math.min(ms, 100)));
+  }
+
+  // Joins or leaves a room when its turn comes: joins and leaves keep their order.
+  turn(room) {
+    if (!this.transport) return;
+    this.link.turns.add(room);
+    this.flush();
+  }
+
+  take({ turns, rooms } = this.link) {
+    for (const room of turns) {
+      const { type, name, proven } = room, known = rooms.has(name);
+      if (type ? known : this.rooms.get(name) === room) {
+        if (!known && rooms.size >= this.limits.rooms) this.beyond(room);
+        else {
+          if (this.full(proven ? Infinity : JOINS, RATE - 50)) return;
+          rooms[type ? "delete" : "add"](name);
+          this.issue(type ? { type, id: ++this.ids, room: name } : this.joining(room), room, +!proven);
+        }
+      }
+      turns.delete(room);
+    }
+  }
+
   // Sends the first requests of the queue that this connection has not yet sent: after a reconnect all of them again, in
   // order. The gateway recognises a publish by its key and publishes it once.
   flush() {
     const { link, holdUntil } = this, now = Date.now();
     let left = now < this.slowUntil ? 1 : WINDOW;
     if (!this.transport) return;
-    if (now < holdUntil) return setTimeout(() => this.flush(), holdUntil - now);
+    this.take();
+    if (now < holdUntil) return this.queue.size && this.later(holdUntil - now);
     for (const entry of this.queue.values()) {
       if (!left--) return;
       if (entry.link === link) continue;
+      if (this.full(ERRORS, entry.command.type === "publish" ? Infinity : RATE)) return;
       entry.link = link;
       entry.sent ??= now;
       // The gateway forgets keys after 5 minutes.
       if (entry.command.key && now - entry.sent > 280_000) this.answer(entry, { type: "error", code: "unacknowledged" });
-      else this.send(entry.command);
+      else this.issue(entry.command, entry);
     }
   }
 
   answer(entry, frame) {
     const { type, code, cursor } = frame, { id, key, room: name } = entry.command, room = this.rooms.get(name), now = Date.now(), ms = delay(frame);
-    if (frame.retryable && key) {
+    if (frame.retryable && (key || code === "rate_limited")) {
       // Refused for now: it stays in the queue. Too fast: one by one, and slower each time that is still too fast.
       entry.link = null;
       if (code === "rate_limited" && now >= this.holdUntil) {
@@ -207,20 +256,36 @@ class Client extends Emitter {
   // --- frames ---
 
   frame(frame) {
-    const { type, id } = frame, entry = this.queue.get(id), room = this.rooms.get(frame.room);
+    const { type, id, room: name } = frame, { link } = this, asked = id && link?.sent.find((one) => one.id === id && !one.until);
+    const entry = this.queue.get(id), room = this.rooms.get(name), owner = asked?.owner;
+    if (asked) {
+      asked.risk = +(type === "error" && (!frame.retryable || frame.code === "rate_limited"));
+      asked.until = Date.now() + (asked.risk ? 11_000 : 1000);
+    }
+    if (frame.reason) link.rooms.delete(name); // a `left`
     if (entry) this.answer(entry, frame);
-    else if (type === "error") this.refused([...this.rooms.values()].find(({ joinId }) => joinId === id), frame);
-    else if (room) room.frame(frame);
-    else if (type === "joined") this.send({ type: "leave", room: frame.room }); // it was left before this came
+    else if (type === "error") {
+      // The answer to a leave, or to a join that a later one has overtaken, is nobody's.
+      if (!owner || owner.joinId === id) this.refused(owner, frame);
+    } else if (room) room.frame(frame);
+    else if (type === "joined" && !asked) {
+      // The room in the URL of the stream was left before this came.
+      link.rooms.add(name);
+      this.turn({ type: "leave", name });
+    }
+    if (asked) this.flush();
   }
 
   // A join that was refused for now is sent again, unless a later one has taken its turn; otherwise the room is given up.
   refused(room, frame) {
-    if (frame.retryable) setTimeout(() => room?.joinId === frame.id && this.send(this.joining(room)), delay(frame));
+    this.link?.rooms.delete(room?.name);
+    if (frame.retryable) setTimeout(() => room?.joinId === frame.id && this.turn(room), delay(frame));
     else if (this.rooms.get(room?.name) === room) this.rooms.delete(room?.name);
     // Later, so that a room can have listeners by then.
     queueMicrotask(() => (room ?? this).emit("error", failure({ ...frame, room: room?.name })));
   }
+
+  beyond(room) { this.refused(room, refusal("room_limit", `at most ${this.limits.rooms} rooms at a time`)); }
 
   // Resumes at the room's cursor. Messages of earlier sessions of this client are own ones too.
   joining(room) {
@@ -248,7 +313,10 @@ class Client extends Emitter {
     Object.assign(this, { link, transport, level, worked: level, session, node, post, route, limits, next: null, tries: 0, renewed: false });
     if (session) this.sessions = [session, ...this.sessions].slice(0, 32);
     this.emit("open", { session, transport });
-    for (const room of this.rooms.values()) if (!link.carries?.(room)) this.send(this.joining(room));
+    for (const room of this.rooms.values()) {
+      if (link.carries?.(room)) link.rooms.add(room.name);
+      else link.turns.add(room);
+    }
     this.flush();
   }
 
@@ -283,6 +351,7 @@ class Client extends Emitter {
     this.closed = true;
     clearInterval(this.ticker);
     clearTimeout(this.retry);
+    clearTimeout(this.timer);
     this.abort.abort();
     this.link?.drop();
     this.next?.drop();
@@ -341,6 +410,9 @@ class Client extends Emitter {
 class Link {
   born = Date.now();
   seen = this.born; // the last sign of life
+  rooms = new Set(); // names of rooms that this session has joined or is joining
+  turns = new Set(); // joins and leaves that are still to be sent
+  sent = []; // commands without an answer, and those whose answer is so recent that they count for the limits
 
   constructor(client, level) {
     Object.assign(this, { client, level, name: client.transports[level] });
@@ -462,12 +534,15 @@ function sse(link) {
   }
 
   async function send(command) {
-    waiting.push(command);
+    waiting.push(JSON.stringify(command));
     while (waiting[0] && !busy && !link.dead) {
-      // One POST at a time, since POSTs overtake each other. It takes all that waits, up to half a megabyte.
-      busy = waiting.splice(0, 1 + 2 ** 19 / client.limits.message_bytes);
-      const refused = (frame) => busy.forEach(({ id }) => link.frame({ ...frame, id }));
-      const frames = await link.fetch(client.post.slice(1), {}, refused, signal, JSON.stringify(busy));
+      // One POST at a time, since POSTs overtake each other. It takes what waits: up to 100 commands and a megabyte, in which a
+      // character may take three bytes.
+      let space = 300_000;
+      const end = waiting.findIndex((text, i) => i > 99 || ((space -= text.length) < 0 && i));
+      busy = `[${waiting.splice(0, end < 0 ? 100 : end)}]`;
+      const refused = (frame) => JSON.parse(busy).forEach(({ id }) => link.frame({ ...frame, id }));
+      const frames = await link.fetch(client.post.slice(1), {}, refused, signal, busy);
       // `joined` and `left` come by the stream too, in order with the messages.
       for (const frame of frames ?? []) if (!/joined|left/.test(frame.type)) link.frame(frame);
       busy = null;
@@ -481,33 +556,45 @@ function sse(link) {
 // Asks for all rooms at once, and carries their frames out of the answers. Requests are requests of plain HTTP.
 function poll(link) {
   const { client } = link, known = new Set(), unpollable = new Set(); // rooms that have been polled; rooms without history
-  let session, posting = Promise.resolve();
+  let session, posting = Promise.resolve(), most = Infinity;
 
   // Polls until rooms come or go, which starts another turn. An answer that is lost comes again: the cursors of the next
   // poll acknowledge what has arrived.
   async function turn() {
     link.abort?.abort();
     const { signal } = (link.abort = new AbortController());
+    await null; // rooms that come in one moment start one turn
     while (!signal.aborted) {
-      const all = [...client.rooms.values()].filter((room) => !unpollable.has(room)), fresh = all.find((room) => !known.has(room));
-      // A new room is asked for alone and without waiting: a refusal is for this room, and its cursor is known at once.
-      const group = fresh ? [fresh] : all, rooms = { __proto__: null };
+      const all = [...client.rooms.values()].filter((room) => !unpollable.has(room));
+      for (const room of all.splice(client.limits.rooms)) client.beyond(room);
+      // New rooms are asked for without waiting, so that their cursors are known at once. If they are refused, half of them
+      // are asked for, down to the one that the refusal is for.
+      const fresh = all.filter((room) => !known.has(room)), [first] = fresh, last = first?.options.history;
+      const group = last ? [first] : first ? fresh.filter(({ options }) => !options.history).slice(0, most) : all;
+      const rooms = { __proto__: null };
       for (const { name, cursor = null } of group) rooms[name] = cursor;
       const refused = (frame) => {
-        if (!fresh) return link.lost(frame);
-        if (frame.code === "history_off") frame.retryable = !!unpollable.add(fresh);
-        client.refused(fresh, frame);
+        // The text alone says how many rooms a poll may have.
+        if (frame.code === "room_limit") client.limits = { ...client.limits, rooms: +/\d+/.exec(frame.message) || group.length - 1 };
+        else if (!first) link.lost(frame);
+        else if (group[1]) most = group.length >> 1;
+        else {
+          if (frame.code === "history_off") frame.retryable = !!unpollable.add(first);
+          client.refused(first, frame);
+          most *= 2;
+        }
       };
-      const body = JSON.stringify({ rooms, wait: fresh ? 0 : 25, last: fresh?.options.history, session });
+      const body = JSON.stringify({ rooms, wait: first ? 0 : 25, last, session });
       const answer = await (all[0] && link.fetch("v1/poll", {}, refused, signal, body));
       if (all[0] && !answer) continue;
       if (!link.open) link.frame({ type: "welcome", ping_ms: 25_000 });
       if (group.some(({ options }) => options.echo === false)) await posting; // whose answers tell own messages
       if (!answer || signal.aborted) return;
+      most *= 2;
       link.seen = Date.now();
       ({ session } = answer);
       for (const room of group) deliver(room, answer);
-      if (answer.next_ms && !fresh) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
+      if (answer.next_ms && !first) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
     }
   }
 
@@ -544,5 +631,5 @@ function poll(link) {
   }
 
   turn();
-  return { send, carries: () => true };
+  return { send, carries: () => true, free: true };
 }
