@@ -1,10 +1,10 @@
 // Requests with arguments that cannot be sent: the returned promise is rejected with a code, nothing is sent, and the client
-// goes on.
+// goes on. And what is answered while Redis is away.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { client, listen } from "./harness/client.mjs";
-import { gateway } from "./harness/gateway.mjs";
+import { gateway, redis } from "./harness/gateway.mjs";
 import { patient, until } from "./harness/wait.mjs";
 
 /** The code with which the promise that `call` returns is rejected; otherwise what happened. */
@@ -71,3 +71,29 @@ for (const transport of ["ws", "sse", "poll"]) describe(transport, { concurrency
     assert.equal(wrong.errors[0].code, "bad_request");
   });
 });
+
+for (const transport of ["ws", "sse"]) {
+  // Of a room that the node follows already: the join needs nothing from Redis but the list of members.
+  test(`over ${transport} a join with presence and questions are answered while Redis is away`, { timeout: patient(60_000) }, async (t) => {
+    const broker = await redis(t), node = await gateway(t, { redis: broker }), witness = client(t, node.url), there = listen(witness, "present");
+    const f = client(t, node.url, { transports: [transport] }), before = listen(f, "before"), closes = [];
+    f.on("close", (why) => closes.push(why));
+    await until(() => before.joined.length && there.joined.length, "both have joined");
+    broker.pause();
+    await until(async () => (await fetch(`${node.admin}/readyz`).then((answer) => answer.text())).includes("down"), "the gateway has noticed", 20_000);
+    const present = listen(f, "present", { presence: true });
+    const asked = await Promise.all([before.room.history(), before.room.presence()].map((promise) => outcome(() => promise)));
+    await until(() => present.errors.length, "the join is answered");
+    const [{ code, retryable, room }] = present.errors;
+    assert.deepEqual([code, retryable, room, asked], ["backplane_unavailable", true, "present", ["backplane_unavailable", "backplane_unavailable"]]);
+    // One that needs a subscription waits, and holds up neither the client nor its session.
+    const plain = listen(f, "plain");
+    assert.deepEqual([present.joined, plain.errors], [[], []]);
+    broker.go();
+    await until(() => present.joined.length && plain.joined.length, "both are joined when Redis is back", 30_000);
+    assert.ok(present.room.members.some(({ user }) => user === witness.session), "the members are known");
+    await plain.room.publish(1);
+    await until(() => plain.data.length, "a message comes");
+    assert.deepEqual(closes, []);
+  });
+}
