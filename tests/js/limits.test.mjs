@@ -19,7 +19,7 @@ for (const transport of ["ws", "sse", "poll"]) describe(transport, { concurrency
   const only = { transports: [transport] };
 
   // A poll's answer has no space for messages beyond some 1800 rooms.
-  const MANY = transport === "poll" ? 1500 : 2500;
+  const MANY = transport === "poll" ? 1500 : 2000;
   test(`${MANY} rooms are joined within the rate of a session, again after a reconnect, and left`, { timeout: patient(120_000) }, async (t) => {
     // With such small messages a POST took more than the 100 commands that it may have.
     const node = await gateway(t, { config: `[limits]\nrooms_per_session = ${MANY}\nmessage_bytes = 1024\n` });
@@ -64,7 +64,8 @@ for (const transport of ["ws", "sse", "poll"]) describe(transport, { concurrency
     const quiet = upTo(24).map((n) => listen(f, `quiet:${n}`, { presence: true, history: transport === "poll" ? 1 : undefined }));
     const answered = ({ errors, joined }) => errors.length + joined.length;
     await until(() => ended.length || quiet.every(answered), "every join is answered", 40_000);
-    if (transport !== "poll") assert.deepEqual([ended, [...new Set(quiet.map(({ errors }) => errors[0].code))]], [[], ["presence_off"]]);
+    assert.deepEqual(ended, []);
+    if (transport !== "poll") assert.deepEqual([...new Set(quiet.map(({ errors }) => errors[0].code))], ["presence_off"]);
     const codes = await Promise.all(upTo(25).map(() => a.room.publish(1, { event: "x".repeat(65) }).catch(({ code }) => code)));
     assert.deepEqual([ended, [...new Set(codes)]], [[], ["bad_request"]]);
     await a.room.publish("still here");
