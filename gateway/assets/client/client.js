@@ -171,7 +171,7 @@ class Client extends Emitter {
     link.send(command);
   }
 
-  // Whether a command has to wait, which is looked at again after each answer and 100 ms later.
+  // Whether a command has to wait; asked again after each answer and after 100 ms.
   full(risks, rate) {
     const { link } = this, now = Date.now(), count = (field) => link.sent.reduce((sum, one) => sum + one[field], 0);
     link.sent = link.sent.filter(({ until }) => !(until <= now));
@@ -190,6 +190,8 @@ class Client extends Emitter {
     this.flush();
   }
 
+  // Sends the joins and leaves whose turn has come, until one has to wait. A room that was left before its turn is skipped. 50 of
+  // the rate are kept for questions. A rejoin is not expected to be refused.
   take({ turns, rooms } = this.link) {
     for (const room of turns) {
       const { type, name, proven } = room, known = rooms.has(name);
