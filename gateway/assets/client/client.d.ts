@@ -50,6 +50,11 @@ export interface Client {
    * Joins a room, now or as soon as there is a connection, and again after every reconnect: each time after the last message
    * that arrived. Joining a room that is already joined returns the same object, with the options changed.
    *
+   * The joins of thousands of rooms are sent no faster than the gateway takes them. A room that cannot be joined emits an
+   * `error`: `room_invalid` (a name is 1 to 255 bytes of visible ASCII without `{ } " \`, and does not begin with `$`),
+   * `room_limit` (a session is in as many rooms as it may be), or the gateway's code.
+   *
+   * @throws TypeError if the options cannot be written as JSON.
    * @typeParam T The type of the messages' `data`. The client does not check it.
    */
   join<T = any>(room: string, options?: JoinOptions): Room<T>;
@@ -96,17 +101,22 @@ export interface Room<T = any> {
    * then it is sent again after every reconnect, with the same key, so that it is published once.
    *
    * Rejects with a {@link FanfareError}: `queue_full` (500 requests wait for an answer), `message_too_large`, `closed`,
-   * `unacknowledged` (it was sent, and no answer came for almost 5 minutes: it may or may not be published), or the
-   * gateway's refusal. A message that the gateway refuses for now (`rate_limited`, `backplane_unavailable`) is sent again.
+   * `unacknowledged` (it was sent, and no answer came for almost 5 minutes: it may or may not be published), `bad_request`
+   * (`data` or an option is not JSON: a BigInt, a circular object, a function, a symbol), `room_invalid`, or the gateway's
+   * refusal. A message that the gateway refuses for now (`rate_limited`, `backplane_unavailable`) is sent again.
    *
-   * @param data Any JSON value; `undefined` is published as `null`.
+   * @param data Any JSON value; `undefined` is published as `null`. Inside of objects and arrays `JSON.stringify` decides: it
+   * leaves functions out.
    */
   publish(data?: T, options?: PublishOptions): Promise<{ room: string; cursor?: string }>;
 
-  /** Asks who is in the room. */
+  /** Asks who is in the room. Rejects with a {@link FanfareError}; while polling also for the rooms `.` and `..`. */
   presence(): Promise<{ room: string; count: number; members: Member[] }>;
 
-  /** Reads the room's history: the messages after `since`, without it the last ones; `limit` of them (default 100, at most 300). */
+  /**
+   * Reads the room's history: the messages after `since`, without it the last ones; `limit` of them (default 100, at most 300).
+   * Rejects with a {@link FanfareError}; while polling also for the rooms `.` and `..`.
+   */
   history(range?: { since?: string; limit?: number }): Promise<History<T>>;
 
   /** Leaves the room. This object can still publish and ask; another `join` makes a new one. */

@@ -3,7 +3,11 @@
 // A gateway serves this file without its comments. Room, Client, Link and the three transports follow each other; the steps of
 // joining, resuming, falling and climbing are explained where they are taken.
 
-const WINDOW = 8; // requests under way at a time: 20 errors within 10 s end a session
+// More than 20 errors within 10 s end a session. So commands that may be refused, and errors of the last 11 s, are 20 at most.
+const ERRORS = 20;
+const WINDOW = 8; // of them requests under way
+const JOINS = 12; // joins of rooms that have not been joined with these options before
+const RATE = 450; // joins, leaves and questions under way or answered within the last second; the gateway takes 500
 
 export const connect = (...options) => new Client(...options);
 
@@ -13,6 +17,11 @@ const split = (cursor = "") => cursor.split(".");
 const before = (cursor) => cursor?.replace(/\d+$/, (offset) => offset - 1);
 const delay = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
 const defined = (fields) => JSON.parse(JSON.stringify(fields));
+const isRoom = (name) => name?.match?.(/^(?!\$)[!#-[\]-z|~]{1,255}$/);
+// URLs cannot carry these names as a segment of their path: they are normalised, encoded or not.
+const isDots = (name) => /^\.\.?$/.test(name);
+const refusal = (code, message) => ({ type: "error", code, message, retryable: false });
+const NO_ROOM = refusal("room_invalid", 'a room name is visible ASCII without { } " \\');
 
 // When a token expires, in ms; NaN for one that has no `exp` or is not a JWT.
 function expiry(token) {
@@ -25,16 +34,17 @@ function expiry(token) {
 }
 
 class Emitter {
-  listeners = {};
+  listeners = new Map();
 
   on(type, listener) {
-    (this.listeners[type] ??= new Set()).add(listener);
-    return () => this.listeners[type].delete(listener);
+    const all = this.listeners.get(type) ?? new Set();
+    this.listeners.set(type, all.add(listener));
+    return () => all.delete(listener);
   }
 
   // In a microtask: a listener that throws does not stop the client.
   emit(type, value) {
-    this.listeners[type]?.forEach((listener) => queueMicrotask(() => listener(value)));
+    this.listeners.get(type)?.forEach((listener) => queueMicrotask(() => listener(value)));
   }
 }
 
@@ -48,14 +58,18 @@ class Room extends Emitter {
     Object.assign(this, { client, name });
   }
 
-  publish(data = null, { event, key = this.client.keys + this.client.ids } = {}) { return this.request("publish", { data, event, key }); }
+  // Asynchronous, so that wrong arguments reject the promise.
+  async publish(data = null, { event, key } = {}) {
+    return this.request("publish", { data, event, key: key ?? this.client.keys + this.client.ids });
+  }
+
   presence() { return this.request("presence"); }
-  history(range) { return this.request("history", range); }
+  async history({ since, limit } = {}) { return this.request("history", { since, limit }); }
   request(type, fields) { return this.client.request({ ...fields, type, room: this.name }); }
 
   leave() {
-    const { client, name: room } = this;
-    if (client.rooms.delete(room)) client.send({ type: "leave", room });
+    const { client, name, proven } = this;
+    if (client.rooms.delete(name)) client.turn({ type: "leave", name, proven });
   }
 
   // Takes a frame of this room and moves the cursor, which is where the next join resumes.
@@ -69,6 +83,7 @@ class Room extends Emitter {
       this.cursor = cursor;
       if (options.echo === false && (client.own.delete(cursor) || client.sessions.includes(frame.from?.session))) return;
     } else if (type === "joined") {
+      this.proven = true;
       delete options.history; // it is for the first join only
       // After a resume the cursor stays: messages of the connection before may have moved it further.
       if (!frame.resumed) this.cursor = cursor;
@@ -97,7 +112,7 @@ class Client extends Emitter {
   keys = crypto.getRandomValues(new Uint32Array(4)).join(""); // what idempotency keys begin with
   sessions = []; // this session and earlier ones
   own = new Set(); // cursors of own messages that are to be left out when they arrive
-  limits = { message_bytes: 65_536 };
+  limits = { message_bytes: 65_536, rooms: Infinity };
   level = 0; // the transport in use or tried next, as an index of `transports`
   tries = 0; // attempts in a row that failed over this transport
   failed = 0; // attempts in a row that failed over any transport; doubles the wait
@@ -121,24 +136,75 @@ class Client extends Emitter {
 
   join(name, options) {
     const room = this.rooms.get(name) ?? new Room(this, name);
-    this.rooms.set(name, room);
-    Object.assign(room.options, options);
+    Object.assign(room.options, defined({ ...options }));
     room.cursor ??= room.options.since;
-    this.send(this.joining(room));
+    room.proven = false;
+    if (isRoom(name)) {
+      this.rooms.set(name, room);
+      this.turn(room);
+    } else this.refused(room, NO_ROOM);
     return room;
   }
 
   // --- requests ---
 
-  request(fields) {
-    const id = ++this.ids, text = JSON.stringify({ ...fields, id });
+  async request(fields) {
+    const id = ++this.ids, isLost = (name) => fields[name] !== undefined && !(name in command), wrong = refusal("bad_request", "an argument is not JSON");
+    let text, command = {};
+    try {
+      command = JSON.parse((text = JSON.stringify({ ...fields, id })));
+    } catch {}
+    const large = new Blob([text]).size > this.limits.message_bytes + 4096 && "message_too_large";
+    const code = this.closed ? "closed" : this.queue.size >= 500 ? "queue_full" : large;
+    const why = !isRoom(fields.room) ? NO_ROOM : Object.keys(fields).some(isLost) ? wrong : code && { code };
+    if (why) throw failure(why);
     return new Promise((resolve, reject) => {
-      const large = new Blob([text]).size > this.limits.message_bytes + 4096 && "message_too_large";
-      const code = this.closed ? "closed" : this.queue.size >= 500 ? "queue_full" : large;
-      if (code) return reject(failure({ code }));
-      this.queue.set(id, { command: JSON.parse(text), resolve, reject });
+      this.queue.set(id, { command, resolve, reject });
       this.flush();
     });
+  }
+
+  // Sends a command that has an answer. `risk` is 1 while it may be refused.
+  issue(command, owner, risk = 1) {
+    const { link } = this, { id, type } = command;
+    if (!link.free) link.sent.push({ id, owner, risk, rated: +(type !== "publish") });
+    link.send(command);
+  }
+
+  // Whether a command has to wait; asked again after each answer and after 100 ms.
+  full(risks, rate) {
+    const { link } = this, now = Date.now(), count = (field) => link.sent.reduce((sum, one) => sum + one[field], 0);
+    link.sent = link.sent.filter(({ until }) => !(until <= now));
+    return (count("risk") >= risks || count("rated") >= rate) && this.later(100);
+  }
+
+  later(ms) {
+    clearTimeout(this.timer);
+    return (this.timer = setTimeout(() => this.flush(), Math.min(ms, 100)));
+  }
+
+  // Joins or leaves a room when its turn comes: joins and leaves keep their order.
+  turn(room) {
+    if (!this.transport) return;
+    this.link.turns.add(room);
+    this.flush();
+  }
+
+  // Sends the joins and leaves whose turn has come, until one has to wait. A room that was left before its turn is skipped. 50 of
+  // the rate are kept for questions. A rejoin is not expected to be refused.
+  take({ turns, rooms } = this.link) {
+    for (const room of turns) {
+      const { type, name, proven } = room, known = rooms.has(name);
+      if (type ? known : this.rooms.get(name) === room) {
+        if (!known && rooms.size >= this.limits.rooms) this.beyond(room);
+        else {
+          if (this.full(proven ? Infinity : JOINS, RATE - 50)) return;
+          rooms[type ? "delete" : "add"](name);
+          this.issue(type ? { type, id: ++this.ids, room: name } : this.joining(room), room, +!proven);
+        }
+      }
+      turns.delete(room);
+    }
   }
 
   // Sends the first requests of the queue that this connection has not yet sent: after a reconnect all of them again, in
@@ -147,21 +213,23 @@ class Client extends Emitter {
     const { link, holdUntil } = this, now = Date.now();
     let left = now < this.slowUntil ? 1 : WINDOW;
     if (!this.transport) return;
-    if (now < holdUntil) return setTimeout(() => this.flush(), holdUntil - now);
+    this.take();
+    if (now < holdUntil) return this.queue.size && this.later(holdUntil - now);
     for (const entry of this.queue.values()) {
       if (!left--) return;
       if (entry.link === link) continue;
+      if (this.full(ERRORS, entry.command.type === "publish" ? Infinity : RATE)) return;
       entry.link = link;
       entry.sent ??= now;
       // The gateway forgets keys after 5 minutes.
       if (entry.command.key && now - entry.sent > 280_000) this.answer(entry, { type: "error", code: "unacknowledged" });
-      else this.send(entry.command);
+      else this.issue(entry.command, entry);
     }
   }
 
   answer(entry, frame) {
     const { type, code, cursor } = frame, { id, key, room: name } = entry.command, room = this.rooms.get(name), now = Date.now(), ms = delay(frame);
-    if (frame.retryable && key) {
+    if (frame.retryable && (key || code === "rate_limited")) {
       // Refused for now: it stays in the queue. Too fast: one by one, and slower each time that is still too fast.
       entry.link = null;
       if (code === "rate_limited" && now >= this.holdUntil) {
@@ -190,19 +258,36 @@ class Client extends Emitter {
   // --- frames ---
 
   frame(frame) {
-    const { type, id } = frame, entry = this.queue.get(id), room = this.rooms.get(frame.room);
+    const { type, id, room: name } = frame, { link } = this, asked = id && link?.sent.find((one) => one.id === id && !one.until);
+    const entry = this.queue.get(id), room = this.rooms.get(name), owner = asked?.owner;
+    if (asked) {
+      asked.risk = +(type === "error" && (!frame.retryable || frame.code === "rate_limited"));
+      asked.until = Date.now() + (asked.risk ? 11_000 : 1000);
+    }
+    if (frame.reason) link.rooms.delete(name); // a `left`
     if (entry) this.answer(entry, frame);
-    else if (type === "error") this.refused([...this.rooms.values()].find(({ joinId }) => joinId === id), frame);
-    else if (room) room.frame(frame);
-    else if (type === "joined") this.send({ type: "leave", room: frame.room }); // it was left before this came
+    else if (type === "error") {
+      // The answer to a leave, or to a join that a later one has overtaken, is nobody's.
+      if (!owner || owner.joinId === id) this.refused(owner, frame);
+    } else if (room) room.frame(frame);
+    else if (type === "joined" && !asked) {
+      // The room in the URL of the stream was left before this came.
+      link.rooms.add(name);
+      this.turn({ type: "leave", name });
+    }
+    if (asked) this.flush();
   }
 
   // A join that was refused for now is sent again, unless a later one has taken its turn; otherwise the room is given up.
   refused(room, frame) {
-    if (frame.retryable) setTimeout(() => room?.joinId === frame.id && this.send(this.joining(room)), delay(frame));
-    else if (room) this.rooms.delete(room.name);
-    (room ?? this).emit("error", failure({ ...frame, room: room?.name }));
+    this.link?.rooms.delete(room?.name);
+    if (frame.retryable) setTimeout(() => room?.joinId === frame.id && this.turn(room), delay(frame));
+    else if (this.rooms.get(room?.name) === room) this.rooms.delete(room?.name);
+    // Later, so that a room can have listeners by then.
+    queueMicrotask(() => (room ?? this).emit("error", failure({ ...frame, room: room?.name })));
   }
+
+  beyond(room) { this.refused(room, refusal("room_limit", `at most ${this.limits.rooms} rooms at a time`)); }
 
   // Resumes at the room's cursor. Messages of earlier sessions of this client are own ones too.
   joining(room) {
@@ -230,7 +315,10 @@ class Client extends Emitter {
     Object.assign(this, { link, transport, level, worked: level, session, node, post, route, limits, next: null, tries: 0, renewed: false });
     if (session) this.sessions = [session, ...this.sessions].slice(0, 32);
     this.emit("open", { session, transport });
-    for (const room of this.rooms.values()) if (!link.carries?.(room)) this.send(this.joining(room));
+    for (const room of this.rooms.values()) {
+      if (link.carries?.(room)) link.rooms.add(room.name);
+      else link.turns.add(room);
+    }
     this.flush();
   }
 
@@ -265,6 +353,7 @@ class Client extends Emitter {
     this.closed = true;
     clearInterval(this.ticker);
     clearTimeout(this.retry);
+    clearTimeout(this.timer);
     this.abort.abort();
     this.link?.drop();
     this.next?.drop();
@@ -323,6 +412,9 @@ class Client extends Emitter {
 class Link {
   born = Date.now();
   seen = this.born; // the last sign of life
+  rooms = new Set(); // names of rooms that this session has joined or is joining
+  turns = new Set(); // joins and leaves that are still to be sent
+  sent = []; // commands without an answer, and those whose answer is so recent that they count for the limits
 
   constructor(client, level) {
     Object.assign(this, { client, level, name: client.transports[level] });
@@ -334,7 +426,7 @@ class Link {
     if (this.dead) return;
     // Some proxies open a connection and let nothing through.
     this.deadline = setTimeout(() => this.end({ reason: "no welcome" }), this.client.open_ms);
-    Object.assign(this, { ws, sse, poll }[this.name](this, token));
+    Object.assign(this, { __proto__: null, ws, sse, poll }[this.name](this, token));
   }
 
   async text(text) { this.frame(JSON.parse(text)); }
@@ -357,11 +449,11 @@ class Link {
 
   // A request of this link. Gives the body of the answer. A refusal of what was asked goes to `refused`; everything else that
   // is not 200 ends the link.
-  async fetch(path, query, refused, signal, body, key) {
+  async fetch(path, query, refused, signal, body) {
     const late = setTimeout(() => this.end({ reason: "silent" }), 30_000);
     try {
       const token = await this.client.auth();
-      const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json", "idempotency-key": key });
+      const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json" });
       const answer = await fetch(this.url(path, query), { method: body ? "POST" : "GET", body, headers, signal });
       if (answer.ok) return path.endsWith("/sse") ? answer.body : await answer.json();
       const { status } = answer, { code, detail, ...problem } = await answer.json().catch(() => ({}));
@@ -426,7 +518,8 @@ export function eventStream(onEvent, onRetry) {
 
 // One room is in the URL; the others join by POSTs to the session, as over WebSocket. Without a room there is no stream.
 function sse(link) {
-  const { client } = link, room = [...client.rooms.values()].find(({ name }) => !name.includes(","));
+  const { client } = link, all = [...client.rooms.values()], plain = ({ name }) => !isDots(name) && !name.includes(",");
+  const room = all.find(plain) ?? all[0];
   if (!room) return poll(link);
   const { signal } = (link.abort = new AbortController()), waiting = [];
   let busy;
@@ -434,7 +527,8 @@ function sse(link) {
   async function read() {
     const { since, history: last, presence, echo } = client.joining(room);
     const refused = (frame) => link.end({ after: client.refused(room, frame) ?? 0 });
-    const body = await link.fetch(`v1/rooms/${encodeURIComponent(room.name)}/sse`, { since, last, presence, echo }, refused, signal);
+    const [path, name] = plain(room) ? [encodeURIComponent(room.name)] : ["", room.name];
+    const body = await link.fetch(`v1/rooms/${path}/sse`, { room: name, since, last, presence, echo }, refused, signal);
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     const take = eventStream((data) => link.frame(JSON.parse(data)), (ms) => (link.after = ms));
     for (let piece; !(piece = await reader.read()).done; take(piece.value)) link.seen = Date.now();
@@ -442,12 +536,15 @@ function sse(link) {
   }
 
   async function send(command) {
-    waiting.push(command);
+    waiting.push(JSON.stringify(command));
     while (waiting[0] && !busy && !link.dead) {
-      // One POST at a time, since POSTs overtake each other. It takes all that waits, up to half a megabyte.
-      busy = waiting.splice(0, 1 + 2 ** 19 / client.limits.message_bytes);
-      const refused = (frame) => busy.forEach(({ id }) => link.frame({ ...frame, id }));
-      const frames = await link.fetch(client.post.slice(1), {}, refused, signal, JSON.stringify(busy));
+      // One POST at a time, since POSTs overtake each other. It takes what waits: up to 100 commands and a megabyte, in which a
+      // character may take three bytes.
+      let space = 300_000;
+      const end = waiting.findIndex((text, i) => i > 99 || ((space -= text.length) < 0 && i));
+      busy = `[${waiting.splice(0, end < 0 ? 100 : end)}]`;
+      const refused = (frame) => JSON.parse(busy).forEach(({ id }) => link.frame({ ...frame, id }));
+      const frames = await link.fetch(client.post.slice(1), {}, refused, signal, busy);
       // `joined` and `left` come by the stream too, in order with the messages.
       for (const frame of frames ?? []) if (!/joined|left/.test(frame.type)) link.frame(frame);
       busy = null;
@@ -461,33 +558,45 @@ function sse(link) {
 // Asks for all rooms at once, and carries their frames out of the answers. Requests are requests of plain HTTP.
 function poll(link) {
   const { client } = link, known = new Set(), unpollable = new Set(); // rooms that have been polled; rooms without history
-  let session, posting = Promise.resolve();
+  let session, posting = Promise.resolve(), most = Infinity;
 
   // Polls until rooms come or go, which starts another turn. An answer that is lost comes again: the cursors of the next
   // poll acknowledge what has arrived.
   async function turn() {
     link.abort?.abort();
     const { signal } = (link.abort = new AbortController());
+    await null; // rooms that come in one moment start one turn
     while (!signal.aborted) {
-      const all = [...client.rooms.values()].filter((room) => !unpollable.has(room)), fresh = all.find((room) => !known.has(room));
-      // A new room is asked for alone and without waiting: a refusal is for this room, and its cursor is known at once.
-      const group = fresh ? [fresh] : all, rooms = {};
+      const all = [...client.rooms.values()].filter((room) => !unpollable.has(room));
+      for (const room of all.splice(client.limits.rooms)) client.beyond(room);
+      // New rooms are asked for without waiting, so that their cursors are known at once. If they are refused, half of them
+      // are asked for, down to the one that the refusal is for.
+      const fresh = all.filter((room) => !known.has(room)), [first] = fresh, last = first?.options.history;
+      const group = last ? [first] : first ? fresh.filter(({ options }) => !options.history).slice(0, most) : all;
+      const rooms = { __proto__: null };
       for (const { name, cursor = null } of group) rooms[name] = cursor;
       const refused = (frame) => {
-        if (!fresh) return link.lost(frame);
-        if (frame.code === "history_off") frame.retryable = !!unpollable.add(fresh);
-        client.refused(fresh, frame);
+        // The text alone says how many rooms a poll may have.
+        if (frame.code === "room_limit") client.limits = { ...client.limits, rooms: +/\d+/.exec(frame.message) || group.length - 1 };
+        else if (!first) link.lost(frame);
+        else if (group[1]) most = group.length >> 1;
+        else {
+          if (frame.code === "history_off") frame.retryable = !!unpollable.add(first);
+          client.refused(first, frame);
+          most *= 2;
+        }
       };
-      const body = JSON.stringify({ rooms, wait: fresh ? 0 : 25, last: fresh?.options.history, session });
+      const body = JSON.stringify({ rooms, wait: first ? 0 : 25, last, session });
       const answer = await (all[0] && link.fetch("v1/poll", {}, refused, signal, body));
       if (all[0] && !answer) continue;
       if (!link.open) link.frame({ type: "welcome", ping_ms: 25_000 });
       if (group.some(({ options }) => options.echo === false)) await posting; // whose answers tell own messages
       if (!answer || signal.aborted) return;
+      most *= 2;
       link.seen = Date.now();
       ({ session } = answer);
       for (const room of group) deliver(room, answer);
-      if (answer.next_ms && !fresh) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
+      if (answer.next_ms && !first) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
     }
   }
 
@@ -495,20 +604,26 @@ function poll(link) {
   // the messages.
   function deliver(room, answer) {
     const { name, cursor: from } = room, messages = answer.messages.filter((message) => message.room === name);
-    const gap = answer.gap?.[name], resumed = from && !gap, cursor = resumed ? from : before(messages[0]?.cursor) ?? answer.cursors[name];
+    // Own fields only: a room may have the name `constructor`.
+    const gap = { __proto__: null, ...answer.gap }[name], resumed = from && !gap, cursor = resumed ? from : before(messages[0]?.cursor) ?? answer.cursors[name];
     if (gap || !known.has(room)) link.frame({ type: "joined", room: name, cursor, resumed, gap });
     known.add(room);
     messages.forEach(link.frame, link);
     room.cursor = answer.cursors[name];
-    if (room.options.presence && !(Date.now() < room.asked)) {
+    if (room.options.presence && !isDots(name) && !(Date.now() < room.asked)) {
       room.asked = Date.now() + 10_000;
       send({ type: "presence", room: name });
     }
   }
 
   async function call({ type, id, room, data, event, key, since, limit }) {
-    const path = `v1/rooms/${encodeURIComponent(room)}${key ? "" : `/${type}`}`, refused = (frame) => link.frame({ ...frame, room, id });
-    const answer = await link.fetch(path, { event, since, limit }, refused, undefined, key && JSON.stringify(data), key);
+    const refused = ({ detail, ...frame }) => link.frame({ message: detail, ...frame, type: "error", room, id });
+    let answer;
+    if (type === "publish") {
+      [answer] = (await link.fetch("v1/publish", {}, refused, undefined, JSON.stringify([{ room, data, event, key }]))) ?? [];
+      if (answer?.code) return refused(answer);
+    } else if (isDots(room)) refused(refusal("room_invalid", "no URL can carry this name"));
+    else answer = await link.fetch(`v1/rooms/${encodeURIComponent(room)}/${type}`, { since, limit }, refused);
     if (answer) client.frame({ type, ...answer, id });
   }
 
@@ -518,5 +633,5 @@ function poll(link) {
   }
 
   turn();
-  return { send, carries: () => true };
+  return { send, carries: () => true, free: true };
 }
