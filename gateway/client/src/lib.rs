@@ -2,22 +2,16 @@
 //! [`with_client_commands`] and runs a [`ClientCommand`] on a runtime of its own. The commands speak the public protocol and nothing
 //! else: this crate depends on no other crate of the workspace.
 
-mod backoff;
 mod bench;
 mod cli;
 mod connection;
-mod event_stream;
-mod failure;
 mod health;
 mod http;
-mod ndjson;
 mod output;
 mod publish;
-mod size_limit;
 mod subscribe;
 mod subscription;
 mod tls;
-mod token;
 mod url;
 
 pub use cli::{ClientCommand, VARIABLES, with_client_commands};

@@ -1,7 +1,7 @@
 //! The gateway's address as it is given to the commands, and the encoding of names in request targets. Nothing is resolved
 //! here.
 
-use crate::failure::Failure;
+use crate::output::Failure;
 use hyper::Uri;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -106,7 +106,7 @@ mod tests {
     fn what_is_no_gateway_url_is_refused_with_its_flag() {
         for url in ["a:80", "ftp://a", "/x", "ws://u:p@a", "ws://a?b=c", ""] {
             let failure = parse(url).unwrap_err();
-            assert!(failure.code == 78 && failure.text.starts_with("--url"), "{url}: {failure:?}");
+            assert!(failure.exit_code == 78 && failure.text.starts_with("--url"), "{url}: {failure:?}");
         }
     }
 

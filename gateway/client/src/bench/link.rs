@@ -5,7 +5,7 @@
 use super::frame::{self, Frame};
 use crate::{
     connection::{Connection, Gateway, GatewayOptions},
-    failure::Failure,
+    output::Failure,
 };
 use std::{
     io,
@@ -57,7 +57,7 @@ impl Node {
 
     /// Connects and upgrades.
     pub(super) async fn open(&self, from: Option<IpAddr>) -> Result<Link<Connection>, String> {
-        let mut stream = self.gateway.connect_to(self.address, from).await.map_err(|error| error.to_string())?;
+        let mut stream = self.gateway.connect_to(self.address, from).await.map_err(|failure| failure.text)?;
         let rest = upgrade(&mut stream, &self.request).await.map_err(|why| format!("{}: {why}", self.address))?;
         Ok(Link { stream, rest, pongs: Vec::new() })
     }

@@ -25,10 +25,7 @@ mod stamp;
 
 pub(crate) use options::BenchOptions;
 
-use crate::{
-    failure::Failure,
-    output::{finish, print},
-};
+use crate::output::{Failure, finish, print};
 use costs::{Costs, Span};
 use link::Node;
 use process::Processes;
@@ -109,7 +106,7 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
         true => serde_json::to_string(&report).map_err(Failure::refused)?,
         false => report.to_string(),
     };
-    print(text.trim_end()).map_err(|error| Failure::refused(format_args!("output: {error}")))?;
+    print(text.trim_end())?;
     match report.faults(&context) {
         Some(faults) => Err(Failure::refused(faults)),
         None => Ok(()),

@@ -2,7 +2,7 @@
 //! charges a process for its own work only, so a busy machine hardly changes the figures. On other systems than Linux
 //! `--pids` is refused.
 
-use crate::failure::Failure;
+use crate::output::Failure;
 use std::{collections::BTreeSet, fs, time::Duration};
 
 /// A tick of `/proc/PID/stat` (proc_pid_stat(5)): `USER_HZ` is 100 on every architecture that this runs on.
@@ -105,7 +105,7 @@ mod tests {
         while own.cpu() < before + 2 * TICK {
             number = std::hint::black_box(number.wrapping_mul(31));
         }
-        assert_eq!(Processes::new(vec![u32::MAX]).unwrap_err().code, 78);
+        assert_eq!(Processes::new(vec![u32::MAX]).unwrap_err().exit_code, 78);
     }
 
     #[test]

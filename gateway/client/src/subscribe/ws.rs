@@ -3,7 +3,7 @@
 use super::steps::{CONNECT_LIMIT, not_connected, perform, refused};
 use crate::{
     connection::{Connection, Gateway},
-    size_limit::FRAME_BYTES_MAX,
+    http::FRAME_BYTES_MAX,
     subscription::{Step, Subscription},
 };
 use futures_util::{SinkExt as _, StreamExt as _};

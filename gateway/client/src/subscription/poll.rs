@@ -37,11 +37,9 @@ struct PollResponse<'a> {
 }
 
 impl Subscription {
-    /// Takes the body of a poll's response.
-    ///
-    /// # Errors
-    /// The body is not of this protocol: the step that ends the command.
-    pub(crate) fn poll_response<'a>(&mut self, body: &'a str) -> Result<PollResult<'a>, Step> {
+    /// Takes the body of a poll's response, which may be the first one of its connection. The error is the step for a body
+    /// that is not of this protocol.
+    pub(crate) fn poll_response<'a>(&mut self, body: &'a str, is_first: bool) -> Result<PollResult<'a>, Step> {
         let response: PollResponse<'a> = serde_json::from_str(body).map_err(|_| unknown_protocol())?;
         let messages: Vec<_> = response.messages.iter().map(|message| message.get()).collect();
         let had_cursor: Vec<_> = self.requested.iter().map(|index| self.rooms[*index].cursor.is_some()).collect();
@@ -59,34 +57,22 @@ impl Subscription {
             }
         }
         self.poll_session = response.session.or(self.poll_session.take());
-        let notes = self.poll_notes(&had_cursor, &response.gap.unwrap_or_default());
+        let notes = self.poll_notes(is_first, &had_cursor, &response.gap.unwrap_or_default());
         Ok(PollResult { notes, messages, more: response.more, next: bounded(Some(response.next_ms)) })
-    }
-
-    /// The next response is the first of a connection.
-    pub(crate) fn begin_polling(&mut self) {
-        self.is_polling = false;
     }
 
     /// The first response of a connection tells where each room goes on, later ones only their gaps. `had_cursor` says for
     /// each requested room whether the request had a cursor for it.
-    fn poll_notes(&mut self, had_cursor: &[bool], gaps: &BTreeMap<String, Gap>) -> Vec<String> {
+    fn poll_notes(&mut self, is_first: bool, had_cursor: &[bool], gaps: &BTreeMap<String, Gap>) -> Vec<String> {
         let mut notes = Vec::new();
-        let is_first = !std::mem::replace(&mut self.is_polling, true);
         for (index, had_cursor) in self.requested.iter().zip(had_cursor) {
             let room = &mut self.rooms[*index];
             room.history = None;
-            match (is_first, gaps.get(&room.name)) {
-                (true, Some(gap)) => {
-                    let what = gap.text(room.cursor.as_deref());
-                    notes.push(format!("joined {} at {}, after a gap: {what}", room.name, room.position()));
-                }
-                (true, None) => {
-                    let how = if *had_cursor { ", resumed" } else { "" };
-                    notes.push(format!("joined {} at {}{how}", room.name, room.position()));
-                }
-                (false, Some(gap)) => notes.push(room.gap_note(*gap)),
-                (false, None) => {}
+            let gap = gaps.get(&room.name).copied();
+            if is_first {
+                notes.push(room.joined_note(*had_cursor, gap));
+            } else {
+                notes.extend(gap.map(|gap| room.gap_note(gap)));
             }
         }
         notes

@@ -1,7 +1,7 @@
 //! The rooms of one `fanfare sub`, how far each has been followed, and what each frame means for them.
 
 use super::frame::{Code, Frame, Gap};
-use crate::failure::Failure;
+use crate::output::Failure;
 use std::{borrow::Cow, time::Duration};
 
 /// The longest wait before a reconnect that a server may ask for.
@@ -44,8 +44,6 @@ pub(crate) struct Subscription {
     pub(super) requested: Vec<usize>,
     /// The `session` that polls repeat, so that they count as one member.
     pub(super) poll_session: Option<String>,
-    /// Whether a poll of this connection has been answered.
-    pub(super) is_polling: bool,
     /// How long the server wants the client to wait before the next reconnect.
     reconnect_after: Option<Duration>,
 }
@@ -65,7 +63,7 @@ impl Subscription {
         let cursor = |i: usize| parts.get(i).filter(|part| !["", "-"].contains(*part)).map(|part| (*part).to_owned());
         let followed = |(i, name)| FollowedRoom { name, cursor: cursor(i), history, has_ended: false };
         let rooms = names.into_iter().enumerate().map(followed).collect();
-        Ok(Self { rooms, requested: Vec::new(), poll_session: None, is_polling: false, reconnect_after: None })
+        Ok(Self { rooms, requested: Vec::new(), poll_session: None, reconnect_after: None })
     }
 
     /// The frames that join every room, for a session that takes commands on its connection.
@@ -156,12 +154,8 @@ impl Subscription {
         let Some(room) = self.room_of(&frame) else { return Step::Nothing };
         room.cursor = frame.cursor.map(Cow::into_owned);
         room.history = None;
-        let how = match (frame.resumed, frame.gap) {
-            (Some(true), _) => ", resumed".to_owned(),
-            (_, Some(gap)) => format!(", after a gap: {}", gap.text(room.cursor.as_deref())),
-            (_, None) => String::new(),
-        };
-        Step::Note(format!("joined {} at {}{how}", room.name, room.position()))
+        let is_resumed = frame.resumed == Some(true);
+        Step::Note(room.joined_note(is_resumed, frame.gap.filter(|_| !is_resumed)))
     }
 
     fn gap(&mut self, frame: &Frame<'_>) -> Step {
@@ -203,8 +197,18 @@ impl Subscription {
 }
 
 impl FollowedRoom {
+    /// A join, for the user.
+    pub(super) fn joined_note(&self, is_resumed: bool, gap: Option<Gap>) -> String {
+        let how = match gap {
+            Some(gap) => format!(", after a gap: {}", gap.text(self.cursor.as_deref())),
+            None if is_resumed => ", resumed".to_owned(),
+            None => String::new(),
+        };
+        format!("joined {} at {}{how}", self.name, self.position())
+    }
+
     /// Its cursor, for the user.
-    pub(super) fn position(&self) -> &str {
+    fn position(&self) -> &str {
         self.cursor.as_deref().unwrap_or("no cursor: the room keeps no history")
     }
 
