@@ -21,9 +21,6 @@ pub(crate) struct GatewayUrl {
 impl GatewayUrl {
     /// Reads the value of the flag `flag`. `http` and `ws` mean the same, as do `https` and `wss`: the command knows which
     /// protocol it speaks.
-    ///
-    /// # Errors
-    /// What is wrong with the URL.
     pub(crate) fn parse(flag: &str, url: &str) -> Result<Self, Failure> {
         let wrong = |why: &str| Failure::config(format_args!("{flag} {url:?}: {why}"));
         let uri: Uri = url.parse().map_err(|_| wrong("not a URL"))?;
@@ -47,9 +44,6 @@ impl GatewayUrl {
 
     /// Reads the value of `--admin`: a URL, or `host:port` as the server's own option has it. A server that listens on the
     /// unspecified address is asked on loopback.
-    ///
-    /// # Errors
-    /// What is wrong with the address.
     pub(crate) fn parse_admin(address: &str) -> Result<Self, Failure> {
         let url = match address.parse::<SocketAddr>() {
             _ if address.contains("://") => address.to_owned(),

@@ -20,10 +20,8 @@ pub(super) enum Frame<'a> {
     Pong,
 }
 
-/// The first frame of `bytes` and its length, or `None` while its end has not come.
-///
-/// # Errors
-/// A frame that no gateway sends.
+/// The first frame of `bytes` and its length, or `None` while its end has not come. A frame that no gateway sends is an
+/// error.
 pub(super) fn next(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, &'static str> {
     let &[first, second, ..] = bytes else { return Ok(None) };
     if first & 0x70 != 0 || second & 0x80 != 0 {

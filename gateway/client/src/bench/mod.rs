@@ -9,12 +9,10 @@
 mod costs;
 mod counters;
 mod frame;
-mod latencies;
 mod link;
 mod member;
 mod options;
 mod pacer;
-mod process;
 mod progress;
 mod publisher;
 mod report;
@@ -26,9 +24,8 @@ mod stamp;
 pub(crate) use options::BenchOptions;
 
 use crate::output::{Failure, finish, print};
-use costs::{Costs, Span};
+use costs::{Costs, Processes, Span};
 use link::Node;
-use process::Processes;
 use report::Report;
 use run_context::RunContext;
 use std::{
@@ -40,7 +37,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::Semaphore,
     task::{LocalSet, spawn_local},
 };
 
@@ -65,28 +62,20 @@ pub(crate) async fn bench(options: BenchOptions) -> ExitCode {
 
 async fn run(options: BenchOptions) -> Result<(), Failure> {
     let gateway = Processes::new(options.pids.clone())?;
-    let mut nodes = Vec::new();
-    for node in options.nodes() {
-        nodes.push(Rc::new(Node::find(&node).await?));
-    }
-    let publish_node = match options.publish_node() {
-        Some(node) => Rc::new(Node::find(&node).await?),
-        None => Rc::clone(nodes.first().ok_or_else(|| Failure::refused("--url: no address"))?),
-    };
-    let is_local = !gateway.is_empty() || nodes.iter().any(|node| node.is_on_loopback());
+    let context = Rc::new(RunContext::new(options).await?);
+    let is_local = !gateway.is_empty() || context.nodes.iter().any(Node::is_on_loopback);
     let mut costs = Costs {
         shared_cores: is_local.then(|| gateway.shared_cores()),
         connections_before: gateway.files_max(),
         ..Costs::default()
     };
-    let context = Rc::new(RunContext::new(options));
-    progress::start(&context);
+    spawn_local(progress::show(Rc::clone(&context)));
 
     let members = context.options.members;
     costs.rss_kib.push(gateway.rss_kib());
     for part in [0..members / 2, members / 2..members] {
         let before = Span::begin(&gateway);
-        connect_members(&context, &nodes, part).await?;
+        connect_members(&context, part).await?;
         costs.connect.add(&before.end(&gateway));
         if !gateway.is_empty() {
             tokio::time::sleep(SETTLE).await;
@@ -94,7 +83,7 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
         costs.rss_kib.push(gateway.rss_kib());
     }
     for index in 0..context.options.publishers {
-        spawn_local(publisher::run(Rc::clone(&context), index, Rc::clone(&publish_node)));
+        spawn_local(publisher::run(Rc::clone(&context), index));
     }
     let idle = Span::begin(&gateway);
     pause(&context, Duration::from_secs_f64(context.options.idle_seconds)).await?;
@@ -114,9 +103,8 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
 }
 
 /// Starts members and waits until all of them have joined.
-async fn connect_members(context: &Rc<RunContext>, nodes: &[Rc<Node>], members: Range<usize>) -> Result<(), Failure> {
+async fn connect_members(context: &Rc<RunContext>, members: Range<usize>) -> Result<(), Failure> {
     let permits = Arc::new(Semaphore::new(JOINS_AT_ONCE));
-    let joined = Rc::new(Notify::new());
     let (begun, first) = (Instant::now(), members.start);
     for index in members.clone() {
         if let Some(rate) = context.options.connects_per_second {
@@ -125,19 +113,12 @@ async fn connect_members(context: &Rc<RunContext>, nodes: &[Rc<Node>], members: 
         }
         let permit = tokio::time::timeout(JOIN_LIMIT, Arc::clone(&permits).acquire_owned()).await;
         let (Ok(Ok(permit)), None) = (permit, context.failure()) else { return Err(not_joined(context)) };
-        let placement = member::Placement {
-            node: Rc::clone(&nodes[index % nodes.len()]),
-            from: context.options.local_address(index),
-            // Every room has members on every node.
-            room: index / nodes.len() % context.options.rooms,
-            joined: Rc::clone(&joined),
-        };
-        spawn_local(member::run(Rc::clone(context), placement, permit));
+        spawn_local(member::run(Rc::clone(context), index, permit));
     }
     let count = || context.scoreboard.borrow().counters.joined;
     let all_joined = async {
         while count() < members.end as u64 && context.failure().is_none() {
-            tokio::select! { () = joined.notified() => {}, () = tokio::time::sleep(CHECK_INTERVAL) => {} }
+            tokio::select! { () = context.joined.notified() => {}, () = tokio::time::sleep(CHECK_INTERVAL) => {} }
         }
     };
     match tokio::time::timeout(JOIN_LIMIT, all_joined).await {
@@ -178,12 +159,12 @@ async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) 
     let options = &context.options;
     let own = Processes::own();
     let (work, own_work) = (Span::begin(gateway), Span::begin(&own));
-    let begun_ns = context.clock.now_ns();
+    let begun_ns = context.now_ns();
     let end_ns = begun_ns + (options.seconds * 1e9) as u64;
     context.scoreboard.borrow_mut().set_window(begun_ns, end_ns);
     {
         // Its thread ends with the window.
-        let _pacer = pacer::Pacer::start(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
+        let _pacer = pacer::start(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
         (0..options.publishers).for_each(|index| context.wake(Some(index)));
         let end = Instant::now() + Duration::from_secs_f64(options.seconds);
         let interrupted = Rc::new(Cell::new(false));
@@ -198,7 +179,7 @@ async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) 
         }
     }
     costs.window = own_work.end(&own);
-    context.scoreboard.borrow_mut().set_window(begun_ns, context.clock.now_ns());
+    context.scoreboard.borrow_mut().set_window(begun_ns, context.now_ns());
     {
         let counters = &context.scoreboard.borrow().counters;
         costs.delivered_in_window = counters.delivered;

@@ -26,48 +26,23 @@ pub(super) fn lead(pace: Pace) -> Duration {
     }
 }
 
-/// The running thread; it ends when this is dropped. Without a rate there is no thread.
-#[derive(Debug)]
-pub(super) struct Pacer {
-    alive: Option<Arc<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Pacer {
-    /// Starts together with the publishing.
-    ///
-    /// # Errors
-    /// No thread can be started.
-    pub(super) fn start(pace: Pace, wakers: Vec<Arc<Notify>>) -> io::Result<Self> {
-        let Pace::Rate(rate) = pace else { return Ok(Self { alive: None, thread: None }) };
-        let step = Duration::from_secs_f64(1.0 / rate).max(STEP_MIN);
-        let alive = Arc::new(());
-        let watch = Arc::downgrade(&alive);
-        let begun = Instant::now();
-        let run = move || {
-            let mut steps = 0_u32;
-            while watch.strong_count() > 0 {
-                wakers.iter().for_each(|waker| waker.notify_one());
-                steps = steps.saturating_add(1);
-                // 10 µs after the time: a publisher that is woken just before it would wait for the next step.
-                let due = begun + step.mul_f64(f64::from(steps)) + Duration::from_micros(10) - lead(pace);
-                while watch.strong_count() > 0 && Instant::now() < due {
-                    thread::park_timeout(due - Instant::now());
-                }
-            }
-        };
-        let thread = thread::Builder::new().name("pacer".to_owned()).spawn(run)?;
-        Ok(Self { alive: Some(alive), thread: Some(thread) })
-    }
-}
-
-impl Drop for Pacer {
-    fn drop(&mut self) {
-        self.alive = None;
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It only notifies and sleeps, so it cannot have panicked.
-            let _ = thread.join();
+/// Starts the thread, together with the publishing. It ends when the result is dropped; without a rate there is none.
+pub(super) fn start(pace: Pace, wakers: Vec<Arc<Notify>>) -> io::Result<Arc<()>> {
+    let alive = Arc::new(());
+    let Pace::Rate(rate) = pace else { return Ok(alive) };
+    let step = Duration::from_secs_f64(1.0 / rate).max(STEP_MIN);
+    let watch = Arc::downgrade(&alive);
+    let begun = Instant::now();
+    let run = move || {
+        let mut steps = 0_u32;
+        while watch.strong_count() > 0 {
+            wakers.iter().for_each(|waker| waker.notify_one());
+            steps = steps.saturating_add(1);
+            // 10 µs after the time: a publisher that is woken just before it would wait for the next step.
+            let due = begun + step.mul_f64(f64::from(steps)) + Duration::from_micros(10) - lead(pace);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
         }
-    }
+    };
+    thread::Builder::new().name("pacer".to_owned()).spawn(run)?;
+    Ok(alive)
 }

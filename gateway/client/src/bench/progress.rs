@@ -9,14 +9,11 @@ use std::{
 };
 
 /// Shows the line for as long as the run lives, if it is shown at all.
-pub(super) fn start(context: &Rc<RunContext>) {
+pub(super) async fn show(context: Rc<RunContext>) {
     let is_terminal = std::io::stderr().is_terminal();
-    if is_terminal || context.options.progress {
-        tokio::task::spawn_local(show(Rc::clone(context), is_terminal));
+    if !is_terminal && !context.options.progress {
+        return;
     }
-}
-
-async fn show(context: Rc<RunContext>, is_terminal: bool) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     every.tick().await;

@@ -2,7 +2,7 @@
 //! the other half reads the replies. The run starts one task for each session.
 
 use super::{
-    link::{self, Link, Node},
+    link::{self, Link},
     pacer,
     run_context::RunContext,
 };
@@ -18,7 +18,8 @@ const BATCH_BYTES: usize = 32 * 1024;
 type Pongs = RefCell<Vec<u8>>;
 
 /// Opens a session and lives as long as its connection.
-pub(super) async fn run(context: Rc<RunContext>, index: usize, node: Rc<Node>) {
+pub(super) async fn run(context: Rc<RunContext>, index: usize) {
+    let node = context.publish_node.as_ref().unwrap_or(&context.nodes[0]);
     let link = match node.open(context.options.local_address(index)).await {
         Ok(link) => link,
         Err(why) => return context.fail(why),
@@ -43,7 +44,7 @@ async fn send(context: &RunContext, index: usize, mut stream: WriteHalf<Connecti
         batch.append(&mut pongs.borrow_mut());
         {
             let mut scoreboard = context.scoreboard.borrow_mut();
-            while batch.len() < BATCH_BYTES && scoreboard.publish(index, context.clock.now_ns(), &mut batch) {}
+            while batch.len() < BATCH_BYTES && scoreboard.publish(index, context.now_ns(), &mut batch) {}
         }
         if !batch.is_empty() {
             if let Err(why) = link::write(&mut stream, &batch).await {
@@ -53,7 +54,7 @@ async fn send(context: &RunContext, index: usize, mut stream: WriteHalf<Connecti
             continue;
         }
         let is_almost_due = context.scoreboard.borrow().due_ns(index).is_some_and(|due_ns| {
-            let wait_ns = due_ns.saturating_sub(context.clock.now_ns());
+            let wait_ns = due_ns.saturating_sub(context.now_ns());
             pacer::lead(context.options.pace()).as_nanos() as u64 > wait_ns
         });
         if is_almost_due {
@@ -95,7 +96,7 @@ struct PublishReply<'a> {
 
 /// Takes a frame that the gateway sent to the publisher.
 fn reply(context: &RunContext, index: usize, text: &[u8]) {
-    let now_ns = context.clock.now_ns();
+    let now_ns = context.now_ns();
     let mut scoreboard = context.scoreboard.borrow_mut();
     if let Some(id) = acknowledged_id(text) {
         return context.wake(scoreboard.acknowledged(index, id, now_ns));

@@ -49,10 +49,7 @@ pub(crate) struct Subscription {
 }
 
 impl Subscription {
-    /// Rooms that are followed from a cursor of all of them, or with the last `history` messages of each.
-    ///
-    /// # Errors
-    /// `since` has not one part for each room.
+    /// Rooms that are followed from `since`, a cursor of all of them, or with the last `history` messages of each.
     pub(crate) fn new(names: Vec<String>, since: Option<&str>, history: Option<u32>) -> Result<Self, Failure> {
         let parts: Vec<_> = since.map(|since| since.split('~').collect()).unwrap_or_default();
         if since.is_some() && parts.len() != names.len() {
