@@ -54,7 +54,6 @@ impl From<String> for Token {
 #[derive(Clone)]
 pub(crate) struct Gateway {
     pub(crate) url: GatewayUrl,
-    /// What an `Authorization` header says.
     pub(crate) authorization: Option<HeaderValue>,
     tls: Option<Tls>,
 }
@@ -81,7 +80,7 @@ impl Gateway {
         self.authorization.iter().fold(request, |request, token| request.header(AUTHORIZATION, token))
     }
 
-    /// Resolves the gateway's name.
+    /// The addresses of the gateway's name: at least one.
     pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, Failure> {
         let authority = &self.url.authority;
         let unknown = |why: &dyn Display| Failure::refused(format_args!("{authority}: {why}"));

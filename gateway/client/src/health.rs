@@ -26,7 +26,6 @@ pub(crate) struct HealthOptions {
     tls: TlsOptions,
 }
 
-/// Ends with success if the node is ready.
 pub(crate) async fn health(options: HealthOptions) -> ExitCode {
     finish("health", ask(&options).await)
 }

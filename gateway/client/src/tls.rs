@@ -99,11 +99,9 @@ impl Tls {
 
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let wrong = |why: &dyn std::fmt::Display| Failure::config(format_args!("--ca-file {}: {why}", file.display()));
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))?.collect();
-    match certificates.map_err(|error| wrong(&error))? {
-        none if none.is_empty() => Err(wrong(&"no PEM certificate in it")),
-        certificates => Ok(certificates),
-    }
+    let certificates = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = certificates.map_err(|error| wrong(&error))?;
+    if certificates.is_empty() { Err(wrong(&"no PEM certificate in it")) } else { Ok(certificates) }
 }
 
 /// The usual judgement, and one exception: a certificate that signs itself and stands in `--ca-file` is accepted as the

@@ -29,7 +29,6 @@ impl Processes {
         }
     }
 
-    /// This process.
     pub(super) fn own() -> Self {
         Self(vec![std::process::id()])
     }
@@ -43,7 +42,6 @@ impl Processes {
         self.0.iter().filter_map(|pid| cpu(*pid)).sum()
     }
 
-    /// Resident memory, in KiB.
     pub(super) fn rss_kib(&self) -> u64 {
         self.sum("VmRSS:")
     }
@@ -103,7 +101,6 @@ pub(super) struct Spent {
 }
 
 impl Spent {
-    /// Adds another stretch.
     pub(super) fn add(&mut self, other: &Self) {
         self.wall += other.wall;
         self.cpu = match (self.cpu, other.cpu) {
@@ -112,12 +109,10 @@ impl Spent {
         };
     }
 
-    /// Processor time divided by a count, in microseconds.
     pub(super) fn cpu_us_per(&self, count: u64) -> Option<f64> {
         self.cpu.filter(|_| count > 0).map(|cpu| cpu.as_secs_f64() * 1e6 / count as f64)
     }
 
-    /// How many processors were busy on average.
     pub(super) fn cores(&self) -> Option<f64> {
         self.cpu.filter(|_| !self.wall.is_zero()).map(|cpu| cpu.as_secs_f64() / self.wall.as_secs_f64())
     }

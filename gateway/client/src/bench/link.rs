@@ -23,7 +23,7 @@ const RESPONSE_BYTES_MAX: usize = 8192;
 /// A node of the gateway: its address, and the request that opens a WebSocket there.
 pub(super) struct Node {
     gateway: Gateway,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     request: Vec<u8>,
 }
 
@@ -31,8 +31,7 @@ impl Node {
     /// Resolves the URL once for all connections.
     pub(super) async fn find(options: &GatewayOptions) -> Result<Self, Failure> {
         let gateway = Gateway::new(options)?;
-        let addresses = gateway.resolve().await?;
-        let address = *addresses.first().ok_or_else(|| Failure::refused("no address"))?;
+        let address = gateway.resolve().await?[0];
         // The key is the example of RFC 6455: a load run needs no protection from caches.
         let mut request = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -48,11 +47,6 @@ impl Node {
         }
         request.extend_from_slice(b"\r\n");
         Ok(Self { gateway, address, request })
-    }
-
-    /// Whether it is reached through loopback.
-    pub(super) fn is_on_loopback(&self) -> bool {
-        self.address.ip().is_loopback()
     }
 
     /// Connects and upgrades.

@@ -25,11 +25,9 @@ pub(crate) use options::BenchOptions;
 
 use crate::output::{Failure, finish, print};
 use costs::{Costs, Processes, Span};
-use link::Node;
 use report::Report;
 use run_context::RunContext;
 use std::{
-    cell::Cell,
     ops::Range,
     process::ExitCode,
     rc::Rc,
@@ -63,7 +61,7 @@ pub(crate) async fn bench(options: BenchOptions) -> ExitCode {
 async fn run(options: BenchOptions) -> Result<(), Failure> {
     let gateway = Processes::new(options.pids.clone())?;
     let context = Rc::new(RunContext::new(options).await?);
-    let is_local = !gateway.is_empty() || context.nodes.iter().any(Node::is_on_loopback);
+    let is_local = !gateway.is_empty() || context.nodes.iter().any(|node| node.address.ip().is_loopback());
     let mut costs = Costs {
         shared_cores: is_local.then(|| gateway.shared_cores()),
         connections_before: gateway.files_max(),
@@ -96,10 +94,7 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
         false => report.to_string(),
     };
     print(text.trim_end())?;
-    match report.faults(&context) {
-        Some(faults) => Err(Failure::refused(faults)),
-        None => Ok(()),
-    }
+    report.faults(&context).map_or(Ok(()), |faults| Err(Failure::refused(faults)))
 }
 
 /// Starts members and waits until all of them have joined.
@@ -147,13 +142,6 @@ async fn pause(context: &RunContext, length: Duration) -> Result<(), Failure> {
     }
 }
 
-/// Ctrl-C ends the publishing early; the report is about what was published until then.
-async fn interruption(interrupted: Rc<Cell<bool>>) {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        interrupted.set(true);
-    }
-}
-
 /// Publishes for `--seconds`, then waits for the last deliveries.
 async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) -> Result<(), Failure> {
     let options = &context.options;
@@ -167,23 +155,27 @@ async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) 
         let _pacer = pacer::start(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
         (0..options.publishers).for_each(|index| context.wake(Some(index)));
         let end = Instant::now() + Duration::from_secs_f64(options.seconds);
-        let interrupted = Rc::new(Cell::new(false));
-        spawn_local(interruption(Rc::clone(&interrupted)));
-        while Instant::now() < end && !interrupted.get() {
-            pause(context, end.saturating_duration_since(Instant::now()).min(Duration::from_millis(100))).await?;
-            let counters = &context.scoreboard.borrow().counters;
-            if counters.refused > REFUSED_MAX {
-                let why = counters.explanation();
-                return Err(Failure::refused(format_args!("more than {REFUSED_MAX} publishes were refused ({why})")));
+        let publishing = async {
+            while Instant::now() < end {
+                pause(context, end.saturating_duration_since(Instant::now()).min(Duration::from_millis(100))).await?;
+                let counters = &context.scoreboard.borrow().counters;
+                if counters.refused > REFUSED_MAX {
+                    let why = counters.explanation();
+                    let text = format!("more than {REFUSED_MAX} publishes were refused ({why})");
+                    return Err(Failure::refused(text));
+                }
             }
-        }
+            Ok(())
+        };
+        // Ctrl-C ends the publishing early; the report is about what was published until then.
+        tokio::select! { result = publishing => result?, Ok(()) = tokio::signal::ctrl_c() => {} }
     }
     costs.window = own_work.end(&own);
-    context.scoreboard.borrow_mut().set_window(begun_ns, context.now_ns());
     {
-        let counters = &context.scoreboard.borrow().counters;
-        costs.delivered_in_window = counters.delivered;
-        costs.acknowledged_in_window = counters.acknowledged;
+        let mut scoreboard = context.scoreboard.borrow_mut();
+        scoreboard.set_window(begun_ns, context.now_ns());
+        costs.delivered_in_window = scoreboard.counters.delivered;
+        costs.acknowledged_in_window = scoreboard.counters.acknowledged;
     }
     let (mut seen, mut since) = (0, Instant::now());
     while options.publishers > 0 && since.elapsed() < GRACE {

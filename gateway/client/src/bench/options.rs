@@ -133,12 +133,10 @@ impl BenchOptions {
         node
     }
 
-    /// A room's name.
     pub(super) fn room(&self, index: usize) -> String {
         format!("{}{index}", self.room_prefix)
     }
 
-    /// The local address for the connection `index`.
     pub(super) fn local_address(&self, index: usize) -> Option<IpAddr> {
         (!self.from.is_empty()).then(|| self.from[index % self.from.len()])
     }

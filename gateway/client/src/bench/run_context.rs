@@ -79,7 +79,6 @@ impl RunContext {
         self.failure.borrow().clone()
     }
 
-    /// Wakes a publisher.
     pub(super) fn wake(&self, publisher: Option<usize>) {
         if let Some(waker) = publisher.and_then(|publisher| self.wakers.get(publisher)) {
             waker.notify_one();

@@ -36,7 +36,7 @@ pub(super) struct Scoreboard {
     text: Vec<u8>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Room {
     name: String,
     members: u32,
@@ -58,7 +58,7 @@ struct Member {
     is_open: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Publisher {
     /// The number of its next message in the whole run. Message `n` goes to room `n % rooms`, and a session has the rooms
     /// that leave its own index when divided by the number of sessions.
@@ -70,7 +70,6 @@ struct Publisher {
     answered: u64,
 }
 
-/// A publish that was sent.
 #[derive(Debug)]
 struct Request {
     at_ns: u64,
@@ -85,23 +84,14 @@ pub(super) struct NoStamp;
 
 impl Scoreboard {
     pub(super) fn new(options: &BenchOptions, run: u32) -> Self {
-        let room = |index| Room {
-            name: options.room(index),
-            members: 0,
-            published: 0,
-            refused: Vec::new(),
-            in_flight: VecDeque::new(),
-            landed: 0,
-        };
+        let room = |index| Room { name: options.room(index), ..Room::default() };
         let publisher = |index: usize| Publisher {
             next: index as u64,
-            in_flight: 0,
             in_flight_max: match options.pace() {
                 Pace::Rate(_) => usize::MAX,
                 Pace::InFlight(all) => all / options.publishers + usize::from(index < all % options.publishers),
             },
-            requests: VecDeque::new(),
-            answered: 0,
+            ..Publisher::default()
         };
         Self {
             run: (options.publishers > 0).then_some(run),
@@ -123,7 +113,6 @@ impl Scoreboard {
         self.members.len() - 1
     }
 
-    /// The member has joined its room.
     pub(super) fn joined(&mut self, member: usize) {
         let Some(member) = self.members.get_mut(member).filter(|member| !member.is_open) else { return };
         member.is_open = true;
@@ -253,7 +242,6 @@ impl Scoreboard {
         has_landed.then_some(publisher)
     }
 
-    /// How many publishes have no reply.
     pub(super) fn unanswered(&self) -> u64 {
         self.open_requests().count() as u64
     }

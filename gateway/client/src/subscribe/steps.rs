@@ -36,7 +36,6 @@ pub(super) fn refused(status: StatusCode, headers: &HeaderMap, why: String) -> S
     Step::Reconnect { after: seconds.map(|seconds| Duration::from_secs(seconds).min(AFTER_MAX)), why }
 }
 
-/// The step after a connection could not be opened.
 pub(super) fn not_connected(failure: Failure) -> Step {
     match failure.is_permanent {
         true => Step::Stop(failure.text),

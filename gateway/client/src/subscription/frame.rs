@@ -1,26 +1,19 @@
 //! The server's frames as JSON: the fields that `rooms` and `poll` act on. Unknown fields are ignored, as the protocol asks.
 
 use serde::Deserialize;
-use std::borrow::Cow;
 
 /// The fields of all frames that matter here.
 #[derive(Deserialize)]
-pub(super) struct Frame<'a> {
-    #[serde(rename = "type", borrow)]
-    pub(super) kind: Cow<'a, str>,
+pub(super) struct Frame {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
     pub(super) id: Option<usize>,
-    #[serde(borrow)]
-    pub(super) room: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    pub(super) cursor: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    pub(super) to: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    pub(super) reason: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    pub(super) code: Option<Code<'a>>,
-    #[serde(borrow)]
-    pub(super) message: Option<Cow<'a, str>>,
+    pub(super) room: Option<String>,
+    pub(super) cursor: Option<String>,
+    pub(super) to: Option<String>,
+    pub(super) reason: Option<String>,
+    pub(super) code: Option<Code>,
+    pub(super) message: Option<String>,
     pub(super) resumed: Option<bool>,
     pub(super) gap: Option<Gap>,
     pub(super) retryable: Option<bool>,
@@ -33,10 +26,9 @@ pub(super) struct Frame<'a> {
 /// The code of an `error` is a word, the code of a `close` a number.
 #[derive(Deserialize)]
 #[serde(untagged)]
-pub(super) enum Code<'a> {
+pub(super) enum Code {
     Close(u16),
-    #[serde(borrow)]
-    Error(Cow<'a, str>),
+    Error(String),
 }
 
 /// How many messages are missing at a gap; `None` where the server cannot know.
