@@ -57,6 +57,12 @@ impl Processes {
         self.0.iter().filter_map(|pid| status(*pid, name)?.split_whitespace().next()?.parse::<u64>().ok()).sum()
     }
 
+    /// Begins a stretch of time; calling the result ends it.
+    pub(super) fn stretch(&self) -> impl Fn() -> Spent {
+        let (cpu, begun) = (self.cpu(), Instant::now());
+        move || Spent { wall: begun.elapsed(), cpu: (!self.is_empty()).then(|| self.cpu().saturating_sub(cpu)) }
+    }
+
     /// How many processors both they and this process may use.
     pub(super) fn shared_cores(&self) -> usize {
         let own = allowed_cpus(std::process::id());
@@ -115,24 +121,6 @@ impl Spent {
 
     pub(super) fn cores(&self) -> Option<f64> {
         self.cpu.filter(|_| !self.wall.is_zero()).map(|cpu| cpu.as_secs_f64() / self.wall.as_secs_f64())
-    }
-}
-
-/// The beginning of a stretch of time.
-#[derive(Debug)]
-pub(super) struct Span {
-    begun: Instant,
-    cpu: Duration,
-}
-
-impl Span {
-    pub(super) fn begin(processes: &Processes) -> Self {
-        Self { cpu: processes.cpu(), begun: Instant::now() }
-    }
-
-    pub(super) fn end(&self, processes: &Processes) -> Spent {
-        let cpu = (!processes.is_empty()).then(|| processes.cpu().saturating_sub(self.cpu));
-        Spent { wall: self.begun.elapsed(), cpu }
     }
 }
 

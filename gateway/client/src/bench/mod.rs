@@ -12,8 +12,6 @@ mod frame;
 mod link;
 mod member;
 mod options;
-mod pacer;
-mod progress;
 mod publisher;
 mod report;
 mod run_context;
@@ -24,10 +22,11 @@ mod stamp;
 pub(crate) use options::BenchOptions;
 
 use crate::output::{Failure, finish, print};
-use costs::{Costs, Processes, Span};
+use costs::{Costs, Processes};
 use report::Report;
 use run_context::RunContext;
 use std::{
+    io::{IsTerminal as _, Write as _},
     ops::Range,
     process::ExitCode,
     rc::Rc,
@@ -67,14 +66,14 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
         connections_before: gateway.files_max(),
         ..Costs::default()
     };
-    spawn_local(progress::show(Rc::clone(&context)));
+    spawn_local(show_progress(Rc::clone(&context)));
 
     let members = context.options.members;
     costs.rss_kib.push(gateway.rss_kib());
     for part in [0..members / 2, members / 2..members] {
-        let before = Span::begin(&gateway);
+        let connecting = gateway.stretch();
         connect_members(&context, part).await?;
-        costs.connect.add(&before.end(&gateway));
+        costs.connect.add(&connecting());
         if !gateway.is_empty() {
             tokio::time::sleep(SETTLE).await;
         }
@@ -83,9 +82,9 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
     for index in 0..context.options.publishers {
         spawn_local(publisher::run(Rc::clone(&context), index));
     }
-    let idle = Span::begin(&gateway);
+    let idle = gateway.stretch();
     pause(&context, Duration::from_secs_f64(context.options.idle_seconds)).await?;
-    costs.idle = idle.end(&gateway);
+    costs.idle = idle();
 
     load(&context, &gateway, &mut costs).await?;
     let report = Report::new(&context, &costs);
@@ -146,13 +145,13 @@ async fn pause(context: &RunContext, length: Duration) -> Result<(), Failure> {
 async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) -> Result<(), Failure> {
     let options = &context.options;
     let own = Processes::own();
-    let (work, own_work) = (Span::begin(gateway), Span::begin(&own));
+    let (work, own_work) = (gateway.stretch(), own.stretch());
     let begun_ns = context.now_ns();
     let end_ns = begun_ns + (options.seconds * 1e9) as u64;
     context.scoreboard.borrow_mut().set_window(begun_ns, end_ns);
     {
         // Its thread ends with the window.
-        let _pacer = pacer::start(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
+        let _pacer = publisher::start_pacer(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
         (0..options.publishers).for_each(|index| context.wake(Some(index)));
         let end = Instant::now() + Duration::from_secs_f64(options.seconds);
         let publishing = async {
@@ -170,7 +169,7 @@ async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) 
         // Ctrl-C ends the publishing early; the report is about what was published until then.
         tokio::select! { result = publishing => result?, Ok(()) = tokio::signal::ctrl_c() => {} }
     }
-    costs.window = own_work.end(&own);
+    costs.window = own_work();
     {
         let mut scoreboard = context.scoreboard.borrow_mut();
         scoreboard.set_window(begun_ns, context.now_ns());
@@ -190,6 +189,41 @@ async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) 
             (seen, since) = (now, Instant::now());
         }
     }
-    costs.work = work.end(gateway);
+    costs.work = work();
     Ok(())
+}
+
+/// Shows every second on standard error how the run goes, on a terminal or with `--progress`.
+async fn show_progress(context: Rc<RunContext>) {
+    let is_terminal = std::io::stderr().is_terminal();
+    if !is_terminal && !context.options.progress {
+        return;
+    }
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    every.tick().await;
+    let (mut published, mut delivered) = (0, 0);
+    for second in 1_u64.. {
+        every.tick().await;
+        let line = {
+            let counters = &context.scoreboard.borrow().counters;
+            let line = format!(
+                "{second} s: {} members, {} publishes/s, {} deliveries/s, p99 {:.3} ms, {} waiting, {} repeated, {} out of order",
+                counters.joined - counters.disconnected,
+                counters.published - published,
+                counters.delivered - delivered,
+                counters.latency.ms(0.99).unwrap_or(0.0),
+                counters.expected.saturating_sub(counters.delivered),
+                counters.repeated,
+                counters.out_of_order,
+            );
+            (published, delivered) = (counters.published, counters.delivered);
+            line
+        };
+        // On a terminal each line replaces the one before, and the report can replace the last.
+        let _ = match is_terminal {
+            true => write!(std::io::stderr(), "\r\x1b[K{line}\r"),
+            false => writeln!(std::io::stderr(), "{line}"),
+        };
+    }
 }

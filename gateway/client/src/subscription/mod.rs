@@ -2,7 +2,6 @@
 //! out. Every transport of `subscribe` drives it. There is no clock, socket or output in here, so that resuming is tested
 //! without a server.
 
-mod frame;
 mod poll;
 #[cfg(test)]
 mod tests;
@@ -10,7 +9,7 @@ mod tests;
 pub(crate) use poll::PollRequest;
 
 use crate::output::Failure;
-use frame::{Code, Frame, Gap};
+use serde::Deserialize;
 use std::time::Duration;
 
 /// The longest wait before a reconnect that a server may ask for.
@@ -55,6 +54,41 @@ pub(crate) struct Subscription {
     poll_session: Option<String>,
     /// How long the server wants the client to wait before the next reconnect.
     reconnect_after: Option<Duration>,
+}
+
+/// The server's frames: the fields that matter here. Unknown ones are ignored, as the protocol asks.
+#[derive(Deserialize)]
+struct Frame {
+    #[serde(rename = "type")]
+    kind: String,
+    id: Option<usize>,
+    room: Option<String>,
+    cursor: Option<String>,
+    to: Option<String>,
+    reason: Option<String>,
+    code: Option<Code>,
+    message: Option<String>,
+    resumed: Option<bool>,
+    gap: Option<Gap>,
+    retryable: Option<bool>,
+    reconnect: Option<bool>,
+    after_ms: Option<u64>,
+    retry_after_ms: Option<u64>,
+    ping_ms: Option<u64>,
+}
+
+/// The code of an `error` is a word, the code of a `close` a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Code {
+    Close(u16),
+    Error(String),
+}
+
+/// How many messages are missing at a gap; `None` where the server cannot know.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Gap {
+    missed: Option<u64>,
 }
 
 impl Subscription {
@@ -237,4 +271,25 @@ pub(crate) fn unknown_protocol() -> Step {
 /// A wait that a server asks for, at most [`AFTER_MAX`].
 fn bounded(ms: u64) -> Duration {
     Duration::from_millis(ms).min(AFTER_MAX)
+}
+
+impl Gap {
+    /// The gap after `from`, the last message that a client has, up to `to`. Offsets of two epochs do not compare.
+    fn between(from: Option<&str>, to: &str) -> Self {
+        let offset_after = |(epoch, offset): (&str, &str)| {
+            let from = from?.strip_prefix(epoch)?.strip_prefix('.')?;
+            offset.parse::<u64>().ok()?.checked_sub(from.parse().ok()?)
+        };
+        Self { missed: to.rsplit_once('.').and_then(offset_after) }
+    }
+
+    /// For the user. `to` is the cursor at which the room goes on; a room without history has none.
+    fn text(self, to: Option<&str>) -> String {
+        match (self.missed, to) {
+            (Some(1), _) => "1 message is missing".to_owned(),
+            (Some(missed), _) => format!("{missed} messages are missing"),
+            (None, Some(_)) => "messages may be missing (a new epoch: nobody knows how many)".to_owned(),
+            (None, None) => "messages may be missing (the room keeps no history)".to_owned(),
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Requests that name all rooms at once, and what the response to a poll says. `subscribe` sends and receives them. The
 //! server counts the parts of a cursor of several rooms in the order in which the request named them.
 
-use super::{Step, Subscription, bounded, frame::Gap, unknown_protocol};
+use super::{Gap, Step, Subscription, bounded, unknown_protocol};
 use crate::url::percent_encoded;
 use serde::Deserialize;
 use serde_json::value::RawValue;
