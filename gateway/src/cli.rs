@@ -1,5 +1,5 @@
-//! The command line: which command to run with which arguments, or the exit of help, version, `check` and faults. `main`
-//! calls [`invocation`] first and acts on the result. It opens no socket.
+//! The command line: which command to run with which arguments, or the exit of help, version, `check` and faults.
+//! `main` calls [`invocation`] first and acts on the result. It opens no socket.
 
 use crate::config::{self, Config, Environment, Flags, Kind, Spec};
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -41,8 +41,8 @@ impl Exit {
     }
 }
 
-/// Reads this process's arguments and environment. The error is the exit code, after help, version, the result of `check`
-/// (0) or faults (78) have been printed.
+/// Reads this process's arguments and environment. The error is the exit code, after help, version, the result of
+/// `check` (0) or faults (78) have been printed.
 pub(crate) fn invocation() -> Result<Invocation, ExitCode> {
     parse(std::env::args_os(), &Environment::of_process()).map_err(|exit| exit.print())
 }

@@ -1,7 +1,7 @@
 //! The client commands of the program `fanfare`: `sub`, `pub`, `bench` and `health`. The program makes its command line
-//! [`with_client_commands`] and runs a [`ClientCommand`] on a runtime of its own. The flags of a command are the fields of
-//! its options; this file has what stands around them in the help. The commands speak the public protocol and nothing else:
-//! this crate depends on no other crate of the workspace.
+//! [`with_client_commands`] and runs a [`ClientCommand`] on a runtime of its own. The flags of a command are the fields
+//! of its options; this file has what stands around them in the help. The commands speak the public protocol and
+//! nothing else: this crate depends on no other crate of the workspace.
 
 mod bench;
 mod connection;

@@ -38,8 +38,8 @@ impl fmt::Display for Location {
     }
 }
 
-/// Every fault found, one line each: those of the file in the order of its lines, then the others as they were found. The
-/// number is the line in the file; the largest number if it is not a fault of the file.
+/// Every fault found, one line each: those of the file in the order of its lines, then the others as they were found.
+/// The number is the line in the file; the largest number if it is not a fault of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Faults(Vec<(usize, String)>);
 

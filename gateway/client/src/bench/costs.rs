@@ -15,9 +15,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// Fields 14 and 15 are user and system time; this counts from the state, which follows the name.
 const USER_TIME: usize = 11;
 
-/// The processes that are measured, all together: their processor time and memory, and the processors that they may use,
-/// from `/proc`. The kernel charges a process for its own work only, so a busy machine hardly changes the figures. On other
-/// systems than Linux `--pids` is refused.
+/// The processes that are measured, all together: their processor time and memory, and the processors that they may
+/// use, from `/proc`. The kernel charges a process for its own work only, so a busy machine hardly changes the figures.
+/// On other systems than Linux `--pids` is refused.
 #[derive(Debug)]
 pub(super) struct Processes(Vec<u32>);
 

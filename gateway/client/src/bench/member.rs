@@ -6,8 +6,8 @@ use crate::connection::Connection;
 use std::{future::poll_fn, rc::Rc};
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Lives as long as the connection of member `number`. The permit is held until the room has been joined, which bounds how
-/// many members are connecting at a time.
+/// Lives as long as the connection of member `number`. The permit is held until the room has been joined, which bounds
+/// how many members are connecting at a time.
 pub(super) async fn run(context: Rc<RunContext>, number: usize, permit: OwnedSemaphorePermit) {
     let nodes = context.nodes.len();
     // Every room has members on every node.

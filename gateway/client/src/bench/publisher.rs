@@ -1,6 +1,6 @@
-//! A publisher session of a load run: one half sends the messages that the scoreboard says are due, all of them in one write;
-//! the other half reads the replies. The run starts one task for each session, and at a fixed rate the thread that wakes
-//! them.
+//! A publisher session of a load run: one half sends the messages that the scoreboard says are due, all of them in one
+//! write; the other half reads the replies. The run starts one task for each session, and at a fixed rate the thread
+//! that wakes them.
 
 use super::{
     link::{self, Link},
@@ -151,7 +151,8 @@ fn lead(pace: Pace) -> Duration {
 }
 
 /// Starts the thread that wakes publishers by the clock. It is a thread because the runtime's timers are a millisecond
-/// coarse, which is more than the latency to be measured. It ends when the result is dropped; without a rate there is none.
+/// coarse, which is more than the latency to be measured. It ends when the result is dropped; without a rate there is
+/// none.
 pub(super) fn start_pacer(pace: Pace, wakers: Vec<Arc<Notify>>) -> io::Result<Arc<()>> {
     let alive = Arc::new(());
     let Pace::Rate(rate) = pace else { return Ok(alive) };

@@ -1,5 +1,5 @@
-//! What all connections of a load run share: its options, nodes, scoreboard, clock and scratch buffer, and the wakers of
-//! the publishers. Everything runs on one thread; no cell is borrowed across an await.
+//! What all connections of a load run share: its options, nodes, scoreboard, clock and scratch buffer, and the wakers
+//! of the publishers. Everything runs on one thread; no cell is borrowed across an await.
 
 use super::{
     link::{Node, SCRATCH_BYTES},
@@ -63,8 +63,8 @@ impl RunContext {
         })
     }
 
-    /// Nanoseconds since 1970 that never go back. The wall clock is read once, so that the stamps of several runs on one
-    /// machine compare; from then on the monotonic clock counts.
+    /// Nanoseconds since 1970 that never go back. The wall clock is read once, so that the stamps of several runs on
+    /// one machine compare; from then on the monotonic clock counts.
     pub(super) fn now_ns(&self) -> u64 {
         self.begun_ns + self.begun.elapsed().as_nanos() as u64
     }

@@ -179,8 +179,8 @@ impl Scoreboard {
         true
     }
 
-    /// A member has received a text frame. Gives the publisher that may publish again because of it. Of a frame that is not
-    /// a message of a load run the caller looks what it is.
+    /// A member has received a text frame. Gives the publisher that may publish again because of it. Of a frame that is
+    /// not a message of a load run the caller looks what it is.
     pub(super) fn received(&mut self, member: usize, text: &[u8], now_ns: u64) -> Result<Option<usize>, NoStamp> {
         let stamp = Stamp::find(text, &mut self.stamp_index).ok_or(NoStamp)?;
         let is_listening = self.publishers.is_empty();

@@ -1,5 +1,6 @@
-//! Splits the body of a streaming response into items: `text/event-stream` (WHATWG HTML, "Server-sent events", 9.2.5 and
-//! 9.2.6) and `application/x-ndjson`. `stream` feeds it. However the bytes are cut into pieces, the items are the same.
+//! Splits the body of a streaming response into items: `text/event-stream` (WHATWG HTML, "Server-sent events", 9.2.5
+//! and 9.2.6) and `application/x-ndjson`. `stream` feeds it. However the bytes are cut into pieces, the items are the
+//! same.
 
 use crate::http::FRAME_BYTES_MAX;
 
@@ -17,8 +18,8 @@ pub(super) enum Item {
     Id(String),
 }
 
-/// The lines of `application/x-ndjson`, without empty ones. A last line without a line feed is dropped, because the end of
-/// the body may have cut it.
+/// The lines of `application/x-ndjson`, without empty ones. A last line without a line feed is dropped, because the end
+/// of the body may have cut it.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     /// The beginning of a line whose end has not come.

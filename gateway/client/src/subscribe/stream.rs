@@ -19,8 +19,8 @@ use hyper::{
 use std::convert::Infallible;
 use tokio::time::timeout;
 
-/// Follows until the body, of this content type, ends; gives the step that ended it. An event stream ends where a browser's
-/// EventSource would end it, except for failures that may pass.
+/// Follows until the body, of this content type, ends; gives the step that ended it. An event stream ends where a
+/// browser's EventSource would end it, except for failures that may pass.
 pub(super) async fn follow(
     gateway: &Gateway,
     subscription: &mut Subscription,

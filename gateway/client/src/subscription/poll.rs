@@ -104,8 +104,8 @@ impl Subscription {
         body.to_string()
     }
 
-    /// Takes the body of a poll's response, which may be the first one of its connection. The error is the step for a body
-    /// that is not of this protocol.
+    /// Takes the body of a poll's response, which may be the first one of its connection. The error is the step for a
+    /// body that is not of this protocol.
     pub(crate) fn poll_response<'a>(&mut self, body: &'a str, is_first: bool) -> Result<PollResult<'a>, Step> {
         let response: PollResponse<'a> = serde_json::from_str(body).map_err(|_| unknown_protocol())?;
         let messages: Vec<_> = response.messages.iter().map(|message| message.get()).collect();
