@@ -166,7 +166,9 @@ pub(super) fn start_pacer(pace: Pace, wakers: Vec<Arc<Notify>>) -> io::Result<Ar
             steps = steps.saturating_add(1);
             // 10 µs after the time: a publisher that is woken just before it would wait for the next step.
             let due = begun + step.mul_f64(f64::from(steps)) + Duration::from_micros(10) - lead(pace);
-            thread::sleep(due.saturating_duration_since(Instant::now()));
+            while Instant::now() < due {
+                thread::park_timeout(due.saturating_duration_since(Instant::now()));
+            }
         }
     };
     thread::Builder::new().name("pacer".to_owned()).spawn(run)?;
