@@ -1,15 +1,10 @@
-//! The command line: which command to run with which arguments, or the exit of help, version and faults. `main` calls
-//! [`invocation`] first and acts on the result. It opens no socket, and prints help, faults and the result of `check`.
+//! The command line: which command to run with which arguments, or the exit of help, version, `check` and faults.
+//! `main` calls [`invocation`] first and acts on the result. It opens no socket.
 
 use crate::config::{self, Config, Environment, Flags, Kind, Spec};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use fanfare_client_cli::ClientCommand;
-use std::{
-    ffi::OsString,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 /// The exit code of a wrong configuration, file, variable or flag: `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
@@ -19,8 +14,6 @@ const EXIT_CONFIG: u8 = 78;
 pub(crate) enum Invocation {
     /// Run the gateway.
     Serve(Box<Config>),
-    /// Validate a configuration file: call [`check`].
-    Check(PathBuf),
     /// Run a client command: `sub`, `pub`, `bench` or `health`.
     Client(ClientCommand),
 }
@@ -48,24 +41,10 @@ impl Exit {
     }
 }
 
-/// Reads this process's arguments and environment.
-///
-/// # Errors
-/// The exit code, after help, version (0) or faults (78) have been printed.
+/// Reads this process's arguments and environment. The error is the exit code, after help, version, the result of
+/// `check` (0) or faults (78) have been printed.
 pub(crate) fn invocation() -> Result<Invocation, ExitCode> {
     parse(std::env::args_os(), &Environment::of_process()).map_err(|exit| exit.print())
-}
-
-/// Validates a configuration file as `serve` would with it in this environment; prints `ok` or every fault.
-pub(crate) fn check(file: &Path) -> ExitCode {
-    verdict(config::check(file, &Environment::of_process())).print()
-}
-
-fn verdict(checked: Result<(), config::Faults>) -> Exit {
-    match checked {
-        Ok(()) => Exit { code: 0, text: "ok".to_owned() },
-        Err(faults) => Exit::faults(faults),
-    }
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> Result<Invocation, Exit> {
@@ -77,7 +56,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>, environment: &Environmen
         None => serve(&matches, environment),
         Some(("serve", matches)) => serve(matches, environment),
         Some(("check", matches)) if matches.get_flag("reference") => Err(Exit { code: 0, text: config::reference() }),
-        Some(("check", matches)) => Ok(Invocation::Check(string(matches, "FILE").unwrap_or_default().into())),
+        Some(("check", matches)) => Err(check(matches, environment)),
         Some(_) => ClientCommand::read(&matches).map(Invocation::Client).map_err(Exit::faults),
     }
 }
@@ -88,8 +67,13 @@ fn serve(matches: &ArgMatches, environment: &Environment) -> Result<Invocation, 
     config::load(&flags, environment).map(Box::new).map(Invocation::Serve).map_err(Exit::faults)
 }
 
-fn string(matches: &ArgMatches, name: &str) -> Option<String> {
-    matches.get_one::<String>(name).cloned()
+/// Validates a configuration file as `serve` would with it in this environment: `ok` or every fault.
+fn check(matches: &ArgMatches, environment: &Environment) -> Exit {
+    let file = matches.get_one::<String>("FILE").cloned().unwrap_or_default();
+    match config::load(&Flags::from([("config", file)]), environment) {
+        Ok(_) => Exit { code: 0, text: "ok".to_owned() },
+        Err(faults) => Exit::faults(faults),
+    }
 }
 
 /// The whole command line. Without a command the program serves, so the flags of `serve` are also at the top level.
@@ -128,8 +112,8 @@ fn flag(spec: &Spec) -> Arg {
             let flag = flag.value_name("true|false").num_args(0..=1).require_equals(true);
             flag.default_missing_value("true")
         }
-        Kind::List => flag.value_name(spec.value).action(ArgAction::Append),
-        Kind::Text | Kind::Number => flag.value_name(spec.value),
+        Kind::List(value) => flag.value_name(value).action(ArgAction::Append),
+        Kind::Text(value) | Kind::Number(value) => flag.value_name(value),
     }
 }
 
@@ -204,8 +188,8 @@ mod tests {
 
     #[test]
     fn check_says_ok_or_every_fault() {
-        assert_eq!(verdict(Ok(())), Exit { code: 0, text: "ok".to_owned() });
-        let missing = verdict(config::check(Path::new("/nowhere/at/all.toml"), &Environment::default()));
+        assert_eq!(exit("fanfare check /dev/null"), Exit { code: 0, text: "ok".to_owned() });
+        let missing = exit("fanfare check /nowhere/at/all.toml");
         assert_eq!(missing.code, EXIT_CONFIG);
         assert!(missing.text.contains("cannot be opened"));
     }

@@ -51,14 +51,13 @@ pub fn main() -> ExitCode {
                 }
             }
         }
-        Invocation::Check(file) => cli::check(&file),
         Invocation::Client(command) => runtime.block_on(command.run()),
     }
 }
 
 /// Log lines go to standard error.
 fn log(config: &Config) {
-    let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::from(config.log_level));
+    let lines = tracing_subscriber::fmt().with_max_level(config.log_level);
     let lines = lines.with_writer(std::io::stderr).with_target(false);
     match config.log {
         LogFormat::Json => lines.json().flatten_event(true).init(),

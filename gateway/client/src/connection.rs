@@ -2,9 +2,8 @@
 //! says so, TLS. What is said on a connection is `http`'s, `subscribe`'s and `bench`'s.
 
 use crate::{
-    failure::Failure,
+    output::Failure,
     tls::{Tls, TlsOptions},
-    token::Token,
     url::GatewayUrl,
 };
 use clap::Args;
@@ -14,7 +13,8 @@ use hyper::{
     http::request,
 };
 use std::{
-    fmt, io,
+    fmt::Display,
+    io,
     net::{IpAddr, SocketAddr},
 };
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
@@ -38,39 +38,37 @@ pub(crate) struct GatewayOptions {
     tls: TlsOptions,
 }
 
+/// The `Authorization` header for a token, which `Debug` hides; `None` if a header cannot hold the token.
+#[derive(Debug, Clone)]
+struct Token(Option<HeaderValue>);
+
+impl From<String> for Token {
+    fn from(text: String) -> Self {
+        let mut header = HeaderValue::try_from(format!("Bearer {text}")).ok();
+        header.iter_mut().for_each(|header| header.set_sensitive(true));
+        Self(header)
+    }
+}
+
 /// A gateway that a command uses.
 #[derive(Clone)]
 pub(crate) struct Gateway {
     pub(crate) url: GatewayUrl,
-    /// What an `Authorization` header says.
     pub(crate) authorization: Option<HeaderValue>,
     tls: Option<Tls>,
 }
 
-/// Why there is no connection, or no response on one.
-#[derive(Debug)]
-pub(crate) enum ConnectionError {
-    /// A later attempt can succeed.
-    Transient(String),
-    /// Every attempt will end like this one.
-    Permanent(String),
-}
-
 impl Gateway {
     /// Reads the options. Nothing is connected yet.
-    ///
-    /// # Errors
-    /// Which of the options is wrong.
     pub(crate) fn new(options: &GatewayOptions) -> Result<Self, Failure> {
         let mut gateway = Self::without_token(GatewayUrl::parse("--url", &options.url)?, &options.tls)?;
-        gateway.authorization = options.token.as_ref().map(Token::header).transpose()?;
+        if let Some(Token(header)) = &options.token {
+            let unfit = || Failure::config("--token: it contains characters that an HTTP header cannot hold");
+            gateway.authorization = Some(header.clone().ok_or_else(unfit)?);
+        }
         Ok(gateway)
     }
 
-    /// A gateway that is used without a token.
-    ///
-    /// # Errors
-    /// The options for TLS cannot be used.
     pub(crate) fn without_token(url: GatewayUrl, options: &TlsOptions) -> Result<Self, Failure> {
         let tls = url.is_secure.then(|| Tls::new(&url.host, options)).transpose()?;
         Ok(Self { url, authorization: None, tls })
@@ -79,23 +77,20 @@ impl Gateway {
     /// The beginning of an HTTP request for `path` below the gateway's URL.
     pub(crate) fn request(&self, method: Method, path: &str) -> request::Builder {
         let request = Request::builder().method(method).uri(self.url.path(path)).header(HOST, &self.url.authority);
-        match &self.authorization {
-            Some(token) => request.header(AUTHORIZATION, token),
-            None => request,
-        }
+        self.authorization.iter().fold(request, |request, token| request.header(AUTHORIZATION, token))
     }
 
-    /// Resolves the gateway's name.
-    pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, ConnectionError> {
+    /// The addresses of the gateway's name: at least one.
+    pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, Failure> {
         let authority = &self.url.authority;
-        let unknown = |why: &dyn fmt::Display| ConnectionError::Transient(format!("{authority}: {why}"));
+        let unknown = |why: &dyn Display| Failure::refused(format_args!("{authority}: {why}"));
         let addresses: Vec<_> = lookup_host(authority).await.map_err(|error| unknown(&error))?.collect();
         if addresses.is_empty() { Err(unknown(&"no address")) } else { Ok(addresses) }
     }
 
     /// Opens a connection to the first of the gateway's addresses that accepts one.
-    pub(crate) async fn connect(&self) -> Result<Connection, ConnectionError> {
-        let mut last = Err(ConnectionError::Transient(format!("{}: no address", self.url.authority)));
+    pub(crate) async fn connect(&self) -> Result<Connection, Failure> {
+        let mut last = Err(Failure::refused("no address"));
         for address in self.resolve().await? {
             last = self.connect_to(address, None).await;
             if last.is_ok() {
@@ -106,21 +101,13 @@ impl Gateway {
     }
 
     /// Opens a connection to one of the gateway's addresses, from a local address where one is given.
-    pub(crate) async fn connect_to(
-        &self,
-        address: SocketAddr,
-        from: Option<IpAddr>,
-    ) -> Result<Connection, ConnectionError> {
-        let cannot = |why: &dyn fmt::Display| format!("cannot connect to {}: {why}", self.url.authority);
-        let stream = open(address, from).await.map_err(|error| ConnectionError::Transient(cannot(&error)))?;
-        let Some(tls) = &self.tls else { return Ok(Either::Left(stream)) };
-        match tls.connect(stream).await {
-            Ok(stream) => Ok(Either::Right(Box::new(stream))),
-            Err(error) => Err(match tls.permanent_fault(&error) {
-                Some(fault) => ConnectionError::Permanent(cannot(&fault)),
-                None => ConnectionError::Transient(cannot(&format_args!("TLS: {error}"))),
-            }),
-        }
+    pub(crate) async fn connect_to(&self, address: SocketAddr, from: Option<IpAddr>) -> Result<Connection, Failure> {
+        let connected = match (open(address, from).await.map_err(Failure::refused), &self.tls) {
+            (Ok(stream), Some(tls)) => tls.connect(stream).await.map(Box::new).map(Either::Right),
+            (stream, _) => stream.map(Either::Left),
+        };
+        let authority = &self.url.authority;
+        connected.map_err(|why| Failure { text: format!("cannot connect to {authority}: {}", why.text), ..why })
     }
 }
 
@@ -132,18 +119,4 @@ async fn open(address: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream
     // Requests and frames are small single writes, and each waits for its response: Nagle's algorithm only delays them.
     socket.set_nodelay(true)?;
     socket.connect(address).await
-}
-
-impl fmt::Display for ConnectionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Transient(text) | Self::Permanent(text) => f.write_str(text),
-        }
-    }
-}
-
-impl From<ConnectionError> for Failure {
-    fn from(error: ConnectionError) -> Self {
-        Self::refused(error)
-    }
 }

@@ -2,9 +2,8 @@
 
 use crate::{
     connection::Gateway,
-    failure::Failure,
     http::HttpClient,
-    output::{finish, print},
+    output::{Failure, finish, print},
     tls::TlsOptions,
     url::GatewayUrl,
 };
@@ -27,7 +26,6 @@ pub(crate) struct HealthOptions {
     tls: TlsOptions,
 }
 
-/// Ends with success if the node is ready.
 pub(crate) async fn health(options: HealthOptions) -> ExitCode {
     finish("health", ask(&options).await)
 }
@@ -36,9 +34,9 @@ async fn ask(options: &HealthOptions) -> Result<(), Failure> {
     let gateway = Gateway::without_token(GatewayUrl::parse_admin(&options.admin)?, &options.tls)?;
     let request = gateway.request(Method::GET, "/readyz").body(Full::default()).map_err(Failure::refused)?;
     let response = HttpClient::new(&gateway, TIME_LIMIT).send(request).await?;
-    let body = String::from_utf8_lossy(&response.body);
-    if response.status != StatusCode::OK {
-        return Err(Failure::refused(format_args!("not ready: {} {}", response.status, body.trim())));
+    let body = String::from_utf8_lossy(response.body());
+    if response.status() != StatusCode::OK {
+        return Err(Failure::refused(format_args!("not ready: {} {}", response.status(), body.trim())));
     }
     // Docker keeps what a health check prints. A closed standard output does not make the node unhealthy.
     let _ = print(body.trim());

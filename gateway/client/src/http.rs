@@ -2,14 +2,11 @@
 //! (`publish`, `health`, polls), and requests whose response goes on, on a connection of their own (streams). Everything but
 //! the length of such a stream is bounded in size and time.
 
-use crate::{
-    connection::{ConnectionError, Gateway},
-    size_limit::FRAME_BYTES_MAX,
-};
+use crate::{connection::Gateway, output::Failure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
-    HeaderMap, Request, Response, StatusCode,
+    Request, Response,
     body::Incoming,
     client::conn::http1::{SendRequest, handshake},
 };
@@ -18,29 +15,23 @@ use serde::Deserialize;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// A response that was read whole.
-#[derive(Debug)]
-pub(crate) struct HttpResponse {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
-}
+/// The largest frame, event, line or response that is read, in bytes: 16 times the largest message that a gateway can be
+/// configured for (1 MiB), because lists of messages and of members are single frames too.
+pub(crate) const FRAME_BYTES_MAX: usize = 16 << 20;
 
-impl HttpResponse {
-    /// What a response other than 200 says: the problem's code and detail, or the first 200 characters of a proxy's page.
-    pub(crate) fn refusal(&self) -> String {
-        #[derive(Deserialize)]
-        struct Problem {
-            code: String,
-            detail: String,
-        }
-        let status = self.status.as_u16();
-        match serde_json::from_slice::<Problem>(&self.body) {
-            Ok(Problem { code, detail }) => format!("refused with {status} {code}: {detail}"),
-            Err(_) => {
-                let text: String = String::from_utf8_lossy(&self.body).chars().take(200).collect();
-                format!("refused with {status}: {}", text.trim())
-            }
+/// What a response other than 200 says: the problem's code and detail, or the first 200 characters of a proxy's page.
+pub(crate) fn refusal(response: &Response<Bytes>) -> String {
+    #[derive(Deserialize)]
+    struct Problem {
+        code: String,
+        detail: String,
+    }
+    let status = response.status().as_u16();
+    match serde_json::from_slice::<Problem>(response.body()) {
+        Ok(Problem { code, detail }) => format!("refused with {status} {code}: {detail}"),
+        Err(_) => {
+            let text: String = String::from_utf8_lossy(response.body()).chars().take(200).collect();
+            format!("refused with {status}: {}", text.trim())
         }
     }
 }
@@ -60,12 +51,12 @@ impl<'a> HttpClient<'a> {
 
     /// Sends a request that may safely arrive twice: when a connection that was used before has broken, the request is
     /// sent again on a new one.
-    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<HttpResponse, ConnectionError> {
+    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Failure> {
         let (gateway, time_limit) = (self.gateway, self.time_limit);
         timeout(time_limit, self.attempt(request)).await.map_err(|_| no_response(gateway, time_limit))?
     }
 
-    async fn attempt(&mut self, request: Request<Full<Bytes>>) -> Result<HttpResponse, ConnectionError> {
+    async fn attempt(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Failure> {
         if let Some(mut sender) = self.open.take()
             && let Ok(response) = exchange(&mut sender, request.clone()).await
         {
@@ -84,7 +75,7 @@ pub(crate) async fn open_stream(
     gateway: &Gateway,
     request: Request<Full<Bytes>>,
     time_limit: Duration,
-) -> Result<Response<Incoming>, ConnectionError> {
+) -> Result<Response<Incoming>, Failure> {
     let attempt = async {
         let mut sender = connect(gateway).await?;
         sender.send_request(request).await.map_err(|error| broken(gateway, &error.to_string()))
@@ -93,13 +84,13 @@ pub(crate) async fn open_stream(
 }
 
 /// Reads a response to its end.
-pub(crate) async fn read_whole(response: Response<Incoming>) -> Result<HttpResponse, String> {
+pub(crate) async fn read_whole(response: Response<Incoming>) -> Result<Response<Bytes>, String> {
     let (head, body) = response.into_parts();
     let body = Limited::new(body, FRAME_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
-    Ok(HttpResponse { status: head.status, headers: head.headers, body: body.to_bytes() })
+    Ok(Response::from_parts(head, body.to_bytes()))
 }
 
-async fn connect(gateway: &Gateway) -> Result<SendRequest<Full<Bytes>>, ConnectionError> {
+async fn connect(gateway: &Gateway) -> Result<SendRequest<Full<Bytes>>, Failure> {
     let stream = TokioIo::new(gateway.connect().await?);
     let (sender, connection) = handshake(stream).await.map_err(|error| broken(gateway, &error.to_string()))?;
     // It moves the bytes of the connection, and ends with it.
@@ -110,29 +101,31 @@ async fn connect(gateway: &Gateway) -> Result<SendRequest<Full<Bytes>>, Connecti
 async fn exchange(
     sender: &mut SendRequest<Full<Bytes>>,
     request: Request<Full<Bytes>>,
-) -> Result<HttpResponse, String> {
+) -> Result<Response<Bytes>, String> {
     sender.ready().await.map_err(|error| error.to_string())?;
     read_whole(sender.send_request(request).await.map_err(|error| error.to_string())?).await
 }
 
-fn broken(gateway: &Gateway, error: &str) -> ConnectionError {
-    ConnectionError::Transient(format!("{} sent no HTTP response: {error}", gateway.url.authority))
+fn broken(gateway: &Gateway, error: &str) -> Failure {
+    Failure::refused(format_args!("{} sent no HTTP response: {error}", gateway.url.authority))
 }
 
-fn no_response(gateway: &Gateway, time_limit: Duration) -> ConnectionError {
+fn no_response(gateway: &Gateway, time_limit: Duration) -> Failure {
     let seconds = time_limit.as_secs();
-    ConnectionError::Transient(format!("no response from {} within {seconds} s", gateway.url.authority))
+    Failure::refused(format_args!("no response from {} within {seconds} s", gateway.url.authority))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::StatusCode;
 
     #[test]
     fn a_refusal_names_the_code_and_a_proxys_page_is_cut() {
         let refusal = |body: &str| {
-            let (headers, body) = (HeaderMap::new(), Bytes::from(body.to_owned()));
-            HttpResponse { status: StatusCode::FORBIDDEN, headers, body }.refusal()
+            let mut response = Response::new(Bytes::from(body.to_owned()));
+            *response.status_mut() = StatusCode::FORBIDDEN;
+            refusal(&response)
         };
         let problem = r#"{"type":"about:blank","code":"forbidden","detail":"not yours","retryable":false}"#;
         assert_eq!(refusal(problem), "refused with 403 forbidden: not yours");

@@ -3,16 +3,15 @@
 
 use crate::{
     connection::{Gateway, GatewayOptions},
-    failure::Failure,
-    http::HttpClient,
-    output::{finish, print},
+    http::{HttpClient, refusal},
+    output::{Failure, finish, print},
     url::percent_encoded,
 };
 use clap::Args;
 use http_body_util::Full;
 use hyper::{Method, StatusCode, header::CONTENT_TYPE};
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Stdin},
+    io::{BufRead as _, Read as _},
     process::ExitCode,
     time::Duration,
 };
@@ -44,9 +43,6 @@ pub(crate) struct PublishOptions {
 
 impl PublishOptions {
     /// Checks what the command line's own parser does not know.
-    ///
-    /// # Errors
-    /// What is wrong, for the user.
     pub(crate) fn checked(self) -> Result<Self, String> {
         if self.data == "-" && self.key.is_some() {
             return Err(
@@ -65,75 +61,62 @@ pub(crate) async fn publish(options: PublishOptions) -> ExitCode {
 
 async fn run(options: &PublishOptions) -> Result<(), Failure> {
     let gateway = Gateway::new(&options.gateway)?;
-    let mut publisher = Publisher { options, gateway: &gateway, client: HttpClient::new(&gateway, TIME_LIMIT) };
+    let mut client = HttpClient::new(&gateway, TIME_LIMIT);
     if options.data != "-" {
-        check_json(&options.data)?;
-        return publisher.send(options.data.clone()).await;
+        check_json(&options.data).map_err(Failure::data)?;
+        return send(options, &gateway, &mut client, options.data.clone()).await;
     }
-    let mut lines = Some(BufReader::new(std::io::stdin()));
     for number in 1_u64.. {
-        let Some(reader) = lines.take() else { break };
+        let wrong = |why: String| Failure::data(format_args!("line {number}: {why}"));
         // Standard input blocks: on a thread of its own it does not keep the connection from being served.
-        let read = tokio::task::spawn_blocking(move || next_line(reader)).await;
-        let read = read.map_err(Failure::data)?;
-        let Some((text, reader)) = read.map_err(|why| Failure::data(format_args!("line {number}: {why}")))? else {
-            break;
-        };
-        lines = Some(reader);
-        if !text.trim().is_empty() {
-            let numbered = |failure: Failure| Failure { text: format!("line {number}: {}", failure.text), ..failure };
-            check_json(&text).map_err(numbered)?;
-            publisher.send(text).await?;
+        let line = tokio::task::spawn_blocking(next_line).await.map_err(Failure::data)?;
+        match line.map_err(wrong)? {
+            None => break,
+            Some(text) if text.trim().is_empty() => {}
+            Some(text) => {
+                check_json(&text).map_err(wrong)?;
+                send(options, &gateway, &mut client, text).await?;
+            }
         }
     }
     Ok(())
 }
 
-/// The next line with the reader to go on with, or `None` at the end.
-fn next_line(mut reader: BufReader<Stdin>) -> Result<Option<(String, BufReader<Stdin>)>, String> {
+/// The next line of standard input, or `None` at its end.
+fn next_line() -> Result<Option<String>, String> {
     let mut text = String::new();
-    let read = reader.by_ref().take(LINE_BYTES_MAX).read_line(&mut text).map_err(|error| error.to_string())?;
+    let read = std::io::stdin().lock().take(LINE_BYTES_MAX).read_line(&mut text).map_err(|error| error.to_string())?;
     if read as u64 == LINE_BYTES_MAX {
         return Err(format!("longer than {LINE_BYTES_MAX} bytes"));
     }
-    Ok((read > 0).then_some((text, reader)))
+    Ok((read > 0).then_some(text))
 }
 
 /// Refuses text that is not JSON, and shows it as a JSON string.
-fn check_json(data: &str) -> Result<(), Failure> {
+fn check_json(data: &str) -> Result<(), String> {
     let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(data) else { return Ok(()) };
     let quoted = serde_json::to_string(data.trim()).unwrap_or_default();
-    let text = format!("not JSON ({error}); plain text is written as a JSON string: '{quoted}'");
-    Err(Failure::data(text))
+    Err(format!("not JSON ({error}); plain text is written as a JSON string: '{quoted}'"))
 }
 
-/// Publishes message after message over one connection.
-struct Publisher<'a> {
-    options: &'a PublishOptions,
-    gateway: &'a Gateway,
-    client: HttpClient<'a>,
-}
-
-impl Publisher<'_> {
-    async fn send(&mut self, data: String) -> Result<(), Failure> {
-        let mut target = format!("/v1/rooms/{}", percent_encoded(&self.options.room));
-        if let Some(event) = &self.options.event {
-            target = format!("{target}?event={}", percent_encoded(event));
-        }
-        let key = match &self.options.key {
-            Some(key) => key.clone(),
-            None => random_key()?,
-        };
-        let request = self.gateway.request(Method::POST, &target);
-        let request = request.header(CONTENT_TYPE, "application/json").header("idempotency-key", key);
-        let request = request.body(Full::from(data)).map_err(Failure::refused)?;
-        let response = self.client.send(request).await?;
-        if response.status != StatusCode::OK {
-            return Err(Failure::refused(response.refusal()));
-        }
-        print(String::from_utf8_lossy(&response.body).trim())
-            .map_err(|error| Failure::refused(format_args!("output: {error}")))
+async fn send(
+    options: &PublishOptions,
+    gateway: &Gateway,
+    client: &mut HttpClient<'_>,
+    data: String,
+) -> Result<(), Failure> {
+    let mut target = format!("/v1/rooms/{}", percent_encoded(&options.room));
+    if let Some(event) = &options.event {
+        target = format!("{target}?event={}", percent_encoded(event));
     }
+    let key = options.key.clone().map_or_else(random_key, Ok)?;
+    let request = gateway.request(Method::POST, &target);
+    let request = request.header(CONTENT_TYPE, "application/json").header("idempotency-key", key);
+    let response = client.send(request.body(Full::from(data)).map_err(Failure::refused)?).await?;
+    if response.status() != StatusCode::OK {
+        return Err(Failure::refused(refusal(&response)));
+    }
+    print(String::from_utf8_lossy(response.body()).trim())
 }
 
 /// 128 random bits, so that no two messages share a key.
@@ -150,8 +133,7 @@ mod tests {
     #[test]
     fn text_that_is_not_json_is_refused_with_what_to_write_instead() {
         assert_eq!(check_json(" {\"a\":1.0} "), Ok(()));
-        let failure = check_json("hello\n").unwrap_err();
-        assert_eq!(failure.code, 65);
-        assert!(failure.text.ends_with("JSON string: '\"hello\"'"), "{}", failure.text);
+        let why = check_json("hello\n").unwrap_err();
+        assert!(why.ends_with("JSON string: '\"hello\"'"), "{why}");
     }
 }

@@ -1,7 +1,7 @@
 //! TLS to a gateway: which authorities a command trusts, how a server's certificate is judged, and what the user reads when
 //! it is refused. `connection` calls it for `https` and `wss` URLs.
 
-use crate::failure::Failure;
+use crate::output::Failure;
 use clap::Args;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -39,9 +39,6 @@ pub(crate) struct Tls {
 
 impl Tls {
     /// Trusts the public authorities that are built in or, with `--ca-file`, the certificates in that file alone.
-    ///
-    /// # Errors
-    /// The file has no certificates, or `host` is no name that a certificate can be for.
     pub(crate) fn new(host: &str, options: &TlsOptions) -> Result<Self, Failure> {
         let authorities = options.ca_file.as_deref().map(read_certificates).transpose()?;
         let mut roots = RootCertStore::empty();
@@ -69,12 +66,16 @@ impl Tls {
     }
 
     /// Shakes hands with the server at the other end of `stream`.
-    pub(crate) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        self.connector.connect(self.server_name.clone(), stream).await
+    pub(crate) async fn connect(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
+        let connected = self.connector.connect(self.server_name.clone(), stream).await;
+        connected.map_err(|error| match self.permanent_fault(&error) {
+            Some(fault) => Failure { is_permanent: true, ..Failure::refused(fault) },
+            None => Failure::refused(format_args!("TLS: {error}")),
+        })
     }
 
     /// What is wrong with the server, for the user, if a retry cannot help.
-    pub(crate) fn permanent_fault(&self, error: &io::Error) -> Option<String> {
+    fn permanent_fault(&self, error: &io::Error) -> Option<String> {
         match error.get_ref()?.downcast_ref::<Error>()? {
             // A certificate that signs itself is `Other`, another authority of the same name a `BadSignature`.
             Error::InvalidCertificate(
@@ -98,11 +99,9 @@ impl Tls {
 
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let wrong = |why: &dyn std::fmt::Display| Failure::config(format_args!("--ca-file {}: {why}", file.display()));
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))?.collect();
-    match certificates.map_err(|error| wrong(&error))? {
-        none if none.is_empty() => Err(wrong(&"no PEM certificate in it")),
-        certificates => Ok(certificates),
-    }
+    let certificates = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = certificates.map_err(|error| wrong(&error))?;
+    if certificates.is_empty() { Err(wrong(&"no PEM certificate in it")) } else { Ok(certificates) }
 }
 
 /// The usual judgement, and one exception: a certificate that signs itself and stands in `--ca-file` is accepted as the
@@ -169,7 +168,7 @@ mod tests {
         };
         for file in ["/nowhere/ca.pem", "Cargo.toml"] {
             let failure = refused(file);
-            assert!(failure.code == 78 && failure.text.starts_with(&format!("--ca-file {file}: ")), "{failure:?}");
+            assert!(failure.exit_code == 78 && failure.text.starts_with(&format!("--ca-file {file}: ")), "{failure:?}");
         }
         assert!(Tls::new("localhost", &TlsOptions::default()).is_ok());
     }

@@ -1,7 +1,7 @@
 //! The gateway's address as it is given to the commands, and the encoding of names in request targets. Nothing is resolved
 //! here.
 
-use crate::failure::Failure;
+use crate::output::Failure;
 use hyper::Uri;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -21,9 +21,6 @@ pub(crate) struct GatewayUrl {
 impl GatewayUrl {
     /// Reads the value of the flag `flag`. `http` and `ws` mean the same, as do `https` and `wss`: the command knows which
     /// protocol it speaks.
-    ///
-    /// # Errors
-    /// What is wrong with the URL.
     pub(crate) fn parse(flag: &str, url: &str) -> Result<Self, Failure> {
         let wrong = |why: &str| Failure::config(format_args!("{flag} {url:?}: {why}"));
         let uri: Uri = url.parse().map_err(|_| wrong("not a URL"))?;
@@ -47,9 +44,6 @@ impl GatewayUrl {
 
     /// Reads the value of `--admin`: a URL, or `host:port` as the server's own option has it. A server that listens on the
     /// unspecified address is asked on loopback.
-    ///
-    /// # Errors
-    /// What is wrong with the address.
     pub(crate) fn parse_admin(address: &str) -> Result<Self, Failure> {
         let url = match address.parse::<SocketAddr>() {
             _ if address.contains("://") => address.to_owned(),
@@ -106,7 +100,7 @@ mod tests {
     fn what_is_no_gateway_url_is_refused_with_its_flag() {
         for url in ["a:80", "ftp://a", "/x", "ws://u:p@a", "ws://a?b=c", ""] {
             let failure = parse(url).unwrap_err();
-            assert!(failure.code == 78 && failure.text.starts_with("--url"), "{url}: {failure:?}");
+            assert!(failure.exit_code == 78 && failure.text.starts_with("--url"), "{url}: {failure:?}");
         }
     }
 

@@ -39,15 +39,9 @@ impl fmt::Display for Location {
 }
 
 /// Every fault found, one line each: those of the file in the order of its lines, then the others as they were found.
+/// The number is the line in the file; the largest number if it is not a fault of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Faults(Vec<Fault>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Fault {
-    /// The line in the file; the largest number if it is not a fault of the file.
-    line: usize,
-    text: String,
-}
+pub(crate) struct Faults(Vec<(usize, String)>);
 
 impl Faults {
     /// Adds one. Control characters in what a user wrote do not reach the terminal.
@@ -55,8 +49,8 @@ impl Faults {
         let text = format!("{location}: {problem}");
         let text = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
         let line = if let Location::File { line, .. } = location { *line } else { usize::MAX };
-        let index = self.0.partition_point(|fault| fault.line <= line);
-        self.0.insert(index, Fault { line, text });
+        let index = self.0.partition_point(|(earlier, _)| *earlier <= line);
+        self.0.insert(index, (line, text));
     }
 
     /// `Err` if there is at least one.
@@ -67,14 +61,14 @@ impl Faults {
     /// The faults in their order.
     #[cfg(test)]
     pub(super) fn lines(&self) -> Vec<&str> {
-        self.0.iter().map(|fault| fault.text.as_str()).collect()
+        self.0.iter().map(|(_, text)| text.as_str()).collect()
     }
 }
 
 impl fmt::Display for Faults {
     /// A line each, and last how many are not shown and were found in all; without a final line break.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = self.0.iter().take(PRINTED_MAX).map(|fault| fault.text.as_str()).collect::<Vec<_>>();
+        let shown = self.0.iter().take(PRINTED_MAX).map(|(_, text)| text.as_str()).collect::<Vec<_>>();
         f.write_str(&shown.join("\n"))?;
         match self.0.len().checked_sub(PRINTED_MAX) {
             Some(more @ 1..) => write!(f, "\nand {more} more, {} faults in all", self.0.len()),

@@ -102,11 +102,11 @@ impl<'a> Field<'a> {
     /// The text for the option's row, if the value is of the option's kind.
     pub(super) fn option(&self, spec: &Spec) -> Result<String, String> {
         match spec.kind {
-            Kind::Text => self.text().map(str::to_owned),
-            Kind::Number => self.number(),
+            Kind::Text(_) => self.text().map(str::to_owned),
+            Kind::Number(_) => self.number(),
             Kind::Switch => self.switch().map(|on| on.to_string()),
-            Kind::List if self.value.is_str() => self.text().map(str::to_owned),
-            Kind::List => {
+            Kind::List(_) if self.value.is_str() => self.text().map(str::to_owned),
+            Kind::List(_) => {
                 let items = self.items().map_err(|_| self.not("a string or an array of strings"))?;
                 let texts: Result<Vec<_>, _> = items.iter().map(Field::text).collect();
                 texts.map(|texts| texts.join(" "))

@@ -2,22 +2,62 @@
 //! `cli`. It reports the faults of all layers at once.
 
 use super::{
-    environment::Environment,
     fault::{Faults, Location},
     file,
-    options::{CONFIG_FILE, Draft, OPTIONS, Spec},
+    options::{self, CONFIG_FILE, Draft, OPTIONS, Spec},
     settings::Config,
 };
 use crate::policy::limits::ENVELOPE_BYTES;
-use std::{collections::BTreeMap, path::Path};
+use fanfare_client_cli::VARIABLES;
+use std::{collections::BTreeMap, ffi::OsString};
+
+/// The beginning of all variables of this program.
+const PREFIX: &str = "FANFARE_";
+/// Variables with the prefix that belong to the tests, and the beginning of further ones.
+const OTHERS: &[&str] = &["FANFARE_BLESS", "FANFARE_BIN"];
+const OTHERS_PREFIX: &str = "FANFARE_TEST_";
 
 /// Values from the command line, by the option's name. Elements of a list are separated by blanks.
 pub(crate) type Flags = BTreeMap<&'static str, String>;
 
+/// The variables that begin with `FANFARE_`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Environment(Vec<(String, OsString)>);
+
+impl Environment {
+    /// Those of this process.
+    pub(crate) fn of_process() -> Self {
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect()
+    }
+
+    /// A variable's text, if it is set and UTF-8.
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(found, _)| found == name).and_then(|(_, value)| value.to_str())
+    }
+
+    /// Adds a fault for every unknown variable and every option that is not text.
+    fn check(&self, faults: &mut Faults) {
+        for (name, value) in &self.0 {
+            let known = options::all().any(|spec| spec.variable() == *name);
+            if known && value.to_str().is_none() {
+                faults.add(&Location::Environment(name.clone()), "is not UTF-8");
+            } else if !known && !is_of_others(name) {
+                let problem = "unknown variable; `fanfare serve --help` lists all variables";
+                faults.add(&Location::Environment(name.clone()), problem);
+            }
+        }
+    }
+}
+
+impl FromIterator<(String, OsString)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (String, OsString)>>(variables: I) -> Self {
+        let mut ours: Vec<_> = variables.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
+        ours.sort();
+        Self(ours)
+    }
+}
+
 /// Puts the configuration together.
-///
-/// # Errors
-/// Every fault of every layer.
 pub(crate) fn load(flags: &Flags, environment: &Environment) -> Result<Config, Faults> {
     let mut draft = Draft::new(Config::built_in());
     override_with(&[CONFIG_FILE], flags, environment, &mut draft);
@@ -30,20 +70,12 @@ pub(crate) fn load(flags: &Flags, environment: &Environment) -> Result<Config, F
     draft.faults.none_or(draft.config)
 }
 
-/// Whether `serve --config FILE` would start in this environment.
-///
-/// # Errors
-/// Every fault, as in [`load`].
-pub(crate) fn check(file: &Path, environment: &Environment) -> Result<(), Faults> {
-    let flags = Flags::from([(CONFIG_FILE.name, file.to_string_lossy().into_owned())]);
-    load(&flags, environment).map(drop)
-}
-
 /// Takes over options from the environment, and then from flags.
 fn override_with(specs: &[Spec], flags: &Flags, environment: &Environment, draft: &mut Draft) {
     for spec in specs {
-        if let Some((text, location)) = environment.option(spec) {
-            draft.take(spec, text, location);
+        let variable = spec.variable();
+        if let Some(text) = environment.get(&variable) {
+            draft.take(spec, text, Location::Environment(variable));
         }
         if let Some(text) = flags.get(spec.name) {
             draft.take(spec, text, Location::Flag(spec.flag()));
@@ -87,4 +119,30 @@ fn contradictions(config: &Config, open: bool) -> Vec<(&'static [&'static str], 
         found.push((&["outbox_total_bytes", "outbox_bytes"], problem));
     }
     found
+}
+
+/// Whether a variable with the prefix belongs to something else. Kubernetes and Docker links put the addresses of a service
+/// named `fanfare` or `fanfare-…` into every container beside it (`FANFARE_PORT_8080_TCP_ADDR`,
+/// `FANFARE_REDIS_SERVICE_HOST`). If those were faults, a node could not start because of its service's name.
+fn is_of_others(name: &str) -> bool {
+    let linked = name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| name.contains("_PORT_") && name.contains(protocol));
+    OTHERS.contains(&name) || VARIABLES.contains(&name) || name.starts_with(OTHERS_PREFIX) || linked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_a_service_named_fanfare_do_not_stop_the_start() {
+        let names = ["FANFARE_SERVICE_HOST", "FANFARE_PORT", "FANFARE_PORT_8080_TCP_ADDR", "FANFARE_SERVICE_PORT_HTTP"];
+        assert!(names.into_iter().all(is_of_others));
+        assert!(
+            options::all().all(|spec| !is_of_others(&spec.variable())),
+            "an option's variable looks like one of these"
+        );
+    }
 }

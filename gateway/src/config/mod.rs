@@ -3,14 +3,13 @@
 //! | file | |
 //! |---|---|
 //! | `settings` | everything that can be set, and the defaults |
-//! | `load` | puts the layers together and finds contradictions |
+//! | `load` | reads the environment, puts the layers together and finds contradictions |
 //! | `options`, `sections` | the options, and the sections that only the file has |
-//! | `file`, `field`, `environment` | reading the layers |
+//! | `file`, `field` | reading the file |
 //! | `value` | reading values from text |
 //! | `fault` | what is wrong, and where |
 //! | `reference` | docs/configuration.md |
 
-mod environment;
 mod fault;
 mod field;
 mod file;
@@ -23,9 +22,7 @@ mod settings;
 mod tests;
 mod value;
 
-pub(crate) use environment::Environment;
-pub(crate) use fault::Faults;
-pub(crate) use load::{Flags, check, load};
+pub(crate) use load::{Environment, Flags, load};
 pub(crate) use options::{Kind, Spec, all as options};
 pub(crate) use reference::markdown as reference;
 pub(crate) use settings::Config;

@@ -8,17 +8,17 @@ use super::{
 };
 use std::{collections::BTreeMap, path::PathBuf};
 
-/// How an option's value looks in the file, and whether its flag takes one.
+/// How an option's value looks in the file, with the name that help gives the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A string.
-    Text,
+    Text(&'static str),
     /// An integer.
-    Number,
+    Number(&'static str),
     /// A boolean; the flag alone means true.
     Switch,
     /// A string or an array of strings; the flag may be repeated, the environment separates them by blanks.
-    List,
+    List(&'static str),
 }
 
 /// A row of the table.
@@ -29,10 +29,7 @@ pub(crate) struct Spec {
     pub(crate) section: &'static str,
     /// A name of its own for the flag.
     flag: Option<&'static str>,
-    /// What its value is.
     pub(crate) kind: Kind,
-    /// How help shows the value; empty for a switch.
-    pub(crate) value: &'static str,
     /// Its default, in words or as it would be written.
     pub(crate) default: &'static str,
     /// What it does, in one sentence without its full stop.
@@ -100,8 +97,7 @@ const TOP_LEVEL: Spec = Spec {
     name: "",
     section: "",
     flag: None,
-    kind: Kind::Text,
-    value: "",
+    kind: Kind::Switch,
     default: "",
     help: "",
     example: "",
@@ -111,8 +107,7 @@ const TOP_LEVEL: Spec = Spec {
 /// The option that names the file. It is the only one that the file cannot have.
 pub(crate) const CONFIG_FILE: Spec = Spec {
     name: "config",
-    kind: Kind::Text,
-    value: "FILE",
+    kind: Kind::Text("FILE"),
     default: "none",
     help: "Configuration file (TOML)",
     example: "/etc/fanfare.toml",
@@ -124,8 +119,7 @@ pub(crate) const CONFIG_FILE: Spec = Spec {
 pub(crate) const OPTIONS: &[Spec] = &[
     Spec {
         name: "listen",
-        kind: Kind::Text,
-        value: "IP:PORT",
+        kind: Kind::Text("IP:PORT"),
         default: "127.0.0.1:8080",
         help: "Public listener: clients and back ends; port 0 picks a free one",
         example: "0.0.0.0:8080",
@@ -134,8 +128,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "admin",
-        kind: Kind::Text,
-        value: "IP:PORT",
+        kind: Kind::Text("IP:PORT"),
         default: "127.0.0.1:8081",
         help: "Admin listener: metrics, health, drain; keep it away from the public",
         example: "0.0.0.0:8081",
@@ -144,8 +137,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "ready_file",
-        kind: Kind::Text,
-        value: "FILE",
+        kind: Kind::Text("FILE"),
         default: "none",
         help: "Once serving, write the bound addresses to this file, as JSON",
         example: "/run/fanfare/ready.json",
@@ -154,8 +146,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "redis",
-        kind: Kind::List,
-        value: "URL",
+        kind: Kind::List("URL"),
         default: "none: one node with the embedded broker",
         help: "Redis that connects the nodes: redis://, redis+sentinel://, redis+cluster:// (TLS: rediss); repeatable",
         example: "redis://redis:6379",
@@ -164,8 +155,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "redis_ca_file",
-        kind: Kind::Text,
-        value: "FILE",
+        kind: Kind::Text("FILE"),
         default: "the public authorities",
         help: "PEM certificates of the authorities that vouch for Redis over TLS",
         example: "/etc/fanfare/redis-ca.pem",
@@ -174,8 +164,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "redis_wait",
-        kind: Kind::Number,
-        value: "SECONDS",
+        kind: Kind::Number("SECONDS"),
         default: "0",
         help: "How long to wait for Redis at start before giving up",
         example: "30",
@@ -184,8 +173,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "node",
-        kind: Kind::Text,
-        value: "NAME",
+        kind: Kind::Text("NAME"),
         default: "host name, '-' and 4 random characters",
         help: "This node's name in frames, metrics and logs; unique in the cluster",
         example: "gateway-1",
@@ -194,8 +182,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "advertise",
-        kind: Kind::Text,
-        value: "IP:PORT",
+        kind: Kind::Text("IP:PORT"),
         default: "from the listener's address",
         help: "Address under which nginx reaches this node, for sticky routes",
         example: "10.0.3.7:8080",
@@ -204,21 +191,16 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "shards",
-        kind: Kind::Number,
-        value: "N",
+        kind: Kind::Number("N"),
         default: "the cores this process may use",
         help: "Threads that own connections, 1 to 256",
         example: "4",
-        set: |d, text| {
-            let shards = value::whole(text, 1..=256)?;
-            put(&mut d.config.shards, usize::try_from(shards).map_err(|e| e.to_string()))
-        },
+        set: |d, text| put(&mut d.config.shards, value::whole(text, 1..=256).map(|shards| shards as usize)),
         ..TOP_LEVEL
     },
     Spec {
         name: "open",
         kind: Kind::Switch,
-        value: "",
         default: "false",
         help: "Let anonymous clients of other machines do everything: needed for a listener that is not loopback",
         example: "true",
@@ -229,8 +211,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         name: "origins",
         section: "auth",
         flag: Some("origin"),
-        kind: Kind::List,
-        value: "ORIGIN",
+        kind: Kind::List("ORIGIN"),
         default: "none: only pages that the gateway serves itself",
         help: "Origin of web pages that may connect, compared exactly, beside the gateway's own; repeatable",
         example: "https://app.example.com",
@@ -240,28 +221,25 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "log",
-        kind: Kind::Text,
-        value: "text|json",
+        kind: Kind::Text("text|json"),
         default: "text on a terminal, else json",
         help: "How log lines are written",
         example: "json",
-        set: |d, text| put(&mut d.config.log, text.parse()),
+        set: |d, text| put(&mut d.config.log, value::log_format(text)),
         ..TOP_LEVEL
     },
     Spec {
         name: "log_level",
-        kind: Kind::Text,
-        value: "LEVEL",
+        kind: Kind::Text("LEVEL"),
         default: "info",
         help: "The least important lines logged: error, warn, info, debug or trace",
         example: "warn",
-        set: |d, text| put(&mut d.config.log_level, text.parse()),
+        set: |d, text| put(&mut d.config.log_level, value::log_level(text)),
         ..TOP_LEVEL
     },
     Spec {
         name: "drain",
-        kind: Kind::Number,
-        value: "SECONDS",
+        kind: Kind::Number("SECONDS"),
         default: "20",
         help: "Window over which SIGTERM spreads the closing of connections",
         example: "20",
@@ -271,7 +249,6 @@ pub(crate) const OPTIONS: &[Spec] = &[
     Spec {
         name: "demo",
         kind: Kind::Switch,
-        value: "",
         default: "true",
         help: "Serve the demo pages at /demo/",
         example: "false",
@@ -281,7 +258,6 @@ pub(crate) const OPTIONS: &[Spec] = &[
     Spec {
         name: "ready_needs_backplane",
         kind: Kind::Switch,
-        value: "",
         default: "false",
         help: "Make /readyz fail while Redis is away; all nodes then leave the balancer at once",
         example: "true",

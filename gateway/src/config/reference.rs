@@ -86,13 +86,15 @@ pub(crate) fn markdown() -> String {
 }
 
 fn row(spec: &Spec) -> String {
-    let value = if spec.value.is_empty() { String::new() } else { format!(" {}", spec.value.replace('|', "\\|")) };
+    let value = match spec.kind {
+        Kind::Switch => String::new(),
+        Kind::Text(value) | Kind::Number(value) | Kind::List(value) => format!(" {}", value.replace('|', "\\|")),
+    };
     let key = match spec.kind {
         _ if spec.name == options::CONFIG_FILE.name => "".to_owned(),
-        Kind::Number | Kind::Switch => format!("`{} = {}`", spec.name, spec.example),
-        Kind::Text => format!("`{} = \"{}\"`", spec.name, spec.example),
-        Kind::List if spec.section.is_empty() => format!("`{} = \"{}\"`", spec.name, spec.example),
-        Kind::List => format!("`[{}]` `{} = [\"{}\"]`", spec.section, spec.name, spec.example),
+        Kind::Number(_) | Kind::Switch => format!("`{} = {}`", spec.name, spec.example),
+        Kind::Text(_) | Kind::List(_) if spec.section.is_empty() => format!("`{} = \"{}\"`", spec.name, spec.example),
+        Kind::Text(_) | Kind::List(_) => format!("`[{}]` `{} = [\"{}\"]`", spec.section, spec.name, spec.example),
     };
     let (flag, variable) = (spec.flag(), spec.variable());
     format!("| `--{flag}{value}` | `{variable}` | {key} | {} | {} |\n", spec.default, spec.help)

@@ -209,8 +209,7 @@ fn history(field: &Field<'_>, draft: &mut Draft) -> Option<Retention> {
         match key {
             "messages" => {
                 let number = field.number().and_then(|text| value::whole(&text, 1..=100_000));
-                let number = number.and_then(|number| u32::try_from(number).map_err(|error| error.to_string()));
-                kept.messages = field.accept(draft, number).unwrap_or_default();
+                kept.messages = field.accept(draft, number).unwrap_or_default() as u32;
             }
             "ttl" => kept.ttl = field.accept(draft, field.text().and_then(value::span)).unwrap_or_default(),
             _ => unknown(&field, draft, ["messages", "ttl"].into_iter()),

@@ -1,7 +1,7 @@
 //! Everything an operator can set, and what holds where nothing is set. `load` fills it; `app` hands its parts to the
 //! modules. Nothing in it changes after the start.
 
-use super::value::{self, LogFormat, LogLevel, RedisUrl};
+use super::value::{self, LogFormat, RedisUrl};
 use crate::policy::{class::Classes, limits::Limits, origin::Origin, peer::Network};
 use std::{
     io::IsTerminal,
@@ -35,7 +35,7 @@ pub(crate) struct Config {
     /// The form of log lines, which go to standard error.
     pub(crate) log: LogFormat,
     /// The least important lines that are logged.
-    pub(crate) log_level: LogLevel,
+    pub(crate) log_level: tracing::Level,
     /// The window over which a drain closes connections.
     pub(crate) drain: Duration,
     /// Whether a lost backplane makes the node unready.
@@ -72,7 +72,7 @@ impl Config {
             advertise: None,
             shards: thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256),
             log: if terminal { LogFormat::Text } else { LogFormat::Json },
-            log_level: LogLevel::Info,
+            log_level: tracing::Level::INFO,
             drain: Duration::from_secs(20),
             ready_needs_backplane: false,
             demo: true,

@@ -1,6 +1,12 @@
 //! The layers together: which one wins, what is refused, and that all faults are listed at once.
 
-use super::{fault::Location, options::Draft, settings::node_name, value::RedisUrl, *};
+use super::{
+    fault::{Faults, Location},
+    options::Draft,
+    settings::node_name,
+    value::RedisUrl,
+    *,
+};
 use crate::policy::{class::Class, origin::Origin, peer::Network};
 use std::{
     ffi::OsString,

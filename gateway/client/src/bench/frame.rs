@@ -3,6 +3,11 @@
 //! 200,000 deliveries a second and 18,000 connections that would cost as much as the gateway that is being measured. A
 //! fragmented or masked frame is an error. Links and publishers use this file.
 
+use tokio_tungstenite::tungstenite::protocol::frame::{
+    FrameHeader,
+    coding::{Control, Data, OpCode},
+};
+
 /// The largest frame that is read, in bytes. The largest message that this tool publishes (`PAYLOAD_BYTES_MAX` in `options`,
 /// 128 KiB) fits with everything around it.
 pub(super) const FRAME_BYTES_MAX: usize = 192 * 1024;
@@ -20,10 +25,8 @@ pub(super) enum Frame<'a> {
     Pong,
 }
 
-/// The first frame of `bytes` and its length, or `None` while its end has not come.
-///
-/// # Errors
-/// A frame that no gateway sends.
+/// The first frame of `bytes` and its length, or `None` while its end has not come. A frame that no gateway sends is an
+/// error.
 pub(super) fn next(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, &'static str> {
     let &[first, second, ..] = bytes else { return Ok(None) };
     if first & 0x70 != 0 || second & 0x80 != 0 {
@@ -55,30 +58,20 @@ pub(super) fn next(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, &'static 
 
 /// Appends a text frame.
 pub(super) fn text(payload: &[u8], out: &mut Vec<u8>) {
-    masked(0x81, payload, out);
+    masked(OpCode::Data(Data::Text), payload, out);
 }
 
 /// Appends the answer to a ping.
 pub(super) fn pong(payload: &[u8], out: &mut Vec<u8>) {
-    masked(0x8a, payload, out);
+    masked(OpCode::Control(Control::Pong), payload, out);
 }
 
 /// A mask of zeros is valid (RFC 6455 section 5.3) and leaves the payload as it is. Masks protect proxies from scripts in
 /// browsers; this tool is no browser.
-fn masked(first: u8, payload: &[u8], out: &mut Vec<u8>) {
-    out.push(first);
-    match payload.len() {
-        length @ 0..126 => out.push(0x80 | length as u8),
-        length @ 126..=0xffff => {
-            out.push(0x80 | 126);
-            out.extend_from_slice(&(length as u16).to_be_bytes());
-        }
-        length => {
-            out.push(0x80 | 127);
-            out.extend_from_slice(&(length as u64).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(&[0; 4]);
+fn masked(opcode: OpCode, payload: &[u8], out: &mut Vec<u8>) {
+    let header = FrameHeader { opcode, mask: Some([0; 4]), ..FrameHeader::default() };
+    // Writing to memory cannot fail.
+    let _ = header.format(payload.len() as u64, out);
     out.extend_from_slice(payload);
 }
 
@@ -87,9 +80,9 @@ mod tests {
     use super::*;
 
     /// A server's frame, made from a client's.
-    fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
+    fn unmasked(payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
-        masked(first, payload, &mut frame);
+        text(payload, &mut frame);
         frame[1] &= 0x7f;
         let mask = frame.len() - payload.len() - 4;
         frame.drain(mask..mask + 4);
@@ -100,7 +93,7 @@ mod tests {
     fn frames_of_every_length_are_read_back_and_a_cut_one_waits() {
         for length in [0, 1, 125, 126, 127, 65535, 65536, 100_000] {
             let payload = vec![b'x'; length];
-            let mut bytes = unmasked(0x81, &payload);
+            let mut bytes = unmasked(&payload);
             for cut in [0, 1, 2, 3, 5, 9, bytes.len() - 1] {
                 let cut = cut.min(bytes.len() - 1);
                 assert_eq!(next(&bytes[..cut]), Ok(None), "{length} cut at {cut}");

@@ -5,7 +5,7 @@
 use super::frame::{self, Frame};
 use crate::{
     connection::{Connection, Gateway, GatewayOptions},
-    failure::Failure,
+    output::Failure,
 };
 use std::{
     io,
@@ -23,7 +23,7 @@ const RESPONSE_BYTES_MAX: usize = 8192;
 /// A node of the gateway: its address, and the request that opens a WebSocket there.
 pub(super) struct Node {
     gateway: Gateway,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     request: Vec<u8>,
 }
 
@@ -31,8 +31,7 @@ impl Node {
     /// Resolves the URL once for all connections.
     pub(super) async fn find(options: &GatewayOptions) -> Result<Self, Failure> {
         let gateway = Gateway::new(options)?;
-        let addresses = gateway.resolve().await?;
-        let address = *addresses.first().ok_or_else(|| Failure::refused("no address"))?;
+        let address = gateway.resolve().await?[0];
         // The key is the example of RFC 6455: a load run needs no protection from caches.
         let mut request = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -50,14 +49,9 @@ impl Node {
         Ok(Self { gateway, address, request })
     }
 
-    /// Whether it is reached through loopback.
-    pub(super) fn is_on_loopback(&self) -> bool {
-        self.address.ip().is_loopback()
-    }
-
     /// Connects and upgrades.
     pub(super) async fn open(&self, from: Option<IpAddr>) -> Result<Link<Connection>, String> {
-        let mut stream = self.gateway.connect_to(self.address, from).await.map_err(|error| error.to_string())?;
+        let mut stream = self.gateway.connect_to(self.address, from).await.map_err(|failure| failure.text)?;
         let rest = upgrade(&mut stream, &self.request).await.map_err(|why| format!("{}: {why}", self.address))?;
         Ok(Link { stream, rest, pongs: Vec::new() })
     }

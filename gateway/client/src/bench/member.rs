@@ -1,37 +1,27 @@
 //! A member of a load run: opens its link, joins its room, and from then on gives every frame to the scoreboard. The run
 //! starts one task for each member. A member never reconnects: a connection that ends is a fault that the report counts.
 
-use super::{
-    frame,
-    link::{Link, Node},
-    run_context::RunContext,
-};
+use super::{frame, link::Link, run_context::RunContext};
 use crate::connection::Connection;
-use std::{future::poll_fn, net::IpAddr, rc::Rc};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use std::{future::poll_fn, rc::Rc};
+use tokio::sync::OwnedSemaphorePermit;
 
-/// Where one member connects and what it joins.
-pub(super) struct Placement {
-    pub(super) node: Rc<Node>,
-    pub(super) from: Option<IpAddr>,
-    pub(super) room: usize,
-    /// Notified when the room has been joined.
-    pub(super) joined: Rc<Notify>,
-}
-
-/// Lives as long as the member's connection. The permit is held until the room has been joined, which bounds how many
-/// members are connecting at a time.
-pub(super) async fn run(context: Rc<RunContext>, placement: Placement, permit: OwnedSemaphorePermit) {
-    let index = context.scoreboard.borrow_mut().add_member(placement.room);
-    let mut link = match placement.node.open(placement.from).await {
+/// Lives as long as the connection of member `number`. The permit is held until the room has been joined, which bounds
+/// how many members are connecting at a time.
+pub(super) async fn run(context: Rc<RunContext>, number: usize, permit: OwnedSemaphorePermit) {
+    let nodes = context.nodes.len();
+    // Every room has members on every node.
+    let room = number / nodes % context.options.rooms;
+    let index = context.scoreboard.borrow_mut().add_member(room);
+    let mut link = match context.nodes[number % nodes].open(context.options.local_address(number)).await {
         Ok(link) => link,
         Err(why) => return context.fail(why),
     };
-    if let Err(why) = join(&context, &mut link, index, placement.room).await {
+    if let Err(why) = join(&context, &mut link, index, room).await {
         return context.fail(why);
     }
-    placement.joined.notify_one();
-    drop((placement, permit));
+    context.joined.notify_one();
+    drop(permit);
     let why = loop {
         if let Err(why) = receive(&context, &mut link, index).await {
             break why;
@@ -89,7 +79,7 @@ async fn receive(context: &RunContext, link: &mut Link<Connection>, index: usize
 
 fn deliver(context: &RunContext, index: usize, text: &[u8]) {
     let mut scoreboard = context.scoreboard.borrow_mut();
-    match scoreboard.received(index, text, context.clock.now_ns()) {
+    match scoreboard.received(index, text, context.now_ns()) {
         Ok(publisher) => context.wake(publisher),
         Err(_) if text.starts_with(br#"{"type":"gap""#) => scoreboard.counters.gaps += 1,
         Err(_) if text.starts_with(br#"{"type":"error""#) => {

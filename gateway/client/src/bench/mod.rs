@@ -9,13 +9,9 @@
 mod costs;
 mod counters;
 mod frame;
-mod latencies;
 mod link;
 mod member;
 mod options;
-mod pacer;
-mod process;
-mod progress;
 mod publisher;
 mod report;
 mod run_context;
@@ -25,17 +21,12 @@ mod stamp;
 
 pub(crate) use options::BenchOptions;
 
-use crate::{
-    failure::Failure,
-    output::{finish, print},
-};
-use costs::{Costs, Span};
-use link::Node;
-use process::Processes;
+use crate::output::{Failure, finish, print};
+use costs::{Costs, Processes};
 use report::Report;
 use run_context::RunContext;
 use std::{
-    cell::Cell,
+    io::{IsTerminal as _, Write as _},
     ops::Range,
     process::ExitCode,
     rc::Rc,
@@ -43,7 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::Semaphore,
     task::{LocalSet, spawn_local},
 };
 
@@ -68,40 +59,32 @@ pub(crate) async fn bench(options: BenchOptions) -> ExitCode {
 
 async fn run(options: BenchOptions) -> Result<(), Failure> {
     let gateway = Processes::new(options.pids.clone())?;
-    let mut nodes = Vec::new();
-    for node in options.nodes() {
-        nodes.push(Rc::new(Node::find(&node).await?));
-    }
-    let publish_node = match options.publish_node() {
-        Some(node) => Rc::new(Node::find(&node).await?),
-        None => Rc::clone(nodes.first().ok_or_else(|| Failure::refused("--url: no address"))?),
-    };
-    let is_local = !gateway.is_empty() || nodes.iter().any(|node| node.is_on_loopback());
+    let context = Rc::new(RunContext::new(options).await?);
+    let is_local = !gateway.is_empty() || context.nodes.iter().any(|node| node.address.ip().is_loopback());
     let mut costs = Costs {
         shared_cores: is_local.then(|| gateway.shared_cores()),
         connections_before: gateway.files_max(),
         ..Costs::default()
     };
-    let context = Rc::new(RunContext::new(options));
-    progress::start(&context);
+    spawn_local(show_progress(Rc::clone(&context)));
 
     let members = context.options.members;
     costs.rss_kib.push(gateway.rss_kib());
     for part in [0..members / 2, members / 2..members] {
-        let before = Span::begin(&gateway);
-        connect_members(&context, &nodes, part).await?;
-        costs.connect.add(&before.end(&gateway));
+        let connecting = gateway.stretch();
+        connect_members(&context, part).await?;
+        costs.connect.add(&connecting());
         if !gateway.is_empty() {
             tokio::time::sleep(SETTLE).await;
         }
         costs.rss_kib.push(gateway.rss_kib());
     }
     for index in 0..context.options.publishers {
-        spawn_local(publisher::run(Rc::clone(&context), index, Rc::clone(&publish_node)));
+        spawn_local(publisher::run(Rc::clone(&context), index));
     }
-    let idle = Span::begin(&gateway);
+    let idle = gateway.stretch();
     pause(&context, Duration::from_secs_f64(context.options.idle_seconds)).await?;
-    costs.idle = idle.end(&gateway);
+    costs.idle = idle();
 
     load(&context, &gateway, &mut costs).await?;
     let report = Report::new(&context, &costs);
@@ -109,17 +92,13 @@ async fn run(options: BenchOptions) -> Result<(), Failure> {
         true => serde_json::to_string(&report).map_err(Failure::refused)?,
         false => report.to_string(),
     };
-    print(text.trim_end()).map_err(|error| Failure::refused(format_args!("output: {error}")))?;
-    match report.faults(&context) {
-        Some(faults) => Err(Failure::refused(faults)),
-        None => Ok(()),
-    }
+    print(text.trim_end())?;
+    report.faults(&context).map_or(Ok(()), |faults| Err(Failure::refused(faults)))
 }
 
 /// Starts members and waits until all of them have joined.
-async fn connect_members(context: &Rc<RunContext>, nodes: &[Rc<Node>], members: Range<usize>) -> Result<(), Failure> {
+async fn connect_members(context: &Rc<RunContext>, members: Range<usize>) -> Result<(), Failure> {
     let permits = Arc::new(Semaphore::new(JOINS_AT_ONCE));
-    let joined = Rc::new(Notify::new());
     let (begun, first) = (Instant::now(), members.start);
     for index in members.clone() {
         if let Some(rate) = context.options.connects_per_second {
@@ -128,19 +107,12 @@ async fn connect_members(context: &Rc<RunContext>, nodes: &[Rc<Node>], members: 
         }
         let permit = tokio::time::timeout(JOIN_LIMIT, Arc::clone(&permits).acquire_owned()).await;
         let (Ok(Ok(permit)), None) = (permit, context.failure()) else { return Err(not_joined(context)) };
-        let placement = member::Placement {
-            node: Rc::clone(&nodes[index % nodes.len()]),
-            from: context.options.local_address(index),
-            // Every room has members on every node.
-            room: index / nodes.len() % context.options.rooms,
-            joined: Rc::clone(&joined),
-        };
-        spawn_local(member::run(Rc::clone(context), placement, permit));
+        spawn_local(member::run(Rc::clone(context), index, permit));
     }
     let count = || context.scoreboard.borrow().counters.joined;
     let all_joined = async {
         while count() < members.end as u64 && context.failure().is_none() {
-            tokio::select! { () = joined.notified() => {}, () = tokio::time::sleep(CHECK_INTERVAL) => {} }
+            tokio::select! { () = context.joined.notified() => {}, () = tokio::time::sleep(CHECK_INTERVAL) => {} }
         }
     };
     match tokio::time::timeout(JOIN_LIMIT, all_joined).await {
@@ -169,43 +141,40 @@ async fn pause(context: &RunContext, length: Duration) -> Result<(), Failure> {
     }
 }
 
-/// Ctrl-C ends the publishing early; the report is about what was published until then.
-async fn interruption(interrupted: Rc<Cell<bool>>) {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        interrupted.set(true);
-    }
-}
-
 /// Publishes for `--seconds`, then waits for the last deliveries.
 async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) -> Result<(), Failure> {
     let options = &context.options;
     let own = Processes::own();
-    let (work, own_work) = (Span::begin(gateway), Span::begin(&own));
-    let begun_ns = context.clock.now_ns();
+    let (work, own_work) = (gateway.stretch(), own.stretch());
+    let begun_ns = context.now_ns();
     let end_ns = begun_ns + (options.seconds * 1e9) as u64;
     context.scoreboard.borrow_mut().set_window(begun_ns, end_ns);
     {
         // Its thread ends with the window.
-        let _pacer = pacer::Pacer::start(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
+        let _pacer = publisher::start_pacer(options.pace(), context.wakers.clone()).map_err(Failure::refused)?;
         (0..options.publishers).for_each(|index| context.wake(Some(index)));
         let end = Instant::now() + Duration::from_secs_f64(options.seconds);
-        let interrupted = Rc::new(Cell::new(false));
-        spawn_local(interruption(Rc::clone(&interrupted)));
-        while Instant::now() < end && !interrupted.get() {
-            pause(context, end.saturating_duration_since(Instant::now()).min(Duration::from_millis(100))).await?;
-            let counters = &context.scoreboard.borrow().counters;
-            if counters.refused > REFUSED_MAX {
-                let why = counters.explanation();
-                return Err(Failure::refused(format_args!("more than {REFUSED_MAX} publishes were refused ({why})")));
+        let publishing = async {
+            while Instant::now() < end {
+                pause(context, end.saturating_duration_since(Instant::now()).min(Duration::from_millis(100))).await?;
+                let counters = &context.scoreboard.borrow().counters;
+                if counters.refused > REFUSED_MAX {
+                    let why = counters.explanation();
+                    let text = format!("more than {REFUSED_MAX} publishes were refused ({why})");
+                    return Err(Failure::refused(text));
+                }
             }
-        }
+            Ok(())
+        };
+        // Ctrl-C ends the publishing early; the report is about what was published until then.
+        tokio::select! { result = publishing => result?, Ok(()) = tokio::signal::ctrl_c() => {} }
     }
-    costs.window = own_work.end(&own);
-    context.scoreboard.borrow_mut().set_window(begun_ns, context.clock.now_ns());
+    costs.window = own_work();
     {
-        let counters = &context.scoreboard.borrow().counters;
-        costs.delivered_in_window = counters.delivered;
-        costs.acknowledged_in_window = counters.acknowledged;
+        let mut scoreboard = context.scoreboard.borrow_mut();
+        scoreboard.set_window(begun_ns, context.now_ns());
+        costs.delivered_in_window = scoreboard.counters.delivered;
+        costs.acknowledged_in_window = scoreboard.counters.acknowledged;
     }
     let (mut seen, mut since) = (0, Instant::now());
     while options.publishers > 0 && since.elapsed() < GRACE {
@@ -220,6 +189,41 @@ async fn load(context: &Rc<RunContext>, gateway: &Processes, costs: &mut Costs) 
             (seen, since) = (now, Instant::now());
         }
     }
-    costs.work = work.end(gateway);
+    costs.work = work();
     Ok(())
+}
+
+/// Shows every second on standard error how the run goes, on a terminal or with `--progress`.
+async fn show_progress(context: Rc<RunContext>) {
+    let is_terminal = std::io::stderr().is_terminal();
+    if !is_terminal && !context.options.progress {
+        return;
+    }
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    every.tick().await;
+    let (mut published, mut delivered) = (0, 0);
+    for second in 1_u64.. {
+        every.tick().await;
+        let line = {
+            let counters = &context.scoreboard.borrow().counters;
+            let line = format!(
+                "{second} s: {} members, {} publishes/s, {} deliveries/s, p99 {:.3} ms, {} waiting, {} repeated, {} out of order",
+                counters.joined - counters.disconnected,
+                counters.published - published,
+                counters.delivered - delivered,
+                counters.latency.ms(0.99).unwrap_or(0.0),
+                counters.expected.saturating_sub(counters.delivered),
+                counters.repeated,
+                counters.out_of_order,
+            );
+            (published, delivered) = (counters.published, counters.delivered);
+            line
+        };
+        // On a terminal each line replaces the one before, and the report can replace the last.
+        let _ = match is_terminal {
+            true => write!(std::io::stderr(), "\r\x1b[K{line}\r"),
+            false => writeln!(std::io::stderr(), "{line}"),
+        };
+    }
 }

@@ -83,9 +83,6 @@ fn count() -> impl TypedValueParser<Value = usize> {
 
 impl BenchOptions {
     /// Checks the limits that the command line's own parsers do not know.
-    ///
-    /// # Errors
-    /// What is wrong, for the user.
     pub(crate) fn checked(mut self) -> Result<Self, String> {
         const PAYLOAD: RangeInclusive<usize> = stamp::BYTES_MIN..=PAYLOAD_BYTES_MAX;
         let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"{}\"\\`".contains(&byte);
@@ -136,12 +133,10 @@ impl BenchOptions {
         node
     }
 
-    /// A room's name.
     pub(super) fn room(&self, index: usize) -> String {
         format!("{}{index}", self.room_prefix)
     }
 
-    /// The local address for the connection `index`.
     pub(super) fn local_address(&self, index: usize) -> Option<IpAddr> {
         (!self.from.is_empty()).then(|| self.from[index % self.from.len()])
     }

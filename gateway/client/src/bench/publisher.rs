@@ -1,24 +1,46 @@
-//! A publisher session of a load run: one half sends the messages that the scoreboard says are due, all of them in one write;
-//! the other half reads the replies. The run starts one task for each session.
+//! A publisher session of a load run: one half sends the messages that the scoreboard says are due, all of them in one
+//! write; the other half reads the replies. The run starts one task for each session, and at a fixed rate the thread
+//! that wakes them.
 
 use super::{
-    link::{self, Link, Node},
-    pacer,
+    link::{self, Link},
+    options::Pace,
     run_context::RunContext,
 };
 use crate::connection::Connection;
 use serde::Deserialize;
-use std::{borrow::Cow, cell::RefCell, future::poll_fn, rc::Rc};
-use tokio::io::{ReadHalf, WriteHalf};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    rc::Rc,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{ReadHalf, WriteHalf},
+    sync::Notify,
+};
 
 /// How many bytes are composed before they are written.
 const BATCH_BYTES: usize = 32 * 1024;
+
+/// The shortest step: messages that are due within one step go out together.
+const STEP_MIN: Duration = Duration::from_micros(200);
+/// How much too early a publisher is woken. It then waits for the exact time itself, because the time that two threads take
+/// to wake up is not the gateway's latency.
+const LEAD: Duration = Duration::from_micros(200);
+/// Above this many messages a second a publisher would be waiting all the time, so there is no lead.
+const LEAD_RATE_MAX: f64 = 1000.0;
 
 /// Answers to pings, which the sending half puts between two frames.
 type Pongs = RefCell<Vec<u8>>;
 
 /// Opens a session and lives as long as its connection.
-pub(super) async fn run(context: Rc<RunContext>, index: usize, node: Rc<Node>) {
+pub(super) async fn run(context: Rc<RunContext>, index: usize) {
+    let node = context.publish_node.as_ref().unwrap_or(&context.nodes[0]);
     let link = match node.open(context.options.local_address(index)).await {
         Ok(link) => link,
         Err(why) => return context.fail(why),
@@ -43,7 +65,7 @@ async fn send(context: &RunContext, index: usize, mut stream: WriteHalf<Connecti
         batch.append(&mut pongs.borrow_mut());
         {
             let mut scoreboard = context.scoreboard.borrow_mut();
-            while batch.len() < BATCH_BYTES && scoreboard.publish(index, context.clock.now_ns(), &mut batch) {}
+            while batch.len() < BATCH_BYTES && scoreboard.publish(index, context.now_ns(), &mut batch) {}
         }
         if !batch.is_empty() {
             if let Err(why) = link::write(&mut stream, &batch).await {
@@ -53,8 +75,8 @@ async fn send(context: &RunContext, index: usize, mut stream: WriteHalf<Connecti
             continue;
         }
         let is_almost_due = context.scoreboard.borrow().due_ns(index).is_some_and(|due_ns| {
-            let wait_ns = due_ns.saturating_sub(context.clock.now_ns());
-            pacer::lead(context.options.pace()).as_nanos() as u64 > wait_ns
+            let wait_ns = due_ns.saturating_sub(context.now_ns());
+            lead(context.options.pace()).as_nanos() as u64 > wait_ns
         });
         if is_almost_due {
             // Meanwhile the other tasks read what has arrived.
@@ -95,7 +117,7 @@ struct PublishReply<'a> {
 
 /// Takes a frame that the gateway sent to the publisher.
 fn reply(context: &RunContext, index: usize, text: &[u8]) {
-    let now_ns = context.clock.now_ns();
+    let now_ns = context.now_ns();
     let mut scoreboard = context.scoreboard.borrow_mut();
     if let Some(id) = acknowledged_id(text) {
         return context.wake(scoreboard.acknowledged(index, id, now_ns));
@@ -118,6 +140,39 @@ fn acknowledged_id(text: &[u8]) -> Option<u64> {
     let rest = text.strip_prefix(br#"{"type":"published","id":"#)?;
     let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
     str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+}
+
+/// How much too early publishers are woken at this pace.
+fn lead(pace: Pace) -> Duration {
+    match pace {
+        Pace::Rate(rate) if rate <= LEAD_RATE_MAX => LEAD,
+        Pace::Rate(_) | Pace::InFlight(_) => Duration::ZERO,
+    }
+}
+
+/// Starts the thread that wakes publishers by the clock. It is a thread because the runtime's timers are a millisecond
+/// coarse, which is more than the latency to be measured. It ends when the result is dropped; without a rate there is
+/// none.
+pub(super) fn start_pacer(pace: Pace, wakers: Vec<Arc<Notify>>) -> io::Result<Arc<()>> {
+    let alive = Arc::new(());
+    let Pace::Rate(rate) = pace else { return Ok(alive) };
+    let step = Duration::from_secs_f64(1.0 / rate).max(STEP_MIN);
+    let watch = Arc::downgrade(&alive);
+    let begun = Instant::now();
+    let run = move || {
+        let mut steps = 0_u32;
+        while watch.strong_count() > 0 {
+            wakers.iter().for_each(|waker| waker.notify_one());
+            steps = steps.saturating_add(1);
+            // 10 µs after the time: a publisher that is woken just before it would wait for the next step.
+            let due = begun + step.mul_f64(f64::from(steps)) + Duration::from_micros(10) - lead(pace);
+            while Instant::now() < due {
+                thread::park_timeout(due.saturating_duration_since(Instant::now()));
+            }
+        }
+    };
+    thread::Builder::new().name("pacer".to_owned()).spawn(run)?;
+    Ok(alive)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What a load run found: the figures, as a table and as the JSON object of `--json`, whose fields are those of [`Report`].
 //! Names of fields end in their unit; what was not measured is null.
 
-use super::{costs::Costs, latencies::Latencies, options::Pace, run_context::RunContext};
+use super::{costs::Costs, counters::Latencies, options::Pace, run_context::RunContext};
 use serde::Serialize;
 use std::fmt;
 
@@ -215,6 +215,8 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let figure = |value: Option<f64>, unit: &str| value.map(|value| format!("{value:.2} {unit}"));
+        let cores = self.shared_cores.filter(|cores| *cores > 0);
+        let machine = cores.map(|cores| format!("gateway and bench share {}", counted(cores, "core")));
         let joined = (self.members > 0).then(|| {
             let per_second = self.members as f64 / self.connect_seconds.max(1e-9);
             format!("{} in {:.2} s ({per_second:.0}/s)", self.members, self.connect_seconds)
@@ -242,7 +244,7 @@ impl fmt::Display for Report {
         let lines = [
             ("target", Some(format!("{} over WebSocket", self.target.join(", ")))),
             ("load", Some(self.load())),
-            ("machine", self.shared_cores.filter(|cores| *cores > 0).map(shared)),
+            ("machine", machine),
             ("members joined", joined),
             ("gateway CPU per connect and join", figure(self.connect_cpu_us, "µs")),
             ("gateway memory per member", self.memory()),
@@ -263,10 +265,6 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
-}
-
-fn shared(cores: usize) -> String {
-    format!("gateway and bench share {}", counted(cores, "core"))
 }
 
 /// `1 room`, `2 rooms`.

@@ -11,7 +11,7 @@ use super::{
     sequence::{Arrival, Sequence},
     stamp::Stamp,
 };
-use std::{collections::VecDeque, io::Write as _};
+use std::{collections::VecDeque, io::Write as _, ops::Range};
 
 /// How many publishes of one session may wait for their replies at a fixed rate. Beyond it the session falls behind, which
 /// shows in the latency of what it publishes later.
@@ -28,21 +28,15 @@ pub(super) struct Scoreboard {
     publishers: Vec<Publisher>,
     pace: Pace,
     payload_bytes: usize,
-    window: Window,
+    /// When there is publishing, in nanoseconds.
+    window: Range<u64>,
     /// Where in a frame the last stamp was found.
     stamp_index: usize,
     /// The text of the message that is being composed.
     text: Vec<u8>,
 }
 
-/// When there is publishing, in nanoseconds; the end is exclusive.
-#[derive(Debug, Clone, Copy)]
-struct Window {
-    begin_ns: u64,
-    end_ns: u64,
-}
-
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Room {
     name: String,
     members: u32,
@@ -64,7 +58,7 @@ struct Member {
     is_open: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Publisher {
     /// The number of its next message in the whole run. Message `n` goes to room `n % rooms`, and a session has the rooms
     /// that leave its own index when divided by the number of sessions.
@@ -76,7 +70,6 @@ struct Publisher {
     answered: u64,
 }
 
-/// A publish that was sent.
 #[derive(Debug)]
 struct Request {
     at_ns: u64,
@@ -91,23 +84,14 @@ pub(super) struct NoStamp;
 
 impl Scoreboard {
     pub(super) fn new(options: &BenchOptions, run: u32) -> Self {
-        let room = |index| Room {
-            name: options.room(index),
-            members: 0,
-            published: 0,
-            refused: Vec::new(),
-            in_flight: VecDeque::new(),
-            landed: 0,
-        };
+        let room = |index| Room { name: options.room(index), ..Room::default() };
         let publisher = |index: usize| Publisher {
             next: index as u64,
-            in_flight: 0,
             in_flight_max: match options.pace() {
                 Pace::Rate(_) => usize::MAX,
                 Pace::InFlight(all) => all / options.publishers + usize::from(index < all % options.publishers),
             },
-            requests: VecDeque::new(),
-            answered: 0,
+            ..Publisher::default()
         };
         Self {
             run: (options.publishers > 0).then_some(run),
@@ -117,7 +101,7 @@ impl Scoreboard {
             publishers: (0..options.publishers).map(publisher).collect(),
             pace: options.pace(),
             payload_bytes: options.payload_bytes,
-            window: Window { begin_ns: u64::MAX, end_ns: 0 },
+            window: 0..0,
             stamp_index: 0,
             text: Vec::new(),
         }
@@ -129,7 +113,6 @@ impl Scoreboard {
         self.members.len() - 1
     }
 
-    /// The member has joined its room.
     pub(super) fn joined(&mut self, member: usize) {
         let Some(member) = self.members.get_mut(member).filter(|member| !member.is_open) else { return };
         member.is_open = true;
@@ -149,27 +132,27 @@ impl Scoreboard {
 
     /// Sets when there is publishing; the run sets an earlier end to stop.
     pub(super) fn set_window(&mut self, begin_ns: u64, end_ns: u64) {
-        self.window = Window { begin_ns, end_ns };
+        self.window = begin_ns..end_ns;
     }
 
     /// When the publisher's next message is scheduled at a fixed rate; `None` outside the window, or while the publisher
     /// waits for replies.
     pub(super) fn due_ns(&self, publisher: usize) -> Option<u64> {
         let publisher = &self.publishers[publisher];
-        let at_ns = scheduled_ns(self.pace, self.window, publisher.next).filter(|at_ns| *at_ns < self.window.end_ns)?;
+        let at_ns =
+            scheduled_ns(self.pace, self.window.start, publisher.next).filter(|at_ns| *at_ns < self.window.end)?;
         (publisher.requests.len() < UNANSWERED_MAX).then_some(at_ns)
     }
 
     /// Appends the frame of the publisher's next message to `out`, if one is due.
     pub(super) fn publish(&mut self, publisher: usize, now_ns: u64, out: &mut Vec<u8>) -> bool {
-        let Window { begin_ns, end_ns } = self.window;
         let (rooms, sessions) = (self.rooms.len() as u64, self.publishers.len() as u64);
         let own = &mut self.publishers[publisher];
-        if now_ns < begin_ns || now_ns >= end_ns || own.requests.len() >= UNANSWERED_MAX {
+        if !self.window.contains(&now_ns) || own.requests.len() >= UNANSWERED_MAX {
             return false;
         }
-        let at_ns = scheduled_ns(self.pace, self.window, own.next).unwrap_or(now_ns);
-        if at_ns > now_ns || at_ns >= end_ns || own.in_flight >= own.in_flight_max {
+        let at_ns = scheduled_ns(self.pace, self.window.start, own.next).unwrap_or(now_ns);
+        if at_ns > now_ns || own.in_flight >= own.in_flight_max {
             return false;
         }
         let index = (own.next % rooms) as usize;
@@ -196,10 +179,8 @@ impl Scoreboard {
         true
     }
 
-    /// A member has received a text frame. Gives the publisher that may publish again because of it.
-    ///
-    /// # Errors
-    /// The frame is not a message of a load run: the caller looks what it is.
+    /// A member has received a text frame. Gives the publisher that may publish again because of it. Of a frame that is
+    /// not a message of a load run the caller looks what it is.
     pub(super) fn received(&mut self, member: usize, text: &[u8], now_ns: u64) -> Result<Option<usize>, NoStamp> {
         let stamp = Stamp::find(text, &mut self.stamp_index).ok_or(NoStamp)?;
         let is_listening = self.publishers.is_empty();
@@ -261,7 +242,6 @@ impl Scoreboard {
         has_landed.then_some(publisher)
     }
 
-    /// How many publishes have no reply.
     pub(super) fn unanswered(&self) -> u64 {
         self.open_requests().count() as u64
     }
@@ -290,9 +270,9 @@ impl Scoreboard {
 }
 
 /// When the message `number` of a run, counted from 0, is scheduled; `None` in a closed loop.
-fn scheduled_ns(pace: Pace, window: Window, number: u64) -> Option<u64> {
+fn scheduled_ns(pace: Pace, begin_ns: u64, number: u64) -> Option<u64> {
     match pace {
-        Pace::Rate(rate) => Some(window.begin_ns.saturating_add((number as f64 * 1e9 / rate) as u64)),
+        Pace::Rate(rate) => Some(begin_ns.saturating_add((number as f64 * 1e9 / rate) as u64)),
         Pace::InFlight(_) => None,
     }
 }
@@ -302,9 +282,9 @@ impl Member {
     /// first; of later runs, from their beginning. Gives the number of messages missing of the run before.
     fn begin(&mut self, stamp: Stamp) -> u64 {
         let before = std::mem::take(&mut self.sequence);
-        let missing = before.missing(before.last()).map(|hole| hole.end() + 1 - hole.start()).sum();
+        let missing = before.missing(before.last).map(|hole| hole.end() + 1 - hole.start()).sum();
         if self.run.replace(stamp.run).is_none() {
-            self.sequence.begin_at(stamp.sequence);
+            self.sequence.last = stamp.sequence.saturating_sub(1);
         }
         missing
     }

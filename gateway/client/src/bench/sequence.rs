@@ -20,7 +20,8 @@ pub(super) enum Arrival {
 /// The numbers that one member has received.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
-    last: u64,
+    /// The last number that arrived, or that need not arrive; 0 for none.
+    pub(super) last: u64,
     holes: Vec<RangeInclusive<u64>>,
 }
 
@@ -42,16 +43,6 @@ impl Sequence {
             }
         }
         Arrival::Late
-    }
-
-    /// Begins in the middle: `number` is the next one expected.
-    pub(super) fn begin_at(&mut self, number: u64) {
-        self.last = number.saturating_sub(1);
-    }
-
-    /// The last number that arrived; 0 for none.
-    pub(super) fn last(&self) -> u64 {
-        self.last
     }
 
     /// What is missing of the first `published` messages.
@@ -101,6 +92,6 @@ mod tests {
             sequence.arrived(number * 2);
         });
         assert_eq!(sequence.holes.len(), HOLES_MAX);
-        assert_eq!(sequence.last(), 200_000);
+        assert_eq!(sequence.last, 200_000);
     }
 }

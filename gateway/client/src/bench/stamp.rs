@@ -13,7 +13,6 @@ pub(super) const BYTES_MIN: usize = OPENING.len() + DIGITS[0] + DIGITS[1] + DIGI
 /// Identifies a message and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
-    /// The run that published it.
     pub(super) run: u32,
     /// Its number in its room, from 1.
     pub(super) sequence: u64,

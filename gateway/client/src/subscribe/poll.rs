@@ -1,10 +1,10 @@
 //! `sub` by polling, long and short: one request after the other, each from the cursor of the response before. It owns the
 //! connection and the pauses; `subscription` reads the responses.
 
-use super::steps::{CONNECT_LIMIT, perform, refused};
+use super::steps::{CONNECT_LIMIT, not_connected, perform, refused};
 use crate::{
-    connection::{ConnectionError, Gateway},
-    http::HttpClient,
+    connection::Gateway,
+    http::{HttpClient, refusal},
     output::note,
     subscription::{PollRequest, Step, Subscription, unknown_protocol},
 };
@@ -31,7 +31,6 @@ pub(super) async fn follow(
     subscription: &mut Subscription,
     wait_s: u64,
 ) -> Result<Infallible, Step> {
-    subscription.begin_polling();
     let mut client = HttpClient::new(gateway, CONNECT_LIMIT + Duration::from_secs(wait_s));
     // The first poll never waits, so that the user learns at once that the rooms are followed, and which gaps there are.
     let mut is_first = true;
@@ -40,15 +39,11 @@ pub(super) async fn follow(
     loop {
         let begun = Instant::now();
         let wanted = subscription.poll_request(if is_first { 0 } else { wait_s });
-        let response = match client.send(request(gateway, wanted, tag.take())?).await {
-            Ok(response) => response,
-            Err(ConnectionError::Transient(why)) => return Err(subscription.closed(None, &why)),
-            Err(ConnectionError::Permanent(why)) => return Err(Step::Stop(why)),
-        };
-        let pause = match response.status {
+        let response = client.send(request(gateway, wanted, tag.take())?).await.map_err(not_connected)?;
+        let pause = match response.status() {
             StatusCode::OK => {
-                let body = str::from_utf8(&response.body).map_err(|_| unknown_protocol())?;
-                let result = subscription.poll_response(body)?;
+                let body = str::from_utf8(response.body()).map_err(|_| unknown_protocol())?;
+                let result = subscription.poll_response(body, is_first)?;
                 result.notes.iter().for_each(|text| note("sub", text));
                 result.messages.iter().try_for_each(|message| perform(Step::Message, message))?;
                 let has_messages = result.more || !result.messages.is_empty();
@@ -58,10 +53,10 @@ pub(super) async fn follow(
                 }
             }
             StatusCode::NOT_MODIFIED => pace.unchanged(),
-            status => return Err(refused(status, &response.headers, response.refusal())),
+            status => return Err(refused(status, response.headers(), refusal(&response))),
         };
         if wait_s == 0 {
-            tag = response.headers.get(ETAG).cloned();
+            tag = response.headers().get(ETAG).cloned();
         }
         sleep(pause).await;
     }

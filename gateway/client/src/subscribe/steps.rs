@@ -2,8 +2,7 @@
 //! steps.
 
 use crate::{
-    connection::ConnectionError,
-    output::{note, print},
+    output::{Failure, note, print},
     subscription::{AFTER_MAX, Step},
 };
 use hyper::{HeaderMap, StatusCode, header::RETRY_AFTER};
@@ -37,11 +36,10 @@ pub(super) fn refused(status: StatusCode, headers: &HeaderMap, why: String) -> S
     Step::Reconnect { after: seconds.map(|seconds| Duration::from_secs(seconds).min(AFTER_MAX)), why }
 }
 
-/// The step after a connection could not be opened.
-pub(super) fn not_connected(error: ConnectionError) -> Step {
-    match error {
-        ConnectionError::Transient(why) => Step::Reconnect { after: None, why },
-        ConnectionError::Permanent(why) => Step::Stop(why),
+pub(super) fn not_connected(failure: Failure) -> Step {
+    match failure.is_permanent {
+        true => Step::Stop(failure.text),
+        false => Step::Reconnect { after: None, why: failure.text },
     }
 }
 

@@ -3,10 +3,10 @@
 use super::steps::{CONNECT_LIMIT, not_connected, perform, refused};
 use crate::{
     connection::{Connection, Gateway},
-    size_limit::FRAME_BYTES_MAX,
+    http::FRAME_BYTES_MAX,
     subscription::{Step, Subscription},
 };
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{SinkExt as _, StreamExt as _, stream};
 use hyper::header::AUTHORIZATION;
 use std::{convert::Infallible, time::Duration};
 use tokio::time::timeout;
@@ -14,8 +14,6 @@ use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{Error, Message, client::IntoClientRequest as _, protocol::WebSocketConfig},
 };
-
-type Socket = WebSocketStream<Connection>;
 
 /// Follows until the connection ends; gives the step that ended it.
 pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -> Result<Infallible, Step> {
@@ -45,7 +43,8 @@ pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -
         match subscription.frame(&text) {
             Step::Begin { silence: allowed } => {
                 silence = allowed;
-                let sent = send(&mut socket, subscription.joins()).await;
+                let mut joins = stream::iter(subscription.joins()).map(|join| Ok(Message::text(join)));
+                let sent = socket.send_all(&mut joins).await;
                 sent.map_err(|error| subscription.closed(None, &error.to_string()))?;
             }
             step => perform(step, &text)?,
@@ -54,7 +53,7 @@ pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -
 }
 
 /// Opens the socket, or gives the step to take instead.
-async fn connect(gateway: &Gateway) -> Result<Socket, Step> {
+async fn connect(gateway: &Gateway) -> Result<WebSocketStream<Connection>, Step> {
     let url = format!("ws://{}{}", gateway.url.authority, gateway.url.path("/ws"));
     let mut request = url.into_client_request().map_err(|error| Step::Stop(error.to_string()))?;
     if let Some(token) = &gateway.authorization {
@@ -77,11 +76,4 @@ async fn connect(gateway: &Gateway) -> Result<Socket, Step> {
             Err(Step::Reconnect { after: None, why })
         }
     }
-}
-
-async fn send(socket: &mut Socket, frames: Vec<String>) -> Result<(), Error> {
-    for frame in frames {
-        socket.feed(Message::text(frame)).await?;
-    }
-    socket.flush().await
 }

@@ -49,7 +49,7 @@ fn a_cursor_of_several_rooms_is_split_into_its_parts() {
     let joins = joins(&mut subscription);
     assert!(joins[0].contains("Epoch000.1") && !joins[1].contains("since") && !joins[2].contains("since"));
     let wrong = Subscription::new(vec!["a".to_owned()], Some("x.1~y.2"), None).unwrap_err();
-    assert_eq!(wrong.code, 78);
+    assert_eq!(wrong.exit_code, 78);
 }
 
 #[test]
@@ -183,23 +183,22 @@ fn polls_go_on_from_cursor_to_cursor_and_are_one_member() {
     let body = format!(
         r#"{{"session":"s+t","cursor":"Epoch000.5~Epoch001.0","messages":[ {message} ],"more":true,"next_ms":0}}"#
     );
-    let taken = subscription.poll_response(&body).unwrap();
+    let taken = subscription.poll_response(&body, true).unwrap();
     assert_eq!(taken.messages, [message], "byte for byte");
     assert_eq!(taken.notes, ["joined a at Epoch000.5", "joined b at Epoch001.0"]);
     assert_eq!((taken.more, taken.next), (true, Duration::ZERO));
     let next = "/v1/rooms/a,b/poll?since=Epoch000.5~Epoch001.0&wait=0&session=s%2Bt";
     assert_eq!(subscription.poll_request(0), PollRequest::Get(next.to_owned()));
     let body = r#"{"session":"s+t","cursor":"Epoch000.5~Epoch002.9","messages":[],"more":false,"gap":{"b":{"missed":null}},"next_ms":1500}"#;
-    let taken = subscription.poll_response(body).unwrap();
+    let taken = subscription.poll_response(body, false).unwrap();
     assert_eq!(
         taken.notes,
         ["gap in b: messages may be missing (a new epoch: nobody knows how many); the room goes on after Epoch002.9"]
     );
     assert_eq!((taken.more, taken.next), (false, Duration::from_millis(1500)));
-    subscription.begin_polling();
     let body = r#"{"cursor":"Epoch000.5~Epoch002.9","messages":[],"gap":{"a":{"missed":3}}}"#;
     let expected = ["joined a at Epoch000.5, after a gap: 3 messages are missing", "joined b at Epoch002.9, resumed"];
-    assert_eq!(subscription.poll_response(body).unwrap().notes, expected);
+    assert_eq!(subscription.poll_response(body, true).unwrap().notes, expected);
     let next = "/v1/rooms/a,b/poll?since=Epoch000.5~Epoch002.9&wait=25&session=s%2Bt";
     assert_eq!(
         subscription.poll_request(25),
@@ -207,7 +206,7 @@ fn polls_go_on_from_cursor_to_cursor_and_are_one_member() {
         "a response without a session keeps the last one"
     );
     for wrong in ["<html>", "{}", r#"{"cursor":"x","messages":[1]}"#, r#"{"messages":[{"type":"pong"}]}"#] {
-        assert!(matches!(subscription.poll_response(wrong), Err(Step::Stop(_))), "{wrong}");
+        assert!(matches!(subscription.poll_response(wrong, true), Err(Step::Stop(_))), "{wrong}");
     }
 }
 
@@ -219,7 +218,7 @@ fn a_long_list_of_rooms_is_polled_by_post() {
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!((&body["wait"], &body["rooms"][&names[99]]), (&25.into(), &serde_json::Value::Null));
     let answer = serde_json::json!({"cursors": {(&*names[99]): "Epoch000.1"}, "messages": [], "session": "s"});
-    subscription.poll_response(&answer.to_string()).unwrap();
+    subscription.poll_response(&answer.to_string(), true).unwrap();
     let PollRequest::Post(body) = subscription.poll_request(25) else { panic!("too long for a URL") };
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!((&body["session"], &body["rooms"][&names[99]]), (&"s".into(), &"Epoch000.1".into()));

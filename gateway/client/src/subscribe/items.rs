@@ -1,22 +1,54 @@
-//! Parses `text/event-stream` (WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6): bytes go in as they come, items come out.
-//! `subscribe` feeds it. However the bytes are cut into pieces, the items are the same.
+//! Splits the body of a streaming response into items: `text/event-stream` (WHATWG HTML, "Server-sent events", 9.2.5
+//! and 9.2.6) and `application/x-ndjson`. `stream` feeds it. However the bytes are cut into pieces, the items are the
+//! same.
 
-use crate::size_limit::{FRAME_BYTES_MAX, TooLong};
+use crate::http::FRAME_BYTES_MAX;
+
+/// The server sent an item of more than [`FRAME_BYTES_MAX`].
+const TOO_LONG: &str = "the server sent more than 16777216 bytes in one piece";
 
 /// An item of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Item {
+pub(super) enum Item {
     /// How long to wait before the next reconnect, in milliseconds.
     Retry(u64),
-    /// The data of an event of any name.
+    /// A line, or the data of an event of any name.
     Event(String),
     /// The id of the last event. It comes after its event, or alone.
     Id(String),
 }
 
-/// The state between two pieces of a stream.
-#[derive(Debug)]
-pub(crate) struct EventStream {
+/// The lines of `application/x-ndjson`, without empty ones. A last line without a line feed is dropped, because the end
+/// of the body may have cut it.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    /// The beginning of a line whose end has not come.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes the next bytes; gives the lines that end in them.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Item>, &'static str> {
+        let mut lines = Vec::new();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.rest.extend_from_slice(piece);
+            if self.rest.len() > FRAME_BYTES_MAX {
+                return Err(TOO_LONG);
+            }
+            if piece.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.rest);
+                let text = String::from_utf8_lossy(&line);
+                let text = text.trim_end_matches(['\r', '\n']);
+                lines.extend((!text.is_empty()).then(|| Item::Event(text.to_owned())));
+            }
+        }
+        Ok(lines)
+    }
+}
+
+/// An event stream between two pieces of its body.
+#[derive(Debug, Default)]
+pub(super) struct EventStream {
     /// The beginning of a line whose end has not come.
     line: Vec<u8>,
     /// The `data` lines of the event whose end has not come, each with a line feed.
@@ -25,19 +57,13 @@ pub(crate) struct EventStream {
     id: Option<String>,
     /// The last byte was a carriage return: a line feed right after it ends the same line.
     after_return: bool,
-    /// No line has been read: a byte order mark may stand at its beginning.
-    at_start: bool,
-}
-
-impl Default for EventStream {
-    fn default() -> Self {
-        Self { line: Vec::new(), data: String::new(), id: None, after_return: false, at_start: true }
-    }
+    /// A line has been read: no byte order mark can come any more.
+    has_begun: bool,
 }
 
 impl EventStream {
     /// Takes the next bytes; gives the items that end in them.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Item>, TooLong> {
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Item>, &'static str> {
         let mut items = Vec::new();
         let mut rest = bytes;
         while let Some(first) = rest.first() {
@@ -48,7 +74,7 @@ impl EventStream {
             let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
             self.line.extend_from_slice(&rest[..end.unwrap_or(rest.len())]);
             if self.line.len() + self.data.len() > FRAME_BYTES_MAX {
-                return Err(TooLong);
+                return Err(TOO_LONG);
             }
             let Some(end) = end else { break };
             self.after_return = rest[end] == b'\r';
@@ -61,7 +87,7 @@ impl EventStream {
     fn end_line(&mut self, items: &mut Vec<Item>) {
         let line = std::mem::take(&mut self.line);
         let mut line = &*line;
-        if std::mem::take(&mut self.at_start) {
+        if !std::mem::replace(&mut self.has_begun, true) {
             line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
         }
         if line.is_empty() {
@@ -150,11 +176,26 @@ mod tests {
         let mut stream = EventStream::default();
         let line = vec![b'x'; 1 << 20];
         let fed = (0..20).try_for_each(|_| stream.feed(&line).map(|_| ()));
-        assert!(matches!(fed, Err(TooLong)));
+        assert!(matches!(fed, Err(TOO_LONG)));
         let mut stream = EventStream::default();
         let line = format!("data:{}\n", "x".repeat(1 << 20));
         let fed = (0..20).try_for_each(|_| stream.feed(line.as_bytes()).map(|_| ()));
-        assert!(matches!(fed, Err(TooLong)));
+        assert!(matches!(fed, Err(TOO_LONG)));
+    }
+
+    #[test]
+    fn a_line_is_given_once_it_is_whole() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.feed(b"{\"a\":1}\n\n{\"b\":"), Ok(vec![event("{\"a\":1}")]));
+        assert_eq!(lines.feed(b"2}\r\n{"), Ok(vec![event("{\"b\":2}")]));
+        assert_eq!(lines.feed(b""), Ok(vec![]));
+    }
+
+    #[test]
+    fn an_endless_line_is_refused() {
+        let mut lines = Lines::default();
+        let piece = vec![b'x'; 1 << 20];
+        assert_eq!((0..20).try_for_each(|_| lines.feed(&piece).map(|_| ())), Err(TOO_LONG));
     }
 
     proptest! {
@@ -177,6 +218,22 @@ mod tests {
         fn data_on_one_line_comes_out_byte_for_byte(lines in prop::collection::vec("[^\r\n ][^\r\n]*", 0..8)) {
             let text: String = lines.iter().map(|line| format!("data:{line}\n\n")).collect();
             prop_assert_eq!(read(&text), lines.iter().map(|line| event(line)).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn any_chunking_gives_the_same_lines(
+            lines in prop::collection::vec("[^\r\n]+", 0..8),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let bytes = text.as_bytes();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut reader = Lines::default();
+            let read: Vec<Item> =
+                cuts.windows(2).flat_map(|cut| reader.feed(&bytes[cut[0]..cut[1]]).unwrap()).collect();
+            prop_assert_eq!(read, lines.iter().map(|line| event(line)).collect::<Vec<_>>());
         }
     }
 }
