@@ -9,20 +9,20 @@ pub(crate) enum FrameShape {
     /// WebSocket text frames.
     WebSocket,
     /// Server-sent events.
-    Event,
+    Sse,
     /// Lines of JSON: HTTP streaming.
     Line,
 }
 
 impl FrameShape {
     pub(crate) const COUNT: usize = 3;
-    pub(crate) const ALL: [Self; Self::COUNT] = [Self::WebSocket, Self::Event, Self::Line];
+    pub(crate) const ALL: [Self; Self::COUNT] = [Self::WebSocket, Self::Sse, Self::Line];
 
     /// The label of the transport in metrics.
     pub(crate) const fn transport(self) -> &'static str {
         match self {
             Self::WebSocket => "ws",
-            Self::Event => "sse",
+            Self::Sse => "sse",
             Self::Line => "stream",
         }
     }
@@ -37,7 +37,7 @@ const TEXT: u8 = 0x1;
 pub(crate) fn put_frame(out: &mut BytesMut, shape: FrameShape, parts: &[&[u8]]) {
     match shape {
         FrameShape::WebSocket => put_websocket(out, TEXT, parts),
-        FrameShape::Event => {
+        FrameShape::Sse => {
             put_parts(out, b"data:", parts);
             out.put_u8(b'\n');
         }
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn an_event_is_a_line_of_data_its_id_and_a_blank_line() {
         let mut out = BytesMut::new();
-        put_frame(&mut out, FrameShape::Event, &[b"{\"a\":", b"1}"]);
+        put_frame(&mut out, FrameShape::Sse, &[b"{\"a\":", b"1}"]);
         end_event(&mut out, Some(b"Xk2p9QaB.1"));
         end_event(&mut out, None);
         assert_eq!(&out[..], b"data:{\"a\":1}\nid:Xk2p9QaB.1\n\n\n");

@@ -187,7 +187,7 @@ const RETRY_LEAST_MS: u64 = 1_000;
 /// One event as a frame. `id` is the id of a server-sent event: the cursors of all rooms of the client after it.
 pub(crate) fn frame(shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) -> Bytes {
     let (text, mut out) = (encode(event), BytesMut::new());
-    if shape != FrameShape::Event {
+    if shape != FrameShape::Sse {
         put_frame(&mut out, shape, &[&text]);
         return out.freeze();
     }

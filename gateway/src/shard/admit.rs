@@ -163,7 +163,7 @@ impl State {
         let Some(shape) = self.outgoing.sessions.open(join.session()).map(|conn| conn.shape) else { return };
         let mut bytes = BytesMut::new();
         put_frame(&mut bytes, shape, &text.parts(publication));
-        if shape == FrameShape::Event {
+        if shape == FrameShape::Sse {
             end_event(&mut bytes, id.as_deref());
         }
         self.node.metrics.delivered[shape as usize].inc();

@@ -77,7 +77,7 @@ impl Batch {
         let mut id_at = 0;
         for shape in FrameShape::ALL.into_iter().filter(|shape| self.wanted[*shape as usize]) {
             let bytes = &mut self.bytes[shape as usize];
-            if shape != FrameShape::Event {
+            if shape != FrameShape::Sse {
                 put_frame(bytes, shape, entry.text);
                 continue;
             }

@@ -128,9 +128,7 @@ impl Conn {
     /// cannot: the ids of its events name the cursors of all of them.
     pub(super) fn shares_frames(&self, room: &Room) -> bool {
         match &self.stream {
-            Some(stream) if self.shape == FrameShape::Event => {
-                matches!(&stream.rooms[..], [only] if only.name == *room)
-            }
+            Some(stream) if self.shape == FrameShape::Sse => matches!(&stream.rooms[..], [only] if only.name == *room),
             _ => true,
         }
     }

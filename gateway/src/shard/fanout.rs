@@ -157,12 +157,12 @@ impl<'a> Pass<'a> {
     /// the frames are copied for each client.
     fn hand_out_with_ids(&mut self, index: u32, batch: &SealedBatch) {
         let Some(entry) = self.rooms.get(index) else { return };
-        let events = &batch.frames[FrameShape::Event as usize].bytes;
+        let events = &batch.frames[FrameShape::Sse as usize].bytes;
         for CustomMember { session, excluded, .. } in entry.members.custom.iter().filter(|member| member.has_own_ids) {
             let Some(conn) = self.outgoing.sessions.at(*session) else { continue };
             let (mut bytes, mut count, mut start) = (BytesMut::new(), 0, 0);
             for mark in &batch.marks {
-                let end = mark.ends[FrameShape::Event as usize];
+                let end = mark.ends[FrameShape::Sse as usize];
                 if !mark.is_excluded(excluded) {
                     bytes.extend_from_slice(&events[start..mark.id_at]);
                     let here = Reached { room: index, cursor: mark.at };
@@ -172,7 +172,7 @@ impl<'a> Pass<'a> {
                 start = end;
             }
             if count > 0 {
-                self.left.delivered[FrameShape::Event as usize] += u64::from(count);
+                self.left.delivered[FrameShape::Sse as usize] += u64::from(count);
                 self.left.ended.extend(self.outgoing.queue(*session, &Frames { bytes: bytes.freeze(), count }));
             }
         }

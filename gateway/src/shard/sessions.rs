@@ -179,7 +179,7 @@ impl State {
     /// Records the cursor too. Returns the id of the event that brings the client there, if the client reads ids.
     pub(super) fn event_id(&mut self, index: u32, reached: Reached) -> Option<Vec<u8>> {
         self.record_reached(index, reached);
-        let conn = self.outgoing.sessions.at(index).filter(|conn| conn.shape == FrameShape::Event)?;
+        let conn = self.outgoing.sessions.at(index).filter(|conn| conn.shape == FrameShape::Sse)?;
         Some(self.rooms.cursors(conn, Some(reached)))
     }
 
@@ -193,7 +193,7 @@ impl State {
             return self.end(session, CloseReason::Aged, None);
         }
         let cursors = self.rooms.cursors(conn, None);
-        let bytes = if shape == FrameShape::Event {
+        let bytes = if shape == FrameShape::Sse {
             let mut bytes = BytesMut::new();
             end_event(&mut bytes, Some(&cursors));
             bytes.freeze()

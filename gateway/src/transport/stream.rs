@@ -63,7 +63,7 @@ pub(super) fn prepare(
     let shape = shape(asked);
     // While the backplane is away, an event stream could only be silent: EventSource asks again by itself. Other clients
     // would have to do that, so their stream is opened and begins when the backplane is back.
-    if shape == FrameShape::Event && !rooms.iter().all(|(room, _)| node.broker.is_up(room)) {
+    if shape == FrameShape::Sse && !rooms.iter().all(|(room, _)| node.broker.is_up(room)) {
         return Err(BrokerError::Unavailable.into());
     }
     let permit = node.permit_connection(exchange.client)?;
@@ -73,7 +73,7 @@ pub(super) fn prepare(
 }
 
 fn shape(asked: &TransportRequest) -> FrameShape {
-    if asked.transport == Transport::Events { FrameShape::Event } else { FrameShape::Line }
+    if asked.transport == Transport::Events { FrameShape::Sse } else { FrameShape::Line }
 }
 
 /// The cursors of a `Last-Event-ID`. The browser repeats it by itself and the page cannot change it, so a malformed one is
@@ -103,7 +103,7 @@ fn response(shape: FrameShape) -> Response<()> {
 /// proxy that can make such a stream itself asks for the status, so that it can try another node first.
 pub(super) fn refuse(asked: &TransportRequest, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
     let shape = shape(asked);
-    if shape != FrameShape::Event || !refusal.code.retryable() || headers.contains_key(REFUSE_BY_STATUS) {
+    if shape != FrameShape::Sse || !refusal.code.retryable() || headers.contains_key(REFUSE_BY_STATUS) {
         return problem(refusal);
     }
     let (parts, ()) = response(shape).into_parts();
@@ -119,7 +119,7 @@ impl Ready {
     pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream) {
         let socket = Rc::new(socket);
         let mut head = head(&self.response);
-        if self.shape == FrameShape::Event {
+        if self.shape == FrameShape::Sse {
             head.extend_from_slice(format!("retry:{}\n\n", between(RETRY_MS)).as_bytes());
         }
         let room = |(name, class, join): &(Room, Class, JoinOptions)| UrlRoom {
