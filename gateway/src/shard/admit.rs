@@ -79,7 +79,7 @@ impl State {
     fn advance(&mut self, admission: &mut Admission) -> Option<Wait> {
         loop {
             let join = &admission.join;
-            let conn = self.outgoing.sessions.open(join.session())?;
+            let conn = self.outgoing.sessions.get_open(join.session())?;
             if !conn.session.is_joining(join.room.index, join.number) {
                 self.answer_superseded(join);
                 return None;
@@ -89,7 +89,7 @@ impl State {
             }
             // Compare where the client is with where the room's feed is.
             let join = &admission.join;
-            let entry = self.rooms.same(join.room)?;
+            let entry = self.rooms.resolve(join.room)?;
             let from = join.from.filter(|_| join.options.last == 0);
             let since = admission.reached.or(join.options.since).or(from);
             let (cursor, gap) = match (entry.feed.position().map(Position::cursor), since) {
@@ -128,13 +128,13 @@ impl State {
     /// Sends messages that were read, as far as the feed has come and half an outbox at a time.
     fn send_pending(&mut self, admission: &mut Admission) -> Option<Wait> {
         let Admission { join, reached, pending, .. } = admission;
-        let entry = self.rooms.same(join.room)?;
+        let entry = self.rooms.resolve(join.room)?;
         let at = entry.feed.position();
         let name = entry.name.clone();
-        let conn = self.outgoing.sessions.open(join.session())?;
+        let conn = self.outgoing.sessions.get_open(join.session())?;
         let excluded = join.excluded(conn.session.id);
         while !pending.is_empty() {
-            let conn = self.outgoing.sessions.open(join.session())?;
+            let conn = self.outgoing.sessions.get_open(join.session())?;
             if conn.outbox.is_half_full(&self.node.outbox_limits) {
                 let (sender, drained) = oneshot::channel();
                 conn.drained.get_or_insert_default().0.push(sender);
@@ -160,7 +160,7 @@ impl State {
         let index = join.session().index;
         let text = native::MessageText::new(room, publication);
         let id = self.event_id(index, Reached { room: join.room.index, cursor: publication.cursor });
-        let Some(shape) = self.outgoing.sessions.open(join.session()).map(|conn| conn.shape) else { return };
+        let Some(shape) = self.outgoing.sessions.get_open(join.session()).map(|conn| conn.shape) else { return };
         let mut bytes = BytesMut::new();
         put_frame(&mut bytes, shape, &text.parts(publication));
         if shape == FrameShape::Sse {
@@ -174,10 +174,10 @@ impl State {
     fn on_page(&mut self, admission: &mut Admission, page: Page) {
         let join = &admission.join;
         let is_wanted = |conn: &mut Conn| conn.session.is_joining(join.room.index, join.number);
-        if !self.outgoing.sessions.open(join.session()).is_some_and(is_wanted) {
+        if !self.outgoing.sessions.get_open(join.session()).is_some_and(is_wanted) {
             return; // left or gone meanwhile: `advance` sees it too
         }
-        let Some(entry) = self.rooms.same(join.room) else { return };
+        let Some(entry) = self.rooms.resolve(join.room) else { return };
         // Does the page know of something that the feed has missed? Another epoch, always; messages of the same epoch
         // only after a wait for the feed has brought nothing, because until then they may be on their way.
         let has_waited = admission.reached.is_some() && page.publications.is_empty();
@@ -207,7 +207,7 @@ impl State {
     fn send_gap(&mut self, admission: &mut Admission, Range { start: from, end: to }: Range<Cursor>) {
         admission.reached = Some(to);
         let join = &admission.join;
-        let Some(room) = self.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
+        let Some(room) = self.rooms.resolve(join.room).map(|entry| entry.name.clone()) else { return };
         let reached = Reached { room: join.room.index, cursor: Some(to) };
         self.send_at(join.session().index, &Event::Gap { room: room.as_str(), from, to }, reached);
     }
@@ -220,7 +220,7 @@ impl State {
         }
         admission.reached = cursor;
         let Admission { join, presence, .. } = admission;
-        let Some(entry) = self.rooms.same(join.room) else { return };
+        let Some(entry) = self.rooms.resolve(join.room) else { return };
         let name = entry.name.clone();
         let resumed = join.options.since.map(|_| gap.is_none());
         match resumed {
@@ -248,13 +248,13 @@ impl State {
     /// Makes the session a member: from the next pass on it gets what the feed delivers.
     fn complete(&mut self, admission: &Admission) {
         let Admission { join, presence, .. } = admission;
-        let Some(conn) = self.outgoing.sessions.open(join.session()) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(join.session()) else { return };
         if !conn.session.complete_join(join.room.index, join.number) {
             return;
         }
         let index = join.session().index;
         let version = presence.as_ref().map_or(0, |presence| presence.version);
-        let Some(entry) = self.rooms.same(join.room) else { return };
+        let Some(entry) = self.rooms.resolve(join.room) else { return };
         entry.members.add(CustomMember {
             session: index,
             shape: conn.shape,
@@ -311,7 +311,7 @@ impl Shard {
         let Some(name) = self.room(join.room, |entry| entry.name.clone()) else { return Ok(Presence::default()) };
         let enter = {
             let mut state = self.state.borrow_mut();
-            let conn = state.outgoing.sessions.open(join.session());
+            let conn = state.outgoing.sessions.get_open(join.session());
             let Some(conn) = conn.filter(|conn| conn.session.is_joining(join.room.index, join.number)) else {
                 return Ok(Presence::default()); // `advance` sees that the join is no longer wanted
             };

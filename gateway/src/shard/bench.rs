@@ -32,7 +32,7 @@ impl Crowd {
         let sessions: Vec<u32> = (0..members).map(open).collect();
         let state = &mut *self.shard.state.borrow_mut();
         let room = state.rooms.insert(&name, Class::BUILT_IN, 0);
-        if let Some(entry) = state.rooms.same(room) {
+        if let Some(entry) = state.rooms.resolve(room) {
             entry.feed.on_subscribed(head);
             entry.occupants = members;
             for session in sessions {

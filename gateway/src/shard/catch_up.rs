@@ -18,7 +18,7 @@ impl State {
 
     /// Delivers a page of the hole; returns the cursor to read on from, unless the feed is in sequence again.
     fn fill(&mut self, room: RoomRef, page: Page) -> Option<Cursor> {
-        let filled = self.rooms.same(room)?.feed.on_page(page);
+        let filled = self.rooms.resolve(room)?.feed.on_page(page);
         let metrics = &self.node.metrics;
         if filled.gap.is_some() { &metrics.gaps_told } else { &metrics.gaps_filled }.inc();
         self.pass(|pass| {

@@ -23,12 +23,12 @@ use std::{borrow::Cow, rc::Rc};
 impl Shard {
     /// Does the command in one text frame of a client.
     pub(crate) fn receive(&self, session: SessionRef, text: &str) {
-        self.state.borrow_mut().command(ReplyTo::unnumbered(session), text);
+        self.state.borrow_mut().command(ReplyTo::without_id(session), text);
     }
 
     /// Refuses something else in the URL than a room.
     pub(crate) fn refuse_url(&self, session: SessionRef, refusal: Refusal) {
-        self.state.borrow_mut().refuse(ReplyTo::unnumbered(session), None, refusal);
+        self.state.borrow_mut().refuse(ReplyTo::without_id(session), None, refusal);
     }
 }
 
@@ -36,7 +36,7 @@ impl State {
     /// Does one command, wherever it came from; whether it is a join.
     pub(super) fn command(&mut self, reply_to: ReplyTo, text: &str) -> bool {
         let now_ms = self.clock.now_ms();
-        let Some(conn) = self.outgoing.sessions.open(reply_to.session) else { return false };
+        let Some(conn) = self.outgoing.sessions.get_open(reply_to.session) else { return false };
         let (id, action) = match native::decode(text) {
             Ok(command) => {
                 let (id, is_publish) = (command.id, matches!(command.request, Request::Publish(_)));
@@ -105,7 +105,7 @@ impl State {
     /// Refuses a request. An error of the client's counts against its session, which ends if there are too many.
     pub(super) fn refuse(&mut self, reply_to: ReplyTo, room: Option<&str>, refusal: Refusal) {
         let now_ms = self.clock.now_ms();
-        let Some(conn) = self.outgoing.sessions.open(reply_to.session) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(reply_to.session) else { return };
         let action = conn.session.refuse(room.map(Cow::Borrowed), refusal, now_ms);
         self.send_refusal(reply_to, action);
     }
@@ -132,7 +132,7 @@ impl State {
             return self.refuse(reply_to, Some(room.as_str()), refusal);
         }
         let retention = self.class(&room).history;
-        let Some(conn) = self.outgoing.sessions.open(reply_to.session) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(reply_to.session) else { return };
         let sender = Sender::Session(conn.session.id, conn.session.user());
         let payload = native::payload(data, event.as_deref(), sender).into();
         let author = Some(conn.session.id);
@@ -149,7 +149,7 @@ impl State {
     /// The broker's result of a publish.
     pub(super) fn on_published(&mut self, PublishDone { ticket, room, result }: PublishDone) {
         let PublishTicket { reply_to, began_ms } = PublishTicket::decode(ticket);
-        if self.outgoing.sessions.open(reply_to.session).is_none() {
+        if self.outgoing.sessions.get_open(reply_to.session).is_none() {
             return;
         }
         match result {
@@ -171,7 +171,7 @@ impl Shard {
     async fn presence(self: Rc<Self>, reply_to: ReplyTo, room: Room) {
         let presence = self.node.presence(&room).await;
         let state = &mut *self.state.borrow_mut();
-        if state.outgoing.sessions.open(reply_to.session).is_none() {
+        if state.outgoing.sessions.get_open(reply_to.session).is_none() {
             return;
         }
         match presence {
@@ -187,7 +187,7 @@ impl Shard {
     async fn history(self: Rc<Self>, reply_to: ReplyTo, room: Room, query: HistoryQuery) {
         let page = self.node.history(&room, query).await;
         let state = &mut *self.state.borrow_mut();
-        if state.outgoing.sessions.open(reply_to.session).is_none() {
+        if state.outgoing.sessions.get_open(reply_to.session).is_none() {
             return;
         }
         match page {

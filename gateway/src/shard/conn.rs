@@ -190,7 +190,7 @@ impl Sessions {
     }
 
     /// The session, if it is still there and has not begun to close.
-    pub(super) fn open(&mut self, session: SessionRef) -> Option<&mut Conn> {
+    pub(super) fn get_open(&mut self, session: SessionRef) -> Option<&mut Conn> {
         self.get(session).filter(|conn| conn.phase == Phase::Open)
     }
 

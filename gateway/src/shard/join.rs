@@ -25,7 +25,7 @@ impl Shard {
     /// Joins a room of the URL; `options` are refused if the URL's are wrong.
     pub(crate) fn join_by_url(&self, session: SessionRef, room: &str, options: Result<JoinOptions, Refusal>) {
         let state = &mut *self.state.borrow_mut();
-        let reply_to = ReplyTo::unnumbered(session);
+        let reply_to = ReplyTo::without_id(session);
         match (Room::parse(room), options) {
             (Ok(room), Ok(options)) => state.join(reply_to, &room, options),
             (Err(why), _) => state.refuse(reply_to, Some(room), why.into()),
@@ -49,7 +49,7 @@ impl Shard {
 
     /// Reads something of a room, if the room is still there.
     pub(super) fn room<T>(&self, room: RoomRef, read: impl FnOnce(&RoomEntry) -> T) -> Option<T> {
-        self.state.borrow_mut().rooms.same(room).map(|entry| read(entry))
+        self.state.borrow_mut().rooms.resolve(room).map(|entry| read(entry))
     }
 }
 
@@ -60,7 +60,7 @@ impl State {
             Ok(join) => join,
             Err(refusal) => return self.refuse(reply_to, Some(room.as_str()), refusal),
         };
-        let Some(entry) = self.rooms.same(join.room) else { return };
+        let Some(entry) = self.rooms.resolve(join.room) else { return };
         if !entry.feed.is_subscribing() {
             return self.admit(join);
         }
@@ -80,7 +80,7 @@ impl State {
         let gone = || Refusal::new(ErrorCode::Internal, "the session is gone");
         // First what may be refused, before anything changes.
         let found = self.rooms.find(name.as_str());
-        let conn = self.outgoing.sessions.open(session).ok_or_else(gone)?;
+        let conn = self.outgoing.sessions.get_open(session).ok_or_else(gone)?;
         let present = found.and_then(|index| conn.session.membership(index));
         if present.is_none() {
             conn.session.may_enter(&self.node.limits)?;
@@ -91,10 +91,10 @@ impl State {
         }
         // Then the room and the session each learn of the other.
         let room = self.followed_room(name, class);
-        let conn = self.outgoing.sessions.open(session).ok_or_else(gone)?;
+        let conn = self.outgoing.sessions.get_open(session).ok_or_else(gone)?;
         let number = conn.session.begin_join(room.index);
         let (id, user, shape) = (conn.session.id, conn.session.user().cloned(), conn.shape);
-        let entry = self.rooms.same(room).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the room is gone"))?;
+        let entry = self.rooms.resolve(room).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the room is gone"))?;
         let mut from = None;
         match present {
             Some(membership) if membership.stage == Stage::Member => {
@@ -141,7 +141,7 @@ impl State {
 
     /// The broker delivers the room's messages from now on, all that come after `head`.
     fn on_subscribed(&mut self, room: RoomRef, head: Option<Cursor>) {
-        let Some(entry) = self.rooms.same(room) else { return };
+        let Some(entry) = self.rooms.resolve(room) else { return };
         let hole = entry.feed.on_subscribed(head);
         let waiting = std::mem::take(&mut entry.waiting);
         entry.wake_polls();
@@ -156,9 +156,9 @@ impl State {
     /// Answers a join that a later join, or a leave, of the room has overtaken, if the client waits for a reply. The
     /// client has done nothing wrong, so this is not counted as an error of its session.
     pub(super) fn answer_superseded(&mut self, join: &Join) {
-        let Some(name) = self.rooms.same(join.room).map(|entry| entry.name.clone()) else { return };
+        let Some(name) = self.rooms.resolve(join.room).map(|entry| entry.name.clone()) else { return };
         let ReplyTo { session, id, post } = join.reply_to;
-        if (id.is_none() && post.is_none()) || self.outgoing.sessions.open(session).is_none() {
+        if (id.is_none() && post.is_none()) || self.outgoing.sessions.get_open(session).is_none() {
             return;
         }
         let overtaken = "a later join or leave of this room has overtaken this one";
@@ -169,7 +169,7 @@ impl State {
     /// Gives up a join that is still wanted: the session leaves the room, and the client gets the reason.
     pub(super) fn abandon(&mut self, join: &Join, refusal: Refusal) {
         let session = join.session();
-        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         if !conn.session.is_joining(join.room.index, join.number) {
             return;
         }
@@ -177,7 +177,7 @@ impl State {
         let Some(name) = self.rooms.get(join.room.index).map(|entry| entry.name.clone()) else { return };
         self.vacate(session, join.room.index, Stage::Joining);
         self.refuse(join.reply_to, Some(name.as_str()), refusal);
-        if join.from.is_some() && self.outgoing.sessions.open(session).is_some() {
+        if join.from.is_some() && self.outgoing.sessions.get_open(session).is_some() {
             // It was a member before this join, and the client still thinks so.
             self.send(session.index, &Event::Left { id: None, room: name.as_str(), reason: None });
         }
@@ -188,7 +188,7 @@ impl State {
     /// Takes a session out of one room; `false` if it was not in it.
     pub(super) fn leave(&mut self, session: SessionRef, room: &str) -> bool {
         let Some(index) = self.rooms.find(room) else { return false };
-        let Some(conn) = self.outgoing.sessions.open(session) else { return false };
+        let Some(conn) = self.outgoing.sessions.get_open(session) else { return false };
         let Some(membership) = conn.session.leave(index) else { return false };
         self.vacate(session, index, membership.stage);
         true

@@ -143,7 +143,7 @@ impl Outgoing {
     /// Begins to close a session: its last frames and a close frame go out. `reply` is what the WebSocket codec answers
     /// to the client's close frame, and goes out in place of ours.
     pub(super) fn close(&mut self, session: SessionRef, reason: CloseReason, reply: Option<Bytes>) -> Option<Ended> {
-        let conn = self.sessions.open(session)?;
+        let conn = self.sessions.get_open(session)?;
         conn.phase = Phase::Closing;
         conn.drained = None;
         let before = conn.outbox.bytes();

@@ -47,7 +47,7 @@ impl Shard {
             return Err(BrokerError::Overloaded);
         }
         let room = state.followed_room(room, class);
-        let entry = state.rooms.same(room).ok_or(BrokerError::Unavailable)?;
+        let entry = state.rooms.resolve(room).ok_or(BrokerError::Unavailable)?;
         entry.occupants += 1;
         let slot = entry.parked.get_or_insert_default().insert(Rc::clone(wake));
         Ok(Watch { shard: Rc::clone(self), room, slot })
@@ -73,7 +73,7 @@ impl Watch {
     /// What this shard knows of the messages after `since`. Asks nobody.
     pub(crate) fn look(&self, since: Option<Cursor>) -> Look {
         let state = &mut *self.shard.state.borrow_mut();
-        let Some(entry) = state.rooms.same(self.room) else { return Look::NotYet };
+        let Some(entry) = state.rooms.resolve(self.room) else { return Look::NotYet };
         let Some(at) = entry.feed.position().map(Position::cursor) else { return Look::NotYet };
         match since {
             None => Look::Head(at),
@@ -89,7 +89,7 @@ impl Watch {
     pub(crate) async fn read(&self, query: HistoryQuery) -> Result<Page, BrokerError> {
         let page = self.shard.read_history(self.room, query).await.unwrap_or(Err(BrokerError::Unavailable))?;
         let state = &mut *self.shard.state.borrow_mut();
-        if let Some(entry) = state.rooms.same(self.room) {
+        if let Some(entry) = state.rooms.resolve(self.room) {
             // A client from another node may know of an epoch that has not reached this shard. Only then the page is
             // ahead of the feed for sure; messages of the same epoch may be on their way.
             let is_behind = entry.feed.position().is_some_and(|at| at.cursor().epoch != page.head.epoch);
@@ -113,7 +113,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let state = &mut *self.shard.state.borrow_mut();
-        let Some(entry) = state.rooms.same(self.room) else { return };
+        let Some(entry) = state.rooms.resolve(self.room) else { return };
         if let Some(parked) = &mut entry.parked {
             parked.try_remove(self.slot);
             if parked.is_empty() {

@@ -113,7 +113,7 @@ impl State {
     pub(super) fn on_command(&mut self, command: PostedCommands) {
         let PostedCommands { address, back, body } = command;
         let session = SessionRef::from_u64(address.slot);
-        let conn = self.outgoing.sessions.open(session);
+        let conn = self.outgoing.sessions.get_open(session);
         let secret = conn.and_then(|conn| conn.stream.as_ref()).map(|stream| stream.secret);
         if !secret.is_some_and(|secret| secret.is(&address.secret)) {
             return self.send_reply(back, Err(ErrorCode::SessionGone));

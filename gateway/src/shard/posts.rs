@@ -163,7 +163,7 @@ impl Posts {
         let command = post.commands.get(post.begun)?.clone();
         let number = ReplyNumber::new(first + post.begun as u32);
         post.begun += 1;
-        Some((ReplyTo { post: number, ..ReplyTo::unnumbered(post.session) }, command))
+        Some((ReplyTo { post: number, ..ReplyTo::without_id(post.session) }, command))
     }
 
     /// Has the next commands wait for the last one that has begun, unless it has its reply already; whether they wait.

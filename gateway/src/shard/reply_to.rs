@@ -20,7 +20,7 @@ pub(super) struct ReplyTo {
 
 impl ReplyTo {
     /// For what a session did not ask by a numbered command: a room of its URL, a frame that is not decoded yet.
-    pub(super) fn unnumbered(session: SessionRef) -> Self {
+    pub(super) fn without_id(session: SessionRef) -> Self {
         Self { session, id: None, post: None }
     }
 }

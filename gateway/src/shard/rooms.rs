@@ -71,7 +71,7 @@ impl Rooms {
     }
 
     /// The room, if it is still the one that this reference was made for.
-    pub(super) fn same(&mut self, room: RoomRef) -> Option<&mut RoomEntry> {
+    pub(super) fn resolve(&mut self, room: RoomRef) -> Option<&mut RoomEntry> {
         self.get_mut(room.index).filter(|entry| entry.generation == room.generation)
     }
 
@@ -144,7 +144,7 @@ impl Rooms {
         for linger in 0..LINGER_MS.len() {
             while self.lingering[linger].front().is_some_and(|(due_ms, _)| is_past(*due_ms, now_ms)) {
                 let Some((_, room)) = self.lingering[linger].pop_front() else { break };
-                let Some(entry) = self.same(room) else { continue };
+                let Some(entry) = self.resolve(room) else { continue };
                 entry.is_lingering = false;
                 if entry.occupants > 0 {
                     continue; // its last occupant files it again

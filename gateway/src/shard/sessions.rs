@@ -91,7 +91,7 @@ impl Shard {
     /// Notes that bytes came from the client, whatever they are: it is alive.
     pub(crate) fn heard(&self, session: SessionRef) {
         let now_ms = self.clock.now_ms();
-        if let Some(conn) = self.state.borrow_mut().outgoing.sessions.open(session) {
+        if let Some(conn) = self.state.borrow_mut().outgoing.sessions.get_open(session) {
             conn.keepalive.heard(now_ms);
         }
     }
@@ -99,7 +99,7 @@ impl Shard {
     /// Queues what the WebSocket codec answers by itself (pongs), between whole frames like everything else.
     pub(crate) fn answer_control(&self, session: SessionRef, frames: Bytes) {
         let state = &mut *self.state.borrow_mut();
-        if state.outgoing.sessions.open(session).is_some() {
+        if state.outgoing.sessions.get_open(session).is_some() {
             state.queue(session.index, &Frames { bytes: frames, count: 1 });
         }
     }
@@ -186,7 +186,7 @@ impl State {
     /// Sends a stream's heartbeat, or ends the stream by its age. The heartbeat tells the cursors, which move without
     /// the client where the room's messages are not for it.
     pub(super) fn beat(&mut self, session: SessionRef) {
-        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         let (now_ms, shape) = (self.clock.now_ms(), conn.shape);
         let ends_ms = conn.stream.as_ref().map_or(now_ms, |stream| stream.ends_ms);
         if is_past(ends_ms, now_ms) {

@@ -88,13 +88,13 @@ impl State {
 
     fn check_keepalive(&mut self, session: SessionRef) {
         let now_ms = self.clock.now_ms();
-        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         if conn.stream.is_some() {
             return self.beat(session); // its client cannot answer a ping
         }
         let shape = conn.shape;
         let ping_ms = self.ping_ms(session.index, shape);
-        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         match conn.keepalive.check(now_ms, ping_ms) {
             Due::Later(ms) => self.file(Timer::Keepalive(session), ms),
             Due::Ping => {
@@ -107,7 +107,7 @@ impl State {
 
     /// Has the session looked at when its outbox may have grown too old. The wheel holds one such timer per session.
     pub(super) fn watch_stale(&mut self, session: SessionRef) {
-        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         if !std::mem::replace(&mut conn.stale_filed, true) {
             self.file(Timer::Stale(session), self.node.outbox_limits.age_ms + TICK_MS);
         }
@@ -115,7 +115,7 @@ impl State {
 
     fn check_stale(&mut self, session: SessionRef) {
         let now_ms = self.clock.now_ms();
-        let Some(conn) = self.outgoing.sessions.open(session) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         conn.stale_filed = false;
         if conn.blocked && conn.outbox.is_stale(now_ms, &self.node.outbox_limits) {
             self.end(session, CloseReason::TooSlow, None);
