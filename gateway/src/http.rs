@@ -108,7 +108,7 @@ impl Finish {
 
 /// The head of an HTTP/1.1 response as bytes (RFC 9112 section 4), for sockets that have left hyper: status line, headers,
 /// `Date`, and the empty line.
-pub(crate) fn head<T>(response: &Response<T>) -> BytesMut {
+pub(crate) fn response_head<T>(response: &Response<T>) -> BytesMut {
     let mut out = BytesMut::with_capacity(512);
     let status = response.status();
     let reason = status.canonical_reason().unwrap_or_default();
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_head_is_lines_and_an_empty_one() {
         let response = Response::builder().status(200).header("x-a", "b").body(()).unwrap();
-        let text = String::from_utf8(head(&response).to_vec()).unwrap();
+        let text = String::from_utf8(response_head(&response).to_vec()).unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\nx-a: b\r\ndate: "), "{text}");
         assert!(text.ends_with(" GMT\r\n\r\n"), "{text}");
     }

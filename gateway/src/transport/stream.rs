@@ -6,7 +6,7 @@ use super::{
     request::{Transport, TransportRequest, split_since},
 };
 use crate::{
-    http::{head, problem},
+    http::{problem, response_head},
     node::Node,
     policy::{class::Class, peer::ConnectionPermit, rights::Act},
     protocol::{FrameShape, command::JoinOptions, error::Refusal},
@@ -118,7 +118,7 @@ impl Ready {
     /// Makes a session of the socket. The response's head is the first that goes through its outbox.
     pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream) {
         let socket = Rc::new(socket);
-        let mut head = head(&self.response);
+        let mut head = response_head(&self.response);
         if self.shape == FrameShape::Sse {
             head.extend_from_slice(format!("retry:{}\n\n", between(RETRY_MS)).as_bytes());
         }

@@ -7,7 +7,7 @@ use super::{
     request::TransportRequest,
 };
 use crate::{
-    http::head,
+    http::response_head,
     node::Node,
     policy::{limits::ENVELOPE_BYTES, peer::ConnectionPermit},
     protocol::{FrameShape, close::CloseReason, error::Refusal},
@@ -91,7 +91,8 @@ impl Ready {
     /// since the task that served HTTP is larger.
     pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream, early: Bytes) {
         let socket = Rc::new(socket);
-        let opening = Opening { shape: FrameShape::WebSocket, head: head(&self.response).freeze(), rooms: Vec::new() };
+        let head = response_head(&self.response).freeze();
+        let opening = Opening { shape: FrameShape::WebSocket, head, rooms: Vec::new() };
         let who = shard.open(Rc::clone(&socket), self.permit, opening);
         match self.asked.joins() {
             Ok(joins) => joins.into_iter().for_each(|(room, options)| shard.join_by_url(who, room, options)),

@@ -6,7 +6,7 @@ use super::{
     look::Poll,
 };
 use crate::{
-    http::{Finish, head, problem},
+    http::{Finish, problem, response_head},
     node::Node,
     policy::peer::ConnectionPermit,
     protocol::error::Refusal,
@@ -155,7 +155,7 @@ impl Ready {
         if !is_kept && parts.status != StatusCode::NOT_MODIFIED {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let mut bytes = head(&Response::from_parts(parts, ()));
+        let mut bytes = response_head(&Response::from_parts(parts, ()));
         bytes.extend_from_slice(&body);
         let written = tokio::time::timeout(WRITE_TIME, socket.write_all(&bytes)).await;
         (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
