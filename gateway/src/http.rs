@@ -1,5 +1,5 @@
-//! What the responses of `api` and `transport` have in common: JSON, problem documents (RFC 9457), the headers of CORS and
-//! of a drain, and the head as bytes.
+//! What the responses of `api` and `transport` have in common: JSON, problem documents (RFC 9457), the headers of CORS
+//! and of a drain, and the head as bytes.
 
 use crate::{
     node::Node,
@@ -106,8 +106,8 @@ impl Finish {
     }
 }
 
-/// The head of an HTTP/1.1 response as bytes (RFC 9112 section 4), for sockets that have left hyper: status line, headers,
-/// `Date`, and the empty line.
+/// The head of an HTTP/1.1 response as bytes (RFC 9112 section 4), for sockets that have left hyper: status line,
+/// headers, `Date`, and the empty line.
 pub(crate) fn response_head<T>(response: &Response<T>) -> BytesMut {
     let mut out = BytesMut::with_capacity(512);
     let status = response.status();

@@ -1,7 +1,7 @@
-//! How a socket leaves hyper. WebSockets, streams and polls that wait last for minutes, and hyper holds buffers for each of
-//! its connections. So the handler of such a request never responds: it names what is to take the socket over, and the
-//! task that polls hyper's connection takes the connection apart and hands the socket on. Called by `http`; it knows no
-//! transport.
+//! How a socket leaves hyper. WebSockets, streams and polls that wait last for minutes, and hyper holds buffers for
+//! each of its connections. So the handler of such a request never responds: it names a value that takes the socket
+//! over, and the task that polls hyper's connection takes the connection apart and hands the socket to that value.
+//! Called by `http`; it knows no transport.
 
 use hyper::rt;
 use hyper_util::rt::TokioIo;
@@ -27,8 +27,8 @@ impl<T> Detach<T> {
         Self { takeover: RefCell::new(None), is_blocked: Cell::new(false) }
     }
 
-    /// For the handler of a request: asks that `takeover` gets the socket, and never returns. A client may send this
-    /// request before it has read the responses to earlier ones, so the request is made only when those are written.
+    /// For the handler of a request: stores `takeover`, which is to get the socket, and never returns. A client may
+    /// send this request before it has read the responses to earlier ones, so this waits until those are written.
     pub(super) async fn hand_over<R>(&self, takeover: T) -> R {
         tokio::task::yield_now().await; // hyper writes earlier responses meanwhile
         poll_fn(|_| if self.is_blocked.get() { Poll::Pending } else { Poll::Ready(()) }).await;
@@ -36,7 +36,7 @@ impl<T> Detach<T> {
         pending().await
     }
 
-    /// For the task that polls the connection: what is to take the socket over, if a handler has asked for that.
+    /// For the task that polls the connection: what takes the socket over, if a handler has stored it.
     pub(super) fn take(&self) -> Option<T> {
         self.takeover.take()
     }

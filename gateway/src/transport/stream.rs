@@ -1,5 +1,5 @@
-//! Server-sent events and HTTP streaming: a response that does not end. Here are its beginning, its refusal, and the task
-//! that notices the client's end. Messages go out through the session's outbox, as on every transport.
+//! Server-sent events and HTTP streaming: a response that does not end. Here are its beginning, its refusal, and the
+//! task that notices when the client is gone. Messages go out through the session's outbox, as on every transport.
 
 use super::{
     exchange::Exchange,
@@ -22,8 +22,8 @@ use hyper::{
 use std::{future::poll_fn, rc::Rc};
 use tokio::net::TcpStream;
 
-/// How long a browser waits before it opens a broken stream again, in milliseconds: the least, and up to how much more.
-/// The rest is random, so that the clients of a lost node do not all return in one moment.
+/// How long a browser waits before it opens a broken stream again, in milliseconds: the least time, and the most that
+/// is added at random, so that the clients of a lost node do not all return in one moment.
 const RETRY_MS: (u64, u64) = (1_000, 2_000);
 /// The same when the stream cannot be served now.
 const LATER_MS: (u64, u64) = (2_000, 13_000);
@@ -61,8 +61,8 @@ pub(super) fn prepare(
         None => asked.joins()?.into_iter().map(|(_, join)| join.map(|join| join.since)).collect::<Result<_, _>>()?,
     };
     let shape = shape(asked);
-    // While the backplane is away, an event stream could only be silent: EventSource asks again by itself. Other clients
-    // would have to do that, so their stream is opened and begins when the backplane is back.
+    // While the backplane is away, a stream would be silent. An event stream is refused then, because EventSource asks
+    // again by itself. Other clients may not, so their stream is opened and begins when the backplane is back.
     if shape == FrameShape::Sse && !rooms.iter().all(|(room, _)| node.broker.is_up(room)) {
         return Err(BrokerError::Unavailable.into());
     }
@@ -76,8 +76,8 @@ fn shape(asked: &TransportRequest) -> FrameShape {
     if asked.transport == Transport::Events { FrameShape::Sse } else { FrameShape::Line }
 }
 
-/// The cursors of a `Last-Event-ID`. The browser repeats it by itself and the page cannot change it, so a malformed one is
-/// not refused: it becomes a cursor of no epoch, and the client gets a gap.
+/// The cursors of a `Last-Event-ID`. The browser repeats it by itself and the page cannot change it, so a malformed one
+/// is not refused: it becomes a cursor of no epoch, and the client gets a gap.
 fn by_event_id(id: &[u8], rooms: usize) -> Vec<Option<Cursor>> {
     let unknown = Some(Cursor::new(Epoch::FOREIGN, Offset(0)));
     match split_since(Some(std::str::from_utf8(id).unwrap_or_default()), rooms) {
@@ -98,9 +98,9 @@ fn response(shape: FrameShape) -> Response<()> {
     response
 }
 
-/// The response to a request whose stream is refused. Any status but 200 ends a browser's `EventSource` for good (WHATWG
-/// HTML, section 9.2.3), so a refusal that a retry can help is a stream with the time of the retry and nothing else. A
-/// proxy that can make such a stream itself asks for the status, so that it can try another node first.
+/// The response to a request whose stream is refused. Any status but 200 ends a browser's `EventSource` for good
+/// (WHATWG HTML, section 9.2.3), so a refusal that a retry can help is a stream with the time of the retry and nothing
+/// else. A proxy that can make such a stream itself asks for the status, so that it can try another node first.
 pub(super) fn refuse(asked: &TransportRequest, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
     let shape = shape(asked);
     if shape != FrameShape::Sse || !refusal.code.retryable() || headers.contains_key(REFUSE_BY_STATUS) {
@@ -115,7 +115,7 @@ fn between((least, spread): (u64, u64)) -> u64 {
 }
 
 impl Ready {
-    /// Makes a session of the socket. The response's head is the first that goes through its outbox.
+    /// Opens a session on the socket. The response's head is the first thing in its outbox.
     pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream) {
         let socket = Rc::new(socket);
         let mut head = response_head(&self.response);
@@ -136,7 +136,8 @@ impl Ready {
     }
 }
 
-/// Waits for the client's end. Bytes that it sends meanwhile, which HTTP does not allow, are dropped.
+/// Waits until the socket has ended, then removes the session. Bytes that the client sends meanwhile, which HTTP does
+/// not allow, are dropped.
 async fn watch(shard: Rc<Shard>, who: SessionRef, socket: Rc<TcpStream>) {
     while let Ok(()) = poll_fn(|cx| socket.poll_read_ready(cx)).await {
         match socket.try_read(&mut [0; 64]) {

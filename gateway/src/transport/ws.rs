@@ -1,6 +1,7 @@
-//! WebSocket: the handshake, and what clients send. The library tungstenite parses that, over an adapter that reads from
-//! bytes already received and writes into memory: its pongs and close replies go through the session's outbox, so that they
-//! leave in order with the frames that all members share. Other frames to clients never pass through here.
+//! WebSocket: the handshake, and parsing what clients send. [`Wire`] feeds the library tungstenite bytes that were
+//! already received and collects its pongs and close replies in memory. These go through the session's outbox, which
+//! keeps them in order with other frames. All other outgoing frames are encoded by the shard and do not pass through
+//! tungstenite.
 
 use super::{
     exchange::{Exchange, has_token},
@@ -33,8 +34,8 @@ use tungstenite::{
 };
 
 const SUBPROTOCOL: &str = "fanfare.v1";
-/// tungstenite's buffer for each connection. It holds the part of an incomplete frame and is refilled from [`SCRATCH`], so
-/// it need not be large to be fast.
+/// The first size of tungstenite's read buffer, which grows with the frames of its client. There is one per connection,
+/// so it starts small to save memory; socket reads are large all the same, because they go into [`SCRATCH`] first.
 const BUFFER_BYTES: usize = 128;
 
 thread_local! {
@@ -49,7 +50,7 @@ pub(super) struct Ready {
     response: Response<()>,
 }
 
-/// Checks the handshake of RFC 6455 section 4.2.1, and whether the node has room for one more session.
+/// Checks the handshake of RFC 6455 section 4.2.1, and whether the connection limits allow one more session.
 pub(super) fn prepare(
     node: &Node,
     exchange: &Exchange,
@@ -87,10 +88,12 @@ pub(super) fn prepare(
 }
 
 impl Ready {
-    /// Makes a session of the socket; `early` has been read after the handshake. The session gets a task of its own,
-    /// since the task that served HTTP is larger.
+    /// Opens a session on the socket. `early` are client bytes that were read together with the handshake. Reading
+    /// continues in a new, small task; the HTTP task would keep its larger future in memory for the life of the
+    /// connection.
     pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream, early: Bytes) {
         let socket = Rc::new(socket);
+        // The 101 response is the first thing in the session's outbox.
         let head = response_head(&self.response).freeze();
         let opening = Opening { shape: FrameShape::WebSocket, head, rooms: Vec::new() };
         let who = shard.open(Rc::clone(&socket), self.permit, opening);
@@ -103,17 +106,17 @@ impl Ready {
     }
 }
 
-/// What the next bytes of a client come to.
+/// The result of parsing the next bytes of a client.
 enum Incoming {
     Text(Utf8Bytes),
-    /// These bytes hold no further frame.
-    End,
+    /// The bytes hold no further complete frame.
+    NeedMore,
     /// A ping, which tungstenite has answered, or a pong.
     Control,
     Closed(CloseReason),
 }
 
-/// Parses what one client sends.
+/// The parser of what one client sends.
 fn codec(message_bytes: usize) -> WebSocketContext {
     let limit = Some(message_bytes + ENVELOPE_BYTES);
     let config = WebSocketConfig::default()
@@ -133,10 +136,11 @@ fn feed(codec: &mut WebSocketContext, shard: &Rc<Shard>, who: SessionRef, bytes:
         let answer = wire.output.split().freeze();
         match read {
             Incoming::Text(text) => shard.receive(who, &text),
-            Incoming::End => return true,
+            Incoming::NeedMore => return true,
             Incoming::Control => {}
             Incoming::Closed(reason) => {
-                // tungstenite's close frame answers the client's. Without one, the session's own says the reason.
+                // If the client sent a close frame, tungstenite's reply is sent. Otherwise the session sends its own
+                // close frame with `reason`.
                 shard.close(who, reason, Some(answer).filter(|a| !a.is_empty() && reason == CloseReason::Gone));
                 return false;
             }
@@ -149,7 +153,8 @@ fn feed(codec: &mut WebSocketContext, shard: &Rc<Shard>, who: SessionRef, bytes:
 
 fn next(codec: &mut WebSocketContext, wire: &mut Wire<'_>) -> Incoming {
     let read = codec.read(wire);
-    // tungstenite holds a pong, or the reply to a close, until it is flushed: into `wire.output`.
+    // Moves a pong, or the reply to a close frame, into `wire.output`. The result matters for pings and pongs only: a
+    // message has nothing to flush, and after the reply to a close frame it is always the error `ConnectionClosed`.
     let flushed = codec.flush(wire);
     match read {
         Ok(Message::Text(text)) => Incoming::Text(text),
@@ -159,7 +164,7 @@ fn next(codec: &mut WebSocketContext, wire: &mut Wire<'_>) -> Incoming {
             Ok(()) => Incoming::Control,
             Err(why) => Incoming::Closed(reason(&why)),
         },
-        Err(Error::Io(why)) if why.kind() == io::ErrorKind::WouldBlock => Incoming::End,
+        Err(Error::Io(why)) if why.kind() == io::ErrorKind::WouldBlock => Incoming::NeedMore,
         Err(why) => Incoming::Closed(reason(&why)),
     }
 }
@@ -173,7 +178,7 @@ fn reason(why: &Error) -> CloseReason {
     }
 }
 
-/// tungstenite's stream: the bytes that have been read, and memory for its replies.
+/// What tungstenite takes for the socket: the bytes that have been read, and memory for its replies.
 struct Wire<'a> {
     input: &'a [u8],
     output: BytesMut,
@@ -208,7 +213,7 @@ fn read(
     mut codec: WebSocketContext,
     early: Bytes,
 ) -> impl Future<Output = ()> {
-    // Not an `async fn`, whose future would have room for the arguments twice.
+    // Not an `async fn`, whose future would store the arguments twice.
     let mut open = early.is_empty() || feed(&mut codec, &shard, who, &early);
     drop(early);
     async move {
@@ -222,7 +227,7 @@ fn read(
                     if open {
                         shard.heard(who);
                         open = feed(&mut codec, &shard, who, &scratch[..n]);
-                    } // else: the session is over, and the client's bytes are read and dropped until it ends
+                    } // else: the session is over; bytes are read and dropped until the socket ends
                     true
                 }
                 Err(why) => why.kind() == io::ErrorKind::WouldBlock,
@@ -231,6 +236,7 @@ fn read(
                 break;
             }
             if full {
+                // More may be waiting: other sessions have their turn first.
                 tokio::task::yield_now().await;
             }
         }
@@ -249,8 +255,8 @@ mod tests {
 
     #[test]
     fn an_idle_connection_costs_a_small_task() {
-        // An idle connection needs this task, what its codec allocates, and the shard's `Conn`. tokio adds some 80 bytes
-        // to the task. `benches/idle.rs` counts all of it.
+        // An idle connection needs this task, what its codec allocates, and the shard's `Conn`. tokio adds some 80
+        // bytes to the task. `benches/idle.rs` counts all of it.
         let size = size_of_future(read);
         assert!(size <= 320, "{size}");
     }

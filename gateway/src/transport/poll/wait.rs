@@ -1,5 +1,5 @@
-//! A poll that has nothing to say yet. It holds its socket, a small task and a watch on each of its rooms; its connection
-//! has left hyper, and goes back there after the answer. Called by `http`.
+//! A poll that has nothing to say yet. It holds its socket, a small task and a watch on each of its rooms; its
+//! connection has left hyper, and goes back there after the answer. Called by `http`.
 
 use super::{
     answer::{PollResult, not_modified},
@@ -50,9 +50,8 @@ pub(in crate::transport) struct Ready {
     _permit: Option<ConnectionPermit>,
 }
 
-/// Answers a poll at once if there is something to say or it does not want to wait.
-/// It is refused if a room cannot be read, the session was kicked, or the client's address has as many connections as it
-/// may.
+/// Answers a poll at once if there is something to say or it does not want to wait. It is refused if a room cannot be
+/// read, the session was kicked, or the client's address has as many connections as it may.
 pub(in crate::transport) async fn prepare(mut poll: Poll, exchange: Exchange) -> Result<Prepared, Refusal> {
     poll.renew_lease(0)?;
     if !poll.is_backed() {
@@ -94,8 +93,8 @@ impl Ready {
         self.wait(socket)
     }
 
-    /// This future lives as long as the poll waits, so it is kept small: what it needs for a moment only is boxed, and a test
-    /// bounds its size.
+    /// This future lives as long as the poll waits, so it is kept small: what it needs for a moment only is boxed, and
+    /// a test bounds its size.
     async fn wait(mut self: Box<Self>, socket: TcpStream) -> Option<TcpStream> {
         self.node().metrics.polls_waiting.inc();
         // Up to a tenth shorter, so that polls of one moment do not end, and begin again, in one moment.
@@ -162,7 +161,8 @@ impl Ready {
     }
 }
 
-/// The backplane is away. All polls of all nodes notice that in one moment, so each is to come back after a random 1 to 5 s.
+/// The backplane is away. All polls of all nodes notice that in one moment, so each is to come back after a random 1 to
+/// 5 s.
 fn unavailable() -> Refusal {
     Refusal::from(BrokerError::Unavailable).retry_after(1000 + random_below(4000))
 }
