@@ -1,10 +1,11 @@
-//! When to ping a client, and when to give it up. One deadline for each session; the time comes in as a parameter.
+//! When to ping a client, and when to close its session. One deadline for each session; the time comes in as a
+//! parameter.
 
 /// How long a client may stay silent after a ping, in milliseconds.
 pub(crate) const PONG_MS: u32 = 10_000;
 
-/// When a client was last heard, and whether it has been pinged since. Times are milliseconds of the shard's clock, which
-/// wraps after 49 days; only differences are used.
+/// When bytes last came from a client, and whether it has been pinged since. Times are milliseconds of the shard's
+/// clock, which wraps after 49 days; only differences are used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keepalive {
     heard_ms: u32,
@@ -32,7 +33,8 @@ impl Keepalive {
         *self = Self::new(now_ms);
     }
 
-    /// Decides what to do. A client that sent something recently is not pinged: the interval begins with its last bytes.
+    /// Decides what to do. A client that sent something recently is not pinged: the interval begins with its last
+    /// bytes.
     pub(crate) fn check(&mut self, now_ms: u32, ping_ms: u32) -> Due {
         let silent = now_ms.wrapping_sub(self.heard_ms);
         let patience = if self.pinged { ping_ms + PONG_MS } else { ping_ms };

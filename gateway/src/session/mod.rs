@@ -24,7 +24,8 @@ use rate::ErrorWindow;
 use smallvec::SmallVec;
 use std::borrow::Cow;
 
-/// How far a session has come into a room: it is joining until its history has been sent, then it is a member.
+/// How far a session has come into a room. It is `Joining` until the stored messages that it is to get are queued, then
+/// `Member`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Joining,
@@ -36,20 +37,21 @@ pub(crate) enum Stage {
 pub(crate) struct Membership {
     pub(crate) room: u32,
     pub(crate) stage: Stage,
-    /// The number of the join: when an earlier join of the same room ends late, it does not complete this one.
+    /// The number of the join. A completion that carries another number belongs to a replaced join and is ignored.
     pub(crate) join: u32,
 }
 
-/// The rate of joins, leaves, presence and history requests of one session, with bursts of twice as many: a client that
-/// reconnects can join all the rooms that a session may be in at once.
+/// The limit of joins, leaves, presence and history requests per second and session. Bursts may be twice as large, so a
+/// client that reconnects can rejoin all of its rooms immediately.
 const REQUESTS_PER_SECOND: u32 = 500;
 
-/// One client, as rights and limits see it.
+/// One client: its identity, its rooms and its rate limits.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     identity: Option<Box<Identity>>,
     memberships: SmallVec<[Membership; 1]>,
+    /// The number of the latest join.
     joins: u32,
     publishes: TokenBucket,
     /// Joins, leaves, presence and history: each costs the broker a request.
@@ -108,8 +110,8 @@ impl Session {
         }
     }
 
-    /// Refuses a request, and closes the session when its client has caused too many errors. Errors of the gateway or the
-    /// backplane do not count.
+    /// Refuses a request, and closes the session when its client has caused too many errors. Errors of the gateway or
+    /// the backplane do not count.
     pub(crate) fn refuse<'a>(&mut self, room: Option<Cow<'a, str>>, refusal: Refusal, now_ms: u32) -> Action<'a> {
         let close = refusal.code.is_clients() && self.errors.count(now_ms);
         let close = close.then_some(CloseReason::TooManyErrors);
@@ -149,7 +151,8 @@ impl Session {
         })
     }
 
-    /// Parses the room name and checks the right. Every action of a session passes here.
+    /// Parses the room name and checks the right. Every command that names a room passes here, except `leave`, which
+    /// needs no right. Rooms in the URL of a stream or a poll are checked in `transport::request` instead.
     fn permit<'a>(&self, room: &Cow<'a, str>, act: Act) -> Result<Room, Refused<'a>> {
         let permitted = Room::parse(room).map_err(Refusal::from).and_then(|name| {
             rights::permit(self.identity.as_deref(), act, &name)?;
@@ -168,7 +171,8 @@ impl Session {
         Err(Refusal::new(ErrorCode::RoomLimit, "this session is in as many rooms as it may be"))
     }
 
-    /// Begins a join and returns its number; a join of a room that the session is in already begins anew.
+    /// Begins a join and returns its number. If the session is in the room already, its membership goes back to
+    /// `Joining`.
     pub(crate) fn begin_join(&mut self, room: u32) -> u32 {
         self.joins = self.joins.wrapping_add(1);
         let membership = Membership { room, stage: Stage::Joining, join: self.joins };

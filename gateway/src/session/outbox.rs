@@ -1,5 +1,5 @@
-//! The bounded buffer of one client: frames that wait for its socket. It holds references to shared frames, not copies, and
-//! owns no allocation while it is empty. It reports an overflow; `shard` closes the session. No I/O in here.
+//! The bounded buffer of one client: frames that wait for its socket. It holds references to shared frames, not copies,
+//! and owns no allocation while it is empty. It reports an overflow; `shard` closes the session. No I/O in here.
 
 use bytes::{Buf, Bytes};
 use std::{collections::VecDeque, io::IoSlice};
@@ -30,14 +30,16 @@ pub(crate) const SLICES_MAX: usize = 64;
 /// The frames that wait for one client, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    /// The oldest entry. It is not in `rest`, so that a queue of one entry, which is the usual case, needs no allocation.
+    /// The oldest entry. It is not in `rest`, so that a queue of one entry, which is the usual case, needs no
+    /// allocation.
     first: Option<Frames>,
     rest: VecDeque<Frames>,
     bytes: usize,
     frames: u32,
-    /// The first entry has been written in part: the rest of it has to be written, since a frame cannot be taken back.
+    /// The first entry has been written in part. The rest of it must be written too, or the client would get a broken
+    /// frame.
     cut: bool,
-    /// When the outbox last made progress: bytes were written, or the first frame was queued. In milliseconds of the
+    /// When bytes were last written, or the first frame was queued into the empty outbox. In milliseconds of the
     /// shard's clock.
     since_ms: u32,
 }
@@ -64,7 +66,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Queues frames without regard to the limits: the close frame, and history that its sender paces.
+    /// Queues frames regardless of the limits: the close frame, and messages from history, whose sender waits for the
+    /// outbox itself.
     pub(crate) fn push_unbounded(&mut self, frames: Frames, now_ms: u32) {
         self.bytes += frames.bytes.len();
         self.frames = self.frames.saturating_add(frames.count);
@@ -81,7 +84,7 @@ impl Outbox {
         self.bytes > limits.bytes / 2 || self.frames as usize > limits.frames / 2
     }
 
-    /// Whether the oldest frame has waited longer than allowed.
+    /// Whether frames wait and nothing has been written for longer than allowed.
     pub(crate) fn is_stale(&self, now_ms: u32, limits: &OutboxLimits) -> bool {
         self.first.is_some() && now_ms.wrapping_sub(self.since_ms) > limits.age_ms
     }

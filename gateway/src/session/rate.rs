@@ -1,10 +1,12 @@
-//! The rates of a session: a token bucket for publishes and requests, a window for errors. The time comes in as a parameter.
+//! The rate limits of a session: token buckets for publishes and for requests, a window for errors. The time comes in
+//! as a parameter.
 
 /// Lets `per_second` events through on average and twice as many in a burst. 0: no limit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TokenBucket {
-    /// Thousandths of a token that are left.
+    /// The tokens that are left, in thousandths.
     left: u32,
+    /// When `left` was computed.
     filled_ms: u32,
 }
 
@@ -16,7 +18,7 @@ impl TokenBucket {
         Self { left: capacity(per_second), filled_ms: now_ms }
     }
 
-    /// Takes a token; the error says after how many milliseconds the next one is there.
+    /// Takes a token; the error is the number of milliseconds until the next one.
     pub(crate) fn take(&mut self, per_second: u32, now_ms: u32) -> Result<(), u64> {
         if per_second == 0 {
             return Ok(());
