@@ -1,5 +1,5 @@
-//! What the gateway sends to one client, independent of the transport. Messages are not events: they are encoded once for
-//! all members of a room (`native::MessageText`).
+//! What the gateway sends to one client, independent of the transport. Messages are not events: they are encoded once
+//! for all members of a room (`native::MessageText`).
 
 use crate::protocol::{
     command::RequestId,
@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-/// One frame to one client, with the field names and the order of the native protocol. A `None` field is left out.
+/// One frame to one client. Names and order of the fields are those of the native protocol. A `None` field is left out.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Event<'a> {

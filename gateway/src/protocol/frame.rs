@@ -1,5 +1,5 @@
-//! The bytes around a JSON text on each transport that stays open. Members with the same [`FrameShape`] share one encoded
-//! frame; this works for WebSocket too, since a server's frames are not masked (RFC 6455 section 5.1).
+//! The bytes around a JSON text on each transport that stays open. Members with the same [`FrameShape`] share one
+//! encoded frame; this works for WebSocket too, since a server's frames are not masked (RFC 6455 section 5.1).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -31,9 +31,9 @@ impl FrameShape {
 const FIN: u8 = 0x80;
 const TEXT: u8 = 0x1;
 
-/// Appends a JSON text, given in parts, in `shape`. WebSocket: one unfragmented text frame (RFC 6455 section 5.2). An
-/// event is left open, for its `id` and the blank line that [`end_event`] adds (WHATWG HTML, section 9.2.5): JSON
-/// without white space has no line breaks, so it is one line of data.
+/// Appends a JSON text, given in parts, in `shape`. WebSocket: one unfragmented text frame (RFC 6455 section 5.2).
+/// Server-sent event: one line of data, since JSON without white space has no line breaks (WHATWG HTML, section 9.2.5);
+/// the event is left open for its `id` and the blank line, which [`end_event`] adds.
 pub(crate) fn put_frame(out: &mut BytesMut, shape: FrameShape, parts: &[&[u8]]) {
     match shape {
         FrameShape::WebSocket => put_websocket(out, TEXT, parts),

@@ -1,5 +1,5 @@
-//! The codec of the native protocol (docs/protocol.md): one JSON object in each frame. Decoding borrows from the frame. The
-//! publisher's node lays out the JSON of a message once ([`payload`]); no other node parses it again.
+//! The codec of the native protocol (docs/protocol.md): one JSON object in each frame. Decoding borrows from the frame.
+//! The publisher's node lays out the JSON of a message once ([`payload`]); no other node parses it again.
 
 use super::{FrameShape, end_event, json, name_event, put_frame};
 use crate::protocol::{
@@ -15,7 +15,7 @@ use fanfare_broker::{Cursor, Page, Publication, Room, SessionId, User};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
-use std::{borrow::Cow, io::Write as _, str::FromStr};
+use std::{borrow::Cow, fmt, io::Write, str::FromStr};
 
 /// Why a frame is not a command.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,11 +54,13 @@ fn even_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&'de Ra
 
 /// Reads one frame. A refusal names the field that is wrong.
 pub(crate) fn decode(text: &str) -> Result<Command<'_>, DecodeError> {
+    // serde also accepts an array for a struct, so this tests for '{'.
     let is_object = text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{');
     let fields: Fields<'_> = match serde_json::from_str(text) {
         Ok(fields) if is_object => fields,
         Err(why) if is_object && why.is_data() => {
-            let refusal = Refusal::bad_request("a field stands twice");
+            // All fields are raw, so the only possible error in the data is a repeated field.
+            let refusal = Refusal::bad_request("a field appears twice");
             return Err(DecodeError::Refused { id: None, refusal });
         }
         _ => return Err(DecodeError::NotOurProtocol),
@@ -180,11 +182,12 @@ pub(crate) fn encode(event: &Event<'_>) -> Vec<u8> {
     serde_json::to_vec(event).unwrap_or_default()
 }
 
-/// Added to the reconnect delay of event streams: `EventSource` has no back-off and repeats a failed request after the same
-/// delay.
-const RETRY_LEAST_MS: u64 = 1_000;
+/// Added to the reconnect delay of event streams: `EventSource` has no back-off and repeats a failed request after the
+/// same delay.
+const RETRY_EXTRA_MS: u64 = 1_000;
 
-/// One event as a frame. `id` is the id of a server-sent event: the cursors of all rooms of the client after it.
+/// One event as a frame. `id` is the id of a server-sent event: the client's cursors in the rooms of its URL once it
+/// has read this event.
 pub(crate) fn frame(shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) -> Bytes {
     let (text, mut out) = (encode(event), BytesMut::new());
     if shape != FrameShape::Sse {
@@ -192,10 +195,10 @@ pub(crate) fn frame(shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) -> 
         return out.freeze();
     }
     if let Event::Reconnect { after_ms, .. } = event {
-        let retry_ms = after_ms + RETRY_LEAST_MS;
+        let retry_ms = after_ms + RETRY_EXTRA_MS;
         out.put_slice(format!("retry:{retry_ms}\n").as_bytes());
     }
-    // Its name is its type, with which the text begins.
+    // The event's name is its type, with which the text begins.
     let name = text.strip_prefix(b"{\"type\":\"").and_then(|rest| rest.split(|byte| *byte == b'"').next());
     name_event(&mut out, name.unwrap_or_default());
     put_frame(&mut out, shape, &[&text]);
@@ -207,13 +210,17 @@ pub(crate) fn frame(shape: FrameShape, event: &Event<'_>, id: Option<&[u8]>) -> 
 pub(crate) fn cursor_text(cursor: Cursor) -> SmallVec<[u8; 32]> {
     let mut text = SmallVec::new();
     text.extend_from_slice(cursor.epoch.as_bytes());
-    // Writing to memory cannot fail.
-    let _ = write!(text, ".{}", cursor.offset.0);
+    put_text(&mut text, format_args!(".{}", cursor.offset.0));
     text
 }
 
-/// The part of a message that is the same for all members, as it travels between nodes: `"data":…`, then `event` and `from`
-/// if the message has them. `data` is valid JSON.
+/// Appends formatted text to memory, which cannot fail.
+fn put_text(out: &mut impl Write, text: fmt::Arguments<'_>) {
+    let _ = out.write_fmt(text);
+}
+
+/// The part of a message that the publisher's node encodes, before the broker has assigned a cursor: `"data":…`, then
+/// `event` and `from` if the message has them. `data` is valid JSON.
 pub(crate) fn payload(data: &str, event: Option<&str>, sender: Sender<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(data.len() + 96);
     out.extend_from_slice(b"\"data\":");
@@ -262,7 +269,8 @@ impl Sender<'_> {
     }
 }
 
-/// The JSON text around a payload: with it, the message object of docs/protocol.md.
+/// The JSON text before and after a payload. Before, payload and after together are the message object of
+/// docs/protocol.md.
 pub(crate) struct MessageText {
     before: SmallVec<[u8; 128]>,
     after: SmallVec<[u8; 32]>,
@@ -281,8 +289,7 @@ impl MessageText {
             before.extend_from_slice(b"\",");
         }
         let mut after = SmallVec::new();
-        // Writing to memory cannot fail.
-        let _ = write!(after, ",\"ts\":{}}}", publication.ts_ms);
+        put_text(&mut after, format_args!(",\"ts\":{}}}", publication.ts_ms));
         Self { before, after }
     }
 
@@ -296,10 +303,9 @@ impl MessageText {
 pub(crate) fn history(id: RequestId, room: &Room, page: &Page) -> Vec<u8> {
     let mut out = b"{\"type\":\"history\"".to_vec();
     if let Some(id) = id {
-        // Writing to memory cannot fail; nor below.
-        let _ = write!(out, ",\"id\":{id}");
+        put_text(&mut out, format_args!(",\"id\":{id}"));
     }
-    let _ = write!(out, ",\"room\":\"{room}\",");
+    put_text(&mut out, format_args!(",\"room\":\"{room}\","));
     put_page(&mut out, room, page);
     out.push(b'}');
     out
@@ -315,12 +321,12 @@ pub(crate) fn put_page(out: &mut Vec<u8>, room: &Room, page: &Page) {
         let text = MessageText::new(room, publication);
         text.parts(publication).into_iter().for_each(|part| out.extend_from_slice(part));
     }
-    let _ = write!(out, "],\"cursor\":\"{}\"", page.end());
+    put_text(out, format_args!("],\"cursor\":\"{}\"", page.end()));
     if let Some(gap) = page.gap {
-        let _ = match gap.missed {
-            Some(missed) => write!(out, ",\"gap\":{{\"missed\":{missed}}}"),
-            None => write!(out, ",\"gap\":{{\"missed\":null}}"),
-        };
+        match gap.missed {
+            Some(missed) => put_text(out, format_args!(",\"gap\":{{\"missed\":{missed}}}")),
+            None => out.extend_from_slice(b",\"gap\":{\"missed\":null}"),
+        }
     }
 }
 
