@@ -23,26 +23,27 @@ pub(super) struct Batch {
     marks: Vec<Mark>,
 }
 
-/// Where one frame of a batch ends, and who may get it.
+/// Where one frame of a batch ends, and who published it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mark {
     /// The end of the frame, in the bytes of each shape.
     pub(super) ends: [usize; FrameShape::COUNT],
-    /// Where the id line of the event begins.
+    /// Where the id line begins, in the bytes of [`FrameShape::Sse`].
     pub(super) id_at: usize,
     /// The session that published it; `None`: a back end, or the frame is a gap.
     author: Option<SessionId>,
-    /// The members' cursor after it.
+    /// The members' cursor after the frame.
     pub(super) at: Option<Cursor>,
 }
 
 /// One frame for a room's members, before it is put into a shape.
 pub(super) struct Entry<'a> {
-    /// The name of the event, unless it is a message: pages listen for events by name.
+    /// The name of a server-sent event, by which pages listen for it. `None`: a message.
     pub(super) name: Option<&'static str>,
     /// The JSON text, in parts.
     pub(super) text: &'a [&'a [u8]],
     pub(super) author: Option<SessionId>,
+    /// The members' cursor after the frame.
     pub(super) at: Option<Cursor>,
 }
 
@@ -102,8 +103,8 @@ impl Batch {
 }
 
 impl SealedBatch {
-    /// Cuts the batch into the runs of frames that a member wants. If it wants all frames, that is one run. Runs share
-    /// the batch's bytes.
+    /// Cuts the batch into the runs of frames that a member wants: stretches between the messages that it excludes.
+    /// Without any, the whole batch is one run. Runs share the batch's bytes.
     pub(super) fn pick(&self, shape: FrameShape, excluded: &[SessionId], mut take: impl FnMut(Frames)) {
         let bytes = &self.frames[shape as usize].bytes;
         let (mut start, mut end, mut count) = (0, 0, 0);

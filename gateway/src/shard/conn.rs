@@ -62,7 +62,7 @@ pub(super) enum FlushQueue {
     Urgent,
 }
 
-/// Whether a session is in use or going.
+/// Whether a session is open or has begun to close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Open,
@@ -96,7 +96,7 @@ pub(super) struct Conn {
 #[derive(Default)]
 pub(super) struct Waiters(pub(super) Vec<oneshot::Sender<()>>);
 
-/// What only a session has whose client cannot send over its connection: an event stream or a line stream.
+/// What an event stream or a line stream needs in addition, because its client cannot send over the connection.
 pub(super) struct Stream {
     /// Permits to post commands for the session.
     pub(super) secret: Secret,
@@ -152,11 +152,11 @@ pub(super) enum Timer {
     Post(u32),
 }
 
-/// The sessions of a shard.
+/// The table of a shard's sessions.
 pub(super) struct Sessions {
     conns: Slab<Box<Conn>>,
     generations: u32,
-    /// How many there are, for the acceptor, which balances shards.
+    /// The number of sessions, for the acceptor, which balances shards.
     load: Arc<AtomicUsize>,
 }
 
@@ -189,12 +189,12 @@ impl Sessions {
         self.conns.get_mut(index as usize).map(|conn| &mut **conn)
     }
 
-    /// The session, if it is still there and has not begun to close.
+    /// The session, if it is still in the table and has not begun to close.
     pub(super) fn get_open(&mut self, session: SessionRef) -> Option<&mut Conn> {
         self.get(session).filter(|conn| conn.phase == Phase::Open)
     }
 
-    /// The session, if it is still there.
+    /// The session, if it is still in the table; it may have begun to close.
     pub(super) fn get(&mut self, session: SessionRef) -> Option<&mut Conn> {
         self.at(session.index).filter(|conn| conn.generation == session.generation)
     }

@@ -1,6 +1,6 @@
 //! The hot path: a message is encoded once, appended to its room's batch, and at the end of the pass each member's
-//! outbox gets a reference to the batch. Per delivery there is no lock, no clock, no allocation and no look-up of a
-//! label.
+//! outbox gets a reference to the batch. Per member there is no lock, no clock reading, no copy and no metric look-up.
+//! Only event streams of several rooms need more: they get copies (`hand_out_with_ids`).
 //!
 //! [`Pass`] is the only way to a batch, and [`Pass::run`] the only way to a `Pass`. Since it borrows the rooms until it
 //! has handed out every batch, no member can come or go while a batch exists.
@@ -26,21 +26,21 @@ use bytes::BytesMut;
 use fanfare_broker::{Cursor, Delivery, Offset, PresenceEvent, PresenceKind, Publication, Room, RoomEvent};
 use std::ops::Range;
 
-/// The members of a room with at most this many are written to before the members of larger rooms.
+/// Members of rooms with at most this many members are written to before those of larger rooms.
 const SMALL_ROOM: usize = 64;
 
-/// Delivers messages into the rooms' batches; see the head of this file.
+/// Delivers messages into the rooms' batches, and the batches to the members.
 pub(super) struct Pass<'a> {
     rooms: &'a mut Rooms,
     outgoing: &'a mut Outgoing,
     /// The rooms that have a batch.
     batched: Vec<u32>,
-    left: Left,
+    result: PassResult,
 }
 
-/// What a pass has done, and what it leaves to do.
+/// What a pass has done, and what the shard has to do after it.
 #[derive(Default)]
-pub(super) struct Left {
+pub(super) struct PassResult {
     /// Whether a room had a batch.
     pub(super) has_batches: bool,
     /// Messages queued for members, by shape.
@@ -52,17 +52,18 @@ pub(super) struct Left {
 }
 
 impl<'a> Pass<'a> {
-    /// Has `deliver` fill batches, then hands out all of them.
+    /// Lets `deliver` fill batches, then hands out all of them. Returns what `deliver` returned, too.
     pub(super) fn run<T>(
         rooms: &'a mut Rooms,
         outgoing: &'a mut Outgoing,
         deliver: impl FnOnce(&mut Self) -> T,
-    ) -> (T, Left) {
+    ) -> (T, PassResult) {
+        // Reuses the vector of the last pass.
         let batched = std::mem::take(&mut rooms.spare_indices);
-        let mut pass = Self { rooms, outgoing, batched, left: Left::default() };
-        let result = deliver(&mut pass);
+        let mut pass = Self { rooms, outgoing, batched, result: PassResult::default() };
+        let returned = deliver(&mut pass);
         pass.hand_out_all();
-        (result, pass.left)
+        (returned, pass.result)
     }
 
     // --- into the batches ---
@@ -77,19 +78,19 @@ impl<'a> Pass<'a> {
             RoomEvent::Message(publication) => match entry.feed.on_message(publication) {
                 Step::Deliver(publication) => self.append(index, publication),
                 Step::Nothing => {}
-                Step::CatchUp(since) => self.left.catch_ups.push((room, since)),
+                Step::CatchUp(since) => self.result.catch_ups.push((room, since)),
             },
-            RoomEvent::Head(head) => self.left.catch_ups.extend(entry.feed.on_head(head).map(|since| (room, since))),
+            RoomEvent::Head(head) => self.result.catch_ups.extend(entry.feed.on_head(head).map(|since| (room, since))),
             RoomEvent::Presence(event) => self.announce(index, &event),
         }
     }
 
-    /// Deliveries of this room did not fit the inbox.
+    /// The inbox dropped deliveries of this room, so the feed has to read history.
     pub(super) fn on_behind(&mut self, room: &Room) {
         let Some(index) = self.rooms.find(room.as_str()) else { return };
         let Some(entry) = self.rooms.get_mut(index) else { return };
         let room = RoomRef { index, generation: entry.generation };
-        self.left.catch_ups.extend(entry.feed.on_behind().map(|since| (room, since)));
+        self.result.catch_ups.extend(entry.feed.on_behind().map(|since| (room, since)));
     }
 
     /// Encodes a message into the room's batch, and keeps it for clients that resume.
@@ -108,7 +109,7 @@ impl<'a> Pass<'a> {
         self.rooms.remember(index, publication);
     }
 
-    /// Tells the room's members, in the order of its messages, that the messages between two cursors are lost.
+    /// Appends a `gap` frame at this point of the message sequence: the messages between the two cursors are lost.
     pub(super) fn append_gap(&mut self, index: u32, Range { start: from, end: to }: Range<Cursor>) {
         let Some(entry) = self.rooms.get_mut(index) else { return };
         let text = native::encode(&Event::Gap { room: entry.name.as_str(), from, to });
@@ -123,7 +124,7 @@ impl<'a> Pass<'a> {
 
     fn hand_out_all(&mut self) {
         let now_ms = self.outgoing.now_ms();
-        self.left.has_batches = !self.batched.is_empty();
+        self.result.has_batches = !self.batched.is_empty();
         let mut batched = std::mem::take(&mut self.batched);
         for index in batched.drain(..) {
             let Some(batch) = self.rooms.get_mut(index).and_then(|entry| entry.batch.take()) else { continue };
@@ -131,30 +132,31 @@ impl<'a> Pass<'a> {
             self.hand_out(index, &batch, now_ms);
             self.hand_out_with_ids(index, &batch);
         }
-        self.rooms.spare_indices = batched;
+        self.rooms.spare_indices = batched; // for the next pass
     }
 
-    /// Queues a batch for the members who share their frames.
+    /// Queues a batch for the members who share frames: `plain` members, and those `custom` members who do not have
+    /// event ids of their own.
     fn hand_out(&mut self, index: u32, batch: &SealedBatch, now_ms: u32) {
         let Some(RoomEntry { members, .. }) = self.rooms.get(index) else { return };
         let queue = if members.len() <= SMALL_ROOM { FlushQueue::Urgent } else { FlushQueue::Bulk };
-        // Members that want every message: a reference to the same bytes for each.
+        // Plain members get every message: each gets a reference to the same bytes.
         for shape in FrameShape::ALL {
             let (indices, frames) = (&members.plain[shape as usize], &batch.frames[shape as usize]);
-            self.left.delivered[shape as usize] += u64::from(frames.count) * indices.len() as u64;
-            self.left.ended.extend(self.outgoing.queue_for_all(indices, frames, queue, now_ms));
+            self.result.delivered[shape as usize] += u64::from(frames.count) * indices.len() as u64;
+            self.result.ended.extend(self.outgoing.queue_for_all(indices, frames, queue, now_ms));
         }
-        // Members that exclude some messages: references to the runs between those.
+        // Custom members may exclude messages: they get references to the stretches of bytes between those.
         for member in members.custom.iter().filter(|member| !member.has_own_ids) {
             batch.pick(member.shape, &member.excluded, |run| {
-                self.left.delivered[member.shape as usize] += u64::from(run.count);
-                self.left.ended.extend(self.outgoing.queue_for_all(&[member.session], &run, queue, now_ms));
+                self.result.delivered[member.shape as usize] += u64::from(run.count);
+                self.result.ended.extend(self.outgoing.queue_for_all(&[member.session], &run, queue, now_ms));
             });
         }
     }
 
     /// Queues a batch for event streams of several rooms: each event's id names the client's cursors in all of them, so
-    /// the frames are copied for each client.
+    /// the frames are copied for each client. The batch's marks say where each event ends and where its id begins.
     fn hand_out_with_ids(&mut self, index: u32, batch: &SealedBatch) {
         let Some(entry) = self.rooms.get(index) else { return };
         let events = &batch.frames[FrameShape::Sse as usize].bytes;
@@ -172,20 +174,21 @@ impl<'a> Pass<'a> {
                 start = end;
             }
             if count > 0 {
-                self.left.delivered[FrameShape::Sse as usize] += u64::from(count);
-                self.left.ended.extend(self.outgoing.queue(*session, &Frames { bytes: bytes.freeze(), count }));
+                self.result.delivered[FrameShape::Sse as usize] += u64::from(count);
+                self.result.ended.extend(self.outgoing.queue(*session, &Frames { bytes: bytes.freeze(), count }));
             }
         }
     }
 
     // --- presence ---
 
-    /// Sends a presence event to the members that asked for presence, and keeps it for the joins that did.
+    /// Sends a presence event to the members that asked for presence, and keeps it for pending joins that did. It is
+    /// queued at once, so it comes before all messages of this pass.
     fn announce(&mut self, index: u32, event: &PresenceEvent) {
         let Some(entry) = self.rooms.get_mut(index) else { return };
-        let is_asked = |member: &&CustomMember| member.presence_after.is_some_and(|after| event.version > after);
-        let mut asked = entry.members.custom.iter().filter(is_asked).peekable();
-        if asked.peek().is_none() && entry.pending_presence.is_empty() {
+        let wants = |member: &&CustomMember| member.presence_after.is_some_and(|after| event.version > after);
+        let mut receivers = entry.members.custom.iter().filter(wants).peekable();
+        if receivers.peek().is_none() && entry.pending_presence.is_empty() {
             return;
         }
         let member = MemberView::new(&event.who, None, event.info.as_deref());
@@ -195,8 +198,8 @@ impl<'a> Pass<'a> {
             PresenceKind::Left => Event::MemberLeft { room, member },
         };
         let frames = FrameShape::ALL.map(|shape| Frames { bytes: native::frame(shape, &change, None), count: 1 });
-        for member in asked {
-            self.left.ended.extend(self.outgoing.queue(member.session, &frames[member.shape as usize]));
+        for member in receivers {
+            self.result.ended.extend(self.outgoing.queue(member.session, &frames[member.shape as usize]));
         }
         for pending in entry.pending_presence.iter_mut().filter(|p| p.events.len() < PENDING_PRESENCE_MAX) {
             pending.events.push((event.version, frames[pending.shape as usize].clone()));
@@ -204,8 +207,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Appends a frame to the room's batch; `true` if it is the first of the pass. `before` is the members' cursor without
-/// it.
+/// Appends a frame to the room's batch; `true` if it is the first of the pass. `before` is the members' cursor before
+/// this frame.
 fn push(entry: &mut RoomEntry, before: Option<Cursor>, frame: &Entry<'_>) -> bool {
     let is_first = entry.batch.is_none();
     entry.batch.get_or_insert_with(|| Box::new(Batch::new(&entry.members, before))).push(frame);

@@ -14,7 +14,7 @@ pub(super) struct Members {
     pub(super) custom: Vec<CustomMember>,
 }
 
-/// A member, with what it wants apart from the messages of others.
+/// A member that does not get the batch as it is, or gets presence events too.
 #[derive(Debug)]
 pub(super) struct CustomMember {
     pub(super) session: u32,

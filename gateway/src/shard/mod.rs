@@ -5,27 +5,41 @@
 //!
 //! # Three types, and what their methods may do
 //!
-//! - [`Shard`] is the handle, shared by the tasks of the thread. Its plain methods are **calls** of a transport: they
-//!   borrow the state, take one step and return. Its `async` methods are **tasks**: the loop, the timers, and whatever
-//!   waits for the broker, a socket or a time. A task borrows the state for one step at a time, never while it waits.
+//! - [`Shard`] is the handle, shared by the tasks of the thread. Transports **call** its plain methods: each borrows
+//!   the state, takes one step and returns. Its `async` methods are **tasks**: the loop, the timers, and everything
+//!   that waits for the broker, a socket or a time. A task borrows the state for one step at a time, never while it
+//!   waits.
 //! - `State` is what the shard owns. Its methods are **steps**: they take `&mut self`, run to their end and wait for
-//!   nothing. What has to wait they start as a task.
-//! - `Pass` delivers messages. It holds the rooms and the outboxes borrowed from `State::pass` until every room's batch
-//!   has been handed out. Joins, leaves and commands are steps of `State`, so none of them can come between a message
-//!   and the members it was encoded for.
+//!   nothing. For work that has to wait, they start a task.
+//! - `Pass` delivers messages. `State::pass` lends it the rooms and the outboxes; it keeps them until every room's
+//!   batch has been handed out. Joins, leaves and commands are steps of `State`, so none of them can come between a
+//!   message and the members it was encoded for.
 //!
-//! The owners inside `State` (`Outgoing`, `Rooms`, `Posts`) know neither `State` nor each other.
+//! The parts of `State` (`Outgoing`, `Rooms`, `Posts`) know neither `State` nor each other.
 //!
 //! | file | |
 //! |---|---|
-//! | `conn`, `outgoing` | data: sessions; their outboxes and who is written to next |
-//! | `rooms`, `room`, `members`, `feed`, `batch` | data: the table of rooms; one room and its parts; its sequence without holes; the frames of one pass |
+//! | `conn` | data: the table of sessions |
+//! | `outgoing` | data: the sessions' outboxes, and who is written to next |
+//! | `rooms` | data: the table of rooms |
+//! | `room` | data: one room |
+//! | `members` | data: a room's member lists |
+//! | `feed` | data: a room's messages in sequence, without holes |
+//! | `batch` | data: the frames of one room in one pass |
 //! | `fanout` | the hot path: `Pass` encodes once and queues for many |
-//! | `sessions`, `timers`, `drain` | a session's life; pings and deadlines; the drain |
-//! | `join`, `admit`, `catch_up` | into a room and out of it; holes filled from history |
-//! | `commands`, `polls`, `control` | what clients ask; rooms that polls watch; control messages |
-//! | `posts`, `posted` | commands that clients post: the table; the way to the session's shard and back |
-//! | `reply_to`, `clock` | where a reply goes; times |
+//! | `sessions` | a session's life, from open to removed |
+//! | `timers` | pings and deadlines |
+//! | `drain` | the planned end of all sessions |
+//! | `join` | the first half of a join; leaving |
+//! | `admit` | the second half of a join |
+//! | `catch_up` | holes filled from history |
+//! | `commands` | what clients ask by commands |
+//! | `polls` | rooms that polls watch |
+//! | `control` | control messages |
+//! | `posts` | data: the table of posted commands |
+//! | `posted` | the way of posted commands to the session's shard, and of the replies back |
+//! | `reply_to` | who sent a command, and where its reply goes |
+//! | `clock` | the shard's time, and the timer wheel |
 //! | `bench` | access for the benchmark of the fan-out |
 
 mod admit;
@@ -77,27 +91,29 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Writes of one turn. 64 small ones take about 0.8 ms: so long a member of a small room waits at most behind a large
-/// one. The loop has to yield by itself, because `try_write` does not count against tokio's budget for a task.
+/// Writes in one turn of the loop. 64 small writes take about 0.8 ms, which is the longest time that a member of a
+/// small room waits behind a large room. The loop has to yield by itself, because `try_write` does not count against
+/// tokio's budget for a task.
 const WRITES_MAX: usize = 64;
-/// How long a turn may write.
+/// How long a turn of the loop may write.
 const TIME_MAX: Duration = Duration::from_micros(500);
-/// Writes between two looks at the clock.
+/// Writes between two readings of the clock.
 const CLOCK_EVERY: usize = 16;
 /// One write of this many goes to the bulk queue, so that many small rooms cannot starve a large one.
 const BULK_EVERY: usize = 8;
 
-/// One shard, as transports and the shard's own tasks hold it.
+/// The handle to a shard, for transports and the shard's own tasks.
 pub(crate) struct Shard {
     pub(crate) node: Arc<Node>,
     me: SubscriberId,
     inbox: Arc<Inbox>,
     clock: Clock,
-    /// Notified when the first timer or lingering room is filed.
+    /// Wakes the timer task, which sleeps while no timer is filed and no room lingers.
     timer_filed: Rc<Notify>,
-    /// One reference here, and one for each HTTP request being answered; a drain waits for those.
+    /// Its strong count less one is the number of HTTP requests that are being answered; a drain waits for them.
     pub(crate) requests: Rc<()>,
-    /// One reference here, and one for each post that waits for a node under whose id no node is subscribed.
+    /// Its strong count less one is the number of posts that wait because no node is subscribed under their target's
+    /// id; `posted` limits it.
     lookups: Rc<()>,
     state: RefCell<State>,
 }
@@ -114,7 +130,7 @@ struct State {
     posts: Posts,
     wheel: Wheel<Timer>,
     timer_filed: Rc<Notify>,
-    /// Empty, between two turns of the loop: kept for its memory.
+    /// Empty between two turns of the loop. Kept so that each turn reuses its memory.
     taken: Taken,
 }
 
@@ -156,19 +172,20 @@ impl Shard {
         }
     }
 
-    /// Does what waits in the inbox; `true` if a room had messages for its members.
+    /// Handles a portion of the inbox; `true` if a room had messages for its members.
     fn take_inbox(&self) -> bool {
         let state = &mut *self.state.borrow_mut();
         let mut taken = std::mem::take(&mut state.taken);
         self.inbox.take(&mut taken);
         self.observe_lag(&taken.items);
+        // Replies to publishers go first, so that they do not wait for the fan-out.
         taken.published.drain(..).for_each(|published| state.on_published(published));
         let delivered = state.take_items(taken.items.drain(..));
         state.taken = taken;
         delivered
     }
 
-    /// Writes until nothing waits or the turn is over.
+    /// Writes to sockets until nothing waits or the turn is over.
     fn flush_some(&self) {
         let state = &mut *self.state.borrow_mut();
         let began = Instant::now();
@@ -180,7 +197,7 @@ impl Shard {
                 break;
             }
         }
-        // Each socket that has refused bytes is waited for, and its oldest frame may grow too old.
+        // A task waits for each socket that has refused bytes, and a timer checks the age of its oldest frame.
         for session in std::mem::take(&mut state.outgoing.refused) {
             state.watch_stale(session);
             state.spawn(|shard| shard.wait_until_writable(session));
@@ -196,7 +213,7 @@ impl Shard {
         self.state.borrow_mut().outgoing.on_writable(session);
     }
 
-    /// Measures how old the newest message is: one look at the clock for all that was taken.
+    /// Measures how old the newest message is: one reading of the clock for all that was taken.
     fn observe_lag(&self, items: &[Item]) {
         let newest = items.iter().rev().find_map(|item| match item {
             Item::Deliver(Delivery { event: RoomEvent::Message(message), .. }) => Some(message.ts_ms),
@@ -215,8 +232,9 @@ impl Shard {
 }
 
 impl State {
-    /// Delivers what stands between two control messages in one pass. A control message may bring a join or a leave, so
-    /// it is handled between passes: what was delivered before it is for those who were members before it.
+    /// Delivers the events between two control messages in one pass. A control message may cause a join or a leave, so
+    /// it is handled between passes: messages before it go to those who were members before it. Returns whether a room
+    /// had messages for its members.
     fn take_items(&mut self, mut items: impl Iterator<Item = Item>) -> bool {
         let mut has_delivered = false;
         loop {
@@ -236,26 +254,27 @@ impl State {
         }
     }
 
-    /// Runs one pass: `deliver` fills batches, then all batches are handed out, then what the pass left to do is done.
-    /// Also returns whether a room had messages for its members.
+    /// Runs one pass: `deliver` fills batches, then all batches are handed out, then slow sessions leave their rooms
+    /// and catch-ups are started. Also returns whether a room had messages for its members.
     fn pass<T>(&mut self, deliver: impl FnOnce(&mut Pass<'_>) -> T) -> (T, bool) {
-        let (result, left) = Pass::run(&mut self.rooms, &mut self.outgoing, deliver);
-        // Counted once per pass, because the threads of all shards count on the same words.
-        for (counter, delivered) in self.node.metrics.delivered.iter().zip(left.delivered).filter(|(_, sum)| *sum > 0) {
-            counter.inc_by(delivered);
+        let (returned, result) = Pass::run(&mut self.rooms, &mut self.outgoing, deliver);
+        // All shards share these atomic counters, so this adds once per pass, not once per message.
+        let delivered = self.node.metrics.delivered.iter().zip(result.delivered);
+        for (counter, messages) in delivered.filter(|(_, messages)| *messages > 0) {
+            counter.inc_by(messages);
         }
-        for ended in left.ended {
+        for ended in result.ended {
             self.depart(ended);
         }
-        for (room, since) in left.catch_ups {
+        for (room, since) in result.catch_ups {
             self.start_catch_up(room, since);
         }
-        (result, left.has_batches)
+        (returned, result.has_batches)
     }
 
     /// Starts a task of this shard.
     fn spawn<F: Future<Output = ()> + 'static>(&self, task: impl FnOnce(Rc<Shard>) -> F) {
-        // The shard owns its state, so it is there while a step runs.
+        // The shard owns this state, so the reference is valid while a step runs.
         if let Some(shard) = self.shard.upgrade() {
             drop(tokio::task::spawn_local(task(shard)));
         }

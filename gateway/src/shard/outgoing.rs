@@ -1,8 +1,8 @@
 //! What goes out: the sessions with their outboxes, and the queues of the sessions that have something to write. Frames
 //! are queued here, and written at the end of the loop's turn: one vectored write per session, however many messages it
-//! carries. One write costs ten times the work before it, so few writes matter more than anything else.
+//! carries. One write costs ten times the work before it, so the number of writes matters more than anything else.
 //!
-//! Nothing here knows rooms. An [`Ended`] that a method returns is a session that the caller takes out of its rooms.
+//! Nothing here knows rooms. If a method returns an [`Ended`], the caller takes that session out of its rooms.
 
 use super::{
     clock::Clock,
@@ -22,8 +22,8 @@ use std::{
     sync::Arc,
 };
 
-/// A client that is to come back at once waits up to this, so that clients which leave in one moment do not return in
-/// one.
+/// A client that is told to reconnect waits up to this time, so that clients whose sessions end in one moment do not
+/// all return in one moment.
 const AFTER_MS_MAX: u64 = 500;
 
 /// The sessions of a shard, what waits for their clients, and who is next to be written to.
@@ -31,11 +31,12 @@ pub(super) struct Outgoing {
     pub(super) sessions: Sessions,
     urgent: VecDeque<u32>,
     bulk: VecDeque<u32>,
-    /// Sessions whose sockets have just refused bytes: somebody has to wait until they take bytes again.
+    /// Sessions whose sockets have just refused bytes. The loop starts a task for each that waits until it takes bytes
+    /// again.
     pub(super) refused: Vec<SessionRef>,
     /// Bytes in all outboxes.
     bytes: usize,
-    /// How many of the bytes the metric counts.
+    /// The value of `bytes` when the metric was last updated.
     bytes_reported: usize,
     limits: OutboxLimits,
     clock: Clock,
@@ -67,8 +68,8 @@ impl Outgoing {
         self.queue_for_all(&[index], frames, FlushQueue::Urgent, self.now_ms()).pop()
     }
 
-    /// Queues frames for many sessions, each at most once: the hot loop. A session that reads too slowly ends; those
-    /// are returned.
+    /// Queues frames for many sessions, each at most once: the hot loop. Returns the sessions that it has ended because
+    /// their clients read too slowly.
     pub(super) fn queue_for_all(
         &mut self,
         indices: &[u32],
@@ -97,8 +98,8 @@ impl Outgoing {
         full.into_iter().filter_map(|index| self.queue_after_flush(index, frames)).collect()
     }
 
-    /// Queues frames for a session whose outbox is full. The shard may not have come round to the session yet, so its
-    /// socket is written to first.
+    /// Queues frames for a session whose outbox is full. Its socket is written to first, because the loop may not have
+    /// written to this session in this turn.
     fn queue_after_flush(&mut self, index: u32, frames: &Frames) -> Option<Ended> {
         if self.sessions.at(index).is_some_and(|conn| !conn.blocked) {
             self.flush(index);
@@ -164,9 +165,10 @@ impl Outgoing {
         }
     }
 
-    /// Over the shard's budget, closes the sessions with the fullest outboxes until the rest fits. Only sessions whose
-    /// sockets have refused bytes count: frames that are about to be written are shared among members. Called by the
-    /// timers, because it looks at all sessions; within one tick the limit of each outbox holds.
+    /// If the outboxes exceed the shard's budget, closes the sessions with the fullest ones until the rest fits. Only
+    /// sessions whose sockets have refused bytes count: frames that are about to be written are shared among members.
+    /// It looks at all sessions, so only the timer task calls it, once per tick; within a tick only the limit of each
+    /// outbox holds.
     pub(super) fn evict(&mut self, bytes_max: usize) -> Vec<Ended> {
         let mut ended = Vec::new();
         if self.bytes <= bytes_max {
@@ -240,7 +242,7 @@ impl Outgoing {
 
     // --- figures ---
 
-    /// By how many the bytes in outboxes have grown since the last call.
+    /// By how much the bytes in all outboxes have grown since the last call.
     pub(super) fn report_bytes(&mut self) -> i64 {
         let reported = std::mem::replace(&mut self.bytes_reported, self.bytes);
         self.bytes as i64 - reported as i64

@@ -194,8 +194,8 @@ impl Posts {
         post.waits_for.take_if(|join| *join == index).map(|_| PostStep::Continue(first))
     }
 
-    /// Ends a post whose commands have no reply yet, or not all of them: those are refused. Returns all replies, and where
-    /// they go.
+    /// Ends a post whose commands have no reply yet, or not all of them: those are refused. Returns all replies, and
+    /// where they go.
     pub(super) fn give_up(&mut self, first: u32, refusal: &Refusal) -> Option<(ReplyAddress, Bytes)> {
         let post = self.under_way.get_mut(&first)?;
         for (command, reply) in post.commands.iter().zip(&mut post.replies).filter(|(_, reply)| reply.is_none()) {

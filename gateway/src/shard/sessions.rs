@@ -1,9 +1,9 @@
 //! A session's life: opened with a welcome, ended for a reason, removed when its socket has ended; and sending to one
-//! session. Called by the transports and by every step that has something to say to a client.
+//! session. Called by the transports and by every step that sends something to a client.
 //!
-//! And what only streams need, the sessions whose clients cannot send over their connection (server-sent events and HTTP
-//! streaming): the cursors that such a client has reached in the rooms of its URL, heartbeats that tell it, and an end by
-//! age. What these clients ask comes by `posted`.
+//! It also has what only streams need, the sessions whose clients cannot send over their connection (server-sent events
+//! and HTTP streaming): the cursors that the client has reached in the rooms of its URL, heartbeats with these cursors,
+//! and an end by age. The commands of these clients come by `posted`.
 
 use super::{
     Opening, SessionRef, Shard, State,
@@ -88,7 +88,7 @@ impl Shard {
         state.outgoing.remove(session);
     }
 
-    /// Notes that bytes came from the client, whatever they are: it is alive.
+    /// Notes that bytes came from the client. Any bytes show that it is alive.
     pub(crate) fn heard(&self, session: SessionRef) {
         let now_ms = self.clock.now_ms();
         if let Some(conn) = self.state.borrow_mut().outgoing.sessions.get_open(session) {
@@ -176,15 +176,16 @@ impl State {
         }
     }
 
-    /// Records the cursor too. Returns the id of the event that brings the client there, if the client reads ids.
+    /// Records the cursor that the client reaches with an event, and returns the event's id; `None` if the client reads
+    /// no ids.
     pub(super) fn event_id(&mut self, index: u32, reached: Reached) -> Option<Vec<u8>> {
         self.record_reached(index, reached);
         let conn = self.outgoing.sessions.at(index).filter(|conn| conn.shape == FrameShape::Sse)?;
         Some(self.rooms.cursors(conn, Some(reached)))
     }
 
-    /// Sends a stream's heartbeat, or ends the stream by its age. The heartbeat tells the cursors, which move without
-    /// the client where the room's messages are not for it.
+    /// Sends a stream's heartbeat, or ends the stream by its age. The heartbeat has the client's cursors, because they
+    /// also move past messages that the client excludes and so does not get.
     pub(super) fn beat(&mut self, session: SessionRef) {
         let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         let (now_ms, shape) = (self.clock.now_ms(), conn.shape);
