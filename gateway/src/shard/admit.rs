@@ -1,6 +1,6 @@
-//! The second half of a join: the client gets `joined`, then what it has missed, and becomes a member in the very step
-//! in which it has had everything up to where the room's feed stands. No message can come between the last missed one
-//! and the membership, so history and live messages meet without a hole and without a repeat.
+//! The second half of a join: the client gets `joined`, then what it has missed. It becomes a member in the same step
+//! in which it has caught up with the room's feed. No message can come between the last missed one and the membership,
+//! so history and live messages meet without a hole and without a repeat.
 //!
 //! ```text
 //! admit ──► advance ──► member                    nothing to read: done in one step
@@ -74,8 +74,8 @@ impl State {
         }
     }
 
-    /// Sends what can be sent, and makes the session a member if that was everything. Otherwise returns what to wait
-    /// for; `None`: the join is complete or no longer wanted.
+    /// Sends what can be sent, and makes the session a member if nothing is missing then. Otherwise returns what to
+    /// wait for; `None`: the join is complete or no longer wanted.
     fn advance(&mut self, admission: &mut Admission) -> Option<Wait> {
         loop {
             let join = &admission.join;
@@ -87,15 +87,16 @@ impl State {
             if let Some(wait) = self.send_pending(admission) {
                 return Some(wait);
             }
-            // Compare where the client is with where the room's feed is.
+            // Compare the client's cursor with the feed's.
             let join = &admission.join;
             let entry = self.rooms.resolve(join.room)?;
             let from = join.from.filter(|_| join.options.last == 0);
             let since = admission.reached.or(join.options.since).or(from);
             let (cursor, gap) = match (entry.feed.position().map(Position::cursor), since) {
-                // The room has no history: nothing to send first, and what a cursor promised is lost.
+                // The room has no history: there is nothing to send first, and messages after the client's cursor are
+                // lost.
                 (None, _) => (None, join.options.since.map(|_| Gap { missed: None })),
-                // A new client: from here on, or from the last few messages on.
+                // A new client: it begins at the feed's cursor, or with the last few messages.
                 (Some(at), None) if join.options.last == 0 => (Some(at), None),
                 (Some(_), None) => {
                     let limit = join.options.last.min(HISTORY_LIMIT_MAX);
@@ -113,7 +114,7 @@ impl State {
                     admission.pending = missed;
                     continue;
                 }
-                // The client is ahead of the feed or in another epoch. Only history can tell what is right.
+                // The client is ahead of the feed or in another epoch. History shows what it has missed.
                 (Some(_), Some(since)) => {
                     let query = HistoryQuery { since: Some(since), limit: PAGE };
                     return Some(if admission.reached.is_some() { Wait::Feed(query) } else { Wait::History(query) });
@@ -125,7 +126,7 @@ impl State {
         }
     }
 
-    /// Sends messages that were read, as far as the feed has come and half an outbox at a time.
+    /// Sends messages that were read: none beyond the feed's cursor, and half an outbox at a time.
     fn send_pending(&mut self, admission: &mut Admission) -> Option<Wait> {
         let Admission { join, reached, pending, .. } = admission;
         let entry = self.rooms.resolve(join.room)?;
@@ -142,7 +143,7 @@ impl State {
             }
             let Some(publication) = pending.pop_front() else { break };
             let Some(cursor) = publication.cursor else { continue };
-            // History is ahead of the feed here. These messages come to members when the feed gets to them.
+            // The page of history has messages that the feed has not had. The feed will deliver them to all members.
             if at.is_some_and(|at| at.cursor().epoch == cursor.epoch && !at.covers(cursor)) {
                 pending.clear();
                 break;
@@ -155,7 +156,7 @@ impl State {
         None
     }
 
-    /// Queues one message of the past. It may exceed the outbox's limits, because [`State::send_pending`] paces itself.
+    /// Queues one missed message. It may exceed the outbox's limits, because [`State::send_pending`] paces itself.
     fn send_message(&mut self, join: &Join, room: &Room, publication: &Publication) {
         let index = join.session().index;
         let text = native::MessageText::new(room, publication);
@@ -170,7 +171,7 @@ impl State {
         self.outgoing.queue_unbounded(index, Frames { bytes: bytes.freeze(), count: 1 });
     }
 
-    /// Takes a page of history. The first one decides how `joined` begins; a later one may show a gap.
+    /// Takes a page of history. The first one decides the cursor and the gap in `joined`; a later one may show a gap.
     fn on_page(&mut self, admission: &mut Admission, page: Page) {
         let join = &admission.join;
         let is_wanted = |conn: &mut Conn| conn.session.is_joining(join.room.index, join.number);
@@ -178,8 +179,9 @@ impl State {
             return; // left or gone meanwhile: `advance` sees it too
         }
         let Some(entry) = self.rooms.resolve(join.room) else { return };
-        // Does the page know of something that the feed has missed? Another epoch, always; messages of the same epoch
-        // only after a wait for the feed has brought nothing, because until then they may be on their way.
+        // Has the feed missed something that the page shows? If the page has another epoch, yes. If it has later
+        // messages of the same epoch, only after a wait for the feed in vain, because until then they may be on their
+        // way.
         let has_waited = admission.reached.is_some() && page.publications.is_empty();
         let is_behind = |at: Position| at.cursor().epoch != page.head.epoch || (has_waited && !at.covers(page.head));
         let hole = entry.feed.position().is_some_and(is_behind).then(|| entry.feed.on_head(page.head)).flatten();
@@ -212,8 +214,8 @@ impl State {
         self.send_at(join.session().index, &Event::Gap { room: room.as_str(), from, to }, reached);
     }
 
-    /// Sends `joined`, once: messages follow from `cursor` (`None`: the room has no history), and `gap` is missing before
-    /// it.
+    /// Sends `joined`, once: messages follow from `cursor` (`None`: the room has no history), and `gap` is missing
+    /// before it.
     fn start(&mut self, admission: &mut Admission, cursor: Option<Cursor>, gap: Option<Gap>) {
         if admission.reached.is_some() {
             return;
@@ -236,8 +238,8 @@ impl State {
             gap: gap.filter(|_| resumed.is_some()).map(|gap| Missed { missed: gap.missed }),
             members: presence.as_ref().map(|presence| presence.members.iter().map(Into::into).collect()),
         };
-        // Also a session whose join was posted gets it over its own connection, where it stands before the messages
-        // that follow from its cursor.
+        // A session whose join was posted gets it over its own connection too, before the messages that follow from its
+        // cursor.
         self.send_at(join.session().index, &joined, Reached { room: join.room.index, cursor });
         if let Event::Joined { members, .. } = &mut joined {
             members.take_if(|members| members.len() > POSTED_MEMBERS_MAX);
@@ -272,7 +274,7 @@ impl State {
 }
 
 impl Shard {
-    /// Takes a join through all its waits, until it is complete or no longer wanted.
+    /// Waits for what a join needs and continues it, until it is complete or no longer wanted.
     async fn admit_slowly(self: Rc<Self>, mut admission: Admission) {
         if admission.join.options.wants_presence {
             admission.presence = match self.presence_with(&admission.join).await {
@@ -306,7 +308,8 @@ impl Shard {
         }
     }
 
-    /// Who is in the room. The joining session's own entry is confirmed first, so that it is in the list.
+    /// Reads who is in the room. First waits until the joining session's own entry is written, so that it is in the
+    /// list.
     async fn presence_with(&self, join: &Join) -> Result<Presence, BrokerError> {
         let Some(name) = self.room(join.room, |entry| entry.name.clone()) else { return Ok(Presence::default()) };
         let enter = {

@@ -1,6 +1,6 @@
-//! The first half of a join: the session is permitted, counted as an occupant of the room, and entered into the room's
-//! presence; the first session or poll of a room has the shard subscribe. `admit` is the second half. And the way out of
-//! rooms, called by everything that ends a membership, a session or a poll.
+//! The first half of a join: limits are checked, and the session becomes an occupant of the room (joining, later a
+//! member) and enters the room's presence. The room's first occupant, a session or a poll, makes the shard subscribe.
+//! `admit` is the second half. And leaving rooms: called by everything that ends a membership, a session or a poll.
 
 use super::{
     SessionRef, Shard, State,
@@ -22,7 +22,7 @@ use fanfare_broker::{Cursor, PresenceUpdate, Room};
 use std::{borrow::Cow, rc::Rc};
 
 impl Shard {
-    /// Joins a room of the URL; `options` are refused if the URL's are wrong.
+    /// Joins a room of the URL. `options` is `Err` if the URL's parameters are invalid; the join is then refused.
     pub(crate) fn join_by_url(&self, session: SessionRef, room: &str, options: Result<JoinOptions, Refusal>) {
         let state = &mut *self.state.borrow_mut();
         let reply_to = ReplyTo::without_id(session);
@@ -33,7 +33,7 @@ impl Shard {
         }
     }
 
-    /// Subscribes a room, however long that takes, then lets the waiting joins in.
+    /// Subscribes this shard to a room. Retries until it succeeds or the room is gone, then admits the waiting joins.
     async fn follow(self: Rc<Self>, room: RoomRef) {
         let mut retry = Retry::new();
         loop {
@@ -47,7 +47,7 @@ impl Shard {
         }
     }
 
-    /// Reads something of a room, if the room is still there.
+    /// Calls `read` on the room; `None` if the room was removed.
     pub(super) fn room<T>(&self, room: RoomRef, read: impl FnOnce(&RoomEntry) -> T) -> Option<T> {
         self.state.borrow_mut().rooms.resolve(room).map(|entry| read(entry))
     }
@@ -64,7 +64,7 @@ impl State {
         if !entry.feed.is_subscribing() {
             return self.admit(join);
         }
-        // A session waits with its last join only: an earlier one is answered now.
+        // Only the session's latest join of the room waits; an earlier one is answered now.
         let earlier = entry.waiting.iter().position(|earlier| earlier.session() == join.session());
         let earlier = earlier.map(|index| entry.waiting.swap_remove(index));
         entry.waiting.push(join);
@@ -73,8 +73,8 @@ impl State {
         }
     }
 
-    /// Makes the session an occupant of the room. A member that joins again is no member until the new join is
-    /// complete; the join goes on from the cursor that it has reached.
+    /// Makes the session an occupant of the room. A member that joins again stays an occupant but is no member until
+    /// the new join is complete, which goes on from the cursor that the member had reached.
     fn enter(&mut self, reply_to: ReplyTo, name: &Room, options: JoinOptions) -> Result<Join, Refusal> {
         let session = reply_to.session;
         let gone = || Refusal::new(ErrorCode::Internal, "the session is gone");
@@ -89,7 +89,7 @@ impl State {
         if options.wants_presence && !class.presence {
             return Err(Refusal::presence_off());
         }
-        // Then the room and the session each learn of the other.
+        // Nothing is refused from here on, since the session is open and the room exists: both are updated.
         let room = self.followed_room(name, class);
         let conn = self.outgoing.sessions.get_open(session).ok_or_else(gone)?;
         let number = conn.session.begin_join(room.index);
@@ -99,13 +99,14 @@ impl State {
         match present {
             Some(membership) if membership.stage == Stage::Member => {
                 entry.members.remove(session.index, shape);
-                from = entry.cursor();
+                from = entry.cursor(); // all members of a room have the same cursor
             }
-            Some(_) => {}
+            Some(_) => {} // joining: it is an occupant already, and not in the member list
             None => {
                 entry.occupants += 1;
                 self.node.metrics.members.inc();
                 let enter = PresenceUpdate::Enter { session: id, user, info: None, announce: class.presence };
+                // The call itself queues the update; the result is not needed, because the broker retries.
                 drop(self.node.broker.update_presence(name, enter));
             }
         }
@@ -114,19 +115,21 @@ impl State {
             entry.pending_presence.push(PendingPresence { session: session.index, shape, events: Vec::new() });
         }
         if from.is_some() {
-            // The ids of other rooms' events say where the client is in this room, also while it is no member.
+            // The ids of events carry the cursors of all rooms of the URL. This cursor is recorded, so that ids sent
+            // during the new join still contain it.
             self.record_reached(session.index, Reached { room: room.index, cursor: from });
         }
         Ok(Join { reply_to, room, number, options, from })
     }
 
-    /// The room's class. It is kept with a room that this shard follows, so that no pattern is matched per command.
+    /// The room's class. A room that this shard follows stores it, so that commands do not match the name against the
+    /// configured patterns.
     pub(super) fn class(&self, name: &Room) -> Class {
         let followed = self.rooms.find(name.as_str()).and_then(|index| self.rooms.get(index));
         followed.map_or_else(|| self.node.classes.of(name.as_str()), |entry| entry.class)
     }
 
-    /// The room, which this shard begins to follow if it does not follow it already. The caller adds an occupant.
+    /// The room. If this shard does not follow it yet, it begins to. The caller adds an occupant.
     pub(super) fn followed_room(&mut self, name: &Room, class: Class) -> RoomRef {
         if let Some(index) = self.rooms.find(name.as_str())
             && let Some(entry) = self.rooms.get(index)
@@ -139,7 +142,7 @@ impl State {
         room
     }
 
-    /// The broker delivers the room's messages from now on, all that come after `head`.
+    /// The broker has confirmed the subscription: it delivers every message after `head`.
     fn on_subscribed(&mut self, room: RoomRef, head: Option<Cursor>) {
         let Some(entry) = self.rooms.resolve(room) else { return };
         let hole = entry.feed.on_subscribed(head);
@@ -153,8 +156,8 @@ impl State {
         }
     }
 
-    /// Answers a join that a later join, or a leave, of the room has overtaken, if the client waits for a reply. The
-    /// client has done nothing wrong, so this is not counted as an error of its session.
+    /// Answers a join that a later join or leave of the room has replaced, if the client waits for a reply. The client
+    /// has done nothing wrong, so this is not counted as an error of its session.
     pub(super) fn answer_superseded(&mut self, join: &Join) {
         let Some(name) = self.rooms.resolve(join.room).map(|entry| entry.name.clone()) else { return };
         let ReplyTo { session, id, post } = join.reply_to;
@@ -166,7 +169,8 @@ impl State {
         self.reply(join.reply_to, &Event::refusal(id, Some(Cow::Borrowed(name.as_str())), &refusal));
     }
 
-    /// Gives up a join that is still wanted: the session leaves the room, and the client gets the reason.
+    /// Ends a join with an error, and takes the session out of the room; does nothing if the join is complete, was left
+    /// or was replaced.
     pub(super) fn abandon(&mut self, join: &Join, refusal: Refusal) {
         let session = join.session();
         let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
@@ -178,7 +182,7 @@ impl State {
         self.vacate(session, join.room.index, Stage::Joining);
         self.refuse(join.reply_to, Some(name.as_str()), refusal);
         if join.from.is_some() && self.outgoing.sessions.get_open(session).is_some() {
-            // It was a member before this join, and the client still thinks so.
+            // The session was a member before this join; tell the client that it no longer is.
             self.send(session.index, &Event::Left { id: None, room: name.as_str(), reason: None });
         }
     }
@@ -202,10 +206,11 @@ impl State {
         }
     }
 
-    /// Takes a session out of a room that it has struck off its own list already; `stage` is what it was there.
+    /// Takes a session out of a room that is no longer in the session's own list; `stage` is the stage of the
+    /// membership that ended.
     pub(super) fn vacate(&mut self, session: SessionRef, room: u32, stage: Stage) {
         if stage == Stage::Member {
-            // A browser that reconnects names the room again, and goes on from here.
+            // A browser that reconnects names the room again in its URL, and resumes from this cursor.
             let cursor = self.rooms.get(room).and_then(RoomEntry::cursor);
             self.record_reached(session.index, Reached { room, cursor });
         }
@@ -221,13 +226,13 @@ impl State {
         self.drop_occupant(room, Linger::Briefly);
     }
 
-    /// Takes one occupant off a room, which is followed for a while longer if that was the last one.
+    /// Removes one occupant from a room. After the last one the room lingers: it is followed for a while longer.
     pub(super) fn drop_occupant(&mut self, room: u32, linger: Linger) {
         self.wake_timers();
         self.rooms.vacate(room, linger, self.clock.now_ms());
     }
 
-    /// Stops following the rooms that have had no occupant for long enough.
+    /// Stops following the rooms whose linger time is over.
     pub(super) fn unfollow_expired(&mut self) {
         let now_ms = self.clock.now_ms();
         while let Some(name) = self.rooms.take_expired(now_ms) {

@@ -19,7 +19,7 @@ pub(super) struct ReplyTo {
 }
 
 impl ReplyTo {
-    /// For what a session did not ask by a numbered command: a room of its URL, a frame that is not decoded yet.
+    /// For a request without an id: a room of the session's URL, or a command that is not decoded yet.
     pub(super) fn without_id(session: SessionRef) -> Self {
         Self { session, id: None, post: None }
     }

@@ -13,7 +13,8 @@ use smallvec::SmallVec;
 use std::{collections::VecDeque, rc::Rc};
 use tokio::sync::Notify;
 
-/// Presence events that may wait for one join. A listing is seconds old at most; so many changes do not fit into that.
+/// At most this many presence events wait for one join; later ones are dropped. A join reads the member list within
+/// seconds, and in that time a room has fewer changes.
 pub(super) const PENDING_PRESENCE_MAX: usize = 4096;
 
 /// Messages that are kept of one room.
@@ -36,14 +37,14 @@ pub(super) struct RoomEntry {
     pub(super) members: Members,
     /// Sessions that are in the room or joining it, and polls that watch it.
     pub(super) occupants: u32,
-    /// How long the room is followed at least, if it has no occupant.
+    /// Until when the room is followed if it has no occupant.
     pub(super) wanted_until_ms: u32,
-    /// It waits in [`Rooms`](super::rooms::Rooms) for its time to be let go.
+    /// It is in a queue of [`Rooms`](super::rooms::Rooms) to be removed when its time is over.
     pub(super) is_lingering: bool,
     pub(super) made_ms: u32,
     /// Polls that wait for the next message. Most rooms have none.
     pub(super) parked: Option<Box<Slab<Rc<Notify>>>>,
-    /// Joins that asked for the member list and are not complete.
+    /// Joins that asked for presence and are not complete.
     pub(super) pending_presence: Vec<PendingPresence>,
     /// Joins that wait for the subscription.
     pub(super) waiting: Vec<Join>,
@@ -134,8 +135,8 @@ impl RoomEntry {
     }
 }
 
-/// The last few messages of one room in sequence, oldest first, for clients that resume: what a client missed is read from
-/// here, if the ring reaches back far enough, and not from the broker.
+/// The last few messages of one room in sequence, oldest first, for clients that resume: what a client missed is read
+/// from here, if the ring reaches back far enough, and not from the broker.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
     publications: VecDeque<Publication>,

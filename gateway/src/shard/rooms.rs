@@ -20,7 +20,8 @@ const ENTRIES_SPARE: usize = 1024;
 /// How long a room without occupants is followed, by [`Linger`]. 2 s: a client that reconnects, or flaps, costs no
 /// subscription. 40 s: polls come back after 36 s at the latest, and are then answered from what this shard knows.
 const LINGER_MS: [u32; 2] = [2_000, 40_000];
-/// Rooms that one shard goes on following for polls to come; more of them go as soon as those that members left.
+/// Rooms without occupants that one shard follows for polls to come. Beyond this number a room lingers only as briefly
+/// as one that a member left.
 const LINGERING_MAX: usize = 16_384;
 /// Rooms without occupants, beyond which polls may not name new ones.
 const EMPTY_MAX: usize = 65_536;
@@ -52,7 +53,7 @@ pub(super) struct Rooms {
     ring_bytes: usize,
     /// Rooms without occupants by [`Linger`], each with the time when it may be let go, in the order of the times.
     lingering: [VecDeque<(u32, RoomRef)>; 2],
-    /// Empty, between two passes: the list of rooms with a batch, kept for its memory.
+    /// The list of rooms with a batch. Empty between two passes; kept so that each pass reuses its memory.
     pub(super) spare_indices: Vec<u32>,
 }
 
@@ -70,7 +71,7 @@ impl Rooms {
         self.entries.get_mut(index as usize)
     }
 
-    /// The room, if it is still the one that this reference was made for.
+    /// The room that this reference was made for; `None` if it was removed, even if another room has its index now.
     pub(super) fn resolve(&mut self, room: RoomRef) -> Option<&mut RoomEntry> {
         self.get_mut(room.index).filter(|entry| entry.generation == room.generation)
     }
@@ -99,8 +100,8 @@ impl Rooms {
         Some(entry.name)
     }
 
-    /// Keeps a delivered message for clients that resume. Over the shard's budget the room's ring is emptied: its
-    /// clients resume from the broker's history.
+    /// Keeps a delivered message for clients that resume. If the shard's budget is exceeded, the room's ring is
+    /// emptied, and its clients resume from the broker's history.
     pub(super) fn remember(&mut self, index: u32, publication: Publication) {
         let Some(entry) = self.entries.get_mut(index as usize) else { return };
         self.ring_bytes -= entry.ring.bytes;
@@ -122,7 +123,7 @@ impl Rooms {
         self.lingering.iter().any(|queue| !queue.is_empty())
     }
 
-    /// Takes one occupant off a room. A room without occupants is followed for a while longer.
+    /// Removes one occupant from a room. A room without occupants is followed for a while longer.
     pub(super) fn vacate(&mut self, index: u32, linger: Linger, now_ms: u32) {
         let Some(entry) = self.entries.get_mut(index as usize) else { return };
         entry.occupants -= 1;
@@ -139,7 +140,8 @@ impl Rooms {
         }
     }
 
-    /// Removes one room whose time is over and that has no occupants; its name. Call it until there are no more.
+    /// Removes one room that has no occupants and whose linger time is over, and returns its name. Called until it
+    /// returns `None`.
     pub(super) fn take_expired(&mut self, now_ms: u32) -> Option<Room> {
         for linger in 0..LINGER_MS.len() {
             while self.lingering[linger].front().is_some_and(|(due_ms, _)| is_past(*due_ms, now_ms)) {
