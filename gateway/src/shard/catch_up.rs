@@ -1,12 +1,12 @@
-//! Holes in a room's deliveries: read from history until the feed is in sequence again. What history no longer has is a
-//! gap, which members are told. [`Retry`] is the wait between two attempts of a catch-up or a join.
+//! Fills holes in a room's deliveries from history, until the feed is in sequence again. Members are told of a gap if
+//! history no longer has the messages. [`Retry`] is the wait between two attempts of a catch-up or a join.
 
 use super::{Shard, State, room::RoomRef};
 use crate::protocol::command::HISTORY_LIMIT_MAX;
 use fanfare_broker::{Cursor, HistoryQuery, Page};
 use std::{rc::Rc, time::Duration};
 
-/// The wait after the first failed attempt, and the longest.
+/// The wait after the first failed attempt, and the longest wait.
 const FIRST: Duration = Duration::from_millis(100);
 const LAST: Duration = Duration::from_secs(2);
 
@@ -16,7 +16,7 @@ impl State {
         self.spawn(|shard| shard.catch_up(room, since));
     }
 
-    /// Delivers a page of the hole; returns the cursor to read on from, unless the feed is in sequence again.
+    /// Delivers a page of history; returns the cursor to read on from, unless the feed is in sequence again.
     fn fill(&mut self, room: RoomRef, page: Page) -> Option<Cursor> {
         let filled = self.rooms.resolve(room)?.feed.on_page(page);
         let metrics = &self.node.metrics;
@@ -52,7 +52,7 @@ impl Shard {
     }
 }
 
-/// Waits longer each time that the broker fails. It never gives up: the caller knows whether the room is still wanted.
+/// Waits longer each time that the broker fails. It never gives up: the caller stops when the room is no longer wanted.
 #[derive(Debug)]
 pub(super) struct Retry {
     next: Duration,

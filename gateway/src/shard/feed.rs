@@ -1,18 +1,19 @@
-//! How one room's messages reach this shard without holes. Sans-I/O: messages, heads and pages of history go in; what
-//! to deliver and where to read history comes out. Members never see a hole: it is filled, or they are told a gap.
+//! Delivers one room's messages to this shard without holes. Sans-I/O: messages, heads (the cursor of a room's latest
+//! message) and pages of history go in; what to deliver and where to read history comes out. A hole is filled from
+//! history, or members are told of a gap.
 
 use fanfare_broker::{Cursor, Epoch, Offset, Page, Position, Publication, Verdict};
 use std::ops::Range;
 
-/// Live messages held while history is read; the others are read from history too.
+/// At most this many live messages are held while history is read; later ones are dropped and read from history.
 const HELD_MAX: usize = 1024;
-/// Their payload bytes.
+/// The limit of their payload bytes together.
 const HELD_BYTES_MAX: usize = 1 << 20;
 
 /// A room's sequence of messages, and how far this shard has come in it.
 #[derive(Debug)]
 pub(crate) enum Feed {
-    /// The broker has not confirmed the subscription. Messages that come early are only noted.
+    /// The broker has not confirmed the subscription. Of messages that come early, only the last cursor is kept.
     Subscribing { seen: Option<Cursor> },
     /// A room without history: every message is delivered as it comes.
     Unnumbered,
@@ -27,8 +28,8 @@ pub(crate) enum Feed {
 pub(crate) struct Held {
     publications: Vec<Publication>,
     bytes: usize,
-    /// Some did not fit, so history has to be read once more.
-    overflowed: bool,
+    /// Messages may be missing after those held, so history has to be read once more.
+    read_again: bool,
 }
 
 /// What to do with a live message.
@@ -40,10 +41,10 @@ pub(crate) enum Step {
     CatchUp(Cursor),
 }
 
-/// What a page of history fills.
+/// The result of a page of history.
 #[derive(Debug)]
 pub(crate) struct Filled {
-    /// The messages between these cursors are lost: tell the members.
+    /// The messages between these cursors are lost: the members get a gap.
     pub(crate) gap: Option<Range<Cursor>>,
     pub(crate) deliver: Vec<Publication>,
     /// Read on after this cursor. `None`: the feed is in sequence again.
@@ -77,11 +78,12 @@ impl Feed {
         };
         let at = Position::at(head);
         *self = Self::Live(at);
-        // A message after the head came before the confirmation, and was only noted.
+        // A message after the head came before the confirmation, and was not kept.
         seen.filter(|seen| !at.covers(*seen)).map(|_| self.catch_up(at))
     }
 
-    /// The room's head, as the broker saw it after a reconnect or as a page of history shows it.
+    /// The room's head, from a comparison after a reconnect, from a sweep, or from a page of history. A head that is
+    /// not our position shows that messages are missing here, or that the backplane has lost some.
     pub(crate) fn on_head(&mut self, head: Cursor) -> Option<Cursor> {
         match self {
             Self::Live(at) if !matches!(at.of_head(head), Verdict::Hole { .. }) => None,
@@ -98,11 +100,11 @@ impl Feed {
                 Some(self.catch_up(at))
             }
             Self::CatchingUp { held, .. } => {
-                held.overflowed = true;
+                held.read_again = true;
                 None
             }
             Self::Subscribing { seen } => {
-                // No head covers this cursor, so the confirmation is followed by a look at history.
+                // A cursor of an epoch that no room has, so that `on_subscribed` starts a catch-up.
                 *seen = Some(Cursor::new(Epoch::FOREIGN, Offset(0)));
                 None
             }
@@ -110,7 +112,8 @@ impl Feed {
         }
     }
 
-    /// A live message.
+    /// Decides whether a live message is delivered now, dropped as a repeat, or held because others are missing before
+    /// it.
     pub(crate) fn on_message(&mut self, publication: Publication) -> Step {
         let Some(cursor) = publication.cursor else {
             return if self.is_subscribing() { Step::Nothing } else { Step::Deliver(publication) };
@@ -141,7 +144,7 @@ impl Feed {
         }
     }
 
-    /// The page that was read to catch up.
+    /// Takes a page that was read to catch up, and at the end of history the held messages that follow in sequence.
     pub(crate) fn on_page(&mut self, page: Page) -> Filled {
         let Self::CatchingUp { at, held } = self else { return Filled { gap: None, deliver: vec![], again: None } };
         let gap = page.gap.map(|_| at.cursor()..page.from);
@@ -157,7 +160,7 @@ impl Feed {
         for publication in later.publications.drain(..) {
             let Some(cursor) = publication.cursor else { continue };
             match at.of_message(cursor) {
-                _ if hole.is_some() => {}
+                _ if hole.is_some() => {} // dropped: the next page of history has it
                 Verdict::InSequence => {
                     at.move_to(cursor);
                     deliver.push(publication);
@@ -166,7 +169,7 @@ impl Feed {
                 Verdict::Hole { since } => hole = Some(since),
             }
         }
-        let again = hole.or(later.overflowed.then(|| at.cursor()));
+        let again = hole.or(later.read_again.then(|| at.cursor()));
         if again.is_none() {
             *self = Self::Live(*at);
         }
@@ -182,8 +185,8 @@ impl Feed {
         let Self::CatchingUp { held, .. } = self else { return };
         let bytes = held.bytes + publication.payload.len();
         if held.publications.len() >= HELD_MAX || bytes > HELD_BYTES_MAX {
-            held.overflowed = true;
-        } else if !held.overflowed {
+            held.read_again = true;
+        } else if !held.read_again {
             held.bytes = bytes;
             held.publications.push(publication);
         }
