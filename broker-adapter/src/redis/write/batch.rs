@@ -1,5 +1,5 @@
-//! Packs the commands of one pipeline into calls. Publishes into one room that wait together become one call, so that
-//! Redis runs one script and each node reads one push for all of them. Sends nothing and waits for nothing.
+//! Packs queued commands into calls to Redis. Queued publishes of one room share a call: Redis runs one script, and
+//! each subscribed node receives one pub/sub message for all of them. Pure: sends nothing and waits for nothing.
 
 use crate::{
     BrokerError, Cursor, Offset, Published, Room,
@@ -8,15 +8,17 @@ use crate::{
 use redis::{Cmd, Value};
 use std::{collections::HashMap, iter::once};
 
-/// Messages in one call: a script that runs longer than half a millisecond would delay all other clients of Redis.
+/// At most this many messages in one call, so that the script takes under 0.5 ms: Redis serves nobody else while it
+/// runs.
 const MESSAGES_MAX: usize = 64;
-/// Bytes of payload in one call, unless its first message alone is larger.
+/// At most this many bytes of payload in one call. A larger message is alone in its call.
 const BYTES_MAX: usize = 64 * 1024;
 
-/// The index of the call that still takes messages, for each room.
+/// For each room, the call to which further messages may be added: its index in the list of calls.
 type OpenCalls = HashMap<Room, usize>;
 
-/// Packs commands into fewer ones that keep the order of commands within each room.
+/// Packs commands into fewer ones. Keeps the order of publishes and presence changes of each room; `Other` commands
+/// have no order among those.
 pub(crate) fn calls(commands: Vec<QueuedCommand>) -> Vec<Command> {
     let mut calls: Vec<Command> = Vec::with_capacity(commands.len());
     let mut open = OpenCalls::new();
@@ -24,7 +26,7 @@ pub(crate) fn calls(commands: Vec<QueuedCommand>) -> Vec<Command> {
         match queued.command {
             Command::Publish(messages) => add(&mut calls, &mut open, messages),
             Command::Presence(command) => {
-                // A message that follows must not join an earlier call: members would get it before the event.
+                // A message that follows must not be added to an earlier call, which would publish it before the event.
                 open.remove(&command.change.membership.room);
                 calls.push(Command::Presence(command));
             }

@@ -1,5 +1,5 @@
 //! What waits in the publisher's queue: a command, and what is done with Redis's reply to it. Every command gets its
-//! result exactly once; one that is dropped on its way gets [`BrokerError::Unavailable`].
+//! result exactly once. A command that is dropped before that gets [`BrokerError::Unavailable`].
 
 use crate::{BrokerError, NodeId, Publish, PublishResult, Reply, Room, SessionId, Subscriber};
 use redis::{Cmd, Value};
@@ -20,7 +20,7 @@ pub(crate) struct QueuedCommand {
     pub(crate) since: Instant,
 }
 
-/// Something to write.
+/// A command for one master.
 pub(crate) enum Command {
     Publish(Messages),
     Presence(PresenceCommand),
@@ -31,8 +31,8 @@ pub(crate) enum Command {
     },
 }
 
-/// Messages in the order in which they were published: one in the queue, several once they are packed. All are of one
-/// room and one retention; more than one only without idempotency keys.
+/// Messages of one call, in the order in which they were published: one in the queue, several once they are packed.
+/// They have the same room and retention. A message with an idempotency key is alone.
 pub(crate) struct Messages {
     pub(crate) first: PendingPublish,
     pub(crate) more: Vec<PendingPublish>,
@@ -61,10 +61,10 @@ pub(crate) struct InFlight {
     pub(crate) bytes: AtomicUsize,
 }
 
-/// A publish without a result so far. Reports the result to the publisher as its [`Reply`] says.
+/// A publish that has no result yet. Reports the result to the publisher as its [`Reply`] says.
 pub(crate) struct PendingPublish {
     pub(crate) publish: Publish,
-    /// The node's running number for it.
+    /// Numbers the publishes of this node; a part of the message's id.
     pub(crate) number: u64,
     reply: Option<Reply>,
     subscribers: Arc<[Arc<dyn Subscriber>]>,

@@ -20,9 +20,9 @@ use std::{
 };
 use tokio::{sync::mpsc, time::timeout};
 
-/// Commands in one pipeline: above it the cost per command no longer falls.
+/// At most this many commands in one pipeline. In longer ones the cost per command no longer falls.
 const BATCH: usize = 256;
-/// Pipelines in flight: enough that Redis never waits for the next one.
+/// At most this many pipelines in flight: enough that Redis never waits for the next one.
 const BATCHES: usize = 4;
 /// A reply that takes longer counts as missing: with the wait in the queue, publishers get their result within a
 /// second.
@@ -64,7 +64,7 @@ impl PublisherDriver {
         let mut next = Vec::with_capacity(BATCH);
         signals.synced.notify_one();
         loop {
-            // They are sent again in their order, before anything new, so that each room keeps its order.
+            // These calls are sent again in their order, before anything new, so that each room keeps its order.
             if !again.is_empty() && running.is_empty() {
                 if self.builder.scripts.load(&mut connection.conn).await.is_err() {
                     signals.lost.notify_one();

@@ -1,5 +1,5 @@
-//! `Publisher`: takes commands for one master and queues them in the order in which they were asked for. Never waits:
-//! if the queue is full or the connection is not up, the command is refused at once.
+//! `Publisher`: takes commands for one master and queues them in the order of the calls. Never waits: if the queue is
+//! full or the connection is not up, the command is refused at once.
 
 use crate::{
     BrokerError, Publish, Reply,
@@ -19,7 +19,7 @@ use tokio::sync::{
 
 /// Commands that may wait: half a second's worth of publishes with history.
 const QUEUE: usize = 16 * 1024;
-/// Entries of the queue that publishes leave free: a flood of publishes must not keep heartbeats out.
+/// Entries of the queue that are kept free of publishes, so that a flood of publishes does not keep heartbeats out.
 const RESERVED: usize = 1024;
 /// Bytes of payload that may wait or be in flight.
 const QUEUE_BYTES: usize = 32 * 1024 * 1024;
