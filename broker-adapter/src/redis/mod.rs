@@ -56,7 +56,7 @@ use self::{
     subscribe::{
         connection::PubSubConnection,
         driver::SubscriberDriver,
-        interest::{Interest, JoinResult, MovedRooms, Pace},
+        interest::{HeadResult, Interest, MovedRooms, Pace},
     },
     topology::{
         cluster::{Assignment, ClusterTopology},

@@ -5,7 +5,7 @@
 use crate::{
     Retention, Room, RoomEvent, SubscriberId, envelope,
     envelope::Envelope,
-    redis::{ConnectionStatus, Interest, JoinResult, MovedRooms, NodeContext, Partition},
+    redis::{ConnectionStatus, HeadResult, Interest, MovedRooms, NodeContext, Partition},
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -28,13 +28,13 @@ impl PubSubConnection {
         Self { status, context, interest: Mutex::default(), queued: Notify::new() }
     }
 
-    /// Follows a room from now on. The receiver gets the room's head once deliveries are certain.
+    /// Follows a room from now on. The receiver gets the room's head once the room is subscribed.
     pub(crate) fn follow(
         &self,
         who: SubscriberId,
         room: &Room,
         retention: Option<Retention>,
-    ) -> oneshot::Receiver<JoinResult> {
+    ) -> oneshot::Receiver<HeadResult> {
         let (reply, result) = oneshot::channel();
         self.change(|interest| interest.follow(who, room, retention, reply));
         result
@@ -45,7 +45,7 @@ impl PubSubConnection {
     }
 
     /// Reads a room's head. Redis begins a new epoch if it does not know the room.
-    pub(crate) fn head(&self, room: &Room, retention: Retention) -> oneshot::Receiver<JoinResult> {
+    pub(crate) fn head(&self, room: &Room, retention: Retention) -> oneshot::Receiver<HeadResult> {
         let (reply, result) = oneshot::channel();
         self.change(|interest| interest.head(room, retention, reply));
         result
@@ -56,12 +56,12 @@ impl PubSubConnection {
         self.interest.lock().release(|room| Partition::of(room) == partition)
     }
 
-    /// Goes on with rooms that another connection has released.
+    /// Follows rooms that another connection has released.
     pub(crate) fn adopt(&self, rooms: MovedRooms) {
         self.change(|interest| interest.adopt(rooms));
     }
 
-    /// Forgets everything. Joins without a reply so far fail.
+    /// Forgets everything. Callers that still wait for a head get an error.
     pub(crate) fn close(&self) {
         *self.interest.lock() = Interest::default();
     }

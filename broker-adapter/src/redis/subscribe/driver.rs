@@ -28,7 +28,8 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-/// Batches in flight. With 512 rooms in each, 100,000 rooms are subscribed again in about half a second.
+/// At most this many batches in flight. With 512 rooms in each, 100,000 rooms are subscribed again in about half a
+/// second.
 const BATCHES: usize = 8;
 
 /// Sends the commands of one [`PubSubConnection`].
@@ -38,7 +39,7 @@ pub(crate) struct SubscriberDriver {
     controls: Option<watch::Receiver<Vec<Partition>>>,
     /// Numbers the attempts to connect, so that pushes of an earlier connection are not delivered.
     number: u64,
-    /// Counts unsubscribed channels whose confirmation is still to come, in a cluster.
+    /// In a cluster: how many channels were unsubscribed whose confirmation has not come yet.
     leaving: Arc<AtomicI64>,
 }
 

@@ -1,9 +1,10 @@
 //! `Interest`: which rooms one subscriber connection follows, and what is to be sent over it next. Pure: no I/O, no
 //! clock.
 //!
-//! Subscribing a room, unsubscribing it and reading its head are items of one queue. The driver takes them in batches
-//! and sends each batch in order over one connection, and Redis replies in order. So a reply with a room's head proves
-//! that the SUBSCRIBE before it is in force; and however fast a room comes and goes, the last item is the last command.
+//! Changes of rooms and reads of heads wait in one queue. The driver takes them in batches. A batch is sent over one
+//! connection as SUBSCRIBE, heads, UNSUBSCRIBE, and Redis replies in that order. So a reply with a head proves that the
+//! room is subscribed. A room has at most one change in the queue, and what it is, SUBSCRIBE or UNSUBSCRIBE, is decided
+//! when it is taken.
 
 use crate::{BrokerError, Cursor, Delivery, Retention, Room, RoomEvent, Subscriber, SubscriberId};
 use std::{
@@ -14,19 +15,19 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Items in one batch, so rooms in one SUBSCRIBE: a larger one would block Redis for milliseconds.
+/// At most this many items in a batch: a SUBSCRIBE of more rooms would block Redis for milliseconds.
 pub(crate) const BATCH: usize = 512;
 
 /// The interval in which [`Interest::step`] is called.
 pub(crate) const STEP: Duration = Duration::from_millis(100);
-/// Heads that a node compares in a second, at most. A head costs Redis 10 µs (measured on two busy cores), and a room
-/// whose head has changed a page of history on top, some 50 µs. So each node that comes back takes a twentieth of
-/// Redis's core, or a third if it has to read in every room, and a few nodes at once do not overload it. 10,000 rooms
-/// are compared in a second (one second's worth is saved up), 150,000 in a sweep of 30 s.
+/// How many heads a node compares per second. A head costs Redis 10 µs (measured on two busy cores), so 5,000 use 5 %
+/// of its core. If every room has changed, each also needs a page of history (50 µs): 30 %. Several nodes can therefore
+/// reconnect at once. 10,000 rooms are compared in the first second after a reconnect, since the unused heads of one
+/// second are saved up, and 150,000 in a sweep of 30 s.
 const HEADS_PER_SECOND: usize = 5_000;
-/// How many steps' worth of unused heads are saved up for the next reconnect: a second.
+/// Unused heads are saved up for the next reconnect, for at most this many steps (1 s).
 const SAVED_STEPS: usize = 10;
-/// Up to this length the queue is not searched for cancelled joins.
+/// Up to this length the queue is not searched for cancelled replies.
 const QUEUE_MIN: usize = 1024;
 
 /// How fast one connection compares heads.
@@ -39,7 +40,8 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// An equal part of the node's pace for each of its connections. A sweep looks at every room once in `sweep`.
+    /// Divides the node's pace equally among its connections. `sweep` is the time in which every room is looked at
+    /// once.
     pub(crate) fn new(connections: usize, sweep: Duration) -> Self {
         let per_step = HEADS_PER_SECOND * STEP.as_millis() as usize / 1000;
         let steps = (sweep.as_millis() / STEP.as_millis()) as usize;
@@ -47,9 +49,9 @@ impl Pace {
     }
 }
 
-/// The result of a join: the room's head, `None` in a room without history.
-pub(crate) type JoinResult = Result<Option<Cursor>, BrokerError>;
-pub(crate) type JoinReply = oneshot::Sender<JoinResult>;
+/// The room's head; `None` in a room without history.
+pub(crate) type HeadResult = Result<Option<Cursor>, BrokerError>;
+pub(crate) type HeadReply = oneshot::Sender<HeadResult>;
 
 /// The rooms of one subscriber connection, their followers, and the queue of what is to be sent.
 #[derive(Default)]
@@ -60,15 +62,15 @@ pub(crate) struct Interest {
     in_flight: VecDeque<Vec<PendingReply>>,
     /// The number of the current connection. What an earlier one delivers is dropped.
     connection: u64,
-    /// Rooms that may have missed messages during a reconnect, and whose heads were not compared so far.
+    /// Rooms that may have missed messages during a reconnect, and whose heads have not been compared since.
     uncertain: VecDeque<Room>,
-    /// Rooms that the current sweep has not looked at so far.
+    /// Rooms that the current sweep has not looked at yet.
     sweep: VecDeque<Room>,
-    /// How many of them each step looks at.
+    /// How many rooms of `sweep` each step looks at.
     sweep_per_step: usize,
     /// Steps until the next sweep may begin.
     steps_left: usize,
-    /// Heads that may be read now.
+    /// How many heads may be read now.
     credit: usize,
 }
 
@@ -83,7 +85,8 @@ struct Entry {
     is_queued: bool,
     /// The last cursor that followers have got, by a message or a head.
     last: Option<Cursor>,
-    /// A message with a cursor came since the sweep last looked. The message after a lost one shows the loss by itself.
+    /// A message with a cursor came since the sweep last looked at the room. The sweep then skips the room once: the
+    /// gap in offsets already shows shards what was lost before that message.
     is_busy: bool,
 }
 
@@ -95,22 +98,22 @@ enum Item {
     Reply(PendingReply),
 }
 
-/// What is done when the batch is answered.
+/// What is done with the replies to a batch.
 pub(crate) enum PendingReply {
-    /// Send the room's head to a join, or to another caller who needs it. Without a retention the room has no head, and
-    /// the join is only confirmed.
-    Join(Room, Option<Retention>, JoinReply),
+    /// Send the room's head to a new follower, or to a caller of [`Interest::head`]. Without a retention the room has
+    /// no head, and the subscription is only confirmed.
+    Head(Room, Option<Retention>, HeadReply),
     /// Compare the room's head with what followers have got.
     Compare(Room, Retention),
     /// Report that every room from before the reconnect is subscribed again.
     Synced,
 }
 
-/// Rooms on their way from one connection to another, with their followers and the joins that wait for a reply.
+/// Rooms on their way from one connection to another, with their followers and the replies that callers wait for.
 #[derive(Default)]
 pub(crate) struct MovedRooms {
     entries: Vec<Entry>,
-    joins: Vec<PendingReply>,
+    replies: Vec<PendingReply>,
 }
 
 /// What to send at once: SUBSCRIBE, then the commands for heads, then UNSUBSCRIBE.
@@ -126,7 +129,9 @@ impl Interest {
         self.rooms.len()
     }
 
-    pub(crate) fn follow(&mut self, who: SubscriberId, room: &Room, retention: Option<Retention>, reply: JoinReply) {
+    /// Adds a follower. `reply` gets the room's head once the subscription is in force; every follower needs a head of
+    /// its own to begin from.
+    pub(crate) fn follow(&mut self, who: SubscriberId, room: &Room, retention: Option<Retention>, reply: HeadReply) {
         let entry = self.rooms.entry(room.clone()).or_insert_with(|| Entry {
             room: room.clone(),
             followers: Vec::new(),
@@ -145,17 +150,18 @@ impl Interest {
             entry.is_queued = true;
             self.queue.push_back(Item::Change(room.clone()));
         }
-        self.enqueue(PendingReply::Join(room.clone(), retention, reply));
+        self.enqueue(PendingReply::Head(room.clone(), retention, reply));
     }
 
     /// Reads a head without following the room.
-    pub(crate) fn head(&mut self, room: &Room, retention: Retention, reply: JoinReply) {
-        self.enqueue(PendingReply::Join(room.clone(), Some(retention), reply));
+    pub(crate) fn head(&mut self, room: &Room, retention: Retention, reply: HeadReply) {
+        self.enqueue(PendingReply::Head(room.clone(), Some(retention), reply));
     }
 
     fn enqueue(&mut self, pending: PendingReply) {
-        // While there is no connection, clients join and give up again and again. Their cancelled joins must not pile
-        // up.
+        // While there is no connection, callers ask and give up again and again. Their cancelled requests must not pile
+        // up. A search pays only if many are cancelled, which is likely if there are four items for each room: a room
+        // needs one change and few replies.
         if self.queue.len() >= QUEUE_MIN && self.queue.len() >= 4 * self.rooms.len() {
             self.queue.retain(|item| !matches!(item, Item::Reply(pending) if pending.is_cancelled()));
         }
@@ -171,15 +177,14 @@ impl Interest {
         }
     }
 
-    /// A new connection begins, on which nothing is subscribed so far.
+    /// Begins a new connection, on which nothing is subscribed yet.
     pub(crate) fn begin(&mut self, connection: u64) {
         self.connection = connection;
-        // Joins that were queued or in flight are sent again. Everything else that waited belongs to the old
-        // connection.
+        // Heads that callers wait for are asked for again. Everything else that waited belongs to the old connection.
         let in_flight = take(&mut self.in_flight).into_iter().flatten();
         let in_flight = in_flight.map(Item::Reply);
-        let is_join = |item: &Item| matches!(item, Item::Reply(PendingReply::Join(..)));
-        let joins: Vec<Item> = in_flight.chain(take(&mut self.queue)).filter(is_join).collect();
+        let is_head = |item: &Item| matches!(item, Item::Reply(PendingReply::Head(..)));
+        let heads: Vec<Item> = in_flight.chain(take(&mut self.queue)).filter(is_head).collect();
         // Every room that is followed is subscribed again, and its head is compared later, at the pace of `step`.
         self.rooms.retain(|_, entry| !entry.followers.is_empty());
         self.uncertain.clear();
@@ -189,28 +194,27 @@ impl Interest {
         }
         // Behind all rooms, so its reply proves that they are subscribed.
         self.queue.push_back(Item::Reply(PendingReply::Synced));
-        self.queue.extend(joins);
+        self.queue.extend(heads);
     }
 
     /// Queues as many comparisons of heads as the pace allows: first of rooms that a reconnect left uncertain, then of
-    /// rooms that were quiet since the last sweep. So a message that Redis lost unnoticed is found in the second sweep
-    /// after it at the latest. Reading a head also renews the time for which Redis keeps the room's meta.
+    /// rooms that were quiet since the last sweep. A room that had messages is skipped once, so a lost message is found
+    /// by the second sweep at the latest. Reading a head also extends the expiry of the room's epoch and offset in
+    /// Redis.
     pub(crate) fn step(&mut self, pace: Pace) {
-        // Unused heads of earlier steps are added, up to a second's worth.
         self.credit = (self.credit + pace.heads).min(pace.heads * SAVED_STEPS);
         self.steps_left = self.steps_left.saturating_sub(1);
-        // Uncertain rooms take all of the credit that they need.
         let uncertain = self.uncertain.len().min(self.credit);
         self.credit -= uncertain;
         for room in self.uncertain.drain(..uncertain) {
             self.queue.extend(self.rooms.get(&room).and_then(Entry::compare));
         }
-        // A new sweep takes all rooms, and spreads them evenly over its steps.
+        // A new sweep spreads all rooms evenly over its steps.
         if self.steps_left == 0 && self.sweep.is_empty() {
             self.sweep.extend(self.rooms.keys().cloned());
             (self.sweep_per_step, self.steps_left) = (self.sweep.len().div_ceil(pace.steps), pace.steps);
         }
-        // The sweep gets what is left of the credit. Rooms with messages since the last sweep are skipped this time.
+        // The sweep gets what is left of the credit.
         let swept = self.sweep_per_step.min(self.credit).min(self.sweep.len());
         self.credit -= swept;
         for room in self.sweep.drain(..swept) {
@@ -221,31 +225,32 @@ impl Interest {
         }
     }
 
-    /// Forgets these rooms. What Redis still sends of them is dropped.
+    /// Removes these rooms, with their followers and waiting replies, so that another connection can
+    /// [`adopt`](Self::adopt) them. What Redis still sends of them over this connection is dropped.
     pub(crate) fn release(&mut self, these: impl Fn(&Room) -> bool) -> MovedRooms {
         let entries = self.rooms.extract_if(|room, _| these(room)).map(|(_, entry)| entry).collect();
         let queued = self.queue.iter_mut().filter_map(|item| match item {
             Item::Reply(pending) => Some(pending),
             Item::Change(_) => None,
         });
-        // A join in flight leaves a cancelled one behind, because replies are matched to joins by their order.
+        // A reply in flight leaves a cancelled one behind, because Redis's replies are matched by their order.
         let pending = self.in_flight.iter_mut().flatten().chain(queued);
-        let joins = pending.filter_map(|pending| pending.take_join(&these)).collect();
-        MovedRooms { entries, joins }
+        let replies = pending.filter_map(|pending| pending.take_head(&these)).collect();
+        MovedRooms { entries, replies }
     }
 
-    /// Goes on with rooms that another connection has released. Messages may have been lost in between, so all of their
+    /// Follows rooms that another connection has released. Messages may have been lost in between, so all of their
     /// heads are compared.
     pub(crate) fn adopt(&mut self, moved: MovedRooms) {
         for mut entry in moved.entries.into_iter().filter(|entry| !entry.followers.is_empty()) {
             entry.subscribe_again(&mut self.queue, &mut self.uncertain);
             self.rooms.insert(entry.room.clone(), entry);
         }
-        self.queue.extend(moved.joins.into_iter().map(Item::Reply));
+        self.queue.extend(moved.replies.into_iter().map(Item::Reply));
     }
 
-    /// Takes the next batch from the queue; `None` if nothing is to be sent. What it waits for is in flight until
-    /// [`Interest::settle`].
+    /// Takes the next batch from the queue; `None` if nothing is to be sent. Its replies are in flight until
+    /// [`Interest::settle`] takes them.
     pub(crate) fn batch(&mut self) -> Option<Batch> {
         let mut batch = Batch::default();
         let mut pending_replies = Vec::new();
@@ -253,7 +258,7 @@ impl Interest {
             match item {
                 Item::Reply(pending) if pending.is_cancelled() => {}
                 Item::Reply(pending) => {
-                    if let PendingReply::Join(room, Some(retention), _) | PendingReply::Compare(room, retention) =
+                    if let PendingReply::Head(room, Some(retention), _) | PendingReply::Compare(room, retention) =
                         &pending
                     {
                         batch.heads.push((room.clone(), *retention));
@@ -274,13 +279,13 @@ impl Interest {
                                 batch.unsubscribe.push(room);
                             }
                         }
-                        // It came, went and came again before its turn: nothing is to be sent.
+                        // The last follower left and another came before the item's turn: nothing is to be sent.
                         (false, true) => {}
                     }
                 }
             }
         }
-        // An empty batch is still sent if more is queued, so that the driver comes back for it.
+        // An empty batch is returned if more items wait, so that the driver calls again.
         let is_empty = pending_replies.is_empty() && batch.subscribe.is_empty() && batch.unsubscribe.is_empty();
         if is_empty && self.queue.is_empty() {
             return None;
@@ -300,16 +305,16 @@ impl Interest {
         let mut is_synced = false;
         for pending in self.in_flight.pop_front().unwrap_or_default() {
             match pending {
-                PendingReply::Join(room, Some(_), reply) => {
+                PendingReply::Head(room, Some(_), reply) => {
                     let Some(head) = heads.next() else { continue };
                     // The first head is what followers begin from. A later one changes nothing: other followers may
                     // stand at an earlier cursor, and messages up to this head may have been lost.
                     if let (Ok(head), Some(entry)) = (&head, self.rooms.get_mut(&room)) {
                         entry.last = entry.last.or(Some(*head));
                     }
-                    let _ = reply.send(head.map(Some)); // the member may have left
+                    let _ = reply.send(head.map(Some)); // the caller may have stopped waiting
                 }
-                PendingReply::Join(_, None, reply) => drop(reply.send(Ok(None))),
+                PendingReply::Head(_, None, reply) => drop(reply.send(Ok(None))),
                 PendingReply::Compare(room, _) => {
                     // A failed comparison is made up for by the next sweep.
                     if let Some(Ok(head)) = heads.next() {
@@ -326,7 +331,7 @@ impl Interest {
     /// same connection, so what followers have not got by now was lost.
     fn compare(&mut self, room: &Room, head: Cursor, subscribers: &[Arc<dyn Subscriber>]) {
         let Some(entry) = self.rooms.get_mut(room) else { return };
-        // Without a last cursor no follower has got one: the reply to their join is still to come.
+        // Without a last cursor no follower has begun: each still waits for its first head.
         let Some(last) = entry.last else { return };
         if last.epoch == head.epoch && last.offset >= head.offset {
             return;
@@ -356,7 +361,7 @@ impl Interest {
 }
 
 impl Entry {
-    /// Nothing is subscribed on the connection that it has now.
+    /// Queues the SUBSCRIBE on a connection that does not have the room, and the comparison of its head.
     fn subscribe_again(&mut self, queue: &mut VecDeque<Item>, uncertain: &mut VecDeque<Room>) {
         (self.is_subscribed, self.is_queued) = (false, true);
         queue.push_back(Item::Change(self.room.clone()));
@@ -379,16 +384,17 @@ impl Entry {
 }
 
 impl PendingReply {
-    /// Takes a join into one of these rooms out, and leaves a cancelled one in its position.
-    fn take_join(&mut self, these: impl Fn(&Room) -> bool) -> Option<Self> {
-        let Self::Join(room, retention, reply) = self else { return None };
-        these(room).then(|| Self::Join(room.clone(), *retention, replace(reply, oneshot::channel().0)))
+    /// Takes out a reply that a caller waits for, if it is for one of these rooms. Leaves a cancelled one in its
+    /// position.
+    fn take_head(&mut self, these: impl Fn(&Room) -> bool) -> Option<Self> {
+        let Self::Head(room, retention, reply) = self else { return None };
+        these(room).then(|| Self::Head(room.clone(), *retention, replace(reply, oneshot::channel().0)))
     }
 
     /// Whether the caller has stopped waiting.
     fn is_cancelled(&self) -> bool {
         match self {
-            Self::Join(_, _, reply) => reply.is_closed(),
+            Self::Head(_, _, reply) => reply.is_closed(),
             Self::Compare(..) | Self::Synced => false,
         }
     }
