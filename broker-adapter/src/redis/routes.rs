@@ -64,7 +64,7 @@ impl Routes {
         Arc::clone(self.table.read().master(Partition::of(room)))
     }
 
-    /// The master that has the heartbeats.
+    /// The master that stores the list of nodes and their heartbeats.
     pub(crate) fn home(&self) -> Arc<Master> {
         Arc::clone(self.table.read().master(HOME))
     }

@@ -1,5 +1,6 @@
-//! `Heartbeat`: keeps presence in Redis correct. Reports every second that this node is alive, writes what was not
-//! written so far, writes everything again when Redis has forgotten it, and removes the members of nodes that died.
+//! `Heartbeat`: keeps presence in Redis correct. At a fixed interval (1 s by default) it reports that this node is
+//! alive and writes changes that are not written yet. It writes everything again when Redis has lost it, and removes
+//! the members of nodes that died.
 
 use crate::{
     BrokerError, NodeId, Room,
@@ -14,30 +15,31 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-/// Unwritten changes that are sent at a time.
+/// How many unwritten changes are sent at a time.
 const BATCH: usize = 256;
 /// How long closing waits until the last changes are written.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// Keeps the presence of one address correct.
+/// Keeps this node's presence correct in one Redis deployment.
 pub(crate) struct Heartbeat {
     pub(crate) context: Arc<NodeContext>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) roster: Arc<Roster>,
 }
 
-/// What the heartbeats so far have shown.
+/// What the heartbeats so far have shown. An owner is the id under which this node writes its members. After a loss the
+/// node takes a new owner and writes all members again under it.
 struct Progress {
     /// The fences of all masters.
     fences: Vec<Fence>,
     /// The last owner with an acknowledged heartbeat.
     known_owner: NodeId,
-    /// The dead owners that this node has swept since.
+    /// Dead owners whose members this node has removed since the last acknowledged heartbeat.
     swept: Vec<NodeId>,
 }
 
-/// The reply to a heartbeat: whether Redis has lost this node's presence, and the dead owners that this node is to
-/// sweep.
+/// The reply to a heartbeat: whether Redis has lost this node's presence, and the dead owners whose members this node
+/// is to remove.
 type HeartbeatReply = (Option<Loss>, Vec<NodeId>);
 
 impl Heartbeat {
@@ -53,7 +55,7 @@ impl Heartbeat {
         let mut progress = Progress { fences: self.fences(), known_owner: self.roster.owner(), swept: Vec::new() };
         let mut sweeps: JoinSet<Option<NodeId>> = JoinSet::new();
         loop {
-            let is_round = tokio::select! {
+            let is_tick = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 Some(done) = sweeps.join_next(), if !sweeps.is_empty() => {
@@ -64,7 +66,8 @@ impl Heartbeat {
                 () = self.context.events.reconnected.notified() => false,
                 _ = beats.tick() => true,
             };
-            if is_round {
+            // Deferred leaves wait for a number of regular heartbeats; one after a reconnect does not count.
+            if is_tick {
                 self.roster.end_round();
             }
             if !self.routes.home().publisher.status.is_up() {
@@ -79,7 +82,8 @@ impl Heartbeat {
 
     /// Sends one heartbeat and writes what is unwritten. Returns the owners to sweep.
     async fn round(&self, progress: &mut Progress) -> Result<Vec<NodeId>, BrokerError> {
-        // Another memory than before may be an old snapshot, which holds any former state of this node's members.
+        // A changed fence means that a Redis process has other data than before. It may be an old snapshot that still
+        // holds members who have left, so all members are written again under a new owner.
         let fences = self.fences();
         if progress.fences != fences {
             progress.fences = fences;
@@ -89,7 +93,7 @@ impl Heartbeat {
         let (loss, mut claimed) = self.beat(owner, owner == progress.known_owner, &progress.swept).await?;
         progress.swept.clear();
         progress.known_owner = owner;
-        // The old owner is lost: all members are written again under a new one, which has its own first heartbeat.
+        // All members are written again under a new owner, which `rewrite` makes; its first heartbeat follows at once.
         if let Some(loss) = loss {
             tracing::warn!(?loss, "Redis has lost this node's presence; it is written again");
             self.roster.rewrite(loss);
@@ -114,8 +118,8 @@ impl Heartbeat {
             .ok_or_else(|| BrokerError::Protocol("malformed heartbeat reply".into()))
     }
 
-    /// Writes what is unwritten, for as long as that succeeds and no heartbeat is due. Returns whether a change was
-    /// written.
+    /// Writes unwritten changes until none is left, one fails, or the next heartbeat is due. Returns whether a change
+    /// was written.
     async fn write(&self) -> bool {
         let mut is_written = false;
         let writing = async {
@@ -129,7 +133,7 @@ impl Heartbeat {
                 }
             }
         };
-        // What is left then is written after the next heartbeat.
+        // Changes that are left are written after the next heartbeat.
         let _ = timeout(self.context.config.heartbeat, writing).await;
         is_written
     }
@@ -152,7 +156,8 @@ impl Heartbeat {
         for room in &rooms {
             self.sweep_room(master, dead, room).await?;
         }
-        // What is left in the owner's sets are rooms whose sessions other nodes have taken over.
+        // Rooms may be left in the owner's lists, because they are not removed there when another owner takes a session
+        // over.
         let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
         for partition in partitions {
             let mut forget = redis::cmd("DEL");
@@ -168,6 +173,7 @@ impl Heartbeat {
             let (sessions, next) = master.reads.sessions_of(dead, room, at).await?;
             let leaves = sessions.into_iter().map(|session| {
                 let membership = Membership { room: room.clone(), session };
+                // The stored entry says whether its leave is really announced: not in rooms without presence.
                 let change = PresenceChange { membership, owner: dead, enter: None, announce: true };
                 master.publisher.submit(self.context.builder.presence(&change))
             });
@@ -179,8 +185,8 @@ impl Heartbeat {
         Ok(())
     }
 
-    /// Has all sessions of this node leave, and ends its heartbeats. Members whose leave cannot be written are removed
-    /// by another node.
+    /// Writes the leaves of all sessions of this node, and takes the node off the list of nodes. Members whose leave
+    /// cannot be written are removed by another node.
     pub(crate) async fn close(&self) {
         self.roster.leave_all();
         let closing = async {

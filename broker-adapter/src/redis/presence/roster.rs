@@ -1,5 +1,5 @@
-//! `Roster`: the sessions of this node and their rooms. What could not be written to Redis is written later, and what
-//! Redis has forgotten is written again.
+//! `Roster`: the sessions of this node and their rooms. Changes that could not be written to Redis are written later,
+//! and members that Redis has lost are written again.
 //!
 //! A change is recorded first and sent second, under one lock, so that Redis gets the changes in the order in which the
 //! roster took them. Nothing here waits.
@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Rounds of the heartbeat after which a deferred leave is sent. By then the other nodes are connected again too (they
+/// A deferred leave is sent after this many regular heartbeats. By then the other nodes are connected again too (they
 /// try at least every second) and have written their members, so no user is announced as gone who is still at another
 /// node.
 const LEAVE_ROUNDS: u32 = 5;
@@ -29,9 +29,9 @@ pub(crate) type Written = Result<(), BrokerError>;
 /// Why everything has to be written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// Redis has forgotten the members. No leave was announced.
+    /// Redis has no record of this node. No leave was announced.
     Forgotten,
-    /// Another node took this one for dead and announced that its members left.
+    /// Another node took this node for dead: it removes this node's members and announces that they left.
     Swept,
 }
 
@@ -47,9 +47,9 @@ struct State {
     /// node which removes the entries of the old owner leaves the new ones alone.
     owner: NodeId,
     entries: HashMap<Membership, Entry>,
-    /// Changes that Redis does not have, and that are not on their way either.
+    /// Changes that Redis does not have and that are not on their way to it.
     unwritten: HashSet<Membership>,
-    /// Numbers the changes.
+    /// The number of the latest change.
     changes: u64,
     deferred_leaves: Vec<DeferredLeave>,
 }
@@ -58,7 +58,7 @@ struct State {
 #[derive(Debug)]
 struct DeferredLeave {
     membership: Membership,
-    /// Its leave is sent after this many rounds of the heartbeat.
+    /// Its leave is sent after this many further regular heartbeats.
     rounds_left: u32,
 }
 
@@ -177,7 +177,7 @@ impl Roster {
         PresenceCommand::new(change, Box::new(completion))
     }
 
-    /// Everything has to be written again, under a new owner.
+    /// Takes a new owner, and marks every entry to be written again under it.
     pub(crate) fn rewrite(&self, loss: Loss) {
         let mut state = self.state.lock();
         let State { owner, entries, unwritten, .. } = &mut *state;
@@ -189,7 +189,7 @@ impl Roster {
         }
     }
 
-    /// A round of the heartbeat is over: deferred leaves whose time has come are sent with the next one.
+    /// Counts a regular heartbeat: deferred leaves that have waited for [`LEAVE_ROUNDS`] of them are to be written now.
     pub(crate) fn end_round(&self) {
         let mut state = self.state.lock();
         let State { entries, unwritten, deferred_leaves, .. } = &mut *state;
@@ -202,7 +202,7 @@ impl Roster {
         });
     }
 
-    /// Every session leaves.
+    /// Records that every session leaves.
     pub(crate) fn leave_all(&self) {
         let mut state = self.state.lock();
         let State { entries, unwritten, .. } = &mut *state;
@@ -219,7 +219,7 @@ impl Roster {
 }
 
 impl State {
-    /// Records a change; `None`: Redis need not get it.
+    /// Records a change and returns it; `None` if Redis does not need it.
     fn record(&mut self, room: &Room, update: PresenceUpdate) -> Option<NumberedChange> {
         match update {
             PresenceUpdate::Enter { session, user, info, announce } => {
