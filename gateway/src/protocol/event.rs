@@ -82,7 +82,7 @@ pub(crate) enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: RequestId,
     },
-    /// The heartbeat of a line stream, with the cursors of all rooms of the client.
+    /// The heartbeat of a line stream, with the client's cursors in the rooms of its URL.
     Ping {
         cursor: &'a str,
     },

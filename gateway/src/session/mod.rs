@@ -145,7 +145,7 @@ impl Session {
                 Action::History { room: self.permit(&room, Act::History)?, since, limit }
             }
             Request::Auth => {
-                return Err((None, Refusal::new(ErrorCode::Unauthorized, "this gateway is open: it takes no tokens")));
+                return Err((None, Refusal::new(ErrorCode::Unauthorized, "this version accepts no tokens")));
             }
             Request::Ping => Action::Pong,
         })
