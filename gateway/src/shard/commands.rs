@@ -1,5 +1,5 @@
-//! What clients ask by commands: the session judges a command (`session`), this file does it. Commands come from the
-//! transports, as whole frames, and from `posted`.
+//! What clients ask by commands: `session` checks a command, this file executes it. Commands come from the transports,
+//! as whole frames, and from `posted`.
 
 use super::{
     SessionRef, Shard, State,
@@ -21,19 +21,19 @@ use fanfare_broker::{HistoryQuery, IdempotencyKey, Publish, Reply, Room};
 use std::{borrow::Cow, rc::Rc};
 
 impl Shard {
-    /// Does the command in one text frame of a client.
+    /// Executes the command in one text frame of a client.
     pub(crate) fn receive(&self, session: SessionRef, text: &str) {
         self.state.borrow_mut().command(ReplyTo::without_id(session), text);
     }
 
-    /// Refuses something else in the URL than a room.
+    /// Refuses a URL for a reason that concerns all of its rooms.
     pub(crate) fn refuse_url(&self, session: SessionRef, refusal: Refusal) {
         self.state.borrow_mut().refuse(ReplyTo::without_id(session), None, refusal);
     }
 }
 
 impl State {
-    /// Does one command, wherever it came from; whether it is a join.
+    /// Executes one command; returns whether it is a join.
     pub(super) fn command(&mut self, reply_to: ReplyTo, text: &str) -> bool {
         let now_ms = self.clock.now_ms();
         let Some(conn) = self.outgoing.sessions.get_open(reply_to.session) else { return false };
@@ -138,7 +138,7 @@ impl State {
         let author = Some(conn.session.id);
         self.node.metrics.published[conn.shape as usize].inc();
         let ticket = PublishTicket { reply_to, began_ms: self.clock.now_ms() }.encode();
-        // Without an id nobody waits for the result, but a failure is told.
+        // Without an id the client does not wait for the result, but it gets an error if the publish fails.
         let reply = match (reply_to.id, reply_to.post) {
             (None, None) => Reply::OnFailure(self.me, ticket),
             _ => Reply::Ticket(self.me, ticket),

@@ -1,4 +1,4 @@
-//! Control messages, done: an operator's kick or disconnect of a user, and posted commands with their replies
+//! Executes control messages: an operator's kick or disconnect of a user, and posted commands with their replies
 //! (`posted`).
 
 use super::{SessionRef, State, room::RoomEntry};
@@ -15,7 +15,8 @@ use bytes::Bytes;
 use fanfare_broker::{Room, SessionId};
 
 impl State {
-    /// Every shard of a node gets every control message for the node, and does what is for it.
+    /// Executes a control message, if it is for this shard: every shard of a node gets every control message for the
+    /// node.
     pub(super) fn on_control(&mut self, message: Bytes) {
         match ControlMessage::decode(message) {
             Some(ControlMessage::Command(command)) if command.address.shard == self.me.0 => {

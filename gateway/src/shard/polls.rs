@@ -12,7 +12,7 @@ use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Position, Publicat
 use std::{rc::Rc, time::Duration};
 use tokio::sync::Notify;
 
-/// Between two looks at whether the backplane is up and the node drains.
+/// The time between two checks whether the backplane is up and the node drains.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A room that a poll watches; the shard follows the room for as long as this lives.
@@ -70,7 +70,7 @@ impl Shard {
 }
 
 impl Watch {
-    /// What this shard knows of the messages after `since`. Asks nobody.
+    /// What this shard knows of the messages after `since`, without asking the broker.
     pub(crate) fn look(&self, since: Option<Cursor>) -> Look {
         let state = &mut *self.shard.state.borrow_mut();
         let Some(entry) = state.rooms.resolve(self.room) else { return Look::NotYet };

@@ -1,6 +1,7 @@
 //! Commands that clients post, because they cannot send over the session's own connection. Any node takes a post; the
-//! session's shard does the commands; their replies go back to the shard that took the post, which answers the HTTP
-//! request. Both ways are control messages, also within one node, so that there is one way.
+//! session's shard executes them; their replies go back to the shard that took the post, which answers the HTTP
+//! request. Commands and replies travel as control messages, also within one node, so that both cases are handled
+//! alike.
 //!
 //! ```text
 //! transport::post ─► Shard::post ── Command ──► State::on_command ─► State::command, one by one
@@ -25,17 +26,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Posts of one shard that wait for a node under whose id no node is subscribed. Addresses are easily invented, so few
-/// may.
+/// At most this many posts of one shard wait because no node is subscribed under the id in their address. Clients can
+/// easily invent addresses, so the limit is low.
 const LOOKUPS_MAX: usize = 64;
-/// How long they wait, because the node's connection to the backplane may have broken. Then the session counts as gone.
+/// How long these posts wait, because the node's connection to the backplane may have broken. After that the session
+/// counts as gone.
 const GONE_AFTER: Duration = Duration::from_secs(3);
-/// Between two attempts to reach it.
+/// The time between two attempts to reach the node.
 const GONE_LOOK: Duration = Duration::from_millis(300);
 /// A command without a reply after this time is answered as unavailable; a join may wait as long as the backplane is
 /// away.
 const LATE_MS: u32 = 6_000;
-/// How long the shard that took a post waits for the replies: longer than [`LATE_MS`], so that they come first.
+/// How long the shard that took a post waits for the replies: longer than [`LATE_MS`], so that the replies come before
+/// it gives up.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// A post that waits for its reply. Dropped when the wait is over: the client may have gone before the reply came.
@@ -53,8 +56,8 @@ impl Drop for Expected<'_> {
 // --- the shard that took the post ---
 
 impl Shard {
-    /// Has the session's own shard do what was posted for it, and waits for the replies.
-    /// [`Refusal::session_gone`] if there is no such session; the broker's error if its node cannot be reached.
+    /// Sends posted commands to the session's own shard, and waits for the replies. [`Refusal::session_gone`] if there
+    /// is no such session; the broker's error if its node cannot be reached.
     pub(crate) async fn post(&self, address: PostAddress, body: Bytes) -> Result<Bytes, Refusal> {
         if let Some(reply) = self.try_post(address, body.clone()).await? {
             return reply;
@@ -154,14 +157,14 @@ impl State {
         }
     }
 
-    /// Answers a post whose commands wait for too long. What they ask for may still happen.
+    /// Answers a post that has waited too long. Its commands may still be executed.
     pub(super) fn give_up_post(&mut self, first: u32) {
         if let Some((back, text)) = self.posts.give_up(first, &BrokerError::Unavailable.into()) {
             self.send_reply(back, Ok(text));
         }
     }
 
-    /// Answers the posts for a session that ends. Their commands that have not begun are not done.
+    /// Answers the posts for a session that ends. Commands that have not begun are not executed.
     pub(super) fn cancel_posts(&mut self, session: SessionRef) {
         for first in self.posts.of_session(session) {
             if let Some((back, text)) = self.posts.give_up(first, &Refusal::session_gone()) {

@@ -1,5 +1,5 @@
-//! The posts that one shard has to do with: those for its own sessions, until every command has its reply; and those
-//! that its connections took from clients, until the session's shard has answered. Data; `posted` moves the messages.
+//! The posts of one shard: posts for its own sessions, until every command has its reply; and posts that it has taken
+//! from clients, until the session's shard has answered. Data; `posted` moves the messages.
 
 use super::{
     conn::SessionRef,
@@ -21,11 +21,11 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Posts for the sessions of one shard, and posts that one shard has taken from clients: so many of each.
+/// At most this many posts for the sessions of one shard, and as many that one shard has taken from clients.
 const POSTS_MAX: usize = 4096;
-/// Bytes of the replies to one post. Histories and member lists beyond it are refused.
+/// At most this many bytes of replies to one post. Histories and member lists that exceed it are refused.
 const REPLY_BYTES_MAX: usize = 1 << 20;
-/// A reply up to this size is never refused, so that every command's outcome is told.
+/// A reply up to this size is never refused, so that the client learns the result of every command.
 const REPLY_BYTES_SMALL: usize = 4 << 10;
 
 /// Where the session of a post is.
@@ -36,8 +36,9 @@ pub(super) enum Destination {
 }
 
 impl Destination {
-    /// Bytes of the bodies that may wait for replies. For other nodes it is less, because all those posts may go to one
-    /// node, and Redis closes a subscriber's connection when 32 MiB wait for it (its default).
+    /// At most this many bytes of posted bodies wait for replies. The limit is lower for other nodes, because all of
+    /// these posts may go to one node, and Redis closes a subscriber's connection when 32 MiB wait for it (its
+    /// default).
     const fn bytes_max(self) -> usize {
         match self {
             Self::ThisNode => 64 << 20,
@@ -119,7 +120,7 @@ impl Posts {
         Ok((self.tickets, receiver))
     }
 
-    /// Ends the wait for a reply. The session's shard has answered with `reply`, or, if it is `None`, has not in time.
+    /// Ends the wait for a reply. `None`: the session's shard has not answered in time.
     pub(super) fn end_wait(&mut self, ticket: u64, reply: Option<CommandReply>) {
         let Some(awaited) = self.awaited.remove(&ticket) else { return };
         self.awaited_bytes[awaited.destination as usize] -= awaited.bytes;
@@ -130,7 +131,8 @@ impl Posts {
 
     // --- posts for this shard's sessions ---
 
-    /// Adds a post; `None` if there are as many as may be. The post goes by the number of its first reply.
+    /// Adds a post and returns the number of its first reply, which identifies the post; `None` if there are
+    /// [`POSTS_MAX`].
     pub(super) fn insert(
         &mut self,
         session: SessionRef,
@@ -150,7 +152,7 @@ impl Posts {
         Some(first)
     }
 
-    /// Takes `count` consecutive reply numbers; the first one. Never 0, which stands for no number.
+    /// Takes `count` consecutive reply numbers and returns the first. It is never 0, which means "no number".
     fn number(&mut self, count: u32) -> u32 {
         let first = self.numbers.checked_add(1).filter(|first| first.checked_add(count).is_some()).unwrap_or(1);
         self.numbers = first + count - 1;
@@ -166,7 +168,8 @@ impl Posts {
         Some((ReplyTo { post: number, ..ReplyTo::without_id(post.session) }, command))
     }
 
-    /// Has the next commands wait for the last one that has begun, unless it has its reply already; whether they wait.
+    /// Makes the next commands wait for the last one that has begun, unless that has its reply already. Returns whether
+    /// they wait.
     pub(super) fn wait_for_last(&mut self, first: u32) -> bool {
         let Some(post) = self.under_way.get_mut(&first) else { return false };
         let last = post.begun - 1;
@@ -194,8 +197,7 @@ impl Posts {
         post.waits_for.take_if(|join| *join == index).map(|_| PostStep::Continue(first))
     }
 
-    /// Ends a post whose commands have no reply yet, or not all of them: those are refused. Returns all replies, and
-    /// where they go.
+    /// Ends a post: commands without a reply are refused. Returns all replies, and where they go.
     pub(super) fn give_up(&mut self, first: u32, refusal: &Refusal) -> Option<(ReplyAddress, Bytes)> {
         let post = self.under_way.get_mut(&first)?;
         for (command, reply) in post.commands.iter().zip(&mut post.replies).filter(|(_, reply)| reply.is_none()) {

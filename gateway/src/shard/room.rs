@@ -63,12 +63,13 @@ pub(super) struct Join {
     /// join is given up.
     pub(super) number: u32,
     pub(super) options: JoinOptions,
-    /// The cursor of a session that was a member already: unless the new join asks for another, it goes on from there.
+    /// Set if the session was a member already: the cursor that it had reached. The new join continues from it, unless
+    /// it asks for another one.
     pub(super) from: Option<Cursor>,
 }
 
-/// A join that will get presence events: those that happen after the member list was read and before the session is a
-/// member wait here.
+/// A pending join that asked for presence. Presence events that happen after the member list was read and before the
+/// session is a member wait here.
 #[derive(Debug)]
 pub(super) struct PendingPresence {
     pub(super) session: u32,
@@ -93,7 +94,7 @@ impl Join {
 }
 
 impl RoomEntry {
-    /// A room that is not subscribed yet and has nobody in it.
+    /// A room that is not subscribed yet and has no occupants.
     pub(super) fn new(name: Room, class: Class, generation: u32, now_ms: u32) -> Self {
         Self {
             name,

@@ -1,5 +1,5 @@
 //! What is due by time: pings and heartbeats, outboxes that do not drain, sockets to be cut, posts to be answered,
-//! rooms to be let go. One task per shard, which sleeps while nothing is filed.
+//! rooms to be unsubscribed. One task per shard, which sleeps while nothing is filed.
 
 use super::{
     SessionRef, Shard, State,
@@ -17,7 +17,7 @@ use crate::{
 use std::{net::Shutdown, rc::Rc, time::Duration};
 
 impl Shard {
-    /// Turns the wheel, and looks at rooms and budgets once a tick. Never ends.
+    /// Once per tick: turns the wheel, and checks lingering rooms and the budget of outboxes. Never ends.
     pub(crate) async fn run_timers(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(Duration::from_millis(u64::from(TICK_MS)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
@@ -50,7 +50,7 @@ impl State {
         self.wheel.is_empty() && !self.rooms.has_lingering()
     }
 
-    /// Has `timer` looked at after a time.
+    /// Files `timer`, which is handled after `after_ms`.
     pub(super) fn file(&mut self, timer: Timer, after_ms: u32) {
         self.wake_timers();
         self.wheel.file(timer, after_ms);
@@ -64,7 +64,7 @@ impl State {
     }
 
     /// Milliseconds between this session's pings: the configured interval, up to a tenth shorter by the session's
-    /// index, so that clients which connected in one moment are not pinged in one.
+    /// index, so that clients which connected at the same time are not pinged at the same time.
     pub(super) fn ping_ms(&self, index: u32, shape: FrameShape) -> u32 {
         let interval = self.node.limits.ping_interval.as_millis() as u32;
         let interval = if shape == FrameShape::WebSocket { interval } else { interval.min(HEARTBEAT_MS) };
@@ -105,7 +105,8 @@ impl State {
         }
     }
 
-    /// Has the session looked at when its outbox may have grown too old. The wheel holds one such timer per session.
+    /// Files a check of the session for the time when its outbox may have become too old. The wheel holds one such
+    /// timer per session.
     pub(super) fn watch_stale(&mut self, session: SessionRef) {
         let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         if !std::mem::replace(&mut conn.stale_filed, true) {
