@@ -132,7 +132,7 @@ impl Posts {
     // --- posts for this shard's sessions ---
 
     /// Adds a post and returns the number of its first reply, which identifies the post; `None` if there are
-    /// [`POSTS_MAX`].
+    /// [`POSTS_MAX`] already.
     pub(super) fn insert(
         &mut self,
         session: SessionRef,
