@@ -26,7 +26,7 @@ use tokio::{
     runtime::LocalOptions,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, interval, sleep_until, timeout, timeout_at},
+    time::{Instant, interval, sleep, sleep_until, timeout, timeout_at},
 };
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
@@ -288,21 +288,24 @@ async fn run_shard(
     };
     let close_sessions = async {
         shard.node.drain.begun().await;
-        let end = Instant::now() + shard.node.drain_window.mul_f64(CONNECTIONS_END);
         Rc::clone(&shard).drain(shard.node.drain_window).await;
         drop(emptied);
-        end
     };
     let drained = async {
-        let ((), end) = tokio::join!(serve_arrivals, close_sessions);
+        tokio::join!(serve_arrivals, close_sessions);
         // While the node drains, connections end with their next response, or after some seconds without a request.
         let mut looks = interval(LOOK);
-        while shard.node.drain.has_front() && !server.is_idle() && Instant::now() < end {
+        while shard.node.drain.has_front() && !server.is_idle() {
             looks.tick().await;
         }
     };
+    let window_ends = async {
+        shard.node.drain.begun().await;
+        sleep(shard.node.drain_window.mul_f64(CONNECTIONS_END)).await;
+    };
     tokio::select! {
         () = drained => {}
+        () = window_ends => {}
         // These tasks end only by a panic. Without them the shard would accept and deliver nothing, so the node ends.
         _ = engine => std::process::exit(EX_SOFTWARE),
         _ = timers => std::process::exit(EX_SOFTWARE),

@@ -258,6 +258,18 @@ async fn a_draining_node_refuses_sessions_and_serves_publishes() {
     assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
 }
 
+/// The acceptor looked at the end of the drain only when no connection waited. At 20 a second these take 48 s.
+#[tokio::test]
+async fn connections_that_wait_for_their_rate_do_not_prolong_a_drain() {
+    let slow = "[limits]\naccepts_per_second = 20\n";
+    let mut cluster = Cluster::embedded().config(slow).drain(2).start().await;
+    let address = cluster.address(0);
+    let storm = join_all((0..1_000).map(|_| tokio::net::TcpStream::connect(address))).await;
+    assert!(storm.iter().all(Result::is_ok), "the kernel takes them, up to its backlog");
+    cluster.nodes[0].terminate();
+    assert_eq!(cluster.nodes[0].exit(patience()).await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn clients_that_do_not_answer_a_close_do_not_prolong_a_drain() {
     let mut cluster = Cluster::embedded().drain(2).start().await;

@@ -262,7 +262,8 @@ class Client extends Emitter {
     const entry = this.queue.get(id), room = this.rooms.get(name), owner = asked?.owner;
     if (asked) {
       asked.risk = +(type === "error" && (!frame.retryable || frame.code === "rate_limited"));
-      asked.until = Date.now() + (asked.risk ? 11_000 : 1000);
+      if (asked.risk || asked.rated) asked.until = Date.now() + (asked.risk ? 11_000 : 1000);
+      else link.sent.splice(link.sent.indexOf(asked), 1);
     }
     if (frame.reason) link.rooms.delete(name); // a `left`
     if (entry) this.answer(entry, frame);

@@ -124,8 +124,10 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, Error> {
         let judged = self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match judged {
-            // webpki says `CaUsedAsEndEntity` in this way. It has checked the dates before, but not the name.
-            Err(Error::InvalidCertificate(CertificateError::Other(_))) if self.named.contains(end_entity) => {
+            // It has checked the dates before, but not the name.
+            Err(Error::InvalidCertificate(CertificateError::Other(why)))
+                if why.0.to_string() == "CaUsedAsEndEntity" && self.named.contains(end_entity) =>
+            {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }

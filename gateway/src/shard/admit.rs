@@ -188,20 +188,17 @@ impl State {
         if let Some(since) = hole {
             self.start_catch_up(admission.join.room, since);
         }
-        let join = &admission.join;
-        match (admission.reached, page.gap) {
-            // `joined` reports a gap only to a client that gave a cursor. A member that joins again without one gets
-            // the gap as an event, as members do.
-            (None, Some(_))
-                if join.options.since.is_none()
-                    && let Some(from) = join.from =>
-            {
+        // `joined` reports a gap only to a client that gave a cursor. A member that joins again without one gets the gap
+        // as an event, as members do.
+        let from = admission.join.from.filter(|_| admission.join.options.since.is_none());
+        match (admission.reached, page.gap, from) {
+            (None, Some(_), Some(from)) => {
                 self.start(admission, Some(from), None);
                 self.send_gap(admission, from..page.from);
             }
-            (None, gap) => self.start(admission, Some(page.from), gap),
-            (Some(reached), Some(_)) => self.send_gap(admission, reached..page.from),
-            (Some(_), None) => {}
+            (None, gap, _) => self.start(admission, Some(page.from), gap),
+            (Some(reached), Some(_), _) => self.send_gap(admission, reached..page.from),
+            (Some(_), None, _) => {}
         }
         admission.pending = page.publications.into();
     }

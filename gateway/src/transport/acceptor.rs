@@ -66,10 +66,11 @@ pub(crate) async fn accept(
     let started = Instant::now();
     let mut bucket = TokenBucket::full(per_second, 0);
     loop {
+        // First of all the end: in a storm of connects there is always one to accept.
         let accepted = tokio::select! {
             biased;
-            accepted = listener.accept() => accepted,
             () = &mut end => break,
+            accepted = listener.accept() => accepted,
         };
         let (socket, address) = match accepted {
             Ok(accepted) => accepted,
@@ -100,9 +101,15 @@ pub(crate) async fn accept(
     tokio::time::sleep(HANDSHAKES_END).await;
     // Asked directly: the runtime may not have heard of the latest connections yet.
     let Ok(listener) = listener.into_std() else { return };
-    while let Ok((socket, address)) = listener.accept() {
-        if let Ok(socket) = socket.set_nonblocking(true).and_then(|()| prepare(socket)) {
-            deliver((socket, address.ip()), &shards, &mut turn).await;
+    loop {
+        match listener.accept() {
+            Ok((socket, address)) => {
+                if let Ok(socket) = socket.set_nonblocking(true).and_then(|()| prepare(socket)) {
+                    deliver((socket, address.ip()), &shards, &mut turn).await;
+                }
+            }
+            Err(why) if is_aborted_by_client(&why) => {}
+            Err(_) => return, // none is left, or none can be accepted
         }
     }
 }
