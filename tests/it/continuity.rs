@@ -227,8 +227,8 @@ async fn requests_beyond_their_rate_are_counted_under_their_own_label() {
     let cluster = one_node().await;
     let mut client = Client::connect(cluster.address(0)).await;
     let mut refused = 0;
-    // 500 a second are served. Without waiting for the answers in between, any machine sends more; 20,000 without a refusal
-    // show that nothing limits them.
+    // 500 a second are served. Without waiting for the answers in between, any machine sends more; 20,000 without a
+    // refusal show that nothing limits them.
     'rounds: for _ in 0..100 {
         // After 20 refusals the connection ends.
         for id in 0..200 {

@@ -128,7 +128,8 @@ pub async fn each_message_is_kept_for_its_ttl(nodes: &[Node]) {
     panic!("in ten rounds no reply came after the first message's time and before the end of the last one's");
 }
 
-/// One round in a fresh room. `false`: no reply came after the first message's time and before the end of the last one's.
+/// One round in a fresh room. `false`: no reply came after the first message's time and before the end of the last
+/// one's.
 async fn last_message_is_kept(nodes: &[Node]) -> bool {
     let room = room("ttl");
     let keep = Retention { messages: 100, ttl: Duration::from_secs(3) };

@@ -59,8 +59,8 @@ async fn publishes_over_the_rate_are_refused_with_a_hint() {
     let cluster = one_node_with("[limits]\npublishes_per_second = 5\n").await;
     let mut client = Client::connect(cluster.address(0)).await;
     let (begun, mut served, mut refused) = (Instant::now(), 0, Vec::new());
-    // Sent without waiting for answers, 15 are more than a burst and five a second on any machine; 15,000 without a refusal
-    // show that nothing limits them.
+    // Sent without waiting for answers, 15 are more than a burst and five a second on any machine; 15,000 without a
+    // refusal show that nothing limits them.
     for _ in 0..1000 {
         for id in 1..=15 {
             client.send(json!({"type": "publish", "id": id, "room": "a", "data": id})).await;
