@@ -1,7 +1,7 @@
 //! What all shards of a process share: settings, the broker, the metrics, the shards' inboxes. Built by `app` before
-//! anything runs. After that its fields stay as they are. Those that have changing state inside ([`Drain`], [`Leases`],
-//! [`Buffer`], [`Inbox`], [`PeerPolicy`], the refused origins in [`OriginPolicy`]) keep it behind locks of their own, or
-//! in atomics as [`Metrics`] does.
+//! anything runs. After that only what these fields of [`Node`] hold inside changes, behind locks of their own or in
+//! atomics: [`Drain`], [`Leases`], [`Buffer`], [`PeerPolicy`], the refused origins of [`OriginPolicy`], the inboxes and
+//! the metrics.
 
 pub(crate) mod buffer;
 pub(crate) mod drain;
