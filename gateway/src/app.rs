@@ -36,9 +36,9 @@ const REDIS_RETRY: Duration = Duration::from_millis(250);
 const REDIS_LOG: Duration = Duration::from_secs(5);
 /// How long the broker may take to write the leaves of this node's sessions and to disconnect.
 const BROKER_CLOSE: Duration = Duration::from_secs(2);
-/// How long a draining node goes on listening at least, if it has a front: nginx looks the nodes' addresses up every 2 s,
-/// Prometheus scrapes every 2 s, and a second is to spare.
-const FRONT_NOTICES: Duration = Duration::from_secs(3);
+/// How long a draining node goes on listening at least, if it is behind a proxy: nginx looks the nodes' addresses up every
+/// 2 s, Prometheus scrapes every 2 s, and a second is to spare.
+const PROXY_NOTICES: Duration = Duration::from_secs(3);
 /// Parts of the drain window: after the first a node stops listening at the latest, since `shard::drain` has closed the
 /// sessions by then; after the second it no longer waits for connections, so that the broker's close has some time left.
 const LISTENS: f64 = 0.85;
@@ -120,15 +120,15 @@ async fn until_drained(node: &Node, threads: Vec<JoinHandle<()>>) -> io::Result<
 }
 
 /// Returns when a draining node is to stop listening: all shards have closed their sessions (each of them then drops its
-/// sender of `emptied`), and the front has had time to notice. Until then API requests are served as usual.
+/// sender of `emptied`), and the proxy has had time to notice. Until then API requests are served as usual.
 ///
 /// After that new connections are refused, which is safe: a proxy sends the request to another node, since none of it was
 /// sent here. A request that was sent must not be lost that way, so connections that exist are served to their end.
 async fn end_of_listening(node: Arc<Node>, mut emptied: mpsc::Receiver<Infallible>) {
     node.drain.begun().await;
     let began = Instant::now();
-    // Without a front nobody would notice: Ctrl-C on a developer's terminal is not to take 3 s.
-    let noticed = if node.drain.has_front() { began + FRONT_NOTICES } else { began };
+    // A node without a proxy stops listening at once, so that Ctrl-C on a developer's terminal does not take 3 s.
+    let noticed = if node.drain.is_behind_proxy() { began + PROXY_NOTICES } else { began };
     let listened = async {
         let _: Option<Infallible> = emptied.recv().await;
         sleep_until(noticed).await;
@@ -295,7 +295,7 @@ async fn run_shard(
         tokio::join!(serve_arrivals, close_sessions);
         // While the node drains, connections end with their next response, or after some seconds without a request.
         let mut looks = interval(LOOK);
-        while shard.node.drain.has_front() && !server.is_idle() {
+        while shard.node.drain.is_behind_proxy() && !server.is_idle() {
             looks.tick().await;
         }
     };

@@ -330,3 +330,29 @@ async fn health_asks_the_admin_listener() {
     let unused = format!("127.0.0.1:{}", fanfare_tests::ports::free_port());
     assert_eq!(fanfare(&["health", "--admin", &unused]).run().await.code, Some(1));
 }
+
+#[tokio::test]
+async fn client_commands_take_the_flag_before_the_environment_before_the_default() {
+    let (cluster, mut client) = node_and_client().await;
+    client.join("a").await;
+    let (url, admin) = (format!("http://{}", cluster.address(0)), cluster.nodes[0].admin.to_string());
+    let unused = format!("127.0.0.1:{}", fanfare_tests::ports::free_port());
+
+    let output = fanfare(&["pub", "a", "1"]).env("FANFARE_URL", &url).run().await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert_eq!(client.message().await["data"], 1);
+    let by_flag = fanfare(&["pub", "a", "2", "--url", &url]).env("FANFARE_URL", &format!("http://{unused}"));
+    let output = by_flag.run().await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert_eq!(client.message().await["data"], 2);
+
+    assert_eq!(fanfare(&["health"]).env("FANFARE_ADMIN", &admin).run().await.code, Some(0));
+    assert_eq!(fanfare(&["health"]).env("FANFARE_ADMIN", &unused).run().await.code, Some(1));
+    let by_flag = fanfare(&["health", "--admin", &admin]).env("FANFARE_ADMIN", &unused);
+    assert_eq!(by_flag.run().await.code, Some(0));
+
+    for (command, default) in [("pub", "[default: ws://127.0.0.1:8080]"), ("health", "[default: 127.0.0.1:8081]")] {
+        let help = fanfare(&[command, "--help"]).run().await.stdout;
+        assert!(help.contains(default), "{help}");
+    }
+}

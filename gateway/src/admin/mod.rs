@@ -42,19 +42,19 @@ fn router(node: Arc<Node>) -> Router {
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/drain", post(drain))
-        .layer(from_fn_with_state(Arc::clone(&node), note_front))
+        .layer(from_fn_with_state(Arc::clone(&node), note_proxy))
         .with_state(node)
 }
 
 /// A balancer that asks for health, or a Prometheus, on another machine needs time to notice that this node goes.
-async fn note_front(
+async fn note_proxy(
     State(node): State<Arc<Node>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
 ) -> Response {
     if !peer.ip().to_canonical().is_loopback() {
-        node.drain.note_front();
+        node.drain.note_proxy();
     }
     next.run(request).await
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `settings` | everything that can be set, and the defaults |
 //! | `load` | reads the environment, puts the layers together and finds contradictions |
-//! | `options`, `sections` | the options, and the sections that only the file has |
+//! | `options`, `sections` | the options, and the sections of the file, whose keys only it has (except `origins`) |
 //! | `file`, `field` | reading the file |
 //! | `value` | reading values from text |
 //! | `fault` | what is wrong, and where |

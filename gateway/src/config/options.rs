@@ -213,7 +213,8 @@ pub(crate) const OPTIONS: &[Spec] = &[
         flag: Some("origin"),
         kind: Kind::List("ORIGIN"),
         default: "none: only pages that the gateway serves itself",
-        help: "Origin of web pages that may connect, compared exactly, beside the gateway's own; repeatable",
+        help: "Origin of web pages that may connect, compared exactly, beside the gateway's own (once one is set, not \
+               those over plain HTTP under a DNS name); repeatable",
         example: "https://app.example.com",
         set: |d, text| {
             put(&mut d.config.origins, text.split_whitespace().map(str::parse).collect::<Result<Vec<_>, _>>())

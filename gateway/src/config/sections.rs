@@ -1,5 +1,6 @@
-//! The sections that only the file has: `[auth]`, `[[rooms]]` and `[limits]`. `file` calls one function for each;
-//! `reference` prints the tables of keys. What the values mean is decided by the modules that own their types.
+//! The sections of the file: `[auth]`, `[[rooms]]` and `[limits]`. Only the file has their keys, except `origins`, which
+//! is also a flag and a variable. `file` calls one function for each section; `reference` prints the tables of keys. What
+//! the values mean is decided by the modules that own their types.
 
 use super::{field::Field, options::Draft, value};
 use crate::policy::{
@@ -26,8 +27,9 @@ pub(super) const AUTH: &[Key] = &[
     Key {
         name: "origins",
         default: "`[]`: only pages that the gateway serves itself",
-        help: "Origins of web pages that may connect, compared exactly, beside the gateway's own: \
-               `[\"https://app.example.com\"]`. Also a flag and a variable, see above",
+        help: "Origins of web pages that may connect, compared exactly: `[\"https://app.example.com\"]`. The gateway's \
+               own pages may connect too; once an origin is listed, not over plain HTTP under a DNS name. Also a flag \
+               and a variable, see above",
     },
     Key {
         name: "trusted_proxies",

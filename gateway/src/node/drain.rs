@@ -21,26 +21,26 @@ pub(crate) enum Phase {
 /// Which phase the node is in, and who waits for the next one.
 pub(crate) struct Drain {
     phase: watch::Sender<Phase>,
-    has_front: AtomicBool,
+    is_behind_proxy: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
 impl Drain {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { phase: watch::Sender::new(Phase::Starting), has_front: AtomicBool::new(false), metrics }
+        Self { phase: watch::Sender::new(Phase::Starting), is_behind_proxy: AtomicBool::new(false), metrics }
     }
 
-    /// Notes that a proxy or another machine uses this node, on either listener: such a front needs some seconds to
-    /// notice that the node goes.
-    pub(crate) fn note_front(&self) {
-        if !self.has_front() {
-            self.has_front.store(true, Ordering::Relaxed);
+    /// Notes that clients come through a proxy, or that another machine (a balancer, Prometheus) uses one of the
+    /// listeners. Either needs some seconds to notice that the node goes.
+    pub(crate) fn note_proxy(&self) {
+        if !self.is_behind_proxy() {
+            self.is_behind_proxy.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether a proxy or another machine has used this node.
-    pub(crate) fn has_front(&self) -> bool {
-        self.has_front.load(Ordering::Relaxed)
+    /// Whether a proxy, a balancer or Prometheus has used this node, as [`note_proxy`](Self::note_proxy) says.
+    pub(crate) fn is_behind_proxy(&self) -> bool {
+        self.is_behind_proxy.load(Ordering::Relaxed)
     }
 
     /// The node has begun to serve: it is ready, unless it drains already.

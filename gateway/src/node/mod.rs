@@ -1,6 +1,7 @@
 //! What all shards of a process share: settings, the broker, the metrics, the shards' inboxes. Built by `app` before
-//! anything runs. After that only [`Drain`], [`Leases`], [`Buffer`] and [`PeerPolicy`] hold something that changes, each
-//! behind its own lock.
+//! anything runs. After that only what these fields of [`Node`] hold inside changes, behind locks of their own or in
+//! atomics: [`Drain`], [`Leases`], [`Buffer`], [`PeerPolicy`], the refused origins of [`OriginPolicy`], the inboxes and
+//! the metrics.
 
 pub(crate) mod buffer;
 pub(crate) mod drain;

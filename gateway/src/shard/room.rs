@@ -1,5 +1,5 @@
 //! One room on one shard: feed, members, the last few messages, and the polls and joins that wait for something. Data;
-//! `join` changes the members, `fanout` delivers.
+//! `admit` adds members, `join` removes them, `fanout` delivers.
 
 use super::{batch::Batch, conn::SessionRef, feed::Feed, members::Members, reply_to::ReplyTo};
 use crate::{

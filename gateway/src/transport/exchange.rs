@@ -43,7 +43,7 @@ impl Exchange {
         let forwarded = headers.get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
         let forwarded = forwarded.collect::<Vec<_>>().join(",");
         if !forwarded.is_empty() || !peer.to_canonical().is_loopback() {
-            node.drain.note_front();
+            node.drain.note_proxy();
         }
         Ok(Self {
             client: node.peers.client(peer, Some(&forwarded)),

@@ -1,5 +1,5 @@
 //! `POST /v1/sessions/{secret}`: commands of a session that cannot send over its own connection. Any node takes them and
-//! passes them to the session's shard (`shard::posts`). Here are path, body and response only; `poll` reads its bodies here
+//! passes them to the session's shard (`shard::posted`). Here are path, body and response only; `poll` reads its bodies here
 //! too. The HTTP API has axum's limits.
 
 use crate::{

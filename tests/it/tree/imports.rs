@@ -1,5 +1,6 @@
 //! Who imports whom, file by file: the graph of the paths that the sources name, and the circles in it. Parsed by `syn`, so
-//! that every form of `use` counts; code under `#[cfg(test)]` does not.
+//! that every form of `use` counts; code under `#[cfg(test)]` does not. In the tokens of a macro call only paths that begin
+//! with `crate` or `super` are seen. No file may import by a glob (`use a::*`), whose names could not be followed.
 //!
 //! A file depends on the file that *defines* what it names: a re-export (`pub use`) is followed to there, and is no
 //! dependency of the file that has it.
@@ -12,6 +13,7 @@ use std::{
 };
 use syn::{
     Attribute, Item, UseTree,
+    buffer::{Cursor, TokenBuffer},
     visit::{self, Visit},
 };
 
@@ -30,8 +32,10 @@ struct Module {
     defines: BTreeSet<String>,
     /// The names that `use` brings in, with the paths that they stand for.
     imports: HashMap<String, Vec<String>>,
-    /// Modules all of whose names it brings in (`use a::*`).
+    /// Modules all of whose names it re-exports (`pub use a::*`).
     globs: Vec<Vec<String>>,
+    /// Modules all of whose names it imports (`use a::*`).
+    glob_imports: Vec<String>,
     /// Every path in its code and in its private `use` lines.
     named: Vec<Vec<String>>,
 }
@@ -109,7 +113,8 @@ impl Reader<'_> {
                 path.push(last.ident.to_string());
                 bring(last.rename.to_string(), path);
             }
-            UseTree::Glob(_) => self.module.globs.push(path),
+            UseTree::Glob(_) if is_public => self.module.globs.push(path),
+            UseTree::Glob(_) => self.module.glob_imports.push(path.join("::")),
         }
     }
 }
@@ -143,6 +148,46 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         self.module.named.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
         visit::visit_path(self, path);
     }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        add_paths(TokenBuffer::new2(call.tokens.clone()).begin(), &mut self.module.named);
+        visit::visit_macro(self, call);
+    }
+}
+
+/// Adds the paths among a macro's tokens that begin with `crate` or `super`.
+fn add_paths(mut at: Cursor<'_>, named: &mut Vec<Vec<String>>) {
+    loop {
+        if let Some((inside, _, _, after)) = at.any_group() {
+            add_paths(inside, named);
+            at = after;
+        } else if let Some((first, after)) = at.ident().filter(|(word, _)| *word == "crate" || *word == "super") {
+            let mut path = vec![first.to_string()];
+            at = after;
+            while let Some((segment, after)) = next_segment(at) {
+                path.push(segment);
+                at = after;
+            }
+            // `pub(crate)` names no dependency.
+            if path.len() > 1 {
+                named.push(path);
+            }
+        } else if let Some((_, after)) = at.token_tree() {
+            at = after;
+        } else {
+            return;
+        }
+    }
+}
+
+/// The name after `::`, and what follows it.
+fn next_segment(at: Cursor<'_>) -> Option<(String, Cursor<'_>)> {
+    let (name, after) = after_colon(after_colon(at)?)?.ident()?;
+    Some((name.to_string(), after))
+}
+
+fn after_colon(at: Cursor<'_>) -> Option<Cursor<'_>> {
+    at.punct().filter(|(punct, _)| punct.as_char() == ':').map(|(_, after)| after)
 }
 
 /// Reads a crate's module tree from its root file.
@@ -253,6 +298,11 @@ fn circles(graph: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
     circles
 }
 
+/// The modules at the top of a crate.
+pub(super) fn top_modules(root_file: &Path) -> BTreeSet<String> {
+    modules(root_file).into_keys().filter(|path| path.len() == 1).flatten().collect()
+}
+
 /// Every dependency of one file of a crate on another, as the paths of the two modules.
 pub(super) fn dependencies(root_file: &Path) -> Vec<(ModulePath, ModulePath)> {
     let modules = modules(root_file);
@@ -281,18 +331,47 @@ fn no_files_import_each_other_in_a_circle() {
 }
 
 #[test]
+fn names_are_not_imported_by_globs_outside_of_tests() {
+    let mut faults = Vec::new();
+    for root_file in CRATES {
+        for module in modules(&root().join(root_file)).into_values() {
+            faults.extend(module.glob_imports.iter().map(|glob| format!("{}: use {glob}::*", module.file)));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The modules of sources that a test has made up, by their paths.
+fn modules_of(sources: &[(&str, &str)]) -> BTreeMap<ModulePath, Module> {
+    let read = |(path, source): &(&str, &str)| {
+        let mut module = Module::default();
+        Reader { module: &mut module, children: Vec::new(), depth: 0 }.visit_file(&syn::parse_str(source).unwrap());
+        let path: ModulePath = path.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        (path, module)
+    };
+    sources.iter().map(read).collect()
+}
+
+#[test]
+fn a_path_inside_a_macro_call_is_a_dependency() {
+    let modules = modules_of(&[
+        ("", "mod a; mod b; mod c;"),
+        ("a", "fn f() { select! { x = go(super::b::Thing { y: 1 }) => {} } }"),
+        ("b", "pub struct Thing; macro_rules! m { () => { pub(crate) fn g() { $crate::c::h() } } }"),
+        ("c", "pub fn h() {} #[cfg(test)] mod tests { use super::*; }"),
+    ]);
+    assert_eq!(graph(&modules), [BTreeSet::new(), BTreeSet::from([2]), BTreeSet::from([3]), BTreeSet::new()]);
+    assert!(modules.values().all(|module| module.glob_imports.is_empty()), "only tests have one");
+}
+
+#[test]
 fn a_circle_of_imports_is_found_through_a_reexport() {
-    let mut modules = BTreeMap::new();
-    for (path, source) in [
+    let modules = modules_of(&[
         ("", "mod a; mod b;"),
         ("a", "mod c; pub(crate) use c::Thing; pub struct Own;"),
         ("a::c", "use crate::b::Other; pub struct Thing(Other);"),
         ("b", "fn f() -> crate::a::Thing { todo() } pub struct Other; #[cfg(test)] mod tests { use crate::a::Own; }"),
-    ] {
-        let mut module = Module::default();
-        Reader { module: &mut module, children: Vec::new(), depth: 0 }.visit_file(&syn::parse_str(source).unwrap());
-        modules.insert(path.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect(), module);
-    }
+    ]);
     let names: Vec<String> = modules.keys().map(|path: &ModulePath| path.join("::")).collect();
     assert_eq!(names, ["", "a", "a::c", "b"]);
     assert_eq!(

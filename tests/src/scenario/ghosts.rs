@@ -26,7 +26,7 @@ const AFTERWARDS: Duration = Duration::from_secs(3);
 /// A room, with the users of the node that will be killed and the clients of other nodes that watch them.
 struct Watched {
     room: String,
-    doomed: Vec<String>,
+    dying: Vec<String>,
     watchers: Vec<Client>,
 }
 
@@ -41,14 +41,14 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
             watcher.join_with(json!({"room": room, "presence": true})).await;
             watchers.push(watcher);
         }
-        let mut doomed = Vec::new();
+        let mut dying = Vec::new();
         for _ in 0..each {
             let mut client = Client::connect(cluster.address(1)).await;
             client.join(&room).await;
-            doomed.push(client.session());
+            dying.push(client.session());
             clients.push(client);
         }
-        watched.push(Watched { room, doomed, watchers });
+        watched.push(Watched { room, dying, watchers });
     }
     eventually("presence lists every member", async || {
         let expected = each + 2;
@@ -57,9 +57,9 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     .await;
     let killed = Instant::now();
     cluster.nodes[1].kill();
-    let watches = watched.iter_mut().flat_map(|Watched { doomed, watchers, .. }| {
-        let doomed = &*doomed;
-        watchers.iter_mut().map(move |watcher| watch_leaves(watcher, doomed, killed))
+    let watches = watched.iter_mut().flat_map(|Watched { dying, watchers, .. }| {
+        let dying = &*dying;
+        watchers.iter_mut().map(move |watcher| watch_leaves(watcher, dying, killed))
     });
     let leaves: Vec<BTreeMap<String, Vec<Duration>>> = futures_util::future::join_all(watches).await;
 
@@ -84,9 +84,9 @@ async fn listed(cluster: &Cluster, watched: &[Watched]) -> Vec<usize> {
     counts
 }
 
-/// The times of the `member_left` frames of each doomed user. Ends some time after all of them have left.
-async fn watch_leaves(watcher: &mut Client, doomed: &[String], since: Instant) -> BTreeMap<String, Vec<Duration>> {
-    let mut times: BTreeMap<String, Vec<Duration>> = doomed.iter().map(|user| (user.clone(), Vec::new())).collect();
+/// The times of the `member_left` frames of each dying user. Ends some time after all of them have left.
+async fn watch_leaves(watcher: &mut Client, dying: &[String], since: Instant) -> BTreeMap<String, Vec<Duration>> {
+    let mut times: BTreeMap<String, Vec<Duration>> = dying.iter().map(|user| (user.clone(), Vec::new())).collect();
     let mut end = since + patient(WATCH_MAX);
     while let Ok(next) = timeout(end.saturating_duration_since(Instant::now()), watcher.try_next()).await {
         let frame = match next {
