@@ -175,7 +175,7 @@ async fn broker(config: &Config, inboxes: &[Arc<Inbox>]) -> Result<Arc<dyn Broke
             }
             Err(_) => {}
         }
-        tokio::time::sleep(REDIS_RETRY).await;
+        sleep(REDIS_RETRY).await;
     }
 }
 

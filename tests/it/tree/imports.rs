@@ -345,7 +345,8 @@ fn names_are_not_imported_by_globs_outside_of_tests() {
 fn modules_of(sources: &[(&str, &str)]) -> BTreeMap<ModulePath, Module> {
     let read = |(path, source): &(&str, &str)| {
         let mut module = Module::default();
-        Reader { module: &mut module, children: Vec::new(), depth: 0 }.visit_file(&syn::parse_str(source).unwrap());
+        Reader { module: &mut module, children: Vec::new(), depth: 0 }
+            .visit_file(&syn::parse_str(source).expect("the source of a test parses"));
         let path: ModulePath = path.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect();
         (path, module)
     };
