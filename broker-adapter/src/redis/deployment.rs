@@ -37,12 +37,13 @@ impl Deployment {
                 let routes = Arc::new(Routes::default());
                 routes.update(&context, topology.look().await?);
                 try_join_all(routes.masters().iter().map(|master| master.ready())).await?;
-                tokio::spawn(follow(topology, context.clone(), routes.clone(), stopped.clone()));
+                let following = follow(topology, context.clone(), routes.clone(), stopped.clone());
+                context.tasks.essential("Redis Cluster topology", following);
                 routes
             }
             AddressKind::Sentinel(master_name) => {
                 let sentinels = Sentinels::new(address.hosts.clone(), master_name.clone());
-                let target = Target::watched_by(sentinels, stopped.clone()).await.map_err(refused)?;
+                let target = Target::watched_by(sentinels, &context.tasks, stopped.clone()).await.map_err(refused)?;
                 routes_of_one(&context, &target, of).await?
             }
             AddressKind::Server => {
@@ -51,9 +52,10 @@ impl Deployment {
             }
         };
         let roster = Arc::new(Roster::new(context.builder.node));
+        let tasks = context.tasks.clone();
         let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster });
         heartbeat.begin().await.map_err(|why: BrokerError| refused(why.to_string()))?;
-        tokio::spawn(Arc::clone(&heartbeat).run(stopped));
+        tasks.essential("Redis heartbeat", Arc::clone(&heartbeat).run(stopped));
         Ok(Self { routes, heartbeat, stop })
     }
 

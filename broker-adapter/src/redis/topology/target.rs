@@ -2,7 +2,7 @@
 //! the master is at another server. After a failover sentinels learn of the new master one after the other, so their
 //! replies are compared by the epoch in which the master was elected.
 
-use crate::redis::{QueryClient, REFRESH_EVERY, address::is_same_server, address::with_host};
+use crate::redis::{QueryClient, REFRESH_EVERY, Tasks, address::is_same_server, address::with_host};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use redis::ConnectionInfo;
@@ -26,10 +26,14 @@ impl Target {
     }
 
     /// The master is where the sentinels say. A task asks them in intervals until `stop` is true.
-    pub(crate) async fn watched_by(sentinels: Sentinels, stop: watch::Receiver<bool>) -> Result<Self, String> {
+    pub(crate) async fn watched_by(
+        sentinels: Sentinels,
+        tasks: &Tasks,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Self, String> {
         let sentinels = Arc::new(sentinels);
         let (sender, server) = watch::channel(sentinels.master().await?);
-        tokio::spawn(Arc::clone(&sentinels).watch(sender, stop));
+        tasks.essential("Redis Sentinel watch", Arc::clone(&sentinels).watch(sender, stop));
         Ok(Self { server, sentinels: Some(sentinels) })
     }
 
