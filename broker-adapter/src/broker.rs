@@ -414,12 +414,26 @@ pub enum BrokerError {
     /// Too many requests wait for the backplane; retry later.
     #[error("too much is waiting for the backplane")]
     Overloaded,
+    /// The backplane can be read and takes no writes at present; retry later.
+    #[error("the backplane takes no writes at present")]
+    NotWritable,
+    /// The backplane refuses this node until an operator has acted: rights, passwords, keys of another program.
+    #[error("the backplane refuses this node: an operator has to act")]
+    Misconfigured,
     /// The room has no history.
     #[error("the room has no history")]
     HistoryOff,
     /// The backplane sent a malformed or unknown reply; the text is for operators.
     #[error("the backplane answered unexpectedly: {0}")]
     Protocol(String),
+}
+
+impl BrokerError {
+    /// Whether the same request can succeed later.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Unavailable | Self::Overloaded | Self::NotWritable | Self::Misconfigured)
+    }
 }
 
 /// Moves publications between nodes, keeps rooms' history, and knows who is present. The suite in `contract.rs` tests

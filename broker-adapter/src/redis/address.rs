@@ -113,6 +113,11 @@ impl Address {
         self.hosts.iter().map(|host| host.addr().to_string()).collect::<Vec<_>>().join(",")
     }
 
+    /// The database of the masters.
+    pub(crate) fn database(&self) -> i64 {
+        self.hosts.first().map_or(0, |host| host.redis_settings().db())
+    }
+
     /// The name by which rooms are divided among several addresses. If it changes, rooms move to another Redis and
     /// leave their data behind.
     pub(crate) fn name(&self) -> String {

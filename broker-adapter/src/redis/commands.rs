@@ -70,6 +70,13 @@ impl CommandBuilder {
         cmd
     }
 
+    /// The command that shows whether Redis takes writes: one that needs memory, and that no node reads.
+    pub(crate) fn write_probe(&self, partition: Partition) -> Cmd {
+        let mut cmd = redis::cmd("SET");
+        cmd.arg(self.keys.probe(partition)).arg("").arg("PX").arg(1000);
+        cmd
+    }
+
     /// The command that sends bytes to the current subscribers of a channel.
     pub(crate) fn send(&self, channel: &str, bytes: &[u8]) -> Cmd {
         let mut cmd = Cmd::with_capacity(3, 32 + channel.len() + bytes.len());

@@ -4,6 +4,10 @@
 use crate::redis::{Address, AddressKind, ConfigError};
 use std::time::Duration;
 
+/// Called with the name of a task that has panicked although the broker needs it: without it the broker would look well
+/// and deliver nothing.
+pub type OnPanic = fn(&'static str);
+
 /// How a [`RedisBroker`](crate::RedisBroker) uses Redis.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -21,6 +25,8 @@ pub struct Config {
     /// The interval in which the heads of all quiet rooms are compared. A message that Redis lost unnoticed is found
     /// within two intervals. Default 30 s.
     pub sweep: Duration,
+    /// What happens when a task that the broker needs has panicked. Default: a line in the log.
+    pub on_panic: OnPanic,
 }
 
 impl Config {
@@ -42,6 +48,7 @@ impl Config {
             heartbeat: Duration::from_secs(1),
             dead_after: Duration::from_secs(10),
             sweep: Duration::from_secs(30),
+            on_panic: |task| tracing::error!(task, "a task of the broker has panicked"),
         })
     }
 

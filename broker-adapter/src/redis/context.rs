@@ -2,9 +2,12 @@
 
 use crate::{
     Subscriber,
-    redis::{CommandBuilder, Config},
+    redis::{CommandBuilder, Config, Tasks, errors::Refusals},
 };
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64},
+};
 use tokio::sync::Notify;
 
 /// What all masters of one address have in common.
@@ -18,11 +21,15 @@ pub(crate) struct NodeContext {
     /// Numbers the node's messages.
     pub(crate) numbers: Arc<AtomicU64>,
     pub(crate) events: Arc<TopologyEvents>,
+    pub(crate) tasks: Tasks,
+    pub(crate) refusals: Arc<Refusals>,
 }
 
-/// Wakes the tasks that look after one address.
+/// What the tasks that look after one address tell each other.
 #[derive(Debug, Default)]
 pub(crate) struct TopologyEvents {
+    /// How many nodes use the address, by the last heartbeat; 0 before the first.
+    pub(crate) nodes: AtomicU32,
     /// A reply has shown that a room is not at the master that the routes say.
     pub(crate) refresh: Notify,
     /// A connection is up again, or for the first time.

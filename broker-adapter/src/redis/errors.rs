@@ -2,7 +2,12 @@
 //! server has the room. Retries nothing.
 
 use crate::BrokerError;
+use parking_lot::Mutex;
 use redis::{ErrorKind, RedisError, ServerError, ServerErrorKind};
+use std::time::{Duration, Instant};
+
+/// Between two lines of the log about refusals of one class.
+const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a [`Config`](crate::redis::Config) cannot be used. The text never repeats the address, which may hold a
 /// password.
@@ -55,6 +60,9 @@ pub enum ConnectError {
         /// Host and port.
         address: String,
     },
+    /// The operating system refuses the broker's thread.
+    #[error("the operating system refuses a thread: {0}")]
+    Thread(String),
     /// The [`Config`](crate::redis::Config) cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -88,21 +96,156 @@ impl Redirect {
     }
 }
 
-/// What the error reply to one command of a pipeline means to the caller of that command.
-pub(crate) fn refusal(error: &ServerError) -> BrokerError {
-    match error.code() {
-        _ if Redirect::of(error).is_some() => BrokerError::Unavailable,
-        "OOM" => BrokerError::Overloaded,
-        // Redis's error texts name commands, but neither rooms nor payloads.
-        code => BrokerError::Protocol(format!("{code} {}", error.details().unwrap_or_default())),
+/// What it means that Redis refuses a command. Nothing else knows Redis's error codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Redis takes no writes at present: a full memory, too few replicas, a failed snapshot, a replica.
+    NotWritable,
+    /// Redis has no data to answer from at present: it is loading, or has lost its master or its cluster.
+    NotReadable,
+    /// An operator has to act: rights, passwords, a command that is switched off, keys of another program.
+    Misconfigured,
+    /// Redis does something else at present.
+    Busy,
+    /// The fault is this program's.
+    Bug,
+}
+
+/// What refusals without a code of their own say if an operator has to act.
+const MISCONFIGURED: [&str; 6] =
+    ["unknown command", "unknown subcommand", "can't run this command", "not allowed", "disabled", "DB index"];
+
+impl Class {
+    const COUNT: usize = 5;
+
+    /// `details` is the text after the code. A script that was refused inside has the inner code there in Redis 6, and as
+    /// its own code since Redis 7.
+    fn of(code: &str, details: &str) -> Self {
+        match code {
+            "OOM" | "NOREPLICAS" | "NOGOODSLAVE" | "MISCONF" | "READONLY" => Self::NotWritable,
+            "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOMASTERLINK" => Self::NotReadable,
+            "NOAUTH" | "WRONGPASS" | "NOPERM" | "NOPROTO" | "DENIED" | "CROSSSLOT" | "WRONGTYPE" => Self::Misconfigured,
+            "BUSY" | "TRYAGAIN" => Self::Busy,
+            "ERR" => match inner_code(details) {
+                Some((code, details)) => Self::of(code, details),
+                None if details.contains("max number of clients") => Self::Busy,
+                None if MISCONFIGURED.iter().any(|part| details.contains(part)) => Self::Misconfigured,
+                None => Self::Bug,
+            },
+            _ => Self::Bug,
+        }
     }
 }
 
-/// What the failure of a whole read means to its caller.
-pub(crate) fn read_failure(error: &RedisError) -> BrokerError {
-    let is_redirect = matches!(error.kind(), ErrorKind::Server(kind) if Redirect::of_kind(kind).is_some());
-    if is_redirect || error.is_io_error() || error.is_connection_dropped() || error.is_timeout() {
-        return BrokerError::Unavailable;
+/// Redis 6 wraps what a script's command was refused with: `Error running script (call to f_…): @user_script:25:
+/// @user_script: 25: -OOM command not allowed …`.
+fn inner_code(details: &str) -> Option<(&str, &str)> {
+    let (_, inner) = details.split_once("@user_script")?.1.split_once(" -")?;
+    let (code, rest) = inner.split_once(' ').unwrap_or((inner, ""));
+    (code != "ERR" && code.bytes().all(|byte| byte.is_ascii_uppercase())).then_some((code, rest))
+}
+
+/// Turns what Redis refuses into what a caller of the broker gets, and says it in the log: one line a second for each
+/// class, however many callers there are.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    next_lines: Mutex<[Option<Instant>; Class::COUNT]>,
+}
+
+impl Refusals {
+    /// Of one command of a pipeline.
+    pub(crate) fn of(&self, error: &ServerError) -> BrokerError {
+        if matches!(Redirect::of(error), Some(Redirect::Moved | Redirect::Migrating)) {
+            return BrokerError::Unavailable;
+        }
+        self.refusal(error.code(), error.details().unwrap_or_default())
     }
-    BrokerError::Protocol(error.code().map_or_else(|| format!("{:?}", error.kind()), str::to_owned))
+
+    /// Of a whole read.
+    pub(crate) fn of_read(&self, error: &RedisError) -> BrokerError {
+        let redirect = match error.kind() {
+            ErrorKind::Server(kind) => Redirect::of_kind(kind),
+            _ => None,
+        };
+        if redirect.is_some() || error.is_io_error() || error.is_connection_dropped() || error.is_timeout() {
+            return BrokerError::Unavailable;
+        }
+        match error.code() {
+            Some(code) => self.refusal(code, error.detail().unwrap_or_default()),
+            None => BrokerError::Protocol(format!("{:?}", error.kind())),
+        }
+    }
+
+    fn refusal(&self, code: &str, details: &str) -> BrokerError {
+        let class = Class::of(code, details);
+        if self.is_line_due(class) {
+            // Redis's error texts name commands, but neither rooms nor payloads.
+            match class {
+                Class::Misconfigured | Class::Bug => {
+                    tracing::error!(?class, code, details, "Redis refuses a command");
+                }
+                _ => tracing::warn!(?class, code, details, "Redis refuses a command"),
+            }
+        }
+        match class {
+            Class::NotWritable => BrokerError::NotWritable,
+            Class::NotReadable => BrokerError::Unavailable,
+            Class::Misconfigured => BrokerError::Misconfigured,
+            Class::Busy => BrokerError::Overloaded,
+            Class::Bug => BrokerError::Protocol(format!("{code} {details}")),
+        }
+    }
+
+    fn is_line_due(&self, class: Class) -> bool {
+        let (now, mut next_lines) = (Instant::now(), self.next_lines.lock());
+        let next = &mut next_lines[class as usize];
+        let is_due = next.is_none_or(|next| now >= next);
+        if is_due {
+            *next = Some(now + LOG_EVERY);
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_class_also_inside_a_script_of_redis_6() {
+        for (code, details, class) in [
+            ("OOM", "command not allowed when used memory > 'maxmemory'.", Class::NotWritable),
+            ("NOREPLICAS", "Not enough good replicas to write.", Class::NotWritable),
+            ("MISCONF", "Redis is configured to save RDB snapshots, but …", Class::NotWritable),
+            ("READONLY", "You can't write against a read only replica.", Class::NotWritable),
+            ("LOADING", "Redis is loading the dataset in memory", Class::NotReadable),
+            ("MASTERDOWN", "Link with MASTER is down", Class::NotReadable),
+            ("NOPERM", "this user has no permissions to run the 'xadd' command", Class::Misconfigured),
+            ("WRONGTYPE", "Operation against a key holding the wrong kind of value", Class::Misconfigured),
+            ("ERR", "unknown command 'SPUBLISH', with args beginning with: ", Class::Misconfigured),
+            ("BUSY", "Redis is busy running a script.", Class::Busy),
+            ("ERR", "max number of clients reached", Class::Busy),
+            ("ERR", "wrong number of arguments", Class::Bug),
+            ("SOMETHING", "new", Class::Bug),
+            (
+                "ERR",
+                "Error running script (call to f_1): @user_script:25: @user_script: 25: -OOM command not allowed",
+                Class::NotWritable,
+            ),
+            (
+                "ERR",
+                "Error running script (call to f_1): @user_script:3: @user_script: 3: -ERR value is not an integer",
+                Class::Bug,
+            ),
+        ] {
+            assert_eq!(Class::of(code, details), class, "{code} {details}");
+        }
+    }
+
+    #[test]
+    fn the_log_has_one_line_a_second_for_each_class() {
+        let refusals = Refusals::default();
+        let lines = (0..100).filter(|_| refusals.is_line_due(Class::Bug)).count();
+        assert_eq!((lines, refusals.is_line_due(Class::Busy)), (1, true));
+    }
 }

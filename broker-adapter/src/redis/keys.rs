@@ -12,11 +12,15 @@
 //! <prefix>:{pNN}:rooms           sorted set: the partition's rooms that have members
 //! <prefix>:{pNN}:nr:<owner>      set: the partition's rooms in which the owner has sessions
 //! <prefix>:nodes                 sorted set: owner -> last heartbeat; x<owner>: being swept; s<owner>: swept
+//! <prefix>:probe                 written to see whether Redis takes writes
 //! <prefix>:ctl                   channel: control messages to all nodes
 //! <prefix>:node:<id>             channel: control messages to one node
 //! ```
-//! An owner is written in hexadecimal digits, so it begins with neither `x` nor `s`. In a cluster the last three have a
-//! slot too: `<prefix>:{p00}:nodes`, and one pair of channels in each partition, `<prefix>:{pNN}:ctl` and
+//! Redis keeps its databases' keys apart, but not their channels. So the names of channels begin with `<prefix>/<database>`,
+//! or with the prefix alone in database 0.
+//!
+//! An owner is written in hexadecimal digits, so it begins with neither `x` nor `s`. In a cluster the last four have a
+//! slot too: `<prefix>:{p00}:nodes`, and in each partition `<prefix>:{pNN}:probe`, `<prefix>:{pNN}:ctl` and
 //! `<prefix>:{pNN}:node:<id>`.
 
 use crate::{IdempotencyKey, NodeId, Room};
@@ -74,7 +78,7 @@ fn fnv(bytes: &[u8]) -> u64 {
 }
 
 /// What one of a room's keys or channels holds, by the letters in its name.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Part(&'static str);
 
 impl Part {
@@ -89,17 +93,22 @@ impl Part {
 #[derive(Debug, Clone)]
 pub(crate) struct Keys {
     prefix: Arc<str>,
+    /// The prefix of channels.
+    channels: Arc<str>,
     is_cluster: bool,
 }
 
 impl Keys {
     /// In a cluster the names without a room have a slot too.
-    pub(crate) fn new(prefix: &str, is_cluster: bool) -> Self {
-        Self { prefix: prefix.into(), is_cluster }
+    pub(crate) fn new(prefix: &str, database: i64, is_cluster: bool) -> Self {
+        // No prefix has a slash, so no two pairs of prefix and database share channels.
+        let channels = if database == 0 { prefix.into() } else { format!("{prefix}/{database}").into() };
+        Self { prefix: prefix.into(), channels, is_cluster }
     }
 
     pub(crate) fn of(&self, part: Part, room: &Room) -> String {
-        let mut name = self.tagged(Partition::of(room), room.as_str().len() + 4);
+        let prefix = if part == Part::CHANNEL { &self.channels } else { &self.prefix };
+        let mut name = tagged(prefix, Partition::of(room), room.as_str().len() + 4);
         name.push_str(part.0);
         name.push(':');
         name.push_str(room.as_str());
@@ -107,7 +116,7 @@ impl Keys {
     }
 
     pub(crate) fn idempotency(&self, room: &Room, key: &IdempotencyKey) -> String {
-        let mut name = self.tagged(Partition::of(room), room.as_str().len() + key.as_str().len() + 3);
+        let mut name = tagged(&self.prefix, Partition::of(room), room.as_str().len() + key.as_str().len() + 3);
         name.push_str("i:");
         name.push_str(room.as_str());
         name.push(' ');
@@ -117,27 +126,32 @@ impl Keys {
 
     /// The set of the partition's rooms that have members.
     pub(crate) fn rooms(&self, partition: Partition) -> String {
-        self.tagged(partition, 5) + "rooms"
+        tagged(&self.prefix, partition, 5) + "rooms"
     }
 
     /// The set of the partition's rooms in which an owner has sessions.
     pub(crate) fn rooms_of(&self, owner: NodeId, partition: Partition) -> String {
-        format!("{}nr:{owner}", self.tagged(partition, 20))
+        format!("{}nr:{owner}", tagged(&self.prefix, partition, 20))
+    }
+
+    /// A key that is only written, to see whether Redis takes writes.
+    pub(crate) fn probe(&self, partition: Partition) -> String {
+        self.in_partition(&self.prefix, partition) + "probe"
     }
 
     /// The set of all owners with their heartbeats.
     pub(crate) fn nodes(&self) -> String {
-        self.in_partition(HOME) + "nodes"
+        self.in_partition(&self.prefix, HOME) + "nodes"
     }
 
     /// The channel of control messages to all nodes; a cluster has one in each partition.
     pub(crate) fn control(&self, partition: Partition) -> String {
-        self.in_partition(partition) + "ctl"
+        self.in_partition(&self.channels, partition) + "ctl"
     }
 
     /// The channel of control messages to one node; a cluster has one in each partition.
     pub(crate) fn control_to(&self, node: NodeId, partition: Partition) -> String {
-        format!("{}node:{node}", self.in_partition(partition))
+        format!("{}node:{node}", self.in_partition(&self.channels, partition))
     }
 
     /// The channels over which a node receives control messages from a master that has these partitions.
@@ -147,27 +161,27 @@ impl Keys {
     }
 
     /// The beginning of a name that contains its partition in a cluster only.
-    fn in_partition(&self, partition: Partition) -> String {
-        if self.is_cluster { self.tagged(partition, 24) } else { format!("{}:", self.prefix) }
+    fn in_partition(&self, prefix: &str, partition: Partition) -> String {
+        if self.is_cluster { tagged(prefix, partition, 24) } else { format!("{prefix}:") }
     }
 
     /// The room whose channel this is; `None` for the channels of control messages.
     pub(crate) fn room_of<'a>(&self, channel: &'a [u8]) -> Option<&'a str> {
-        let rest = channel.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b":{p")?;
+        let rest = channel.strip_prefix(self.channels.as_bytes())?.strip_prefix(b":{p")?;
         std::str::from_utf8(rest.get(2..)?.strip_prefix(b"}:c:")?).ok()
     }
+}
 
-    /// The prefix and the partition as a hash tag, with space for `more` bytes.
-    fn tagged(&self, partition: Partition, more: usize) -> String {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        let mut name = String::with_capacity(self.prefix.len() + 8 + more);
-        name.push_str(&self.prefix);
-        name.push_str(":{p");
-        name.push(HEX[usize::from(partition.0 >> 4)] as char);
-        name.push(HEX[usize::from(partition.0 & 15)] as char);
-        name.push_str("}:");
-        name
-    }
+/// A prefix and a partition as a hash tag, with space for `more` bytes.
+fn tagged(prefix: &str, partition: Partition, more: usize) -> String {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut name = String::with_capacity(prefix.len() + 8 + more);
+    name.push_str(prefix);
+    name.push_str(":{p");
+    name.push(HEX[usize::from(partition.0 >> 4)] as char);
+    name.push(HEX[usize::from(partition.0 & 15)] as char);
+    name.push_str("}:");
+    name
 }
 
 /// Names the Redis memory that gave out a room's offsets: the first characters of a server's `run_id`, which every
@@ -194,7 +208,7 @@ mod tests {
     /// Nodes of two versions share a Redis during a deploy, so names never change.
     #[test]
     fn names_are_stable() {
-        let keys = Keys::new("fanfare", false);
+        let keys = Keys::new("fanfare", 0, false);
         let room = Room::parse("chat:1").unwrap();
         assert_eq!(keys.of(Part::CHANNEL, &room), "fanfare:{p20}:c:chat:1");
         assert_eq!(keys.of(Part::USERS, &room), "fanfare:{p20}:pu:chat:1");
@@ -206,16 +220,30 @@ mod tests {
 
     #[test]
     fn the_room_is_read_from_its_channel() {
-        let keys = Keys::new("a:b", false);
+        let keys = Keys::new("a:b", 0, false);
         let room = Room::parse("x:c:y").unwrap();
         assert_eq!(keys.room_of(keys.of(Part::CHANNEL, &room).as_bytes()), Some("x:c:y"));
         let mut others = vec![keys.of(Part::STREAM, &room), "a:b:{p".into()];
         others.extend(keys.controls(NodeId(1), &[HOME]));
-        others.extend(Keys::new("a:b", true).controls(NodeId(1), &[HOME, Partition(1)]));
+        others.extend(Keys::new("a:b", 0, true).controls(NodeId(1), &[HOME, Partition(1)]));
         assert_eq!(others.len(), 2 + 2 + 4);
         for other in others {
             assert_eq!(keys.room_of(other.as_bytes()), None, "{other}");
         }
+    }
+
+    /// Redis has one space of channels for all databases.
+    #[test]
+    fn channels_of_two_databases_differ_and_keys_do_not() {
+        let [zero, three] = [0, 3].map(|database| Keys::new("fanfare", database, false));
+        let room = Room::parse("a").unwrap();
+        assert_eq!(three.of(Part::CHANNEL, &room), zero.of(Part::CHANNEL, &room).replace("fanfare", "fanfare/3"));
+        assert_eq!(three.controls(NodeId(1), &[]), ["fanfare/3:ctl", "fanfare/3:node:0000000000000001"]);
+        for keys in [&zero, &three] {
+            assert_eq!(keys.of(Part::META, &room), zero.of(Part::META, &room));
+            assert_eq!(keys.room_of(keys.of(Part::CHANNEL, &room).as_bytes()), Some("a"));
+        }
+        assert_eq!(zero.room_of(three.of(Part::CHANNEL, &room).as_bytes()), None);
     }
 
     #[test]

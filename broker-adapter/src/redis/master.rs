@@ -47,18 +47,20 @@ impl Master {
         let (partitions, controls) = watch::channel(partitions);
         let status = |name: String| Arc::new(ConnectionStatus::new(name + of, context.events.clone()));
         let scripts = || context.builder.scripts.clone();
-        let (publisher, driver) = Publisher::new(status("commands".into()), context.clone());
-        tokio::spawn(keep(publisher.status.clone(), target.clone(), scripts(), driver, stopped.clone()));
+        let (publisher, driver) = Publisher::new(status("commands".into()), controls.clone(), context.clone());
+        let keeping = keep(publisher.status.clone(), target.clone(), scripts(), driver, stopped.clone());
+        context.tasks.essential("Redis connection for commands", keeping);
         let connections = (0..context.config.subscriber_connections).map(|number| {
             let status = status(format!("subscriber {number}"));
             let connection = Arc::new(PubSubConnection::new(status, context.clone()));
             let driver = SubscriberDriver::new(connection.clone(), (number == 0).then(|| controls.clone()));
-            tokio::spawn(keep(connection.status.clone(), target.clone(), scripts(), driver, stopped.clone()));
+            let keeping = keep(connection.status.clone(), target.clone(), scripts(), driver, stopped.clone());
+            context.tasks.essential("Redis connection for deliveries", keeping);
             connection
         });
         let connections = connections.collect();
         let publisher = Arc::new(publisher);
-        let reads = Arc::new(ReadPool::new(publisher.status.clone(), context.builder.keys.clone()));
+        let reads = Arc::new(ReadPool::new(publisher.status.clone(), context.clone()));
         Arc::new(Self { name: target.name(), publisher, reads, connections, partitions, stop })
     }
 
@@ -85,7 +87,7 @@ impl Master {
 
     /// Adds these connections to the node's status.
     pub(crate) fn add_to(&self, status: &mut Status) {
-        status.up &= self.is_up();
+        status.up &= self.is_up() && !self.publisher.is_refused.load(Ordering::Relaxed);
         status.reconnects += self.statuses().map(ConnectionStatus::reconnects).sum::<u64>();
         status.in_flight += self.publisher.in_flight.publishes.load(Ordering::Relaxed);
         status.rooms += self.connections.iter().map(|c| c.interest.lock().rooms() as u64).sum::<u64>();

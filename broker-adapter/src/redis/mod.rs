@@ -10,9 +10,10 @@
 //! - `connection/` keeps one connection open, and decides when to give it up.
 //! - `topology/` asks sentinels and clusters where the masters are.
 //! - `commands.rs`, `scripts/` build the commands; the scripts run in Redis.
+//! - `tasks.rs` is the broker's thread, on which all of this runs.
 //! - `address.rs`, `keys.rs`, `errors.rs` are names and values: servers, keys, memories, errors.
 //!
-//! Tasks run on the runtime of the caller of [`RedisBroker::connect`] and end with the broker. The client library's own
+//! Callers on other threads get answers only. The client library's own
 //! resubscription and connection manager are not used: they lose subscriptions and stall for seconds.
 
 mod address;
@@ -29,6 +30,7 @@ mod read;
 mod routes;
 mod scripts;
 mod subscribe;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -58,6 +60,7 @@ use self::{
         driver::SubscriberDriver,
         interest::{HeadResult, Interest, MovedRooms, Pace},
     },
+    tasks::{BrokerThread, Tasks},
     topology::{
         cluster::{Assignment, ClusterTopology},
         query::{QueryClient, REFRESH_EVERY},
@@ -72,7 +75,7 @@ use self::{
         publisher::Publisher,
     },
 };
-pub use config::Config;
+pub use config::{Config, OnPanic};
 pub use errors::{ConfigError, ConnectError};
 
 use crate::{
@@ -89,11 +92,13 @@ use std::sync::{
 
 /// A broker over one or several Redis, among which rooms are divided by their partitions.
 pub struct RedisBroker {
-    builder: CommandBuilder,
-    deployments: Vec<Deployment>,
+    node: NodeId,
+    deployments: Arc<[Deployment]>,
     /// The index in `deployments` of each partition's deployment.
     by_partition: Vec<usize>,
     unreadable: Arc<AtomicU64>,
+    tasks: Tasks,
+    _thread: BrokerThread,
 }
 
 impl RedisBroker {
@@ -106,26 +111,34 @@ impl RedisBroker {
         config.check()?;
         // Fails if the process has chosen a provider before; that one is used then.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let thread = BrokerThread::start()?;
+        let tasks = thread.tasks(config.on_panic);
         let (node, is_cluster) = (NodeId::random(), config.is_cluster());
-        let keys = Keys::new(&config.prefix, is_cluster);
-        let builder = CommandBuilder { keys, node, scripts: Arc::new(Scripts::new(is_cluster)) };
+        let scripts = Arc::new(Scripts::new(is_cluster));
+        let keys = |database| Keys::new(&config.prefix, database, is_cluster);
         let context = NodeContext {
             config: config.clone(),
-            builder: builder.clone(),
+            builder: CommandBuilder { keys: keys(0), node, scripts },
             subscribers: subscribers.into(),
             unreadable: Arc::default(),
             numbers: Arc::new(AtomicU64::new(1)),
             events: Arc::default(),
+            tasks: tasks.clone(),
+            refusals: Arc::default(),
         };
         let names: Vec<String> = config.addresses.iter().map(|address| address.name()).collect();
-        let connecting = config.addresses.iter().zip(&names).map(|(address, name)| {
+        let connect = |(address, name): (Address, &String)| {
             let of = if names.len() > 1 { format!(" of {name}") } else { String::new() };
-            let context = Arc::new(NodeContext { events: Arc::default(), ..context.clone() });
-            async move { Deployment::connect(context, address, &of).await }
-        });
-        let deployments = try_join_all(connecting).await?;
+            let builder = CommandBuilder { keys: keys(address.database()), ..context.builder.clone() };
+            let context = Arc::new(NodeContext { events: Arc::default(), builder, ..context.clone() });
+            async move { Deployment::connect(context, &address, &of).await }
+        };
+        let connecting: Vec<_> = config.addresses.clone().into_iter().zip(&names).map(connect).collect();
+        let deployments = tasks.ask(async { Ok(try_join_all(connecting).await) }).await;
+        let deployments = deployments.map_err(|why| ConnectError::Thread(why.to_string()))??.into();
         let by_partition = Partition::all().map(|partition| partition.choose(&names)).collect();
-        Ok(Arc::new(Self { builder, deployments, by_partition, unreadable: context.unreadable }))
+        let unreadable = context.unreadable;
+        Ok(Arc::new(Self { node, deployments, by_partition, unreadable, tasks, _thread: thread }))
     }
 
     fn deployment(&self, room: &Room) -> &Deployment {
@@ -141,8 +154,8 @@ impl RedisBroker {
     }
 
     /// Merges the pages of all masters. If one of them cannot be read, the call fails: the list would look complete.
-    async fn list(&self, query: RoomQuery) -> Result<RoomList, BrokerError> {
-        let masters = self.deployments.iter().flat_map(|deployment| deployment.routes.masters_with_partitions());
+    async fn list(deployments: Arc<[Deployment]>, query: RoomQuery) -> Result<RoomList, BrokerError> {
+        let masters = deployments.iter().flat_map(|deployment| deployment.routes.masters_with_partitions());
         let query = &query;
         let pages = masters.map(|(master, partitions)| async move { master.reads.rooms(query, &partitions).await });
         let pages = try_join_all(pages).await?;
@@ -180,8 +193,8 @@ impl Broker for RedisBroker {
     }
 
     fn history(&self, room: &Room, retention: Retention, query: HistoryQuery) -> BrokerFuture<'_, Page> {
-        let room = room.clone();
-        Box::pin(async move { self.master(&room).page(&room, retention, query).await })
+        let (master, room) = (self.master(room), room.clone());
+        self.tasks.ask(async move { master.page(&room, retention, query).await })
     }
 
     fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()> {
@@ -190,15 +203,13 @@ impl Broker for RedisBroker {
     }
 
     fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence> {
-        let room = room.clone();
-        Box::pin(async move {
-            let master = self.master(&room);
-            master.reads.presence(&room, detail, master.publisher.status.fence().as_ref()).await
-        })
+        let (master, room) = (self.master(room), room.clone());
+        self.tasks
+            .ask(async move { master.reads.presence(&room, detail, master.publisher.status.fence().as_ref()).await })
     }
 
     fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList> {
-        Box::pin(self.list(query))
+        self.tasks.ask(Self::list(Arc::clone(&self.deployments), query))
     }
 
     /// Sends over the first master that is up, because every node is subscribed at all of them.
@@ -206,12 +217,12 @@ impl Broker for RedisBroker {
         let masters: Vec<_> = self.masters().collect();
         let master = masters.iter().find(|master| master.publisher.status.is_up()).unwrap_or(&masters[0]);
         let partition = master.partitions.borrow().first().copied().unwrap_or(HOME);
-        let CommandBuilder { keys, node, .. } = &self.builder;
+        let builder = &master.publisher.context.builder;
         let channel = match target {
-            NodeTarget::All => keys.control(partition),
-            NodeTarget::One(node) => keys.control_to(node, partition),
+            NodeTarget::All => builder.keys.control(partition),
+            NodeTarget::One(node) => builder.keys.control_to(node, partition),
         };
-        let sent = master.publisher.submit(self.builder.send(&channel, &envelope::control(*node, &message)));
+        let sent = master.publisher.submit(builder.send(&channel, &envelope::control(self.node, &message)));
         // The reply of PUBLISH is the number of subscribers.
         Box::pin(async { sent.await.map(|subscribers| subscribers != Value::Int(0)) })
     }
@@ -223,7 +234,7 @@ impl Broker for RedisBroker {
     /// `up`: this node can publish into every room and receives what others publish.
     fn status(&self) -> Status {
         let mut status = Status {
-            node: self.builder.node,
+            node: self.node,
             up: true,
             reconnects: 0,
             in_flight: 0,
@@ -235,8 +246,9 @@ impl Broker for RedisBroker {
     }
 
     fn close(&self) -> BrokerFuture<'_, ()> {
-        Box::pin(async {
-            join_all(self.deployments.iter().map(Deployment::close)).await;
+        let deployments = Arc::clone(&self.deployments);
+        self.tasks.ask(async move {
+            join_all(deployments.iter().map(Deployment::close)).await;
             Ok(())
         })
     }

@@ -3,8 +3,8 @@
 
 use crate::redis::{
     ConnectError, ConnectionStatus, GRACE, OpenConnection, Scripts, Signals, Target, connection::open::open,
-    connection::supervisor::Input, connection::supervisor::State, connection::supervisor::Step,
-    connection::supervisor::Supervisor,
+    connection::supervisor::Crowd, connection::supervisor::Input, connection::supervisor::State,
+    connection::supervisor::Step, connection::supervisor::Supervisor,
 };
 use futures_util::future::{BoxFuture, OptionFuture};
 use redis::{PushInfo, PushKind};
@@ -181,14 +181,19 @@ impl ConnectionTask<'_> {
     }
 
     fn step(&mut self) -> Step {
-        let step = self.supervisor.step(Instant::now(), jitter());
+        let step = self.supervisor.step(Instant::now(), self.crowd());
         self.show();
         step
     }
 
     fn input(&mut self, input: Input) {
-        self.supervisor.on(input, Instant::now(), jitter());
+        self.supervisor.on(input, Instant::now(), self.crowd());
         self.show();
+    }
+
+    fn crowd(&self) -> Crowd {
+        let jitter = crate::cursor::random_u64() as f64 / u64::MAX as f64;
+        Crowd { nodes: self.status.events.nodes.load(Ordering::Relaxed).max(1), jitter }
     }
 
     /// Shows a change of state to the other tasks, and to the log.
@@ -232,9 +237,4 @@ async fn idle_until<T>(driver: &mut impl Driver, done: impl Future<Output = T>) 
         done = done => done,
         never = idle => never,
     }
-}
-
-/// A random number from 0 to 1.
-fn jitter() -> f64 {
-    crate::cursor::random_u64() as f64 / u64::MAX as f64
 }

@@ -46,10 +46,15 @@ pub(crate) async fn open(
         name = address.addr().to_string();
         let conn = async {
             let mut conn = client(address.clone())?.get_multiplexed_async_connection_with_config(&settings).await?;
-            let role = conn.send_packed_command(&redis::cmd("ROLE")).await?;
-            let info = conn.send_packed_command(redis::cmd("INFO").arg("server")).await?;
-            scripts.load(&mut conn).await?;
-            Ok((conn, role, info))
+            // All in one round trip: members wait for it after every loss of the connection.
+            let mut pipe = redis::pipe();
+            pipe.cmd("ROLE").cmd("INFO").arg("server");
+            scripts.add_to(&mut pipe);
+            let mut replies = conn.send_packed_commands(&pipe, 0, pipe.len()).await?.into_iter();
+            let (role, info) = (replies.next().unwrap_or(Value::Nil), replies.next().unwrap_or(Value::Nil));
+            let refused =
+                replies.find_map(|loaded| if let Value::ServerError(why) = loaded { Some(why) } else { None });
+            refused.map_or(Ok((conn, role, info)), |why| Err(why.into()))
         };
         let (conn, role, info) = conn.await.map_err(|why: RedisError| why.to_string())?;
         Ok((address, conn, role, info))

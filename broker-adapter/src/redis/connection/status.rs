@@ -20,7 +20,7 @@ pub(crate) struct ConnectionStatus {
     pub(crate) last: watch::Sender<Option<Server>>,
     /// The first result: the connection came up, or an attempt failed before.
     first: watch::Sender<Option<Result<(), ConnectError>>>,
-    events: Arc<TopologyEvents>,
+    pub(crate) events: Arc<TopologyEvents>,
 }
 
 /// The server that a connection led to, and the fence of that server's memory.

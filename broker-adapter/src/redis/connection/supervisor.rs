@@ -20,11 +20,19 @@ pub(crate) const DEAD_AFTER: Duration = Duration::from_millis(1500);
 pub(crate) const GRACE: Duration = Duration::from_millis(100);
 /// How long connecting and its handshake may take.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_millis(1500);
-/// The shortest time between the end of a connection and the next attempt.
-pub(crate) const RETRY_MIN: Duration = Duration::from_millis(50);
-/// The longest time between them. Members learn within 2 s after Redis is back what they have missed; the rest of the 2
-/// s is for subscribing and for comparing heads.
+/// The time between a failed attempt and the next one: at least, at most in a small cluster, and at most in a large one.
+/// Members learn within 2 s after Redis is back what they have missed; the rest of the 2 s is for subscribing and for
+/// comparing heads.
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_SMALL: Duration = Duration::from_millis(150);
 pub(crate) const RETRY_MAX: Duration = Duration::from_secs(1);
+/// Nodes of a small cluster. In a larger one the longest wait grows with the nodes, so that Redis gets no more attempts.
+const SMALL: u32 = 8;
+/// A connection that was up for this long was in use: the next attempt follows at once. A shorter one counts as a failed
+/// attempt.
+const IN_USE: Duration = Duration::from_millis(100);
+/// Nodes that lost their connections together spread their first attempts over this time for each node.
+const SPREAD: Duration = Duration::from_millis(1);
 
 /// Where a connection is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,12 +81,23 @@ pub(crate) enum Step {
     Wait(Instant),
 }
 
+/// What spreads the attempts of a cluster's nodes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Crowd {
+    /// How many nodes use this Redis.
+    pub(crate) nodes: u32,
+    /// A fresh random number from 0 to 1.
+    pub(crate) jitter: f64,
+}
+
 /// Decides when to connect, to probe and to drop one connection.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     state: State,
-    /// Ended connections and failed attempts since the last reply to a probe.
+    /// Failed attempts since the last connection that was in use.
     failures: u32,
+    /// Since when the connection has been up.
+    up_since: Option<Instant>,
     /// Down: the next attempt. Connecting: the end of the attempt. Else: the next probe.
     due: Instant,
     /// When the unanswered probe was sent.
@@ -88,22 +107,25 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { state: State::Down, failures: 0, due: now, probed: None, drop_first: false }
+        Self { state: State::Down, failures: 0, up_since: None, due: now, probed: None, drop_first: false }
     }
 
     pub(crate) fn state(&self) -> State {
         self.state
     }
 
-    /// Takes what happened. `jitter` is a fresh random number from 0 to 1 for each call.
-    pub(crate) fn on(&mut self, input: Input, now: Instant, jitter: f64) {
+    /// Takes what happened.
+    pub(crate) fn on(&mut self, input: Input, now: Instant, crowd: Crowd) {
         match (self.state, input) {
             (State::Connecting, Input::Connected) => {
                 self.state = State::Syncing;
                 self.probed = None;
                 self.due = now + PROBE_EVERY;
             }
-            (State::Syncing, Input::Synced) => self.state = State::Up,
+            (State::Syncing, Input::Synced) => {
+                self.state = State::Up;
+                self.up_since = Some(now);
+            }
             (State::Syncing | State::Up | State::Suspect, Input::Answered) => self.answered(now),
             (State::Up, Input::Late) => {
                 self.state = State::Suspect;
@@ -115,16 +137,16 @@ impl Supervisor {
             }
             (State::Down, _) => {}
             (State::Syncing | State::Up | State::Suspect, Input::Moved) => {
-                self.fall(now, 0.0);
+                self.fall(now, Crowd { jitter: 0.0, ..crowd });
                 self.failures = 0;
             }
-            (_, Input::Lost | Input::Refused) => self.fall(now, jitter),
+            (_, Input::Lost | Input::Refused) => self.fall(now, crowd),
             _ => {}
         }
     }
 
     /// Returns what to do now. Called again after that is done, and after every input.
-    pub(crate) fn step(&mut self, now: Instant, jitter: f64) -> Step {
+    pub(crate) fn step(&mut self, now: Instant, crowd: Crowd) -> Step {
         if std::mem::take(&mut self.drop_first) {
             return Step::Drop;
         }
@@ -134,14 +156,14 @@ impl Supervisor {
                 self.due = now + CONNECT_MAX;
                 Step::Connect
             }
-            (State::Connecting, _) if now >= self.due => self.end(now, jitter),
+            (State::Connecting, _) if now >= self.due => self.end(now, crowd),
             (State::Down | State::Connecting, _) => Step::Wait(self.due),
             (_, None) if now >= self.due => {
                 self.probed = Some(now);
                 Step::Probe
             }
             (_, None) => Step::Wait(self.due),
-            (_, Some(probed)) if now >= probed + DEAD_AFTER => self.end(now, jitter),
+            (_, Some(probed)) if now >= probed + DEAD_AFTER => self.end(now, crowd),
             (State::Up, Some(probed)) if now < probed + SUSPECT_AFTER => Step::Wait(probed + SUSPECT_AFTER),
             (state, Some(probed)) => {
                 if state == State::Up {
@@ -157,25 +179,33 @@ impl Supervisor {
         self.due = now + PROBE_EVERY;
         if self.state != State::Syncing {
             self.state = State::Up;
-            self.failures = 0;
         }
     }
 
     /// A deadline has passed: the connection is dropped by this very step.
-    fn end(&mut self, now: Instant, jitter: f64) -> Step {
-        self.fall(now, jitter);
+    fn end(&mut self, now: Instant, crowd: Crowd) -> Step {
+        self.fall(now, crowd);
         self.drop_first = false;
         Step::Drop
     }
 
-    /// Goes down. The next attempt comes after a random time, whose upper end doubles with each failure up to
-    /// RETRY_MAX, so that nodes which lost their connections together do not return together.
-    fn fall(&mut self, now: Instant, jitter: f64) {
-        let longest = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
+    /// Goes down. A connection that was in use is replaced at once. After a failed attempt the next one comes after a
+    /// random time, whose upper end doubles with each failure, so that nodes which lost their connections together do
+    /// not return together.
+    fn fall(&mut self, now: Instant, crowd: Crowd) {
+        let was_in_use = self.up_since.take().is_some_and(|since| now.duration_since(since) >= IN_USE);
+        let (least, longest) = if was_in_use {
+            self.failures = 0;
+            (Duration::ZERO, SPREAD.saturating_mul(crowd.nodes.saturating_sub(1)).min(RETRY_MAX))
+        } else {
+            let most = RETRY_SMALL.saturating_mul(crowd.nodes.div_ceil(SMALL).max(1)).min(RETRY_MAX);
+            let longest = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(most);
+            self.failures = self.failures.saturating_add(1);
+            (RETRY_MIN, longest)
+        };
         self.state = State::Down;
-        self.failures = self.failures.saturating_add(1);
         self.probed = None;
-        self.due = now + RETRY_MIN + (longest - RETRY_MIN).mul_f64(jitter.clamp(0.0, 1.0));
+        self.due = now + least + (longest - least).mul_f64(crowd.jitter.clamp(0.0, 1.0));
         self.drop_first = true;
     }
 }
@@ -185,23 +215,68 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const ALONE: Crowd = Crowd { nodes: 1, jitter: 0.5 };
+
     fn up(now: Instant) -> Supervisor {
         let mut supervisor = Supervisor::new(now);
-        assert_eq!(supervisor.step(now, 0.5), Step::Connect);
-        supervisor.on(Input::Connected, now, 0.5);
-        supervisor.on(Input::Synced, now, 0.5);
+        assert_eq!(supervisor.step(now, ALONE), Step::Connect);
+        supervisor.on(Input::Connected, now, ALONE);
+        supervisor.on(Input::Synced, now, ALONE);
         assert_eq!(supervisor.state(), State::Up);
         supervisor
     }
 
     #[test]
-    fn a_lost_connection_is_down_at_once_and_tried_again_soon() {
+    fn a_connection_that_was_in_use_is_replaced_at_once_however_often_it_is_lost() {
+        let mut now = Instant::now();
+        let mut supervisor = up(now);
+        for _ in 0..5 {
+            now += Duration::from_secs(1);
+            supervisor.on(Input::Lost, now, ALONE);
+            assert_eq!(supervisor.state(), State::Down);
+            assert_eq!(supervisor.step(now, ALONE), Step::Drop);
+            assert_eq!(supervisor.step(now, ALONE), Step::Connect);
+            supervisor.on(Input::Connected, now, ALONE);
+            supervisor.on(Input::Synced, now, ALONE);
+        }
+        // In a large cluster the nodes do not all come in one moment.
+        now += Duration::from_secs(1);
+        let crowd = Crowd { nodes: 101, jitter: 1.0 };
+        supervisor.on(Input::Lost, now, crowd);
+        assert_eq!(supervisor.step(now, crowd), Step::Drop);
+        assert_eq!(supervisor.step(now, crowd), Step::Wait(now + Duration::from_millis(100)));
+    }
+
+    /// The waits between ten failed attempts, with the longest jitter.
+    fn waits(nodes: u32) -> Vec<u128> {
+        let (mut now, crowd) = (Instant::now(), Crowd { nodes, jitter: 1.0 });
+        let mut supervisor = Supervisor::new(now);
+        let attempt = |_| {
+            assert_eq!(supervisor.step(now, crowd), Step::Connect);
+            supervisor.on(Input::Refused, now, crowd);
+            assert_eq!(supervisor.step(now, crowd), Step::Drop);
+            let Step::Wait(until) = supervisor.step(now, crowd) else { panic!("an attempt follows at once") };
+            let wait = until - now;
+            now = until;
+            wait.as_millis()
+        };
+        (0..10).map(attempt).collect()
+    }
+
+    #[test]
+    fn attempts_are_close_in_a_small_cluster_and_spread_in_a_large_one() {
+        assert_eq!(waits(1), [40, 80, 150, 150, 150, 150, 150, 150, 150, 150]);
+        assert_eq!(waits(20), [40, 80, 160, 320, 450, 450, 450, 450, 450, 450]);
+        assert_eq!(waits(1000)[7..], [1000, 1000, 1000]);
+    }
+
+    #[test]
+    fn a_connection_that_is_lost_as_soon_as_it_is_up_counts_as_a_failed_attempt() {
         let now = Instant::now();
         let mut supervisor = up(now);
-        supervisor.on(Input::Lost, now, 1.0);
-        assert_eq!(supervisor.state(), State::Down);
-        assert_eq!(supervisor.step(now, 1.0), Step::Drop);
-        assert_eq!(supervisor.step(now, 1.0), Step::Wait(now + Duration::from_millis(100)));
+        supervisor.on(Input::Lost, now + Duration::from_millis(50), ALONE);
+        assert_eq!(supervisor.step(now + Duration::from_millis(50), ALONE), Step::Drop);
+        assert!(matches!(supervisor.step(now + Duration::from_millis(50), ALONE), Step::Wait(_)));
     }
 
     #[test]
@@ -209,15 +284,15 @@ mod tests {
         let now = Instant::now();
         let mut supervisor = up(now);
         let probed = now + PROBE_EVERY;
-        assert_eq!(supervisor.step(probed, 0.5), Step::Probe);
-        assert_eq!(supervisor.step(probed, 0.5), Step::Wait(probed + SUSPECT_AFTER));
-        assert_eq!(supervisor.step(probed + SUSPECT_AFTER, 0.5), Step::Wait(probed + DEAD_AFTER));
+        assert_eq!(supervisor.step(probed, ALONE), Step::Probe);
+        assert_eq!(supervisor.step(probed, ALONE), Step::Wait(probed + SUSPECT_AFTER));
+        assert_eq!(supervisor.step(probed + SUSPECT_AFTER, ALONE), Step::Wait(probed + DEAD_AFTER));
         assert_eq!(supervisor.state(), State::Suspect);
-        supervisor.on(Input::Answered, probed + SUSPECT_AFTER, 0.5);
+        supervisor.on(Input::Answered, probed + SUSPECT_AFTER, ALONE);
         assert_eq!(supervisor.state(), State::Up);
         let probed = probed + SUSPECT_AFTER + PROBE_EVERY;
-        assert_eq!(supervisor.step(probed, 0.5), Step::Probe);
-        assert_eq!(supervisor.step(probed + DEAD_AFTER, 0.5), Step::Drop);
+        assert_eq!(supervisor.step(probed, ALONE), Step::Probe);
+        assert_eq!(supervisor.step(probed + DEAD_AFTER, ALONE), Step::Drop);
         assert_eq!(supervisor.state(), State::Down);
     }
 
@@ -225,9 +300,9 @@ mod tests {
     fn a_late_command_brings_the_probe_forward() {
         let now = Instant::now();
         let mut supervisor = up(now);
-        supervisor.on(Input::Late, now, 0.5);
+        supervisor.on(Input::Late, now, ALONE);
         assert_eq!(supervisor.state(), State::Suspect);
-        assert_eq!(supervisor.step(now, 0.5), Step::Probe);
+        assert_eq!(supervisor.step(now, ALONE), Step::Probe);
     }
 
     #[derive(Debug, Clone, Copy)]
@@ -253,7 +328,9 @@ mod tests {
         fn steps_fit_the_connection_after_any_sequence_of_inputs(
             stimuli in proptest::collection::vec(stimulus(), 0..200),
             jitter in 0.0f64..=1.0,
+            nodes in 1u32..200,
         ) {
+            let crowd = Crowd { nodes, jitter };
             let start = Instant::now();
             let (mut now, mut last_reply) = (start, start);
             let mut supervisor = Supervisor::new(now);
@@ -265,11 +342,11 @@ mod tests {
                         let target = now + Duration::from_millis(ms);
                         loop {
                             let was = supervisor.state();
-                            match supervisor.step(now, jitter) {
+                            match supervisor.step(now, crowd) {
                                 Step::Connect => {
                                     prop_assert!(!connection && was == State::Down);
                                     if let Some(ended) = ended {
-                                        prop_assert!(now >= ended + RETRY_MIN && now <= ended + RETRY_MAX);
+                                        prop_assert!(now <= ended + RETRY_MAX);
                                     }
                                     last_reply = now;
                                 }
@@ -293,14 +370,14 @@ mod tests {
                     }
                     Stimulus::Happens(input) => {
                         let before = supervisor.state();
-                        supervisor.on(input, now, jitter);
+                        supervisor.on(input, now, crowd);
                         match (before, input) {
                             (State::Connecting, Input::Connected) => { connection = true; last_reply = now; }
                             (State::Syncing | State::Up | State::Suspect, Input::Answered) => last_reply = now,
                             _ => {}
                         }
                         if before != State::Down && supervisor.state() == State::Down {
-                            prop_assert_eq!(supervisor.step(now, jitter), Step::Drop);
+                            prop_assert_eq!(supervisor.step(now, crowd), Step::Drop);
                             connection = false;
                             ended = Some(now);
                         }

@@ -8,7 +8,11 @@ use crate::{
 };
 use futures_util::future::join_all;
 use redis::{FromRedisValue, Value};
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -114,8 +118,10 @@ impl Heartbeat {
 
     async fn beat(&self, owner: NodeId, is_known: bool, swept: &[NodeId]) -> Result<HeartbeatReply, BrokerError> {
         let beat = self.context.builder.heartbeat(owner, is_known, self.context.config.dead_after, swept);
-        read(self.routes.home().publisher.submit(beat).await?)
-            .ok_or_else(|| BrokerError::Protocol("malformed heartbeat reply".into()))
+        let reply = read(self.routes.home().publisher.submit(beat).await?);
+        let (loss, nodes, claimed) = reply.ok_or_else(|| BrokerError::Protocol("malformed heartbeat reply".into()))?;
+        self.context.events.nodes.store(nodes, Ordering::Relaxed);
+        Ok((loss, claimed))
     }
 
     /// Writes unwritten changes until none is left, one fails, or the next heartbeat is due. Returns whether a change
@@ -207,13 +213,14 @@ impl Heartbeat {
     }
 }
 
-/// Reads the reply to a heartbeat; `None`: malformed reply.
-fn read(reply: Value) -> Option<HeartbeatReply> {
+/// Reads the reply to a heartbeat, with the number of living nodes; `None`: malformed reply.
+fn read(reply: Value) -> Option<(Option<Loss>, u32, Vec<NodeId>)> {
     let mut words = Vec::<String>::from_redis_value(reply).ok()?.into_iter();
     let loss = match words.next()?.as_str() {
         "alive" => None,
         "swept" => Some(Loss::Swept),
         _ => Some(Loss::Forgotten),
     };
-    Some((loss, words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect()))
+    let nodes = words.next()?.parse().ok()?;
+    Some((loss, nodes, words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect()))
 }

@@ -6,17 +6,18 @@ mod single_flight;
 use crate::{
     BrokerError, Cursor, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Page, Presence, PresenceDetail, Publication,
     Room, RoomList, RoomQuery, SessionId, Who, envelope,
-    redis::{
-        ConnectionStatus, Fence, Keys, Part, Partition, address::client, connection::status::Server,
-        errors::read_failure,
-    },
+    redis::{ConnectionStatus, Fence, Keys, NodeContext, Part, Partition, address::client, connection::status::Server},
 };
 use bytes::Bytes;
-use deadpool_redis::{Connection, Manager, Pool, Runtime};
+use deadpool_redis::{Connection, Manager, Pool, PoolError, Runtime, TimeoutType};
 use parking_lot::Mutex;
 use redis::{AsyncConnectionConfig, ConnectionInfo, FromRedisValue, Pipeline, Value};
 use single_flight::SingleFlight;
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 /// Connections in the pool: a page costs two round trips, so eight of them read some ten thousand pages a second.
 const CONNECTIONS: usize = 8;
@@ -24,6 +25,8 @@ const CONNECTIONS: usize = 8;
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// The messages of the largest page; a caller who wants more asks again.
 const PAGE_MAX: usize = 1000;
+/// How often a read that was torn by a change is made.
+const ATTEMPTS: usize = 3;
 /// The names in the largest page of rooms.
 pub(crate) const ROOMS_MAX: usize = 10_000;
 
@@ -33,9 +36,9 @@ pub(crate) struct ReadPool {
     status: Arc<ConnectionStatus>,
     /// With the server that it leads to.
     pool: Mutex<Option<(String, Pool)>>,
-    keys: Keys,
+    context: Arc<NodeContext>,
     /// Pages of history that are being read.
-    pages: Arc<SingleFlight<PageKey, Result<Option<Page>, BrokerError>>>,
+    pages: Arc<SingleFlight<PageKey, Option<Page>>>,
 }
 
 /// What makes two reads of history the same read.
@@ -46,8 +49,10 @@ struct PageKey {
     query: HistoryQuery,
 }
 
-/// A room's head, and a part of its stream of the same moment.
-type Range = (Cursor, Vec<Publication>);
+/// Entries of a stream, ascending: each one's offset, and the message unless it cannot be read.
+type Entries = Vec<(Offset, Option<Publication>)>;
+/// A room's head, and a part of its stream.
+type Range = (Cursor, Entries);
 
 /// A room's meta: the fence, the epoch and the last offset; `None` for what Redis does not have.
 type Meta = (Option<String>, Option<Vec<u8>>, Option<u64>);
@@ -55,8 +60,9 @@ type Meta = (Option<String>, Option<Vec<u8>>, Option<u64>);
 type UserCounts = (Option<u64>, Option<u64>);
 
 impl ReadPool {
-    pub(crate) fn new(status: Arc<ConnectionStatus>, keys: Keys) -> Self {
-        Self { status, pool: Mutex::default(), keys, pages: SingleFlight::new() }
+    pub(crate) fn new(status: Arc<ConnectionStatus>, context: Arc<NodeContext>) -> Self {
+        let pages = SingleFlight::new(context.tasks.clone());
+        Self { status, pool: Mutex::default(), context, pages }
     }
 
     /// The pool of the current master. A new master gets a new pool.
@@ -82,9 +88,17 @@ impl ReadPool {
         }
     }
 
+    fn keys(&self) -> &Keys {
+        &self.context.builder.keys
+    }
+
     async fn ask<T: FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, BrokerError> {
-        let mut conn: Connection = self.pool()?.get().await.map_err(|_| BrokerError::Unavailable)?;
-        pipe.query_async(&mut conn).await.map_err(|error| read_failure(&error))
+        let mut conn: Connection = self.pool()?.get().await.map_err(|why| match why {
+            // All connections are busy with other reads.
+            PoolError::Timeout(TimeoutType::Wait) => BrokerError::Overloaded,
+            _ => BrokerError::Unavailable,
+        })?;
+        pipe.query_async(&mut conn).await.map_err(|error| self.context.refusals.of_read(&error))
     }
 
     /// Reads a page. `None`: Redis does not have the room under this fence.
@@ -100,43 +114,59 @@ impl ReadPool {
 
     async fn read_history(&self, key: &PageKey) -> Result<Option<Page>, BrokerError> {
         let limit = key.query.limit.min(PAGE_MAX);
-        let after = key.query.since.map(|since| since.offset);
-        let Some(range) = self.range(key, after, limit).await? else { return Ok(None) };
-        let (head, _) = range;
-        let Some(since) = key.query.since else { return Ok(Some(page(range, None))) };
+        let Some(since) = key.query.since else {
+            let Some((head, entries)) = self.range(key, None, limit).await? else { return Ok(None) };
+            return Ok(Some(newest(head, entries, limit)));
+        };
+        let Some((head, entries)) = self.range(key, Some(since.offset), limit).await? else { return Ok(None) };
         if since.epoch == head.epoch && since.offset <= head.offset {
-            let mut page = page(range, None);
-            // The stream was trimmed, or Redis has lost it but not the head (expiry, eviction).
+            let mut page = page(head, entries);
+            // The stream was trimmed, or Redis has lost it but not the head (expiry, eviction), or cannot be read there.
             let missed = page.from.offset.0 - since.offset.0;
             page.gap = (missed > 0).then_some(Gap { missed: Some(missed) });
             page.publications.truncate(limit);
             return Ok(Some(page));
         }
         // A cursor of another epoch, or beyond the head: how much was missed is unknown, so all that is kept follows.
-        let Some(range) = self.range(key, Some(Offset(0)), limit).await? else { return Ok(None) };
-        Ok(Some(page(range, Some(Gap { missed: None }))))
+        let Some((head, entries)) = self.range(key, Some(Offset(0)), limit).await? else { return Ok(None) };
+        Ok(Some(Page { gap: Some(Gap { missed: None }), ..page(head, entries) }))
     }
 
     /// Reads what is kept after an offset, or the end of the stream. `None`: Redis does not have the room under the fence.
+    ///
+    /// Three commands of one pipeline, and not of a transaction: a Redis whose memory is full refuses MULTI. If a new
+    /// epoch begins between them, which shows by the two heads, they are sent again.
     async fn range(&self, key: &PageKey, after: Option<Offset>, limit: usize) -> Result<Option<Range>, BrokerError> {
+        let (meta, stream) = (self.keys().of(Part::META, &key.room), self.keys().of(Part::STREAM, &key.room));
         let mut pipe = redis::pipe();
-        pipe.atomic().cmd("HMGET").arg(self.keys.of(Part::META, &key.room)).arg(&["g", "e", "s"]);
-        let stream = self.keys.of(Part::STREAM, &key.room);
+        pipe.cmd("HMGET").arg(&meta).arg(&["g", "e", "s"]);
         match after {
             None => pipe.cmd("XREVRANGE").arg(stream).arg("+").arg("-"),
             Some(offset) => pipe.cmd("XRANGE").arg(stream).arg(format!("({}-0", offset.0)).arg("+"),
         };
         // Redis has no COUNT 0: one entry is read and dropped.
         pipe.arg("COUNT").arg(limit.max(1));
-        let (meta, entries): (Meta, Value) = self.ask(&pipe).await?;
-        let Some(head) = head(&meta, &key.fence) else { return Ok(None) };
-        let mut publications = publications(entries, head.epoch)?;
-        if after.is_none() {
-            publications.reverse();
-            let surplus = publications.len().saturating_sub(limit);
-            publications.drain(..surplus);
+        pipe.cmd("HMGET").arg(&meta).arg(&["g", "e", "s"]);
+        for _ in 0..ATTEMPTS {
+            let (before, entries, behind): (Meta, Value, Meta) = self.ask(&pipe).await?;
+            let (before, behind) = (head(&before, &key.fence), head(&behind, &key.fence));
+            match (before, behind) {
+                (Some(before), Some(behind)) if before.epoch == behind.epoch => {
+                    let mut entries = entries_of(entries, behind);
+                    let unreadable = entries.iter().filter(|(_, publication)| publication.is_none()).count();
+                    self.context.unreadable.fetch_add(unreadable as u64, Ordering::Relaxed);
+                    if after.is_none() {
+                        entries.reverse();
+                    }
+                    // The head of the moment of the read: what was published after it comes by subscription.
+                    let last = entries.last().map_or(0, |(offset, _)| offset.0);
+                    return Ok(Some((Cursor::new(before.epoch, Offset(last.max(before.offset.0))), entries)));
+                }
+                (None, None) => return Ok(None),
+                _ => {}
+            }
         }
-        Ok(Some((head, publications)))
+        Err(BrokerError::Unavailable)
     }
 
     /// Reads who is in a room. Without a fence the head is left out.
@@ -146,17 +176,30 @@ impl ReadPool {
         detail: PresenceDetail,
         fence: Option<&Fence>,
     ) -> Result<Presence, BrokerError> {
-        let sessions = self.keys.of(Part::SESSIONS, room);
+        let (sessions, users) = (self.keys().of(Part::SESSIONS, room), self.keys().of(Part::USERS, room));
+        // Not a transaction, which a Redis with a full memory refuses. Redis runs the commands of one pipeline one after
+        // the other, unless they come in two pieces: then a change in between shows by the version, and they are sent
+        // again. If there are ever more changes the first version counts, and members get an event that they have seen.
         let mut pipe = redis::pipe();
-        pipe.atomic().cmd("HLEN").arg(&sessions);
-        pipe.cmd("HMGET").arg(self.keys.of(Part::USERS, room)).arg(&["U", "v"]);
-        pipe.cmd("HMGET").arg(self.keys.of(Part::META, room)).arg(&["g", "e", "s"]);
-        let (count, (users, version), meta, entries) = if detail == PresenceDetail::Members {
-            pipe.cmd("HGETALL").arg(&sessions);
-            self.ask::<(u64, UserCounts, Meta, Vec<(Vec<u8>, Vec<u8>)>)>(&pipe).await?
-        } else {
-            let (count, counts, meta) = self.ask::<(u64, UserCounts, Meta)>(&pipe).await?;
-            (count, counts, meta, Vec::new())
+        pipe.cmd("HMGET").arg(&users).arg(&["U", "v"]);
+        pipe.cmd("HLEN").arg(&sessions);
+        pipe.cmd("HMGET").arg(self.keys().of(Part::META, room)).arg(&["g", "e", "s"]);
+        pipe.cmd(if detail == PresenceDetail::Members { "HGETALL" } else { "HLEN" }).arg(&sessions);
+        pipe.cmd("HGET").arg(&users).arg("v");
+        type Read = (UserCounts, u64, Meta, Value, Option<u64>);
+        let mut read: Read = self.ask(&pipe).await?;
+        for _ in 1..ATTEMPTS {
+            if read.0.1 == read.4 {
+                break;
+            }
+            read = self.ask(&pipe).await?;
+        }
+        let ((users, version), count, meta, entries, _) = read;
+        let entries: Vec<(Vec<u8>, Vec<u8>)> = match detail {
+            PresenceDetail::Members => {
+                redis::from_redis_value(entries).map_err(|why| self.context.refusals.of_read(&why.into()))?
+            }
+            _ => Vec::new(),
         };
         Ok(Presence {
             sessions: count,
@@ -178,7 +221,7 @@ impl ReadPool {
         let to = [b"(", query.prefix.as_bytes(), b"\xFF"].concat();
         let mut pipe = Pipeline::with_capacity(partitions.len());
         for partition in partitions {
-            pipe.cmd("ZRANGEBYLEX").arg(self.keys.rooms(*partition)).arg(&from).arg(&to);
+            pipe.cmd("ZRANGEBYLEX").arg(self.keys().rooms(*partition)).arg(&from).arg(&to);
             pipe.arg("LIMIT").arg(0).arg(limit + 1);
         }
         let names: Vec<Vec<String>> = self.ask(&pipe).await?;
@@ -193,7 +236,7 @@ impl ReadPool {
     pub(crate) async fn rooms_of(&self, owner: NodeId, partitions: &[Partition]) -> Result<Vec<Room>, BrokerError> {
         let mut pipe = Pipeline::with_capacity(partitions.len());
         for partition in partitions {
-            pipe.cmd("SMEMBERS").arg(self.keys.rooms_of(owner, *partition));
+            pipe.cmd("SMEMBERS").arg(self.keys().rooms_of(owner, *partition));
         }
         let names: Vec<Vec<String>> = self.ask(&pipe).await?;
         Ok(names.iter().flatten().filter_map(|name| Room::parse(name).ok()).collect())
@@ -208,7 +251,7 @@ impl ReadPool {
         step: u64,
     ) -> Result<(Vec<SessionId>, Option<u64>), BrokerError> {
         let mut pipe = redis::pipe();
-        pipe.cmd("HSCAN").arg(self.keys.of(Part::SESSIONS, room)).arg(step).arg("COUNT").arg(512);
+        pipe.cmd("HSCAN").arg(self.keys().of(Part::SESSIONS, room)).arg(step).arg("COUNT").arg(512);
         type Scanned = (u64, Vec<(Vec<u8>, Vec<u8>)>);
         let ((next, entries),): (Scanned,) = self.ask(&pipe).await?;
         let owner = owner.0.to_be_bytes();
@@ -242,24 +285,54 @@ fn head((stored, epoch, offset): &Meta, fence: &Fence) -> Option<Cursor> {
     Some(Cursor::new(epoch, Offset(offset.unwrap_or(0))))
 }
 
-/// A page of all that was read, from whatever its first message is.
-fn page((head, publications): Range, gap: Option<Gap>) -> Page {
-    let from = publications.first().and_then(|p| p.cursor).map_or(head.offset.0, |first| first.offset.0 - 1);
-    Page { publications, from: Cursor::new(head.epoch, Offset(from)), head, gap }
+/// The page of what was read after an offset. Entries that cannot be read are missing like those that were trimmed: the
+/// page begins after them, or ends before them.
+fn page(head: Cursor, entries: Entries) -> Page {
+    let mut from = entries.first().map_or(head.offset.0, |(first, _)| first.0 - 1);
+    let mut publications: Vec<Publication> = Vec::with_capacity(entries.len());
+    for (offset, publication) in entries {
+        match publication {
+            Some(publication) if from + publications.len() as u64 + 1 == offset.0 => publications.push(publication),
+            None if publications.is_empty() => from = offset.0,
+            _ => break,
+        }
+    }
+    Page { publications, from: Cursor::new(head.epoch, Offset(from)), head, gap: None }
 }
 
-/// Reads the entries of a stream.
-fn publications(entries: Value, epoch: Epoch) -> Result<Vec<Publication>, BrokerError> {
-    let Value::Array(entries) = entries else { return Ok(Vec::new()) };
+/// The page of the newest messages, without a hole between them.
+fn newest(head: Cursor, mut entries: Entries, limit: usize) -> Page {
+    let is_broken = |pair: &[(Offset, Option<Publication>)]| pair[0].1.is_none() || pair[0].0.0 + 1 != pair[1].0.0;
+    let broken = match entries.last() {
+        Some((_, None)) => entries.len(),
+        _ => entries.windows(2).rposition(is_broken).map_or(0, |at| at + 1),
+    };
+    let surplus = entries.len().saturating_sub(limit);
+    entries.drain(..broken.max(surplus));
+    page(head, entries)
+}
+
+/// Reads the entries of a stream up to the head; `None` for the content of one that cannot be read. An entry whose id no
+/// script has given out is left out.
+fn entries_of(entries: Value, head: Cursor) -> Entries {
+    let Value::Array(entries) = entries else { return Vec::new() };
     let entry = |value: Value| {
         let Value::Array(parts) = value else { return None };
-        let [Value::BulkString(id), Value::Array(fields)] = <[Value; 2]>::try_from(parts).ok()? else { return None };
-        let offset = std::str::from_utf8(&id).ok()?.strip_suffix("-0")?.parse().ok().filter(|offset| *offset > 0)?;
-        let Value::BulkString(tail) = fields.into_iter().nth(1)? else { return None };
-        envelope::decode_tail(&Bytes::from(tail), Some(Cursor::new(epoch, Offset(offset))))
+        let [Value::BulkString(id), fields] = <[Value; 2]>::try_from(parts).ok()? else { return None };
+        let offset = Offset(std::str::from_utf8(&id).ok()?.strip_suffix("-0")?.parse().ok()?);
+        let tail = match fields {
+            Value::Array(fields) => fields.into_iter().nth(1),
+            _ => None,
+        };
+        let publication = match tail {
+            Some(Value::BulkString(tail)) => {
+                envelope::decode_tail(&Bytes::from(tail), Some(Cursor::new(head.epoch, offset)))
+            }
+            _ => None,
+        };
+        (1..=head.offset.0).contains(&offset.0).then_some((offset, publication))
     };
-    let publications: Option<Vec<Publication>> = entries.into_iter().map(entry).collect();
-    publications.ok_or_else(|| BrokerError::Protocol("malformed history entry".into()))
+    entries.into_iter().filter_map(entry).collect()
 }
 
 /// Reads an entry of a room's sessions: owner (8 bytes), announce flag (1), presence payload.
@@ -269,4 +342,55 @@ fn read_entry((session, entry): (Vec<u8>, Vec<u8>)) -> Option<(Who, Option<Bytes
         return None;
     }
     envelope::read_presence_payload(&Bytes::from(entry).slice(9..), Some(session))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MessageId;
+    use bytes::BytesMut;
+
+    fn entries(list: &[(u64, bool)], head: u64) -> (Cursor, Entries) {
+        let entry = |(offset, is_readable): &(u64, bool)| {
+            let mut tail = BytesMut::new();
+            envelope::put_tail(&mut tail, MessageId { node: NodeId(1), number: *offset }, 1, None, b"\"data\":1");
+            let tail = if *is_readable { tail.to_vec() } else { b"bad".to_vec() };
+            let id = Value::BulkString(format!("{offset}-0").into_bytes());
+            Value::Array(vec![id, Value::Array(vec![Value::BulkString(b"d".to_vec()), Value::BulkString(tail)])])
+        };
+        let head = Cursor::new(Epoch::random(), Offset(head));
+        (head, entries_of(Value::Array(list.iter().map(entry).collect()), head))
+    }
+
+    fn offsets(page: &Page) -> (u64, Vec<u64>) {
+        let offsets = page.publications.iter().filter_map(|message| message.cursor).map(|cursor| cursor.offset.0);
+        (page.from.offset.0, offsets.collect())
+    }
+
+    #[test]
+    fn a_page_ends_before_an_unreadable_entry_and_the_next_begins_after_it() {
+        for (list, from, read) in [
+            (&[(3, true), (4, true), (5, false), (6, true)][..], 2, &[3, 4][..]),
+            (&[(5, false), (6, true), (7, true)], 5, &[6, 7]),
+            (&[(5, false), (6, false)], 6, &[]),
+            (&[(3, true), (5, true)], 2, &[3]),
+            (&[(7, true), (8, true)], 6, &[7]),
+            (&[], 7, &[]),
+        ] {
+            let (head, entries) = entries(list, 7);
+            assert_eq!(offsets(&page(head, entries)), (from, read.to_vec()), "{list:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_messages_are_those_after_the_last_unreadable_one() {
+        for (list, limit, from, read) in [
+            (&[(3, true), (4, false), (5, true), (6, true)][..], 10, 4, &[5, 6][..]),
+            (&[(3, true), (4, true), (5, true), (6, true)], 2, 4, &[5, 6]),
+            (&[(3, true), (4, true), (5, true), (6, false)], 10, 6, &[]),
+        ] {
+            let (head, entries) = entries(list, 6);
+            assert_eq!(offsets(&newest(head, entries, limit)), (from, read.to_vec()), "{list:?}");
+        }
+    }
 }

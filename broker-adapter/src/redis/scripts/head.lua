@@ -9,6 +9,6 @@ if m[1] ~= ARGV[1] or not m[2] then
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
   return ARGV[2] .. '0'
 end
--- Renewed once per half of the ttl, not with every join.
-if redis.call('PTTL', KEYS[1]) < ARGV[3] / 2 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+-- Renewed once per half of the ttl, not with every join. A Redis that takes no writes at present can still be read.
+if redis.call('PTTL', KEYS[1]) < ARGV[3] / 2 then redis.pcall('PEXPIRE', KEYS[1], ARGV[3]) end
 return m[2] .. (m[3] or '0')

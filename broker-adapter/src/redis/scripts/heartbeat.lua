@@ -2,7 +2,7 @@
 -- so the nodes' clocks need not agree.
 -- KEYS: nodes (sorted set: owner -> last heartbeat; x<owner>: being swept; s<owner>: swept)
 -- ARGV: owner, dead after ms, "new" for an owner's first heartbeat or "known", owners that the caller has swept...
--- Returns "alive", "unknown" or "swept", as the owner was known, then the owners to sweep.
+-- Returns "alive", "unknown" or "swept", as the owner was known; how many owners live; then the owners to sweep.
 local nodes, me = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -44,4 +44,5 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', now - dead_af
     reply[#reply + 1] = dead
   end
 end
+table.insert(reply, 2, tostring(#redis.call('ZRANGEBYSCORE', nodes, now - dead_after, now)))
 return reply

@@ -1,7 +1,7 @@
 //! The Lua scripts that run in Redis. Each declares all its keys, and they share one slot. Redis forgets scripts when
 //! it restarts or is ordered to: a caller that gets NOSCRIPT loads all of them and sends its command again.
 
-use redis::{Cmd, RedisResult, Script, ServerErrorKind, Value, aio::MultiplexedConnection};
+use redis::{Cmd, Pipeline, RedisResult, Script, ServerErrorKind, Value, aio::MultiplexedConnection};
 
 /// All scripts, as they are for one kind of channel.
 #[derive(Debug)]
@@ -43,10 +43,15 @@ impl Scripts {
 
     pub(crate) async fn load(&self, conn: &mut MultiplexedConnection) -> RedisResult<()> {
         let mut pipe = redis::pipe();
+        self.add_to(&mut pipe);
+        pipe.exec_async(conn).await
+    }
+
+    /// Adds the commands that load all scripts.
+    pub(crate) fn add_to(&self, pipe: &mut Pipeline) {
         for lua in [&self.publish, &self.publish_once, &self.head, &self.presence, &self.heartbeat] {
             pipe.cmd("SCRIPT").arg("LOAD").arg(&lua.code).ignore();
         }
-        pipe.exec_async(conn).await
     }
 }
 

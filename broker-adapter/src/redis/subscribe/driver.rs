@@ -5,7 +5,7 @@ use crate::{
     BrokerError, Cursor, Room,
     redis::{
         CommandBuilder, Driver, Fence, NodeContext, OpenConnection, Pace, Part, Partition, PubSubConnection, Redirect,
-        Signals, commands, errors::refusal, scripts::is_forgotten, subscribe::interest::Batch,
+        Signals, commands, errors::Refusals, scripts::is_forgotten, subscribe::interest::Batch,
         subscribe::interest::STEP,
     },
 };
@@ -82,7 +82,7 @@ impl SubscriberDriver {
     async fn subscribe(&mut self, open: OpenConnection, signals: &Signals) -> RedisResult<()> {
         let (mut conn, fence) = (open.conn, open.server.fence);
         let connection = Arc::clone(&self.connection);
-        let NodeContext { config, builder, subscribers, .. } = &*connection.context;
+        let NodeContext { config, builder, subscribers, refusals, .. } = &*connection.context;
         let pace = Pace::new(config.subscriber_connections, config.sweep);
         self.subscribe_controls(&mut conn).await?;
         connection.interest.lock().begin(self.number);
@@ -103,7 +103,7 @@ impl SubscriberDriver {
             tokio::select! {
                 biased;
                 Some(replies) = running.next(), if !running.is_empty() => {
-                    if connection.interest.lock().settle(heads(&replies?, signals)?, subscribers) {
+                    if connection.interest.lock().settle(heads(&replies?, signals, refusals)?, subscribers) {
                         signals.synced.notify_one();
                     }
                 }
@@ -153,14 +153,14 @@ async fn send(
 }
 
 /// Reads the heads of one batch. Fails, and so ends the connection, if this server does not have the rooms.
-fn heads(replies: &[Value], signals: &Signals) -> RedisResult<Vec<Result<Cursor, BrokerError>>> {
+fn heads(replies: &[Value], signals: &Signals, refusals: &Refusals) -> RedisResult<Vec<Result<Cursor, BrokerError>>> {
     let head = |reply: &Value| match reply {
         Value::ServerError(error) => match Redirect::of(error) {
             Some(Redirect::NotMaster | Redirect::Moved) => {
                 signals.events.refresh.notify_one();
                 Err(error.clone().into())
             }
-            Some(Redirect::Migrating) | None => Ok(Err(refusal(error))),
+            Some(Redirect::Migrating) | None => Ok(Err(refusals.of(error))),
         },
         Value::Push { .. } => Err((ErrorKind::UnexpectedReturnType, "the reply to another command").into()),
         reply => Ok(commands::head(reply).ok_or_else(|| BrokerError::Protocol("malformed head".into()))),

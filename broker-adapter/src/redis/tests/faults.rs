@@ -233,7 +233,7 @@ async fn joins_wait_while_redis_is_away() {
 async fn evicted_keys_are_reported_as_a_gap() {
     let server = Server::start().await;
     let a = Gateway::connect(server.config()).await;
-    let keys = Keys::new("fanfare", false);
+    let keys = Keys::new("fanfare", 0, false);
     let (stream, meta) = (room("no-stream"), room("no-meta"));
     let mut begins = Vec::new();
     for room in [&stream, &meta] {
@@ -266,7 +266,7 @@ async fn envelopes_of_another_version_are_counted_and_dropped() {
     let room = room("future");
     a.node.subscribe(&room).await;
     server
-        .command(&format!("PUBLISH {} {}", Keys::new("fanfare", false).of(Part::CHANNEL, &room), "x".repeat(80)))
+        .command(&format!("PUBLISH {} {}", Keys::new("fanfare", 0, false).of(Part::CHANNEL, &room), "x".repeat(80)))
         .await;
     until("the count", WAIT_MAX, || async { a.broker.status().unreadable == 1 }).await;
     a.node.say(&room, "hi").await;

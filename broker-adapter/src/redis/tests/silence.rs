@@ -16,7 +16,7 @@ fn swept(server: &Server) -> Config {
 
 /// A room's meta and stream.
 fn keys(room: &Room) -> Vec<String> {
-    let keys = Keys::new("fanfare", false);
+    let keys = Keys::new("fanfare", 0, false);
     vec![keys.of(Part::META, room), keys.of(Part::STREAM, room)]
 }
 

@@ -57,10 +57,20 @@ fn add(calls: &mut Vec<Command>, open: &mut OpenCalls, messages: Messages) {
 }
 
 impl Command {
+    /// Whether Redis has to write for it, so that its success shows that Redis takes writes.
+    pub(crate) fn is_write(&self) -> bool {
+        match self {
+            Self::Publish(messages) => messages.first.publish.retention.is_some(),
+            Self::Presence(_) | Self::Probe(_) => true,
+            Self::Other { .. } => false,
+        }
+    }
+
     pub(crate) fn cmd(&self, builder: &CommandBuilder, fence: &Fence) -> Cmd {
         match self {
             Self::Publish(messages) => builder.publish(fence, messages),
             Self::Presence(command) => builder.presence(&command.change),
+            Self::Probe(cmd) => cmd.clone(),
             Self::Other { cmd, .. } => cmd.clone(),
         }
     }
@@ -79,6 +89,7 @@ impl Command {
                 }
             }
             Self::Presence(mut command) => command.complete(result.map(drop)),
+            Self::Probe(_) => {}
             Self::Other { reply, .. } => drop(reply.send(result)),
         }
     }

@@ -24,6 +24,8 @@ pub(crate) struct QueuedCommand {
 pub(crate) enum Command {
     Publish(Messages),
     Presence(PresenceCommand),
+    /// Asks whether Redis takes writes again.
+    Probe(Cmd),
     /// Everything rare: control messages, heartbeats, the removal of dead members.
     Other {
         cmd: Cmd,

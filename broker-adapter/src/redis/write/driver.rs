@@ -5,8 +5,8 @@
 use crate::{
     BrokerError,
     redis::{
-        Command, CommandBuilder, ConnectionStatus, Driver, GRACE, OpenConnection, QueuedCommand, Redirect, Signals,
-        errors::refusal, scripts::is_forgotten, write::batch,
+        Command, ConnectionStatus, Driver, GRACE, HOME, NodeContext, OpenConnection, Partition, QueuedCommand,
+        Redirect, Signals, scripts::is_forgotten, write::batch,
     },
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
@@ -15,10 +15,16 @@ use std::{
     future::pending,
     mem::{replace, take},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{interval, timeout},
+};
 
 /// At most this many commands in one pipeline. In longer ones the cost per command no longer falls.
 const BATCH: usize = 256;
@@ -27,12 +33,18 @@ const BATCHES: usize = 4;
 /// A reply that takes longer counts as missing: with the wait in the queue, publishers get their result within a
 /// second.
 const REPLY_MAX: Duration = Duration::from_millis(750);
+/// How often Redis is asked whether it takes writes again.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Sends the commands of one publisher.
 pub(crate) struct PublisherDriver {
     pub(crate) status: Arc<ConnectionStatus>,
     pub(crate) queue: mpsc::Receiver<QueuedCommand>,
-    pub(crate) builder: CommandBuilder,
+    /// Redis has refused a write, and has taken none since.
+    pub(crate) is_refused: Arc<AtomicBool>,
+    /// The partitions of the master.
+    pub(crate) partitions: watch::Receiver<Vec<Partition>>,
+    pub(crate) context: Arc<NodeContext>,
 }
 
 /// The calls of one pipeline with Redis's replies; `None`: the replies did not come in time.
@@ -63,10 +75,11 @@ impl PublisherDriver {
         let mut again: Vec<Command> = Vec::new();
         let mut next = Vec::with_capacity(BATCH);
         signals.synced.notify_one();
+        let mut probes = interval(PROBE_EVERY);
         loop {
             // These calls are sent again in their order, before anything new, so that each room keeps its order.
             if !again.is_empty() && running.is_empty() {
-                if self.builder.scripts.load(&mut connection.conn).await.is_err() {
+                if self.context.builder.scripts.load(&mut connection.conn).await.is_err() {
                     signals.lost.notify_one();
                     return pending().await;
                 }
@@ -74,7 +87,11 @@ impl PublisherDriver {
             }
             tokio::select! {
                 biased;
-                Some(replied) = running.next(), if !running.is_empty() => settle(replied, &mut again, signals),
+                Some(replied) = running.next(), if !running.is_empty() => self.settle(replied, &mut again, signals),
+                _ = probes.tick(), if self.is_refused.load(Ordering::Relaxed) => {
+                    let probe = Command::Probe(self.context.builder.write_probe(self.partitions.borrow().first().copied().unwrap_or(HOME)));
+                    running.push_back(self.send(&connection, vec![probe]));
+                }
                 count = self.queue.recv_many(&mut next, BATCH), if running.len() < BATCHES && again.is_empty() => {
                     if count == 0 {
                         return pending().await;
@@ -97,7 +114,7 @@ impl PublisherDriver {
     fn send(&self, connection: &OpenConnection, calls: Vec<Command>) -> BoxFuture<'static, Replied> {
         let mut pipe = Pipeline::with_capacity(calls.len());
         for call in &calls {
-            pipe.add_command(call.cmd(&self.builder, &connection.server.fence));
+            pipe.add_command(call.cmd(&self.context.builder, &connection.server.fence));
         }
         let mut conn = connection.conn.clone();
         Box::pin(async move {
@@ -111,6 +128,39 @@ impl PublisherDriver {
             (calls, replies)
         })
     }
+
+    /// Completes the calls of one pipeline. Calls whose script Redis has forgotten are moved to `again`, in order.
+    fn settle(&self, (calls, replies): Replied, again: &mut Vec<Command>, signals: &Signals) {
+        let replies = match replies {
+            Some(Ok(replies)) => replies,
+            // Without replies the calls are dropped, and so report an error.
+            Some(Err(_)) => return signals.lost.notify_one(),
+            None => return signals.late.notify_one(),
+        };
+        for (call, reply) in calls.into_iter().zip(replies) {
+            if is_forgotten(&reply) {
+                again.push(call);
+                continue;
+            }
+            let result = match reply {
+                Value::ServerError(error) => {
+                    match Redirect::of(&error) {
+                        Some(Redirect::NotMaster) => signals.lost.notify_one(),
+                        Some(Redirect::Moved) => signals.events.refresh.notify_one(),
+                        Some(Redirect::Migrating) | None => {}
+                    }
+                    Err(self.context.refusals.of(&error))
+                }
+                reply => Ok(reply),
+            };
+            match &result {
+                Err(BrokerError::NotWritable) => self.is_refused.store(true, Ordering::Relaxed),
+                Ok(_) if call.is_write() => self.is_refused.store(false, Ordering::Relaxed),
+                _ => {}
+            }
+            call.complete(result);
+        }
+    }
 }
 
 /// Packs commands into calls, and refuses those that have waited for too long. If nothing is in flight (`busy` is
@@ -121,32 +171,4 @@ fn calls_in_time(mut commands: Vec<QueuedCommand>, busy: bool) -> Vec<Command> {
         late.command.complete(Err(BrokerError::Overloaded));
     }
     batch::calls(commands)
-}
-
-/// Completes the calls of one pipeline. Calls whose script Redis has forgotten are moved to `again`, in order.
-fn settle((calls, replies): Replied, again: &mut Vec<Command>, signals: &Signals) {
-    let replies = match replies {
-        Some(Ok(replies)) => replies,
-        // Without replies the calls are dropped, and so report an error.
-        Some(Err(_)) => return signals.lost.notify_one(),
-        None => return signals.late.notify_one(),
-    };
-    for (call, reply) in calls.into_iter().zip(replies) {
-        if is_forgotten(&reply) {
-            again.push(call);
-            continue;
-        }
-        let result = match reply {
-            Value::ServerError(error) => {
-                match Redirect::of(&error) {
-                    Some(Redirect::NotMaster) => signals.lost.notify_one(),
-                    Some(Redirect::Moved) => signals.events.refresh.notify_one(),
-                    Some(Redirect::Migrating) | None => {}
-                }
-                Err(refusal(&error))
-            }
-            reply => Ok(reply),
-        };
-        call.complete(result);
-    }
 }

@@ -4,17 +4,21 @@
 use crate::{
     BrokerError, Publish, Reply,
     redis::{
-        Command, ConnectionStatus, InFlight, Messages, NodeContext, PendingPublish, PublisherDriver, QueuedCommand,
+        Command, ConnectionStatus, InFlight, Messages, NodeContext, Partition, PendingPublish, PublisherDriver,
+        QueuedCommand,
     },
 };
 use redis::{Cmd, Value};
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
-    oneshot,
+    oneshot, watch,
 };
 
 /// Commands that may wait: half a second's worth of publishes with history.
@@ -29,7 +33,9 @@ pub(crate) struct Publisher {
     pub(crate) status: Arc<ConnectionStatus>,
     queue: mpsc::Sender<QueuedCommand>,
     pub(crate) in_flight: Arc<InFlight>,
-    context: Arc<NodeContext>,
+    /// Redis has refused a write, and has taken none since.
+    pub(crate) is_refused: Arc<AtomicBool>,
+    pub(crate) context: Arc<NodeContext>,
 }
 
 /// A command that was not taken, and why. The caller completes it.
@@ -37,10 +43,21 @@ pub(crate) type Refused = (Command, BrokerError);
 
 impl Publisher {
     /// The publisher, and the driver that sends its commands.
-    pub(crate) fn new(status: Arc<ConnectionStatus>, context: Arc<NodeContext>) -> (Self, PublisherDriver) {
+    pub(crate) fn new(
+        status: Arc<ConnectionStatus>,
+        partitions: watch::Receiver<Vec<Partition>>,
+        context: Arc<NodeContext>,
+    ) -> (Self, PublisherDriver) {
         let (queue, commands) = mpsc::channel(QUEUE);
-        let driver = PublisherDriver { status: Arc::clone(&status), queue: commands, builder: context.builder.clone() };
-        (Self { status, queue, in_flight: Arc::default(), context }, driver)
+        let is_refused = Arc::new(AtomicBool::new(false));
+        let driver = PublisherDriver {
+            status: Arc::clone(&status),
+            queue: commands,
+            is_refused: Arc::clone(&is_refused),
+            partitions,
+            context: Arc::clone(&context),
+        };
+        (Self { status, queue, in_flight: Arc::default(), is_refused, context }, driver)
     }
 
     pub(crate) fn publish(&self, publish: Publish, reply: Reply) {
