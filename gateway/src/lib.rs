@@ -8,7 +8,9 @@ mod app;
 pub mod bench;
 mod cli;
 mod config;
+mod essential;
 mod http;
+mod log;
 mod node;
 mod policy;
 mod protocol;
@@ -19,8 +21,7 @@ mod time;
 mod transport;
 
 use cli::Invocation;
-use config::{Config, LogFormat};
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 /// `EX_UNAVAILABLE` of sysexits.h: a port is in use, or Redis cannot be reached.
 const UNAVAILABLE: u8 = 69;
@@ -35,32 +36,20 @@ pub fn main() -> ExitCode {
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(why) => {
-            eprintln!("fanfare: the operating system refuses a runtime: {why}");
-            return ExitCode::from(UNAVAILABLE);
-        }
+        Err(why) => return unavailable(format_args!("the operating system refuses a runtime: {why}")),
     };
     match invocation {
         Invocation::Serve(config) => {
-            log(&config);
-            match runtime.block_on(app::run(*config)) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(why) => {
-                    eprintln!("fanfare: {why}");
-                    ExitCode::from(UNAVAILABLE)
-                }
-            }
+            let served = runtime.block_on(essential::essential("main", app::run(*config)));
+            log::flush();
+            served.map_or_else(unavailable, |()| ExitCode::SUCCESS)
         }
         Invocation::Client(command) => runtime.block_on(command.run()),
     }
 }
 
-/// Log lines go to standard error.
-fn log(config: &Config) {
-    let lines = tracing_subscriber::fmt().with_max_level(config.log_level);
-    let lines = lines.with_writer(std::io::stderr).with_target(false);
-    match config.log {
-        LogFormat::Json => lines.json().flatten_event(true).init(),
-        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-    }
+/// Says why the process cannot start. A closed standard error is ignored: there is nowhere else to say it.
+fn unavailable(why: impl std::fmt::Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "fanfare: {why}");
+    ExitCode::from(UNAVAILABLE)
 }

@@ -1,14 +1,18 @@
 //! The operator's port: metrics, health, drain. It has its own thread and runtime, so that it answers while the shards are
 //! saturated. It reads counters and switches only.
 
-use crate::node::{Node, drain::Phase};
+use crate::{
+    essential::essential,
+    http::check_host,
+    node::{Node, drain::Phase},
+};
 use axum::{
     Router,
     extract::{ConnectInfo, RawQuery, Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, options, post},
 };
 use std::{
     io,
@@ -19,19 +23,15 @@ use std::{
 /// Serves for as long as the process lives. The error: the operating system refuses a thread or a runtime.
 pub(crate) fn spawn(node: Arc<Node>, listener: TcpListener) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _context = runtime.enter();
+        tokio::net::TcpListener::from_std(listener)?
+    };
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            let served = match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => {
-                    let service = router(node).into_make_service_with_connect_info::<SocketAddr>();
-                    axum::serve(listener, service).await
-                }
-                Err(why) => Err(why),
-            };
-            if let Err(why) = served {
-                tracing::error!(%why, "the admin listener ended");
-            }
-        });
+        runtime.block_on(essential("admin listener", async {
+            let service = router(node).into_make_service_with_connect_info::<SocketAddr>();
+            let _ = axum::serve(listener, service).await; // never returns
+        }));
     })?;
     Ok(())
 }
@@ -42,17 +42,23 @@ fn router(node: Arc<Node>) -> Router {
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/drain", post(drain))
-        .layer(from_fn_with_state(Arc::clone(&node), note_proxy))
+        // HAProxy's `option httpchk` without a path asks `OPTIONS /`.
+        .route("/", options(ready))
+        .layer(from_fn_with_state(Arc::clone(&node), check))
         .with_state(node)
 }
 
-/// A balancer that asks for health, or a Prometheus, on another machine needs time to notice that this node goes.
-async fn note_proxy(
+/// Checks `Host`. A balancer that asks for health, or a Prometheus, on another machine needs time to notice that this node
+/// goes.
+async fn check(
     State(node): State<Arc<Node>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
 ) -> Response {
+    if let Err(refusal) = check_host(request.version(), request.headers()) {
+        return refusal.into_response();
+    }
     if !peer.ip().to_canonical().is_loopback() {
         node.drain.note_proxy();
     }

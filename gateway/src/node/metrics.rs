@@ -172,6 +172,11 @@ impl Metrics {
         })
     }
 
+    /// Adds a counter that is kept elsewhere.
+    pub(crate) fn register(&self, counter: IntCounter) {
+        Registrar(self.registry.clone()).keep(Ok(counter));
+    }
+
     /// Counts the end of a session.
     pub(crate) fn session_closed(&self, reason: CloseReason) {
         self.sessions_closed[reason as usize].inc();
