@@ -113,6 +113,7 @@ fn flag(spec: &Spec) -> Arg {
             flag.default_missing_value("true")
         }
         Kind::List(value) => flag.value_name(value).action(ArgAction::Append),
+        Kind::Seconds => flag.value_name("SECONDS"),
         Kind::Text(value) | Kind::Number(value) => flag.value_name(value),
     }
 }

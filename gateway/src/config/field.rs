@@ -104,6 +104,14 @@ impl<'a> Field<'a> {
         match spec.kind {
             Kind::Text(_) => self.text().map(str::to_owned),
             Kind::Number(_) => self.number(),
+            Kind::Seconds if self.value.is_str() => {
+                let text = self.text()?;
+                let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
+                has_unit
+                    .then(|| text.to_owned())
+                    .ok_or_else(|| "must be an integer, or a time such as \"20s\"".to_owned())
+            }
+            Kind::Seconds => self.number(),
             Kind::Switch => self.switch().map(|on| on.to_string()),
             Kind::List(_) if self.value.is_str() => self.text().map(str::to_owned),
             Kind::List(_) => {

@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     Text(&'static str),
     /// An integer.
     Number(&'static str),
+    /// A time: an integer of seconds, or a string with a unit.
+    Seconds,
     /// A boolean; the flag alone means true.
     Switch,
     /// A string or an array of strings; the flag may be repeated, the environment separates them by blanks.
@@ -163,8 +165,17 @@ pub(crate) const OPTIONS: &[Spec] = &[
         ..TOP_LEVEL
     },
     Spec {
+        name: "redis_prefix",
+        kind: Kind::Text("PREFIX"),
+        default: "fanfare",
+        help: "Beginning of all keys and channels: clusters with different prefixes share a Redis and see nothing of each other",
+        example: "staging",
+        set: |d, text| put(&mut d.config.redis_prefix, value::redis_prefix(text)),
+        ..TOP_LEVEL
+    },
+    Spec {
         name: "redis_wait",
-        kind: Kind::Number("SECONDS"),
+        kind: Kind::Seconds,
         default: "0",
         help: "How long to wait for Redis at start before giving up",
         example: "30",
@@ -240,7 +251,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "drain",
-        kind: Kind::Number("SECONDS"),
+        kind: Kind::Seconds,
         default: "20",
         help: "Window over which SIGTERM spreads the closing of connections",
         example: "20",

@@ -88,11 +88,12 @@ pub(crate) fn markdown() -> String {
 fn row(spec: &Spec) -> String {
     let value = match spec.kind {
         Kind::Switch => String::new(),
+        Kind::Seconds => " SECONDS".to_owned(),
         Kind::Text(value) | Kind::Number(value) | Kind::List(value) => format!(" {}", value.replace('|', "\\|")),
     };
     let key = match spec.kind {
         _ if spec.name == options::CONFIG_FILE.name => "".to_owned(),
-        Kind::Number(_) | Kind::Switch => format!("`{} = {}`", spec.name, spec.example),
+        Kind::Number(_) | Kind::Seconds | Kind::Switch => format!("`{} = {}`", spec.name, spec.example),
         Kind::Text(_) | Kind::List(_) if spec.section.is_empty() => format!("`{} = \"{}\"`", spec.name, spec.example),
         Kind::Text(_) | Kind::List(_) => format!("`[{}]` `{} = [\"{}\"]`", spec.section, spec.name, spec.example),
     };

@@ -26,6 +26,8 @@ pub(crate) struct Config {
     pub(crate) redis_ca_file: Option<PathBuf>,
     /// How long to wait for Redis at start.
     pub(crate) redis_wait: Duration,
+    /// The beginning of all keys and channels in Redis.
+    pub(crate) redis_prefix: String,
     /// This node's name.
     pub(crate) node: String,
     /// The address under which nginx reaches this node; `None`: derived from the bound listener.
@@ -68,6 +70,7 @@ impl Config {
             redis: Vec::new(),
             redis_ca_file: None,
             redis_wait: Duration::ZERO,
+            redis_prefix: "fanfare".to_owned(),
             node: node_name(),
             advertise: None,
             shards: thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256),

@@ -55,7 +55,7 @@ impl Drop for Written {
 
 #[test]
 fn flags_beat_the_environment_which_beats_the_file_which_beats_the_default() {
-    let file = Written::new("drain = 1\nredis_wait = 1\nshards = 1\n");
+    let file = Written::new("drain = 1\nredis_wait = \"1m\"\nshards = 1\n");
     let path = file.0.to_str().unwrap();
     let environment = environment(&[("FANFARE_REDIS_WAIT", "2"), ("FANFARE_SHARDS", "2"), ("FANFARE_CONFIG", path)]);
     let config = load(&flags(&[("shards", "3")]), &environment).unwrap();
@@ -113,7 +113,7 @@ fn all_faults_of_all_layers_are_listed_at_once_with_their_location() {
     let expected = [
         ":1: listen: 0.0.0.0:80 is not loopback",
         ":2: nope: unknown key",
-        ":3: drain: must be an integer, not string",
+        ":3: drain: must be an integer, or a time such as \"20s\"",
         ":5: limits.ping_seconds: must be a whole number from 1 to 300, not \"0\"",
         "FANFARE_ADMIN: must be IP:PORT",
         "FANFARE_LISTENN: unknown variable",
@@ -270,7 +270,7 @@ fn origins_compare_as_browsers_write_them() {
 #[test]
 fn the_table_says_the_defaults_that_hold_and_examples_that_work() {
     let is_value = |spec: &&Spec| !spec.default.contains([' ', '\'']) && spec.default != "none";
-    assert_eq!(options().filter(is_value).count(), 8);
+    assert_eq!(options().filter(is_value).count(), 9);
     let built_in = Config::built_in();
     for spec in options().filter(is_value) {
         let mut draft = Draft::new(built_in.clone());

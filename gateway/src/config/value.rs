@@ -70,6 +70,13 @@ impl fmt::Debug for RedisUrl {
     }
 }
 
+/// The beginning of all keys and channels in Redis.
+pub(super) fn redis_prefix(text: &str) -> Result<String, String> {
+    let mut broker = fanfare_broker::redis::Config::parse("redis://any").map_err(|why| why.to_string())?;
+    text.clone_into(&mut broker.prefix);
+    broker.check().map(|()| broker.prefix).map_err(|why| why.to_string())
+}
+
 /// An address to listen on or to be reached at.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("must be IP:PORT such as 0.0.0.0:8080 or [::1]:8080, not {text:?}"))
@@ -81,9 +88,11 @@ pub(super) fn whole(text: &str, range: RangeInclusive<u64>) -> Result<u64, Strin
     text.parse().ok().filter(|number| range.contains(number)).ok_or_else(wrong)
 }
 
-/// A time in whole seconds, up to an hour.
+/// A time up to an hour: in whole seconds, or with its unit as [`span`] takes it.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
-    whole(text, 0..=3600).map(Duration::from_secs)
+    let wrong = || format!("must be a time from 0 to 1h, in seconds or such as \"90s\" or \"5m\", not {text:?}");
+    let time = text.parse().map(Duration::from_secs).or_else(|_| span(text));
+    time.ok().filter(|time| *time <= Duration::from_secs(3600)).ok_or_else(wrong)
 }
 
 /// A time with its unit: `90s`, `5m`, `24h`, `7d`; from a second to 30 days.
