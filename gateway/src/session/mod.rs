@@ -25,11 +25,19 @@ use smallvec::SmallVec;
 use std::borrow::Cow;
 
 /// How far a session has come into a room. It is `Joining` until the stored messages that it is to get are queued, then
-/// `Member`.
+/// `Member`. A member that joins again is `Rejoining` and gets the room's messages meanwhile as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Joining,
     Member,
+    Rejoining,
+}
+
+impl Stage {
+    /// Whether the session gets the room's messages.
+    pub(crate) fn is_member(self) -> bool {
+        self != Self::Joining
+    }
 }
 
 /// A room that a session is in or joins. `room` is the shard's key for it.
@@ -175,10 +183,14 @@ impl Session {
     /// `Joining`.
     pub(crate) fn begin_join(&mut self, room: u32) -> u32 {
         self.joins = self.joins.wrapping_add(1);
-        let membership = Membership { room, stage: Stage::Joining, join: self.joins };
         match self.memberships.iter_mut().find(|m| m.room == room) {
-            Some(existing) => *existing = membership,
-            None => self.memberships.push(membership),
+            Some(existing) => {
+                existing.join = self.joins;
+                if existing.stage == Stage::Member {
+                    existing.stage = Stage::Rejoining;
+                }
+            }
+            None => self.memberships.push(Membership { room, stage: Stage::Joining, join: self.joins }),
         }
         self.joins
     }
@@ -191,7 +203,7 @@ impl Session {
 
     /// Whether join number `join` is in progress: not complete, not left, not replaced by a later one.
     pub(crate) fn is_joining(&self, room: u32, join: u32) -> bool {
-        self.memberships.iter().any(|m| m.room == room && m.join == join && m.stage == Stage::Joining)
+        self.memberships.iter().any(|m| m.room == room && m.join == join && m.stage != Stage::Member)
     }
 
     pub(crate) fn membership(&self, room: u32) -> Option<Membership> {

@@ -55,8 +55,8 @@ fn publish(room: &'static str) -> Request<'static> {
 #[derive(Default)]
 struct Model {
     now_ms: u32,
-    /// Rooms by key: the number of the latest join, and whether it is complete.
-    rooms: BTreeMap<u32, (u32, bool)>,
+    /// Rooms by key: the number of the latest join, and the stage.
+    rooms: BTreeMap<u32, (u32, Stage)>,
     joins: u32,
     published: Vec<u32>,
     errors: Vec<u32>,
@@ -78,10 +78,8 @@ impl Model {
 
     fn agrees(&self, session: &Session) -> Result<(), TestCaseError> {
         for room in 0..5 {
-            let stage =
-                |(join, complete): &(u32, bool)| (*join, if *complete { Stage::Member } else { Stage::Joining });
             let is = session.membership(room).map(|m| (m.join, m.stage));
-            prop_assert_eq!(is, self.rooms.get(&room).map(stage));
+            prop_assert_eq!(is, self.rooms.get(&room).copied());
         }
         Ok(())
     }
@@ -110,16 +108,18 @@ proptest! {
                     if enters {
                         model.joins += 1;
                         prop_assert_eq!(session.begin_join(room), model.joins);
-                        model.rooms.insert(room, (model.joins, false));
+                        let was = model.rooms.get(&room).map_or(Stage::Joining, |(_, stage)| *stage);
+                        let stage = if was.is_member() { Stage::Rejoining } else { Stage::Joining };
+                        model.rooms.insert(room, (model.joins, stage));
                     }
                 }
                 Happens::Complete { ago, room } => {
                     let number = model.joins.wrapping_sub(ago);
                     let wanted = model.rooms.get(&room).is_some_and(|(join, _)| *join == number);
-                    let joining = wanted && !model.rooms[&room].1;
+                    let joining = wanted && model.rooms[&room].1 != Stage::Member;
                     prop_assert_eq!(session.is_joining(room, number), joining);
                     prop_assert_eq!(session.complete_join(room, number), wanted, "an older join's end is not taken for it");
-                    if wanted { model.rooms.insert(room, (number, true)); }
+                    if wanted { model.rooms.insert(room, (number, Stage::Member)); }
                 }
                 Happens::Leave(room) => {
                     let left = session.leave(room).map(|m| m.join);

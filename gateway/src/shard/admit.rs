@@ -12,7 +12,6 @@
 use super::{
     Shard, State,
     catch_up::Retry,
-    conn::Conn,
     members::CustomMember,
     room::{Join, RoomRef},
     rooms::Reached,
@@ -47,8 +46,8 @@ struct Admission {
     join: Join,
     /// Who is in the room, if the join asked for that.
     presence: Option<Presence>,
-    /// The last message that the client has had; set as soon as `joined` has been sent with a cursor.
-    reached: Option<Cursor>,
+    /// `joined` has been sent. From then on [`Conn::reached`] is the last message that the client has had.
+    has_started: bool,
     /// Messages that were read and have not been sent.
     pending: VecDeque<Publication>,
 }
@@ -68,7 +67,7 @@ impl State {
     /// Completes a join at once if nothing has to be read for it; otherwise a task does.
     pub(super) fn admit(&mut self, join: Join) {
         let lists_members = join.options.wants_presence;
-        let mut admission = Admission { join, presence: None, reached: None, pending: VecDeque::new() };
+        let mut admission = Admission { join, presence: None, has_started: false, pending: VecDeque::new() };
         if lists_members || self.advance(&mut admission).is_some() {
             self.spawn(|shard| shard.admit_slowly(admission));
         }
@@ -90,9 +89,14 @@ impl State {
             // Compare the client's cursor with the feed's.
             let join = &admission.join;
             let entry = self.rooms.resolve(join.room)?;
-            let from = join.from.filter(|_| join.options.last == 0);
-            let since = admission.reached.or(join.options.since).or(from);
+            let conn = self.outgoing.sessions.get_open(join.session())?;
+            // A member that joins again has had everything that the room's members have. A join that takes the place of
+            // an earlier one goes on from what was sent for that.
+            let membership = conn.session.membership(join.room.index)?;
+            let reached = if membership.stage.is_member() { entry.cursor() } else { conn.reached(join.room.index) };
+            let since = reached.or(join.options.since);
             let (cursor, gap) = match (entry.feed.position().map(Position::cursor), since) {
+                (Some(_), _) if membership.stage.is_member() => (reached, None),
                 // The room has no history: there is nothing to send first, and messages after the client's cursor are
                 // lost.
                 (None, _) => (None, join.options.since.map(|_| Gap { missed: None })),
@@ -117,7 +121,7 @@ impl State {
                 // The client is ahead of the feed or in another epoch. History shows what it has missed.
                 (Some(_), Some(since)) => {
                     let query = HistoryQuery { since: Some(since), limit: PAGE };
-                    return Some(if admission.reached.is_some() { Wait::Feed(query) } else { Wait::History(query) });
+                    return Some(if admission.has_started { Wait::Feed(query) } else { Wait::History(query) });
                 }
             };
             self.start(admission, cursor, gap);
@@ -128,7 +132,7 @@ impl State {
 
     /// Sends messages that were read: none beyond the feed's cursor, and half an outbox at a time.
     fn send_pending(&mut self, admission: &mut Admission) -> Option<Wait> {
-        let Admission { join, reached, pending, .. } = admission;
+        let Admission { join, pending, .. } = admission;
         let entry = self.rooms.resolve(join.room)?;
         let at = entry.feed.position();
         let name = entry.name.clone();
@@ -138,7 +142,7 @@ impl State {
             let conn = self.outgoing.sessions.get_open(join.session())?;
             if conn.outbox.is_half_full(&self.node.outbox_limits) {
                 let (sender, drained) = oneshot::channel();
-                conn.drained.get_or_insert_default().0.push(sender);
+                conn.joins.get_or_insert_default().waiters.push(sender);
                 return Some(Wait::Outbox(drained));
             }
             let Some(publication) = pending.pop_front() else { break };
@@ -148,7 +152,7 @@ impl State {
                 pending.clear();
                 break;
             }
-            *reached = Some(cursor);
+            conn.set_reached(join.room.index, cursor);
             if !publication.author.is_some_and(|author| excluded.contains(&author)) {
                 self.send_message(join, &name, &publication);
             }
@@ -174,38 +178,38 @@ impl State {
     /// Takes a page of history. The first one decides the cursor and the gap in `joined`; a later one may show a gap.
     fn on_page(&mut self, admission: &mut Admission, page: Page) {
         let join = &admission.join;
-        let is_wanted = |conn: &mut Conn| conn.session.is_joining(join.room.index, join.number);
-        if !self.outgoing.sessions.get_open(join.session()).is_some_and(is_wanted) {
+        let conn = self.outgoing.sessions.get_open(join.session());
+        let Some(conn) = conn.filter(|conn| conn.session.is_joining(join.room.index, join.number)) else {
             return; // left or gone meanwhile: `advance` sees it too
-        }
+        };
+        let reached = conn.reached(join.room.index);
         let Some(entry) = self.rooms.resolve(join.room) else { return };
         // Has the feed missed something that the page shows? If the page has another epoch, yes. If it has later
         // messages of the same epoch, only after a wait for the feed in vain, because until then they may be on their
         // way.
-        let has_waited = admission.reached.is_some() && page.publications.is_empty();
+        let has_waited = admission.has_started && page.publications.is_empty();
         let is_behind = |at: Position| at.cursor().epoch != page.head.epoch || (has_waited && !at.covers(page.head));
         let hole = entry.feed.position().is_some_and(is_behind).then(|| entry.feed.on_head(page.head)).flatten();
         if let Some(since) = hole {
             self.start_catch_up(admission.join.room, since);
         }
-        // `joined` reports a gap only to a client that gave a cursor. A member that joins again without one gets the gap
-        // as an event, as members do.
-        let from = admission.join.from.filter(|_| admission.join.options.since.is_none());
-        match (admission.reached, page.gap, from) {
-            (None, Some(_), Some(from)) => {
-                self.start(admission, Some(from), None);
-                self.send_gap(admission, from..page.from);
+        // A client that has had messages in this membership gets the gap as an event, as members do; a new one in `joined`.
+        match (reached, page.gap) {
+            (Some(reached), Some(_)) => {
+                self.start(admission, Some(reached), None);
+                self.send_gap(admission, reached..page.from);
             }
-            (None, gap, _) => self.start(admission, Some(page.from), gap),
-            (Some(reached), Some(_), _) => self.send_gap(admission, reached..page.from),
-            (Some(_), None, _) => {}
+            (Some(reached), None) => self.start(admission, Some(reached), None),
+            (None, gap) => self.start(admission, Some(page.from), gap),
         }
         admission.pending = page.publications.into();
     }
 
     fn send_gap(&mut self, admission: &mut Admission, Range { start: from, end: to }: Range<Cursor>) {
-        admission.reached = Some(to);
         let join = &admission.join;
+        if let Some(conn) = self.outgoing.sessions.get_open(join.session()) {
+            conn.set_reached(join.room.index, to);
+        }
         let Some(room) = self.rooms.resolve(join.room).map(|entry| entry.name.clone()) else { return };
         let reached = Reached { room: join.room.index, cursor: Some(to) };
         self.send_at(join.session().index, &Event::Gap { room: room.as_str(), from, to }, reached);
@@ -214,11 +218,13 @@ impl State {
     /// Sends `joined`, once: messages follow from `cursor` (`None`: the room has no history), and `gap` is missing
     /// before it.
     fn start(&mut self, admission: &mut Admission, cursor: Option<Cursor>, gap: Option<Gap>) {
-        if admission.reached.is_some() {
+        if std::mem::replace(&mut admission.has_started, true) {
             return;
         }
-        admission.reached = cursor;
         let Admission { join, presence, .. } = admission;
+        if let (Some(cursor), Some(conn)) = (cursor, self.outgoing.sessions.get_open(join.session())) {
+            conn.set_reached(join.room.index, cursor);
+        }
         let Some(entry) = self.rooms.resolve(join.room) else { return };
         let name = entry.name.clone();
         let resumed = join.options.since.map(|_| gap.is_none());
@@ -248,12 +254,17 @@ impl State {
     fn complete(&mut self, admission: &Admission) {
         let Admission { join, presence, .. } = admission;
         let Some(conn) = self.outgoing.sessions.get_open(join.session()) else { return };
+        let Some(membership) = conn.session.membership(join.room.index) else { return };
         if !conn.session.complete_join(join.room.index, join.number) {
             return;
         }
         let index = join.session().index;
         let version = presence.as_ref().map_or(0, |presence| presence.version);
+        conn.forget_reached(join.room.index);
         let Some(entry) = self.rooms.resolve(join.room) else { return };
+        if membership.stage.is_member() {
+            entry.members.remove(index, conn.shape);
+        }
         entry.members.add(CustomMember {
             session: index,
             shape: conn.shape,
@@ -298,7 +309,7 @@ impl Shard {
                     retry.reset();
                     self.state.borrow_mut().on_page(&mut admission, page);
                 }
-                Some(Err(BrokerError::Unavailable | BrokerError::Overloaded)) => retry.wait().await,
+                Some(Err(why)) if why.is_temporary() => retry.wait().await,
                 Some(Err(why)) => return self.state.borrow_mut().abandon(&admission.join, why.into()),
                 None => return,
             }
@@ -318,7 +329,11 @@ impl Shard {
             let user = conn.session.user().cloned();
             PresenceUpdate::Enter { session: conn.session.id, user, info: None, announce: true }
         };
-        self.node.broker.update_presence(&name, enter).await?;
+        match self.node.broker.update_presence(&name, enter).await {
+            // The entry is written when the backplane takes writes again; until then the list is without it.
+            Ok(()) | Err(BrokerError::NotWritable) => {}
+            Err(why) => return Err(why),
+        }
         self.node.broker.presence(&name, PresenceDetail::Members).await
     }
 

@@ -84,17 +84,22 @@ pub(super) struct Conn {
     pub(super) socket: Rc<TcpStream>,
     pub(super) outbox: Outbox,
     pub(super) session: Session,
-    /// Joins that wait until the outbox is empty, because they send history in portions.
-    pub(super) drained: Option<Box<Waiters>>,
+    /// What joins that are not complete keep here.
+    pub(super) joins: Option<Box<OpenJoins>>,
     /// Counts the connection against its client's address.
     pub(super) _permit: Option<ConnectionPermit>,
     /// Set for an event stream or a line stream.
     pub(super) stream: Option<Box<Stream>>,
 }
 
-/// Joins that wait for an empty outbox. Boxed, because a session hardly ever has one.
+/// What a session's joins keep with it until they are complete. Boxed, because a session hardly ever has one.
 #[derive(Default)]
-pub(super) struct Waiters(pub(super) Vec<oneshot::Sender<()>>);
+pub(super) struct OpenJoins {
+    /// How far the messages go that were sent for a room's join. A later join of the room goes on from there.
+    reached: Vec<(u32, Cursor)>,
+    /// Joins that wait until the outbox is empty, because they send history in portions.
+    pub(super) waiters: Vec<oneshot::Sender<()>>,
+}
 
 /// What an event stream or a line stream needs in addition, because its client cannot send over the connection.
 pub(super) struct Stream {
@@ -124,6 +129,30 @@ impl Stream {
 }
 
 impl Conn {
+    /// The cursor up to which messages were sent for a join that is not complete; `None` before its `joined`.
+    pub(super) fn reached(&self, room: u32) -> Option<Cursor> {
+        let reached = &self.joins.as_ref()?.reached;
+        reached.iter().find(|(of, _)| *of == room).map(|(_, cursor)| *cursor)
+    }
+
+    pub(super) fn set_reached(&mut self, room: u32, cursor: Cursor) {
+        let reached = &mut self.joins.get_or_insert_default().reached;
+        match reached.iter_mut().find(|(of, _)| *of == room) {
+            Some((_, reached)) => *reached = cursor,
+            None => reached.push((room, cursor)),
+        }
+    }
+
+    /// The join is complete, or was left.
+    pub(super) fn forget_reached(&mut self, room: u32) {
+        if let Some(joins) = &mut self.joins {
+            joins.reached.retain(|(of, _)| *of != room);
+            if joins.reached.is_empty() && joins.waiters.is_empty() {
+                self.joins = None;
+            }
+        }
+    }
+
     /// Whether the session can share its frames with the other members of the room. An event stream of several rooms
     /// cannot: the ids of its events name the cursors of all of them.
     pub(super) fn shares_frames(&self, room: &Room) -> bool {

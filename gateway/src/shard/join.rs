@@ -18,7 +18,7 @@ use crate::{
     },
     session::Stage,
 };
-use fanfare_broker::{Cursor, PresenceUpdate, Room};
+use fanfare_broker::{BrokerError, Cursor, PresenceUpdate, Room};
 use std::{borrow::Cow, rc::Rc};
 
 impl Shard {
@@ -41,7 +41,13 @@ impl Shard {
             let Some((name, retention)) = known else { return };
             match self.node.broker.subscribe(self.me, &name, retention).await {
                 Ok(head) => return self.state.borrow_mut().on_subscribed(room, head),
-                Err(why) => tracing::debug!(room = %name, %why, "cannot subscribe yet"),
+                // While the backplane is away joins wait. If it refuses, nobody knows for how long.
+                Err(why) => {
+                    tracing::debug!(room = %name, %why, "cannot subscribe yet");
+                    if why != BrokerError::Unavailable {
+                        self.state.borrow_mut().refuse_waiting(room, &why);
+                    }
+                }
             }
             retry.wait().await;
         }
@@ -64,6 +70,9 @@ impl State {
         if !entry.feed.is_subscribing() {
             return self.admit(join);
         }
+        if join.options.wants_presence && !self.node.broker.is_up(room) {
+            return self.abandon(&join, BrokerError::Unavailable.into());
+        }
         // Only the session's latest join of the room waits; an earlier one is answered now.
         let earlier = entry.waiting.iter().position(|earlier| earlier.session() == join.session());
         let earlier = earlier.map(|index| entry.waiting.swap_remove(index));
@@ -73,8 +82,8 @@ impl State {
         }
     }
 
-    /// Makes the session an occupant of the room. A member that joins again stays an occupant but is no member until
-    /// the new join is complete, which goes on from the cursor that the member had reached.
+    /// Makes the session an occupant of the room. A member that joins again stays a member, with its former options until
+    /// the new join is complete.
     fn enter(&mut self, reply_to: ReplyTo, name: &Room, options: JoinOptions) -> Result<Join, Refusal> {
         let session = reply_to.session;
         let gone = || Refusal::new(ErrorCode::Internal, "the session is gone");
@@ -95,31 +104,19 @@ impl State {
         let number = conn.session.begin_join(room.index);
         let (id, user, shape) = (conn.session.id, conn.session.user().cloned(), conn.shape);
         let entry = self.rooms.resolve(room).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the room is gone"))?;
-        let mut from = None;
-        match present {
-            Some(membership) if membership.stage == Stage::Member => {
-                entry.members.remove(session.index, shape);
-                from = entry.cursor(); // all members of a room have the same cursor
-            }
-            Some(_) => {} // joining: it is an occupant already, and not in the member list
-            None => {
-                entry.occupants += 1;
-                self.node.metrics.members.inc();
-                let enter = PresenceUpdate::Enter { session: id, user, info: None, announce: class.presence };
-                // The call itself queues the update; the result is not needed, because the broker retries.
-                drop(self.node.broker.update_presence(name, enter));
-            }
+        if present.is_none() {
+            entry.occupants += 1;
+            self.node.metrics.members.inc();
+            let enter = PresenceUpdate::Enter { session: id, user, info: None, announce: class.presence };
+            // The call itself queues the update; the result is not needed, because the broker retries.
+            drop(self.node.broker.update_presence(name, enter));
         }
         entry.pending_presence.retain(|pending| pending.session != session.index);
         if options.wants_presence {
+            entry.members.pause_presence(session.index);
             entry.pending_presence.push(PendingPresence { session: session.index, shape, events: Vec::new() });
         }
-        if from.is_some() {
-            // The ids of events carry the cursors of all rooms of the URL. This cursor is recorded, so that ids sent
-            // during the new join still contain it.
-            self.record_reached(session.index, Reached { room: room.index, cursor: from });
-        }
-        Ok(Join { reply_to, room, number, options, from })
+        Ok(Join { reply_to, room, number, options })
     }
 
     /// The room's class. A room that this shard follows stores it, so that commands do not match the name against the
@@ -156,6 +153,16 @@ impl State {
         }
     }
 
+    /// Gives up the joins that wait for the subscription: all of them, or those that would need more than that.
+    pub(super) fn refuse_waiting(&mut self, room: RoomRef, why: &BrokerError) {
+        let Some(entry) = self.rooms.resolve(room) else { return };
+        let is_refused = |join: &mut Join| *why != BrokerError::Unavailable || join.options.wants_presence;
+        let refused: Vec<Join> = entry.waiting.extract_if(.., is_refused).collect();
+        for join in refused {
+            self.abandon(&join, why.clone().into());
+        }
+    }
+
     /// Answers a join that a later join or leave of the room has replaced, if the client waits for a reply. The client
     /// has done nothing wrong, so this is not counted as an error of its session.
     pub(super) fn answer_superseded(&mut self, join: &Join) {
@@ -177,12 +184,13 @@ impl State {
         if !conn.session.is_joining(join.room.index, join.number) {
             return;
         }
-        conn.session.leave(join.room.index);
+        let Some(membership) = conn.session.leave(join.room.index) else { return };
+        let has_joined = membership.stage.is_member() || conn.reached(join.room.index).is_some();
         let Some(name) = self.rooms.get(join.room.index).map(|entry| entry.name.clone()) else { return };
-        self.vacate(session, join.room.index, Stage::Joining);
+        self.vacate(session, join.room.index, membership.stage);
         self.refuse(join.reply_to, Some(name.as_str()), refusal);
-        if join.from.is_some() && self.outgoing.sessions.get_open(session).is_some() {
-            // The session was a member before this join; tell the client that it no longer is.
+        if has_joined && self.outgoing.sessions.get_open(session).is_some() {
+            // The client has had a `joined`; tell it that it is no member any more.
             self.send(session.index, &Event::Left { id: None, room: name.as_str(), reason: None });
         }
     }
@@ -209,14 +217,15 @@ impl State {
     /// Takes a session out of a room that is no longer in the session's own list; `stage` is the stage of the
     /// membership that ended.
     pub(super) fn vacate(&mut self, session: SessionRef, room: u32, stage: Stage) {
-        if stage == Stage::Member {
+        if stage.is_member() {
             // A browser that reconnects names the room again in its URL, and resumes from this cursor.
             let cursor = self.rooms.get(room).and_then(RoomEntry::cursor);
             self.record_reached(session.index, Reached { room, cursor });
         }
         let Some(conn) = self.outgoing.sessions.get(session) else { return };
         let Some(entry) = self.rooms.get_mut(room) else { return };
-        if stage == Stage::Member {
+        conn.forget_reached(room);
+        if stage.is_member() {
             entry.members.remove(session.index, conn.shape);
         }
         entry.pending_presence.retain(|pending| pending.session != session.index);

@@ -49,6 +49,13 @@ impl Members {
         }
     }
 
+    /// A member that joins again gets no presence events until the new member list has been read.
+    pub(super) fn pause_presence(&mut self, session: u32) {
+        if let Some(member) = self.custom.iter_mut().find(|member| member.session == session) {
+            member.presence_after = None;
+        }
+    }
+
     pub(super) fn remove(&mut self, session: u32, shape: FrameShape) {
         let plain = &mut self.plain[shape as usize];
         if let Some(index) = plain.iter().position(|member| *member == session) {

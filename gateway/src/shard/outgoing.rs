@@ -146,7 +146,7 @@ impl Outgoing {
     pub(super) fn close(&mut self, session: SessionRef, reason: CloseReason, reply: Option<Bytes>) -> Option<Ended> {
         let conn = self.sessions.get_open(session)?;
         conn.phase = Phase::Closing;
-        conn.drained = None;
+        conn.joins = None;
         let before = conn.outbox.bytes();
         if matches!(reason, CloseReason::TooSlow | CloseReason::Silent | CloseReason::Gone) {
             conn.outbox.discard(); // what waits would not be read
@@ -213,7 +213,7 @@ impl Outgoing {
         let before = conn.outbox.bytes();
         match write(conn, self.clock) {
             Ok(()) => {
-                for waiter in conn.drained.take().map(|waiters| waiters.0).unwrap_or_default() {
+                for waiter in conn.joins.as_mut().map(|joins| std::mem::take(&mut joins.waiters)).unwrap_or_default() {
                     let _ = waiter.send(()); // the join may have been given up
                 }
                 if conn.phase == Phase::Closing {

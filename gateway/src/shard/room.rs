@@ -63,9 +63,6 @@ pub(super) struct Join {
     /// join is given up.
     pub(super) number: u32,
     pub(super) options: JoinOptions,
-    /// Set if the session was a member already: the cursor that it had reached. The new join continues from it, unless
-    /// it asks for another one.
-    pub(super) from: Option<Cursor>,
 }
 
 /// A pending join that asked for presence. Presence events that happen after the member list was read and before the

@@ -55,7 +55,7 @@ impl Shard {
             socket,
             outbox: Outbox::default(),
             session: Session::new(id, None, &node.limits, now_ms),
-            drained: None,
+            joins: None,
             _permit: permit,
             stream,
         });

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use fanfare_tests::fault::{Fault, Proxy};
+use fanfare_tests::redis::Redis;
+use fanfare_tests::rng::Rng;
+use fanfare_tests::scratch::Scratch;
 use fanfare_tests::{Client, Cluster, http};
 use serde_json::{Value, json};
 
@@ -135,4 +140,98 @@ async fn a_member_that_came_during_a_join_with_history_was_not_announced() {
     other.close().await;
     let event = member.take("member_left").await.json;
     assert_eq!(event["room"], "long", "{event}");
+}
+
+/// Rounds of joins that overtake each other.
+const ROUNDS: usize = 150;
+/// What one of these joins asks for; `since` stands for the last cursor that the client has had.
+const WISHES: [&[&str]; 7] =
+    [&[], &["presence"], &["history"], &["since"], &["presence", "history"], &["presence", "since"], &["old"]];
+
+/// A member of a busy room joins it again and again, two or three times in a row and without waiting for the answers.
+/// Every message comes once and in order, and each `joined` says where the member stands.
+async fn joins_that_overtake_each_other(delay: Duration) {
+    let scratch = Scratch::new();
+    let redis = Redis::start(scratch.path()).await;
+    let proxy = Proxy::before(redis.address()).await;
+    let addresses = vec![format!("redis://{}", proxy.address), redis.url()];
+    let cluster = Cluster::over_addresses(2, addresses).config(KEEP_ALL).start().await;
+    proxy.set(Fault::Delay { least: delay, jitter: delay });
+    let mut member = Client::connect(cluster.address(0)).await;
+    let (epoch, start) = split(&member.join("busy").await["cursor"]);
+    let enough = Arc::new(AtomicBool::new(false));
+    let (address, stop) = (cluster.address(1), Arc::clone(&enough));
+    let traffic = tokio::spawn(async move {
+        let (batch, mut last) = (json!(vec![json!({"room": "busy", "data": 1}); 5]), Value::Null);
+        while !stop.load(Ordering::Relaxed) {
+            let reply = http::post(address, "/v1/publish", &batch).send().await.expect(200);
+            last = reply[4]["cursor"].clone();
+        }
+        last
+    });
+    let mut rng = Rng::new(7);
+    let mut at = start;
+    for round in 0..ROUNDS {
+        let count = 2 + rng.below(2) as usize;
+        for n in 0..count {
+            let mut command = json!({"type": "join", "room": "busy", "id": 1_000_000 + 10 * round + n});
+            for wish in WISHES[rng.below(WISHES.len() as u64) as usize] {
+                match *wish {
+                    "presence" => command["presence"] = json!(true),
+                    "history" => command["history"] = json!(3),
+                    "old" => command["since"] = json!(format!("{epoch}.{start}")),
+                    _ => command["since"] = json!(format!("{epoch}.{at}")),
+                }
+            }
+            member.send(command).await;
+        }
+        // Until the last one is answered.
+        let last = json!(1_000_000 + 10 * round + count - 1);
+        loop {
+            let frame = member.next().await.json;
+            at = follows(&frame, &epoch, at);
+            if frame["id"] == last {
+                assert_eq!(frame["type"], "joined", "{frame}");
+                break;
+            }
+        }
+    }
+    enough.store(true, Ordering::Relaxed);
+    let (_, last) = split(&traffic.await.expect("the publisher ends by itself"));
+    while at < last {
+        let frame = member.next().await.json;
+        at = follows(&frame, &epoch, at);
+    }
+    assert!(at - start > ROUNDS as u64, "there was traffic between the joins: {at}");
+}
+
+/// The offset of the member after a frame.
+fn follows(frame: &Value, epoch: &str, at: u64) -> u64 {
+    match frame["type"].as_str() {
+        Some("message") => {
+            assert_eq!(split(&frame["cursor"]), (epoch.to_owned(), at + 1), "a hole or a repeat: {frame}");
+            at + 1
+        }
+        Some("joined") => {
+            assert_eq!(split(&frame["cursor"]), (epoch.to_owned(), at), "{frame}");
+            at
+        }
+        Some("error") => {
+            assert_eq!(frame["code"], "not_joined", "{frame}");
+            at
+        }
+        _ => at,
+    }
+}
+
+/// The cursor of a member was in the task of its join: a join that replaced another began at the room's head, and
+/// one with `history` anywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn joins_that_overtook_each_other_lost_and_repeated_messages() {
+    joins_that_overtake_each_other(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn joins_that_overtook_each_other_lost_and_repeated_messages_with_redis_far_away() {
+    joins_that_overtake_each_other(Duration::from_millis(10)).await;
 }
