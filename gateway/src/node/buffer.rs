@@ -59,7 +59,7 @@ impl Buffer {
             let _turn = self.turn(&publish.room).lock().await;
             loop {
                 match publish_once(broker, publish.clone()).await {
-                    Err(BrokerError::Unavailable | BrokerError::Overloaded) => sleep(RETRY).await,
+                    Err(why) if why.is_temporary() => sleep(RETRY).await,
                     result => return result,
                 }
             }

@@ -128,6 +128,15 @@ impl From<fanfare_broker::BrokerError> for Refusal {
             B::Overloaded => {
                 Self::new(ErrorCode::BackplaneOverloaded, "too much is waiting for the backplane").retry_after(500)
             }
+            B::NotWritable => Self::new(
+                ErrorCode::BackplaneUnavailable,
+                "the backplane takes no writes at present; retry with the same key",
+            )
+            .retry_after(1000),
+            B::Misconfigured => {
+                Self::new(ErrorCode::BackplaneUnavailable, "the backplane refuses this node; its operator has to act")
+                    .retry_after(1000)
+            }
             B::HistoryOff => Self::history_off(),
             B::Protocol(text) => {
                 tracing::error!(%text, "the backplane answered unexpectedly");

@@ -10,15 +10,23 @@ use std::{rc::Rc, time::Duration};
 const FIRST: Duration = Duration::from_millis(100);
 const LAST: Duration = Duration::from_secs(2);
 
+/// How often a read may fail for another reason than that the backplane is away. The waits in between add up to 7 s.
+const FAILURES_MAX: u32 = 6;
+
 impl State {
     /// Starts to read the hole that the room's feed has found after `since`.
     pub(super) fn start_catch_up(&self, room: RoomRef, since: Cursor) {
         self.spawn(|shard| shard.catch_up(room, since));
     }
 
-    /// Delivers a page of history; returns the cursor to read on from, unless the feed is in sequence again.
-    fn fill(&mut self, room: RoomRef, page: Page) -> Option<Cursor> {
-        let filled = self.rooms.resolve(room)?.feed.on_page(page);
+    /// Delivers a page of history, or what there is without one; returns the cursor to read on from, unless the feed is
+    /// in sequence again.
+    fn fill(&mut self, room: RoomRef, page: Option<Page>) -> Option<Cursor> {
+        let feed = &mut self.rooms.resolve(room)?.feed;
+        let filled = match page {
+            Some(page) => feed.on_page(page),
+            None => feed.give_up(),
+        };
         let metrics = &self.node.metrics;
         if filled.gap.is_some() { &metrics.gaps_told } else { &metrics.gaps_filled }.inc();
         self.pass(|pass| {
@@ -33,21 +41,27 @@ impl State {
 
 impl Shard {
     async fn catch_up(self: Rc<Self>, room: RoomRef, mut since: Cursor) {
-        let mut retry = Retry::new();
+        let (mut retry, mut failures) = (Retry::new(), 0);
         loop {
             let query = HistoryQuery { since: Some(since), limit: HISTORY_LIMIT_MAX };
-            match self.read_history(room, query).await {
+            let page = match self.read_history(room, query).await {
                 None => return,
                 Some(Ok(page)) => {
-                    retry.reset();
-                    let Some(again) = self.state.borrow_mut().fill(room, page) else { return };
-                    since = again;
+                    (retry, failures) = (Retry::new(), 0);
+                    Some(page)
                 }
                 Some(Err(why)) => {
                     tracing::debug!(%why, "cannot catch up yet");
-                    retry.wait().await;
+                    failures += u32::from(!why.is_temporary());
+                    if failures < FAILURES_MAX {
+                        retry.wait().await;
+                        continue;
+                    }
+                    None
                 }
-            }
+            };
+            let Some(again) = self.state.borrow_mut().fill(room, page) else { return };
+            since = again;
         }
     }
 }

@@ -2,7 +2,7 @@
 //! message) and pages of history go in; what to deliver and where to read history comes out. A hole is filled from
 //! history, or members are told of a gap.
 
-use fanfare_broker::{Cursor, Epoch, Offset, Page, Position, Publication, Verdict};
+use fanfare_broker::{Cursor, Epoch, Gap, Offset, Page, Position, Publication, Verdict};
 use std::ops::Range;
 
 /// At most this many live messages are held while history is read; later ones are dropped and read from history.
@@ -174,6 +174,16 @@ impl Feed {
             *self = Self::Live(*at);
         }
         Filled { gap, deliver, again }
+    }
+
+    /// History cannot be read. What was missed is lost; the messages that were held follow.
+    pub(crate) fn give_up(&mut self) -> Filled {
+        let Self::CatchingUp { at, held } = self else { return Filled { gap: None, deliver: vec![], again: None } };
+        let before = |first: Cursor| Cursor::new(first.epoch, Offset(first.offset.0.saturating_sub(1)));
+        let first = held.publications.first().and_then(|publication| publication.cursor).map(before);
+        held.read_again = false;
+        let from = first.unwrap_or(at.cursor());
+        self.on_page(Page { publications: Vec::new(), from, head: from, gap: first.map(|_| Gap { missed: None }) })
     }
 
     fn catch_up(&mut self, at: Position) -> Cursor {
