@@ -84,7 +84,7 @@ use outgoing::Outgoing;
 use posts::Posts;
 use rooms::Rooms;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     rc::{Rc, Weak},
     sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
@@ -115,6 +115,8 @@ pub(crate) struct Shard {
     /// Its strong count less one is the number of posts that wait because no node is subscribed under their target's
     /// id; `posted` limits it.
     lookups: Rc<()>,
+    /// Since when the backplane, or a part of it, has been away.
+    away_since: Cell<Option<Instant>>,
     state: RefCell<State>,
 }
 
@@ -152,7 +154,8 @@ impl Shard {
                 taken: Taken::default(),
             };
             let (requests, lookups) = (Rc::default(), Rc::default());
-            Self { node, me, inbox, clock, timer_filed, requests, lookups, state: RefCell::new(state) }
+            let (away_since, state) = (Cell::new(None), RefCell::new(state));
+            Self { node, me, inbox, clock, timer_filed, requests, lookups, away_since, state }
         })
     }
 

@@ -9,11 +9,17 @@ use super::{
 };
 use crate::{policy::class::Class, time::unix_ms};
 use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Position, Publication, Room};
-use std::{rc::Rc, time::Duration};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 use tokio::sync::Notify;
 
 /// The time between two checks whether the backplane is up and the node drains.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// A loss of the backplane that is shorter is not told to waiting polls.
+const AWAY_AFTER: Duration = Duration::from_millis(1_500);
 
 /// A room that a poll watches; the shard follows the room for as long as this lives.
 pub(crate) struct Watch {
@@ -53,19 +59,43 @@ impl Shard {
         Ok(Watch { shard: Rc::clone(self), room, slot })
     }
 
-    /// Wakes every waiting poll when the backplane goes down, and when the node begins to drain: polls are answered
-    /// early then. Never ends.
+    /// Wakes the waiting polls that are to be answered early: all of them when the node begins to drain, and those of
+    /// rooms whose backplane has been away for too long. Refuses what cannot wait for the backplane. Never ends.
     pub(crate) async fn watch_surroundings(self: Rc<Self>) {
         let mut looks = tokio::time::interval(LOOK_EVERY);
-        let mut was_fine = true;
+        let mut is_draining = false;
+        let drain = self.node.drain.begun();
+        tokio::pin!(drain);
         loop {
-            looks.tick().await;
-            let is_fine = self.node.broker.status().up && !self.node.drain.is_draining();
-            if was_fine && !is_fine {
-                self.state.borrow().rooms.all().for_each(RoomEntry::wake_polls);
+            tokio::select! {
+                () = &mut drain, if !is_draining => {
+                    is_draining = true;
+                    self.state.borrow().rooms.all().for_each(RoomEntry::wake_polls);
+                }
+                _ = looks.tick() => {}
             }
-            was_fine = is_fine;
+            if self.node.broker.status().up {
+                self.away_since.set(None);
+                continue;
+            }
+            self.away_since.set(self.away_since.get().or(Some(Instant::now())));
+            let state = &mut *self.state.borrow_mut();
+            let is_away = |entry: &&RoomEntry| self.is_away(&entry.name);
+            let waits = |entry: &&RoomEntry| entry.parked.is_some() || !entry.waiting.is_empty();
+            let mut joins = Vec::new();
+            for (room, entry) in state.rooms.all_with_refs().filter(|(_, entry)| waits(entry) && is_away(entry)) {
+                // A poll that is woken for this is answered, so each is woken once.
+                entry.wake_polls();
+                joins.push(room);
+            }
+            joins.into_iter().for_each(|room| state.refuse_waiting(room, &BrokerError::Unavailable));
         }
+    }
+
+    /// Whether the backplane of a room has been away for longer than a connection takes to be made again. Until then polls
+    /// wait on, as members of other transports do.
+    pub(crate) fn is_away(&self, room: &Room) -> bool {
+        self.away_since.get().is_some_and(|since| since.elapsed() > AWAY_AFTER) && !self.node.broker.is_up(room)
     }
 }
 

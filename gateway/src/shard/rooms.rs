@@ -6,7 +6,7 @@ use super::{
     conn::Conn,
     room::{Ring, RoomEntry, RoomRef},
 };
-use crate::{policy::class::Class, protocol::native, session::Stage};
+use crate::{policy::class::Class, protocol::native};
 use fanfare_broker::{Cursor, Epoch, Publication, Room};
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
@@ -78,6 +78,11 @@ impl Rooms {
 
     pub(super) fn all(&self) -> impl Iterator<Item = &RoomEntry> {
         self.entries.iter().map(|(_, entry)| entry)
+    }
+
+    pub(super) fn all_with_refs(&self) -> impl Iterator<Item = (RoomRef, &RoomEntry)> {
+        let of = |entry: &RoomEntry, index| RoomRef { index, generation: entry.generation };
+        self.entries.iter().map(move |(index, entry)| (of(entry, index as u32), entry))
     }
 
     /// Adds a room that is not in the table. The caller adds an occupant.
@@ -180,7 +185,7 @@ impl Rooms {
                 continue;
             }
             let index = self.find(room.name.as_str());
-            let is_member = |index| conn.session.membership(index).is_some_and(|m| m.stage == Stage::Member);
+            let is_member = |index| conn.session.membership(index).is_some_and(|m| m.stage.is_member());
             let cursor = match (index, ahead) {
                 (Some(index), Some(ahead)) if index == ahead.room => ahead.cursor,
                 (Some(index), _) if is_member(index) => self.get(index).and_then(RoomEntry::cursor),

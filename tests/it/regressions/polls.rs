@@ -222,3 +222,82 @@ async fn a_poll_answer_did_not_announce_that_the_connection_closes() {
         assert!(head.to_lowercase().contains("\r\nconnection: close"), "{head}");
     }
 }
+
+/// The space for cursors was taken off the space for messages, and with some 1,800 rooms nothing was left.
+#[tokio::test]
+async fn a_poll_of_thousands_of_rooms_never_got_a_message() {
+    const ROOMS: usize = 2_500;
+    let cluster = one_node_with("[limits]\nrooms_per_session = 3000\n").await;
+    let address = cluster.address(0);
+    let names: Vec<String> = (0..ROOMS).map(|n| format!("r{n}")).collect();
+    let fresh: serde_json::Map<String, Value> = names.iter().map(|name| (name.clone(), Value::Null)).collect();
+    let first = poll::post(address, &json!({"rooms": fresh, "wait": 0})).send().await.expect(200);
+    let next = json!({"rooms": first["cursors"], "wait": 20});
+    let waiting = tokio::spawn(poll::post(address, &next).send());
+    eventually("the poll waits", async || metric(cluster.nodes[0].admin, "fanfare_polls_waiting").await > 0.5).await;
+    publish_numbers(&cluster, "r1234", 7, 1).await;
+    let reply = within("the answer", waiting).await.expect("a poll").expect(200);
+    assert_eq!((&reply["messages"][0]["room"], &reply["messages"][0]["data"]), (&json!("r1234"), &json!(7)));
+}
+
+#[tokio::test]
+async fn the_bytes_of_polls_were_not_counted() {
+    let cluster = one_node().await;
+    let bytes = async || metric(cluster.nodes[0].admin, "fanfare_delivered_bytes_total").await;
+    let cursor = publish_numbers(&cluster, "a", 0, 1).await;
+    let since = format!("{}.0", split(&json!(cursor)).0);
+    let before = bytes().await;
+    let reply = http::get(cluster.address(0), &format!("/v1/rooms/a/poll?wait=0&since={since}")).send().await;
+    assert!(
+        (bytes().await - before - reply.text.len() as f64).abs() < 0.5,
+        "{} bytes: {}",
+        reply.text.len(),
+        bytes().await
+    );
+}
+
+/// Members of other transports notice nothing of a connection that is made again within a second.
+#[tokio::test]
+async fn a_short_loss_of_the_backplane_ended_waiting_polls() {
+    let scratch = Scratch::new();
+    let redis = Redis::start(scratch.path()).await;
+    let proxy = Proxy::before(redis.address()).await;
+    let addresses = vec![format!("redis://{}", proxy.address), redis.url()];
+    let cluster = Cluster::over_addresses(2, addresses).config(KEEP_ALL).start().await;
+    let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
+    let since = publish_numbers(&cluster, "a", 0, 1).await;
+    let waiting = tokio::spawn(http::get(address, &format!("/v1/rooms/a/poll?since={since}")).send());
+    eventually("the poll waits", async || metric(admin, "fanfare_polls_waiting").await > 0.5).await;
+    for round in 0..3 {
+        let reconnects = metric(admin, "fanfare_backplane_reconnects_total").await;
+        proxy.reset();
+        eventually("all connections are made again", async || {
+            metric(admin, "fanfare_backplane_reconnects_total").await >= reconnects + 3.0
+                && metric(admin, "fanfare_backplane_up").await > 0.5
+        })
+        .await;
+        assert!(!waiting.is_finished(), "the poll waits on, round {round}");
+    }
+    http::post(cluster.address(1), "/v1/rooms/a", &json!("at last")).send().await.expect(200);
+    let reply = served(&within("the answer", waiting).await.expect("a poll"));
+    assert_eq!(reply.data(), [json!("at last")]);
+}
+
+/// Polls were woken for a drain only if everything was well before, so those of the other Redis were cut off.
+#[tokio::test]
+async fn a_waiting_poll_was_cut_at_a_drain_while_another_redis_was_away() {
+    let scratch = Scratch::new();
+    let mut one = Redis::start_as("one", scratch.path(), &[]).await;
+    let other = Redis::start_as("other", scratch.path(), &[]).await;
+    let both = format!("{} {}", one.url(), other.url());
+    let cluster = Cluster::over_addresses(1, vec![both]).config(KEEP_ALL).start().await;
+    let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
+    let (room, since) = room_in(&other, &cluster).await;
+    one.kill();
+    eventually("one of them is away", async || metric(admin, "fanfare_backplane_up").await < 0.5).await;
+    let waiting = tokio::spawn(http::get(address, &format!("/v1/rooms/{room}/poll?since={since}")).send());
+    eventually("the poll waits", async || metric(admin, "fanfare_polls_waiting").await > 0.5).await;
+    cluster.nodes[0].terminate();
+    let reply = served(&within("the answer", waiting).await.expect("an answer before the exit"));
+    assert!(reply.data().is_empty(), "{reply:?}");
+}

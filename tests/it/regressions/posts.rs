@@ -4,13 +4,13 @@ use fanfare_tests::fault::{Fault, Proxy};
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::transport::Transport;
-use fanfare_tests::wait::eventually;
+use fanfare_tests::wait::{eventually, patience};
 use fanfare_tests::{Cluster, RoomRequest, TransportClient, http};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::info;
-use crate::fixtures::{metric, one_node_with, publish_numbers, split};
+use crate::fixtures::{UnfinishedPublish, metric, one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
 
 /// Enough for a publish and a join to fall into the same pass of the shard many times.
@@ -126,4 +126,29 @@ async fn a_post_to_a_shard_that_does_not_exist_was_never_answered() {
         assert_eq!(reply.problem(404), "session_gone", "at node {}", node.name);
     }
     assert_eq!(client.command(cluster.address(1), &json!({"type": "ping"})).await.expect(200), json!({"type": "pong"}));
+}
+
+/// A shard's thread ended before the process, and posts for its sessions then waited for 8 s to be answered 503.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn posts_to_sessions_of_a_shard_that_had_ended_waited_in_vain() {
+    let mut cluster = Cluster::over_redis(2).drain(8).start().await;
+    let (ending, other) = (cluster.address(0), cluster.address(1));
+    let request = RoomRequest::of(&["r"]);
+    let open = || TransportClient::join(ending, Transport::Stream, &request);
+    // Of two shards each has some.
+    let mut clients = join_all((0..6).map(|_| open())).await;
+    // One shard goes on for this request; the other one has nothing to do any more.
+    let unfinished = UnfinishedPublish::begin(ending).await;
+    cluster.nodes[0].terminate();
+    for client in &mut clients {
+        client.ended().await;
+    }
+    let commands = json!({"type": "leave", "room": "r"});
+    let replies = join_all(clients.iter().map(|client| client.command(other, &commands))).await;
+    for reply in replies {
+        assert_eq!(reply.problem(404), "session_gone");
+    }
+    assert!(cluster.nodes[0].is_running(), "the node has not ended before");
+    unfinished.finish().await;
+    cluster.nodes[0].exit(patience()).await;
 }

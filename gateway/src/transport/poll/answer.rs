@@ -72,6 +72,11 @@ impl PollResult {
         self.bytes_max.saturating_sub(self.messages.len())
     }
 
+    /// Whether no message fits any more. The first one always does.
+    pub(super) fn is_full(&self) -> bool {
+        self.count > 0 && self.bytes_left() == 0
+    }
+
     /// Leaves a room's messages to the next poll.
     pub(super) fn leave_for_later(&mut self, since: Option<Cursor>) {
         self.ends.extend(since);

@@ -152,9 +152,9 @@ impl Poll {
         })
     }
 
-    /// Whether the backplane serves all its rooms.
+    /// Whether the backplane serves all its rooms, or has not been away for long.
     pub(super) fn is_backed(&self) -> bool {
-        self.rooms.iter().all(|room| self.shard.node.broker.is_up(&room.name))
+        !self.rooms.iter().any(|room| self.shard.is_away(&room.name))
     }
 
     /// An error: its session has been kicked out of one of the rooms.
@@ -223,7 +223,7 @@ impl Poll {
                 return Ok(());
             }
             // Other rooms have filled the answer.
-            _ if limit == 0 || found.bytes_left() == 0 => {
+            _ if limit == 0 || found.is_full() => {
                 found.leave_for_later(room.since);
                 return Ok(());
             }

@@ -18,6 +18,7 @@ use fanfare_broker::BrokerError;
 use http_body_util::BodyExt as _;
 use hyper::{
     Response, StatusCode,
+    body::Body as _,
     header::{self, HeaderValue},
 };
 use std::{future::poll_fn, rc::Rc, task::Poll as Progress, time::Duration};
@@ -79,7 +80,9 @@ fn answer(poll: &Poll, found: &PollResult) -> Response<Body> {
     }
     let counter = if found.count > 0 { &metrics.polls_with_messages } else { &metrics.polls_empty };
     counter.inc();
-    found.response()
+    let response = found.response();
+    metrics.delivered_bytes.inc_by(response.body().size_hint().exact().unwrap_or(0));
+    response
 }
 
 impl Ready {
