@@ -1,5 +1,5 @@
-//! What the responses of `api` and `transport` have in common: JSON, problem documents (RFC 9457), the headers of CORS
-//! and of a drain, and the head as bytes.
+//! What `api`, `transport` and the admin port have in common: the rule about `Host`, and of responses JSON, problem
+//! documents (RFC 9457), the headers of CORS and of connections, and the head as bytes.
 
 use crate::{
     node::Node,
@@ -7,12 +7,19 @@ use crate::{
 };
 use axum::{
     body::Body,
-    http::{HeaderValue, Response, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header, uri::Authority},
     response::IntoResponse,
 };
 use bytes::{BufMut as _, BytesMut};
 use serde::Serialize;
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// How long a connection may be idle before it is closed. nginx ends its own after 4 s, so that it sends no request while
+/// this node ends the connection; other clients are told by `Keep-Alive` (RFC 2068 section 19.7.1.1).
+pub(crate) const IDLE_TIME: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
 struct Problem<'a> {
@@ -70,19 +77,49 @@ pub(crate) fn method_not_allowed(allowed: &'static str) -> Response<Body> {
     ([(header::ALLOW, allowed)], problem(&refusal)).into_response()
 }
 
-/// The response to a preflight (Fetch standard, CORS protocol) whose origin is allowed.
-pub(crate) fn preflight() -> Response<Body> {
-    let headers = "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID";
+/// The response to a preflight (Fetch standard, CORS protocol) whose origin is allowed. Pages of that origin may send the
+/// headers that they ask for, whatever they are: tracing tools add their own to every request (`traceparent`, `baggage`,
+/// `sentry-trace`), and no header gives a caller more rights here.
+pub(crate) fn preflight(asked: &HeaderMap) -> Response<Body> {
+    let usual = HeaderValue::from_static("Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID");
+    let headers = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned().unwrap_or(usual);
     let allowed = [
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, DELETE"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE")),
         (header::ACCESS_CONTROL_ALLOW_HEADERS, headers),
-        (header::ACCESS_CONTROL_MAX_AGE, "600"),
+        (header::VARY, HeaderValue::from_static("Access-Control-Request-Headers")),
+        (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600")),
     ];
     (StatusCode::NO_CONTENT, allowed).into_response()
 }
 
+/// The response to OPTIONS of a caller that is no page (RFC 9110 section 9.3.7). HAProxy's `option httpchk` asks this way
+/// whether a server is well.
+pub(crate) fn options() -> Response<Body> {
+    (StatusCode::NO_CONTENT, [(header::ALLOW, "GET, POST, DELETE, OPTIONS")]).into_response()
+}
+
+/// Refuses what RFC 9112 section 3.2 demands to refuse: a request of HTTP/1.1 has exactly one `Host`, with a valid value; an older one may have none.
+pub(crate) fn check_host(version: Version, headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let is_valid = match (hosts.next(), hosts.next()) {
+        (None, _) => version < Version::HTTP_11,
+        (Some(host), None) => is_host(host),
+        (Some(_), Some(_)) => false,
+    };
+    if is_valid { Ok(()) } else { Err(Refusal::bad_request("the request has no valid Host header, or several")) }
+}
+
+/// `uri-host [ ":" port ]`; empty where the target has no authority (RFC 9110 section 7.2).
+fn is_host(value: &HeaderValue) -> bool {
+    let is_valid = |host: Authority| {
+        let port = host.as_str().rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+        !host.as_str().contains('@') && port.is_none_or(|port| port.is_empty() || port.parse::<u16>().is_ok())
+    };
+    value.is_empty() || Authority::try_from(value.as_bytes()).is_ok_and(is_valid)
+}
+
 /// Adds what every response to one request gets, whether the API or a transport made it: the headers that let pages of
-/// an allowed origin read it, and `Connection: close` while the node drains.
+/// an allowed origin read it, and how long the connection lasts.
 #[derive(Clone)]
 pub(crate) struct Finish {
     /// The origin of the page that asks, once it has been checked.
@@ -99,8 +136,12 @@ impl Finish {
             headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("ETag, Retry-After"));
             headers.append(header::VARY, HeaderValue::from_static("Origin"));
         }
+        let headers = response.headers_mut();
         if self.node.drain.is_draining() {
-            response.headers_mut().entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
+            headers.entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
+        }
+        if !headers.contains_key(header::CONNECTION) {
+            headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
         }
         response
     }
@@ -134,5 +175,23 @@ mod tests {
         let text = String::from_utf8(response_head(&response).to_vec()).unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\nx-a: b\r\ndate: "), "{text}");
         assert!(text.ends_with(" GMT\r\n\r\n"), "{text}");
+    }
+
+    #[test]
+    fn http_1_1_needs_one_valid_host() {
+        let checked = |version, hosts: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(header::HOST, HeaderValue::from_static(host));
+            }
+            check_host(version, &headers).is_ok()
+        };
+        for valid in ["a", "a:80", "127.0.0.1:8080", "[::1]:8080", ""] {
+            assert!(checked(Version::HTTP_11, &[valid]), "{valid}");
+        }
+        for invalid in [&[][..], &["a", "a"], &["a b"], &["user@a"], &["a/b"], &["a:x"]] {
+            assert!(!checked(Version::HTTP_11, invalid), "{invalid:?}");
+        }
+        assert!(checked(Version::HTTP_10, &[]));
     }
 }

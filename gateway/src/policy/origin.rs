@@ -35,6 +35,9 @@ impl OriginPolicy {
             return true;
         }
         let Some((scheme, authority)) = origin.split_once("://") else { return false };
+        // A browser leaves the scheme's own port out of the origin; some clients and proxies write it into `Host`.
+        let own_port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+        let host = host.map(|host| host.strip_suffix(own_port).unwrap_or(host));
         let is_same_host = host.is_some_and(|host| authority.eq_ignore_ascii_case(host));
         is_same_host && (self.allowed.is_empty() || scheme.eq_ignore_ascii_case("https") || is_fixed(authority))
     }
@@ -178,8 +181,16 @@ mod tests {
         let policy = OriginPolicy::new(Vec::new());
         assert!(policy.allows("https://rt.example.com:8080", Some("rt.example.com:8080")));
         assert!(policy.allows("http://rt.example.com", Some("rt.example.com")));
-        for (origin, host) in [("https://rt.example.com", "rt.example.com:8080"), ("null", "null"), ("https://a", "b")]
-        {
+        assert!(policy.allows("https://rt.example.com", Some("rt.example.com:443")));
+        assert!(policy.allows("http://rt.example.com", Some("rt.example.com:80")));
+        assert!(policy.allows("http://[::1]", Some("[::1]:80")));
+        for (origin, host) in [
+            ("https://rt.example.com", "rt.example.com:8080"),
+            ("https://rt.example.com", "rt.example.com:80"),
+            ("http://rt.example.com", "rt.example.com:443"),
+            ("null", "null"),
+            ("https://a", "b"),
+        ] {
             assert!(!policy.allows(origin, Some(host)), "{origin} {host}");
         }
         assert!(!policy.allows("https://a", None));

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -33,10 +33,10 @@ impl PeerPolicy {
     /// The client's address. Each trusted hop, from the right, is believed about the one before it; the first that is not
     /// trusted is the client.
     pub(crate) fn client(&self, peer: IpAddr, forwarded_for: Option<&str>) -> IpAddr {
-        let hops = forwarded_for.unwrap_or_default().rsplit(',').map(|hop| hop.trim().parse::<IpAddr>());
+        let hops = forwarded_for.unwrap_or_default().rsplit(',').map(hop_address);
         let mut client = peer.to_canonical();
         for hop in hops {
-            let (true, Ok(hop)) = (self.trusted.iter().any(|net| net.contains(client)), hop) else { break };
+            let (true, Some(hop)) = (self.trusted.iter().any(|net| net.contains(client)), hop) else { break };
             client = hop.to_canonical();
         }
         client
@@ -55,6 +55,13 @@ impl PeerPolicy {
         *taken += 1;
         Ok(Some(ConnectionPermit { address, connections: Arc::clone(&self.connections) }))
     }
+}
+
+/// The address of a hop: `1.2.3.4`, or as some proxies write it `1.2.3.4:5678`, `[2001:db8::1]:5678`, or in quotes.
+fn hop_address(hop: &str) -> Option<IpAddr> {
+    let hop = hop.trim().trim_matches('"');
+    let bare = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    hop.parse().ok().or_else(|| Some(hop.parse::<SocketAddr>().ok()?.ip())).or_else(bare)
 }
 
 impl Drop for ConnectionPermit {
@@ -123,6 +130,16 @@ mod tests {
         assert_eq!(client("3.3.3.3", Some("1.1.1.1")), "3.3.3.3");
         assert_eq!(client("10.0.0.1", None), "10.0.0.1");
         assert_eq!(client("10.0.0.1", Some("garbage")), "10.0.0.1");
+        for (hops, first) in [
+            ("1.1.1.1:5678", "1.1.1.1"),
+            ("1.1.1.1:5678, 10.0.0.9:80", "1.1.1.1"),
+            ("[2001:db8::1]:5678", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("\"[2001:db8::1]:5678\"", "2001:db8::1"),
+            ("1.1.1.1:x", "10.0.0.1"),
+        ] {
+            assert_eq!(client("10.0.0.1", Some(hops)), first, "{hops}");
+        }
         assert_eq!(client("::ffff:10.0.0.1", Some("::1")), "::1");
     }
 

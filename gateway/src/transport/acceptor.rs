@@ -3,10 +3,12 @@
 //! wait in the kernel's backlog.
 
 use crate::{node::metrics::Metrics, session::TokenBucket};
+use rlimit::Resource;
 use socket2::{SockFilter, SockRef};
 use std::{
     io,
     net::{IpAddr, TcpStream},
+    os::fd::AsRawFd as _,
     pin::pin,
     sync::{
         Arc,
@@ -24,6 +26,11 @@ pub(crate) const WAITING_MAX: usize = 1024;
 /// Pause after a failed accept. Without a free file descriptor the next attempt fails too, and without a pause they would
 /// use up a core.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between two lines of the log about that.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+/// File descriptors that clients may not take, as long as the limit is not very low: the operator's port, the connections
+/// to Redis and their reconnects need them.
+const RESERVED_FDS: u64 = 64;
 /// Pause while no shard has room.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
 /// A socket counts as writable only while the kernel has fewer unsent bytes than this. So what a slow client has not read
@@ -65,6 +72,8 @@ pub(crate) async fn accept(
     let mut turn = 0;
     let started = Instant::now();
     let mut bucket = TokenBucket::full(per_second, 0);
+    let fds_max = clients_fds();
+    let mut next_line = started;
     loop {
         // First of all the end: in a storm of connects there is always one to accept.
         let accepted = tokio::select! {
@@ -72,12 +81,20 @@ pub(crate) async fn accept(
             () = &mut end => break,
             accepted = listener.accept() => accepted,
         };
+        // The kernel gives the lowest free number, so the number says how many are in use.
+        let accepted = accepted.and_then(|(socket, address)| match socket.as_raw_fd() as u64 >= fds_max {
+            true => Err(io::Error::other("the file descriptors that are left are reserved")),
+            false => Ok((socket, address)),
+        });
         let (socket, address) = match accepted {
             Ok(accepted) => accepted,
             Err(why) if is_aborted_by_client(&why) => continue,
             Err(why) => {
                 metrics.accept_errors.inc();
-                tracing::warn!(%why, "cannot accept");
+                if Instant::now() >= next_line {
+                    next_line = Instant::now() + LOG_EVERY;
+                    tracing::warn!(%why, fds_max, "cannot accept connections");
+                }
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -112,6 +129,12 @@ pub(crate) async fn accept(
             Err(_) => return, // none is left, or none can be accepted
         }
     }
+}
+
+/// The file descriptors that this process and its clients may use, without the reserve.
+fn clients_fds() -> u64 {
+    let limit = Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
+    limit - RESERVED_FDS.min(limit / 4)
 }
 
 /// Gives a socket to the least loaded shard, as soon as one has room; `true` if it had to wait for that. `turn` decides

@@ -3,7 +3,7 @@
 
 use crate::{
     api,
-    http::Finish,
+    http::{Finish, check_host},
     node::Node,
     protocol::error::{ErrorCode, Refusal},
     shard::Shard,
@@ -30,9 +30,10 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Refuses pages whose origin may not use this gateway.
+    /// Refuses requests without a valid `Host`, and pages whose origin may not use this gateway.
     pub(super) fn begin(shard: &Shard, peer: IpAddr, request: &Request<Incoming>) -> Result<Self, Refusal> {
         let (node, headers) = (&shard.node, request.headers());
+        check_host(request.version(), headers)?;
         let origin = match headers.get(header::ORIGIN) {
             // These files get their own header for pages of all origins.
             Some(_) if api::is_for_every_origin(request.uri().path()) => None,

@@ -11,14 +11,14 @@ use super::{
     stream, ws,
 };
 use crate::{
-    http::{method_not_allowed, preflight, problem, too_slow},
+    http::{IDLE_TIME, method_not_allowed, options, preflight, problem, too_slow},
     protocol::error::Refusal,
     shard::Shard,
 };
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use hyper::{
-    Method, Request, Response,
+    Method, Request, Response, Uri,
     body::{Body as _, Incoming},
     server::conn::http1,
     service::service_fn,
@@ -30,9 +30,8 @@ use std::{
 use tokio::net::TcpStream;
 use tower::ServiceExt as _;
 
-/// Time for a request's head to come in, and for an idle connection to send the next one. nginx ends its idle connections
-/// after 4 s, so that it does not send a request while this node ends the connection.
-const HEAD_TIME: Duration = Duration::from_secs(5);
+/// Time for a request's head to come in, and for an idle connection to send the next one.
+const HEAD_TIME: Duration = IDLE_TIME;
 /// Time for a request of the HTTP API: its body comes in, and the broker replies within a second.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Bytes and fields of a request's head.
@@ -49,7 +48,7 @@ pub(crate) struct HttpServer {
 
 /// What is to take a socket over.
 enum Takeover {
-    WebSocket(ws::Ready),
+    WebSocket(Box<ws::Ready>),
     Stream(stream::Ready),
     Poll(Box<poll::Ready>),
 }
@@ -146,10 +145,11 @@ impl HttpServer {
             Err(refusal) => return Handled::Respond(problem(&refusal)),
         };
         let finish = exchange.finish.clone();
-        let handled = if request.method() == Method::OPTIONS && finish.origin.is_some() {
-            Ok(Handled::Respond(preflight()))
-        } else {
-            self.route(request, exchange).await
+        let handled = match (request.method(), &finish.origin) {
+            (&Method::OPTIONS, Some(_)) => Ok(Handled::Respond(preflight(request.headers()))),
+            (&Method::OPTIONS, None) if finish.node.drain.is_draining() => Err(Refusal::draining()),
+            (&Method::OPTIONS, None) => Ok(Handled::Respond(options())),
+            _ => self.route(request, exchange).await,
         };
         match handled {
             Ok(Handled::TakeOver(takeover)) => Handled::TakeOver(takeover),
@@ -187,7 +187,9 @@ impl HttpServer {
         }
         // Each transport checks what it needs and reserves a connection. What it prepared takes the socket over.
         Ok(Handled::TakeOver(match asked.transport {
-            Transport::WebSocket => Takeover::WebSocket(ws::prepare(&self.shard.node, &exchange, asked, &request)?),
+            Transport::WebSocket => {
+                Takeover::WebSocket(Box::new(ws::prepare(&self.shard.node, &exchange, asked, &request)?))
+            }
             Transport::Events | Transport::Lines => {
                 match stream::prepare(&self.shard.node, &exchange, &asked, request.headers()) {
                     Ok(ready) => Takeover::Stream(ready),
@@ -209,12 +211,27 @@ impl HttpServer {
         })
     }
 
-    async fn api(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn api(&self, mut request: Request<Incoming>) -> Response<Body> {
+        keep_plus(request.uri_mut());
         let reply = self.router.clone().oneshot(request.map(Body::new));
         match tokio::time::timeout(REQUEST_TIME, reply).await {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
             Err(_) => too_slow(),
         }
+    }
+}
+
+/// A plus in a query is a plus, as in a path and for the transports (RFC 3986 section 2.2). axum decodes queries as HTML
+/// forms, where it is a space; room names have pluses and no spaces.
+fn keep_plus(uri: &mut Uri) {
+    let Some(path) = uri.path_and_query().filter(|path| path.query().is_some_and(|query| query.contains('+'))) else {
+        return;
+    };
+    let query = path.query().unwrap_or_default().replace('+', "%2B");
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = format!("{}?{query}", path.path()).parse().ok();
+    if let Ok(kept) = Uri::from_parts(parts) {
+        *uri = kept;
     }
 }

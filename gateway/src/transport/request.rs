@@ -37,6 +37,8 @@ pub(super) struct TransportRequest {
     pub(super) rooms: Vec<String>,
     /// The cursors of all rooms as one text, not parsed yet.
     pub(super) since: Option<String>,
+    /// The id of the last event that an `EventSource` written in JavaScript has seen.
+    pub(super) last_event_id: Option<String>,
     /// How to join all rooms alike: [`TransportRequest::joins`] adds each room's cursor.
     pub(super) options: JoinOptions,
     /// For how long a poll waits.
@@ -79,7 +81,7 @@ impl TransportRequest {
 
     pub(super) fn new(transport: Transport, rooms: Vec<String>) -> Self {
         let options = JoinOptions::default();
-        Self { transport, rooms, since: None, options, wait: None, limit: None, session: None }
+        Self { transport, rooms, since: None, last_event_id: None, options, wait: None, limit: None, session: None }
     }
 
     fn with_query(mut self, query: &str) -> Result<Self, Refusal> {
@@ -96,6 +98,9 @@ impl TransportRequest {
                 "wait" => self.wait = Some(Duration::from_secs(number("wait", &value)? as u64)),
                 "limit" => self.limit = Some(number("limit", &value)?),
                 "session" => self.session = Some(value),
+                // Where an `EventSource` written in JavaScript cannot set the header without a preflight, it appends
+                // this: event-source-polyfill, Mercure's clients, and eventsource-polyfill, in this order.
+                "lastEventId" | "lastEventID" | "evs_last_event_id" => self.last_event_id = Some(value),
                 _ => {} // `n` is for nginx; others may be for other proxies
             }
         }

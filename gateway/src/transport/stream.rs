@@ -55,9 +55,11 @@ pub(super) fn prepare(
         let refusal = Refusal::presence_off();
         return Err(Refusal { message: format!("{room}: {}", refusal.message).into(), ..refusal });
     }
-    // A browser that reconnects repeats the URL of its first request, so its Last-Event-ID is newer than `since`.
-    let since = match headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
-        Some(id) => by_event_id(id.as_bytes(), rooms.len()),
+    // A client that reconnects repeats the URL of its first request, so the id of its last event is newer than `since`.
+    let by_header = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
+    let by_query = asked.last_event_id.as_deref().map(str::as_bytes);
+    let since = match [by_header, by_query].into_iter().flatten().find(|id| !id.is_empty()) {
+        Some(id) => by_event_id(id, rooms.len()),
         None => asked.joins()?.into_iter().map(|(_, join)| join.map(|join| join.since)).collect::<Result<_, _>>()?,
     };
     let shape = shape(asked);
