@@ -4,6 +4,8 @@
 use crate::{
     admin, api,
     config::Config,
+    essential::{end_process, essential},
+    log,
     node::{Node, buffer::Buffer, drain::Drain, inbox::Inbox, leases::Leases, metrics::Metrics},
     policy::{origin::OriginPolicy, peer::PeerPolicy},
     session::OutboxLimits,
@@ -15,11 +17,11 @@ use fanfare_broker::{Broker, MemoryBroker, Subscriber, SubscriberId, redis::Redi
 use md5::{Digest as _, Md5};
 use std::{
     convert::Infallible,
+    future::pending,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
-    thread::JoinHandle,
     time::Duration,
 };
 use tokio::{
@@ -61,31 +63,37 @@ pub(crate) enum StartError {
 
 /// Runs the gateway until it has drained. After an error it has served nothing.
 pub(crate) async fn run(config: Config) -> Result<(), StartError> {
+    let log_lines_dropped = log::start(&config)?;
+    // Shells and init systems set a low soft limit for the sake of programs that use select(2).
+    if let Err(why) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%why, "the limit of file descriptors stays as it is");
+    }
     let public = bind(config.listen)?;
     let admin = bind(config.admin)?;
     let addresses = (public.local_addr()?, admin.local_addr()?);
     let demo = config.demo.then(|| demo_url(addresses.0));
     tracing::info!(listen = %addresses.0, admin = %addresses.1, node = %config.node, shards = config.shards, demo, "fanfare");
     let metrics = Metrics::new(&config.node);
+    metrics.register(log_lines_dropped);
     let inboxes: Vec<Arc<Inbox>> = (0..config.shards).map(|_| Arc::new(Inbox::new(Arc::clone(&metrics)))).collect();
     let broker = broker(&config, &inboxes).await?;
     let node = Arc::new(node(&config, broker, addresses.0, metrics, inboxes.clone()));
     admin::spawn(Arc::clone(&node), admin)?;
     let (emptied, all_emptied) = mpsc::channel(1);
-    let (shards, threads) = spawn_shards(&node, inboxes, config.demo, &emptied)?;
-    drop(emptied);
+    let (done, all_done) = mpsc::channel(1);
+    let shards = spawn_shards(&node, inboxes, config.demo, (emptied, done))?;
     if let Some(path) = &config.ready_file {
         let body = format!("{{\"listen\":\"{}\",\"admin\":\"{}\"}}\n", addresses.0, addresses.1);
         std::fs::write(path, body).map_err(|why| StartError::ReadyFile { path: path.display().to_string(), why })?;
     }
     let listener = tokio::net::TcpListener::from_std(public)?;
     let leasing = Arc::clone(&node);
-    tokio::spawn(async move { leasing.leases.expire().await });
+    tokio::spawn(essential("presence leases", async move { leasing.leases.expire().await }));
     let (metrics, per_second) = (Arc::clone(&node.metrics), node.limits.accepts_per_second);
     let end = end_of_listening(Arc::clone(&node), all_emptied);
-    tokio::spawn(transport::accept(listener, shards, metrics, per_second, end));
+    tokio::spawn(essential("acceptor", transport::accept(listener, shards, metrics, per_second, end)));
     node.drain.start();
-    Ok(until_drained(&node, threads).await?)
+    Ok(until_drained(&node, all_done).await?)
 }
 
 /// Where a browser on this machine finds the demo pages.
@@ -96,19 +104,27 @@ fn demo_url(listen: SocketAddr) -> String {
     }
 }
 
-/// Waits for a signal or `POST /drain`, then until the shards have ended. A second signal ends the wait at once.
-async fn until_drained(node: &Node, threads: Vec<JoinHandle<()>>) -> io::Result<()> {
+/// Waits for a signal or `POST /drain`, then until the shards are done (each then drops its sender). A second SIGTERM or SIGINT ends the wait at
+/// once. SIGQUIT (nginx's word for a graceful end) and SIGHUP (the terminal is gone) begin the drain too; SIGUSR1 and
+/// SIGUSR2, which other servers use to reopen their logs, change nothing.
+async fn until_drained(node: &Node, mut all_done: mpsc::Receiver<Infallible>) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut signalled = async || {
+    let (mut quit, mut hangup) = (signal(SignalKind::quit())?, signal(SignalKind::hangup())?);
+    let _ignored = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+    let mut ended = async || {
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
     };
-    tokio::select! { () = signalled() => {} () = node.drain.begun() => {} }
+    tokio::select! {
+        () = ended() => {}
+        _ = quit.recv() => {}
+        _ = hangup.recv() => {}
+        () = node.drain.begun() => {}
+    }
     node.drain.begin();
     tracing::info!("draining");
-    let ended = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
     tokio::select! {
-        () = signalled() => tracing::warn!("a second signal: not waiting for clients"),
-        _ = ended => {}
+        () = ended() => tracing::warn!("a second signal: not waiting for clients"),
+        _ = all_done.recv() => {}
     }
     // The broker writes the leaves and takes this node off the others' list, so that they need not find out by time-out.
     if timeout(BROKER_CLOSE, node.broker.close()).await.is_err() {
@@ -158,6 +174,8 @@ async fn broker(config: &Config, inboxes: &[Arc<Inbox>]) -> Result<Arc<dyn Broke
     let failed = |why: String| StartError::Redis { url: url.clone(), why };
     let mut settings =
         fanfare_broker::redis::Config::parse(&config.redis_urls()).map_err(|why| failed(why.to_string()))?;
+    settings.prefix.clone_from(&config.redis_prefix);
+    settings.on_panic = |task| end_process(task);
     if let Some(file) = &config.redis_ca_file {
         let authorities = std::fs::read(file).map_err(|why| failed(format!("{}: {why}", file.display())))?;
         settings.trust(&authorities).map_err(|why| failed(format!("{}: {why}", file.display())))?;
@@ -239,43 +257,44 @@ fn spawn_shards(
     node: &Arc<Node>,
     inboxes: Vec<Arc<Inbox>>,
     with_demo: bool,
-    emptied: &mpsc::Sender<Infallible>,
-) -> io::Result<(Vec<ShardHandle>, Vec<JoinHandle<()>>)> {
+    (emptied, done): (mpsc::Sender<Infallible>, mpsc::Sender<Infallible>),
+) -> io::Result<Vec<ShardHandle>> {
     let router = api::router(Arc::clone(node), with_demo);
     let spawn = |(i, inbox): (usize, Arc<Inbox>)| {
         let load = Arc::new(AtomicUsize::new(0));
         let (arrivals, arriving) = mpsc::channel(WAITING_MAX);
         let (shard_node, shard_load, router) = (Arc::clone(node), Arc::clone(&load), router.clone());
-        let emptied = emptied.clone();
-        let thread = std::thread::Builder::new().name(format!("shard-{i}")).spawn(move || {
+        let (emptied, done) = (emptied.clone(), done.clone());
+        std::thread::Builder::new().name(format!("shard-{i}")).spawn(move || {
             // A local runtime: its tasks stay on this thread, so that a shard's state needs no lock.
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
             match runtime {
-                Ok(runtime) => runtime.block_on(async {
+                Ok(runtime) => runtime.block_on(essential("shard", async {
                     let shard = Shard::new(shard_node, SubscriberId(i as u16), inbox, shard_load);
-                    run_shard(shard, router, arriving, emptied).await;
-                }),
-                Err(why) => tracing::error!(%why, "a shard has no runtime"),
+                    run_shard(shard, router, arriving, emptied, done).await;
+                })),
+                Err(why) => end_process(&format!("shard (no runtime: {why})")),
             }
         })?;
-        Ok((ShardHandle { arrivals, load }, thread))
+        Ok(ShardHandle { arrivals, load })
     };
-    let shards: io::Result<Vec<_>> = inboxes.into_iter().enumerate().map(spawn).collect();
-    Ok(shards?.into_iter().unzip())
+    inboxes.into_iter().enumerate().map(spawn).collect()
 }
 
 /// One shard's thread: serves the sockets that arrive. When the node drains it closes its sessions, drops `emptied`, and
-/// goes on with requests until the node no longer listens and the last connection has ended.
+/// goes on with requests until the node no longer listens and the last connection has ended. Then it drops `done`, and
+/// does nothing but answer control messages: without it posts for its sessions would wait in vain.
 async fn run_shard(
     shard: Rc<Shard>,
     router: Router,
     mut arriving: mpsc::Receiver<Arrival>,
     emptied: mpsc::Sender<Infallible>,
+    done: mpsc::Sender<Infallible>,
 ) {
-    let engine = tokio::task::spawn_local(Rc::clone(&shard).run());
-    let timers = tokio::task::spawn_local(Rc::clone(&shard).run_timers());
-    tokio::task::spawn_local(Rc::clone(&shard).watch_surroundings());
+    tokio::task::spawn_local(essential("shard loop", Rc::clone(&shard).run()));
+    tokio::task::spawn_local(essential("shard timers", Rc::clone(&shard).run_timers()));
+    tokio::task::spawn_local(essential("shard state watch", Rc::clone(&shard).watch_surroundings()));
     let server = HttpServer::new(Rc::clone(&shard), router);
     // Ends when the acceptor ends, which drops its side of the channel.
     let serve_arrivals = async {
@@ -306,11 +325,7 @@ async fn run_shard(
     tokio::select! {
         () = drained => {}
         () = window_ends => {}
-        // These tasks end only by a panic. Without them the shard would accept and deliver nothing, so the node ends.
-        _ = engine => std::process::exit(EX_SOFTWARE),
-        _ = timers => std::process::exit(EX_SOFTWARE),
     }
+    drop((arriving, done));
+    pending::<()>().await;
 }
-
-/// `EX_SOFTWARE` of sysexits.h: a fault of this program. The panic has printed its message.
-const EX_SOFTWARE: i32 = 70;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use fanfare_tests::wait::within;
 use fanfare_tests::{Client, Cluster, http, prometheus};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// Makes a test `MODULE::NAME` of each function for each list of arguments: `MODULE(ARGUMENTS), …: NAME, …`. The functions
@@ -90,6 +90,14 @@ impl UnfinishedPublish {
         self.0.write_all(b"1").await.expect("the body is taken");
         assert_eq!(self.line().await, "\r\n", "the first answer has no headers");
         self.line().await
+    }
+
+    /// What comes until the connection ends, without the body ever being sent.
+    pub(crate) async fn rest(mut self) -> String {
+        let mut text = String::new();
+        // A reset is an end too.
+        let _ = within("the end of the connection", self.0.read_to_string(&mut text)).await;
+        text.trim().to_owned()
     }
 
     async fn line(&mut self) -> String {

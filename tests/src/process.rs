@@ -45,6 +45,12 @@ impl Launch {
         self
     }
 
+    /// The program and the arguments of another launch as further arguments, for a program that runs another one.
+    #[must_use]
+    pub fn follow(self, other: &Self) -> Self {
+        self.arg(&other.program).args(&other.args)
+    }
+
     /// One more environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -87,9 +93,19 @@ impl Launch {
     #[must_use]
     pub fn start(&self, directory: &Path) -> Process {
         let log = directory.join(format!("{}.log", self.name));
+        let err = File::options().create(true).append(true).open(log).expect("the log file opens");
+        self.start_with_stderr(directory, err)
+    }
+
+    /// Starts it with another standard error than the log file.
+    ///
+    /// # Panics
+    /// As [`Launch::start`].
+    #[must_use]
+    pub fn start_with_stderr(&self, directory: &Path, stderr: impl Into<Stdio>) -> Process {
+        let log = directory.join(format!("{}.log", self.name));
         let out = File::options().create(true).append(true).open(&log).expect("the log file opens");
-        let err = out.try_clone().expect("a log has two handles");
-        let child = self.command().stdout(out).stderr(err).spawn();
+        let child = self.command().stdout(out).stderr(stderr).spawn();
         let child = child.unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
         Process { launch: self.clone(), child, directory: directory.to_owned(), log }
     }
