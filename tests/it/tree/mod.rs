@@ -18,6 +18,8 @@ const LAYERS: &[&str] = &[
     "policy",
     "session",
     "config",
+    "log",
+    "essential",
     "node",
     "http",
     "api",
@@ -103,6 +105,18 @@ fn the_broker_has_never_heard_of_sessions_sockets_or_json() {
     for stranger in ["serde_json", "axum", "hyper", "tungstenite", "fanfare =", "fanfare.workspace"] {
         assert!(!manifest.contains(stranger), "broker-adapter depends on {stranger}");
     }
+}
+
+/// A task starts on whatever thread calls `tokio::spawn`, and a shard's thread must not do the broker's I/O.
+#[test]
+fn the_broker_starts_tasks_on_its_own_thread_only() {
+    let is_test = |path: &str| path.contains("/tests/") || path.contains("/contract");
+    let starts = |(path, source): &(String, String)| {
+        let is_broker = path.starts_with("broker-adapter/src/") && !is_test(path);
+        is_broker && source.split("#[cfg(test)]").next().is_some_and(|code| code.contains("tokio::spawn"))
+    };
+    let faults: Vec<String> = sources().into_iter().filter(starts).map(|(path, _)| path).collect();
+    assert!(faults.is_empty(), "{faults:?} start tasks; `redis::tasks` does that");
 }
 
 #[test]
