@@ -281,7 +281,7 @@ pub struct PresenceEvent {
 }
 
 /// How much [`Broker::presence`] returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PresenceDetail {
     /// Numbers only, in constant time.
     Counts,
@@ -311,6 +311,22 @@ pub struct HistoryQuery {
     pub since: Option<Cursor>,
     /// The largest number of messages.
     pub limit: usize,
+    /// What it is read for.
+    pub purpose: Purpose,
+}
+
+/// What a read is for. Reads of one purpose do not wait for those of another: questions that clients ask must not hold up
+/// members that catch up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// A client asks for history or presence.
+    Question,
+    /// A client resumes, or polls.
+    Resume,
+    /// A node has missed messages.
+    CatchUp,
+    /// The broker itself: removing the members of dead nodes.
+    Upkeep,
 }
 
 /// Messages that are missing between a cursor and the oldest message that history still has.
@@ -466,7 +482,7 @@ pub trait Broker: Send + Sync + 'static {
     fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()>;
 
     /// Reads who is in a room, in the whole cluster.
-    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence>;
+    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Arc<Presence>>;
 
     /// Lists the rooms that have members, in the whole cluster.
     fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList>;

@@ -55,11 +55,17 @@ impl Node {
     }
 
     pub async fn since(&self, room: &Room, since: Cursor, limit: usize) -> Page {
-        self.broker.history(room, KEEP, HistoryQuery { since: Some(since), limit }).await.unwrap()
+        self.broker
+            .history(room, KEEP, HistoryQuery { since: Some(since), limit, purpose: crate::Purpose::Question })
+            .await
+            .unwrap()
     }
 
     pub async fn last(&self, room: &Room, limit: usize) -> Page {
-        self.broker.history(room, KEEP, HistoryQuery { since: None, limit }).await.unwrap()
+        self.broker
+            .history(room, KEEP, HistoryQuery { since: None, limit, purpose: crate::Purpose::Question })
+            .await
+            .unwrap()
     }
 
     /// The id of the node's process, read from a message that it publishes.

@@ -47,8 +47,8 @@ mod session_id;
 pub use broker::{
     Broker, BrokerError, BrokerFuture, Delivery, Gap, HistoryQuery, IdempotencyKey, Member, MessageId, NodeId,
     NodeTarget, Page, Presence, PresenceDetail, PresenceEvent, PresenceKind, PresenceUpdate, Publication, Publish,
-    PublishResult, Published, Reply, Retention, RoomEvent, RoomList, RoomQuery, Status, Subscriber, SubscriberId,
-    Ticket, User, Who,
+    PublishResult, Published, Purpose, Reply, Retention, RoomEvent, RoomList, RoomQuery, Status, Subscriber,
+    SubscriberId, Ticket, User, Who,
 };
 pub use cursor::{Cursor, CursorInvalid, Epoch, Offset};
 pub use memory::MemoryBroker;

@@ -110,7 +110,7 @@ pub async fn at_least_the_configured_number_of_messages_is_kept(nodes: &[Node]) 
         for _ in 0..150 {
             nodes[0].publish(Publish { retention: Some(keep), ..message(&room, "x") }).await;
         }
-        let query = HistoryQuery { since: None, limit: messages as usize };
+        let query = HistoryQuery { since: None, limit: messages as usize, purpose: crate::Purpose::Question };
         let page = nodes[1].broker.history(&room, keep, query).await.unwrap();
         assert_eq!(page.publications.len(), messages as usize);
         assert_eq!(page.publications.last().unwrap().cursor, Some(page.head));
@@ -133,7 +133,7 @@ pub async fn each_message_is_kept_for_its_ttl(nodes: &[Node]) {
 async fn last_message_is_kept(nodes: &[Node]) -> bool {
     let room = room("ttl");
     let keep = Retention { messages: 100, ttl: Duration::from_secs(3) };
-    let query = HistoryQuery { since: None, limit: 1 };
+    let query = HistoryQuery { since: None, limit: 1, purpose: crate::Purpose::Question };
     let started = tokio::time::Instant::now();
     let mut pace = tokio::time::interval(Duration::from_millis(250));
     let (mut last, mut checks) = (started, 0);

@@ -27,7 +27,8 @@ async fn update_presence(node: &Node, room: &Room, update: PresenceUpdate) {
 }
 
 async fn members(node: &Node, room: &Room) -> Presence {
-    let mut presence = node.broker.presence(room, PresenceDetail::Members).await.unwrap();
+    let presence = node.broker.presence(room, PresenceDetail::Members).await.unwrap();
+    let mut presence = (*presence).clone();
     presence.members.sort_by_key(|m| format!("{:?}", m.who));
     presence
 }

@@ -186,8 +186,8 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(())))
     }
 
-    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence> {
-        Box::pin(ready(Ok(self.with_room(room, |state| state.presence(detail)))))
+    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Arc<Presence>> {
+        Box::pin(ready(Ok(Arc::new(self.with_room(room, |state| state.presence(detail))))))
     }
 
     fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList> {

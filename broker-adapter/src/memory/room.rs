@@ -267,7 +267,11 @@ mod tests {
         for _ in 0..5 {
             publish(&mut room, now);
         }
-        let since = |offset| HistoryQuery { since: Some(Cursor::new(room.epoch, Offset(offset))), limit: 10 };
+        let since = |offset| HistoryQuery {
+            since: Some(Cursor::new(room.epoch, Offset(offset))),
+            limit: 10,
+            purpose: crate::Purpose::Question,
+        };
         let page = room.page(since(0));
         assert_eq!((offsets(&page), page.gap), (vec![3, 4, 5], Some(Gap { missed: Some(2) })));
         let page = room.page(since(2));
@@ -281,7 +285,11 @@ mod tests {
         let (mut room, now) = (RoomState::new(1), Instant::now());
         publish(&mut room, now);
         room.expire(now + Duration::from_secs(61));
-        assert!(room.page(HistoryQuery { since: None, limit: 10 }).publications.is_empty());
+        assert!(
+            room.page(HistoryQuery { since: None, limit: 10, purpose: crate::Purpose::Question })
+                .publications
+                .is_empty()
+        );
         assert!(!room.can_be_forgotten(now + Duration::from_secs(61)), "its cursors are still valid");
         assert!(room.can_be_forgotten(now + META_TTL));
     }

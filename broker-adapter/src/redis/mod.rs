@@ -202,10 +202,9 @@ impl Broker for RedisBroker {
         Box::pin(async { written.await.unwrap_or(Err(BrokerError::Unavailable)) })
     }
 
-    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Presence> {
+    fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Arc<Presence>> {
         let (master, room) = (self.master(room), room.clone());
-        self.tasks
-            .ask(async move { master.reads.presence(&room, detail, master.publisher.status.fence().as_ref()).await })
+        self.tasks.ask(async move { master.reads.presence(&room, detail, master.publisher.status.fence()).await })
     }
 
     fn rooms(&self, query: RoomQuery) -> BrokerFuture<'_, RoomList> {

@@ -19,7 +19,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     http::{Response, StatusCode},
 };
-use fanfare_broker::{HistoryQuery, NodeTarget, PresenceDetail, Room, RoomQuery};
+use fanfare_broker::{HistoryQuery, NodeTarget, PresenceDetail, Purpose, Room, RoomQuery};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, sync::Arc};
 
@@ -97,7 +97,7 @@ pub(super) async fn history(
     let Query(HistoryParams { since, limit }) = params.map_err(|_| wrong_query())?;
     let since = native::cursor(since.map(Cow::Owned))?;
     let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT_MAX);
-    let page = node.history(&room, HistoryQuery { since, limit }).await?;
+    let page = node.history(&room, HistoryQuery { since, limit, purpose: Purpose::Question }).await?;
     Ok(json(StatusCode::OK, native::history(None, &room, &page)))
 }
 

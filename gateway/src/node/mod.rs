@@ -77,7 +77,7 @@ impl Node {
     }
 
     /// Who is in a room.
-    pub(crate) async fn presence(&self, room: &Room) -> Result<Presence, Refusal> {
+    pub(crate) async fn presence(&self, room: &Room) -> Result<Arc<Presence>, Refusal> {
         if !self.classes.of(room.as_str()).presence {
             return Err(Refusal::presence_off());
         }

@@ -28,9 +28,10 @@ use crate::{
 };
 use bytes::BytesMut;
 use fanfare_broker::{
-    BrokerError, Cursor, Gap, HistoryQuery, Page, Position, Presence, PresenceDetail, PresenceUpdate, Publication, Room,
+    BrokerError, Cursor, Gap, HistoryQuery, Page, Position, Presence, PresenceDetail, PresenceUpdate, Publication,
+    Purpose, Room,
 };
-use std::{collections::VecDeque, ops::Range, rc::Rc, time::Duration};
+use std::{collections::VecDeque, ops::Range, rc::Rc, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 /// Messages read from history at a time.
@@ -45,7 +46,7 @@ const POSTED_MEMBERS_MAX: usize = 1_000;
 struct Admission {
     join: Join,
     /// Who is in the room, if the join asked for that.
-    presence: Option<Presence>,
+    presence: Option<Arc<Presence>>,
     /// `joined` has been sent. From then on [`Conn::reached`] is the last message that the client has had.
     has_started: bool,
     /// Messages that were read and have not been sent.
@@ -104,14 +105,18 @@ impl State {
                 (Some(at), None) if join.options.last == 0 => (Some(at), None),
                 (Some(_), None) => {
                     let limit = join.options.last.min(HISTORY_LIMIT_MAX);
-                    return Some(Wait::History(HistoryQuery { since: None, limit }));
+                    return Some(Wait::History(HistoryQuery { since: None, limit, purpose: Purpose::Resume }));
                 }
                 // The client has had everything.
                 (Some(at), Some(since)) if since == at => (Some(at), None),
                 // The client is behind: the ring may have what it missed, else history has.
                 (Some(at), Some(since)) if since.epoch == at.epoch && since.offset < at.offset => {
                     let Some(missed) = entry.recent_after(since) else {
-                        return Some(Wait::History(HistoryQuery { since: Some(since), limit: PAGE }));
+                        return Some(Wait::History(HistoryQuery {
+                            since: Some(since),
+                            limit: PAGE,
+                            purpose: Purpose::Resume,
+                        }));
                     };
                     let missed = missed.cloned().collect();
                     self.start(admission, Some(since), None);
@@ -120,7 +125,7 @@ impl State {
                 }
                 // The client is ahead of the feed or in another epoch. History shows what it has missed.
                 (Some(_), Some(since)) => {
-                    let query = HistoryQuery { since: Some(since), limit: PAGE };
+                    let query = HistoryQuery { since: Some(since), limit: PAGE, purpose: Purpose::Resume };
                     return Some(if admission.has_started { Wait::Feed(query) } else { Wait::History(query) });
                 }
             };
@@ -318,13 +323,13 @@ impl Shard {
 
     /// Reads who is in the room. First waits until the joining session's own entry is written, so that it is in the
     /// list.
-    async fn presence_with(&self, join: &Join) -> Result<Presence, BrokerError> {
-        let Some(name) = self.room(join.room, |entry| entry.name.clone()) else { return Ok(Presence::default()) };
+    async fn presence_with(&self, join: &Join) -> Result<Arc<Presence>, BrokerError> {
+        let Some(name) = self.room(join.room, |entry| entry.name.clone()) else { return Ok(Arc::default()) };
         let enter = {
             let mut state = self.state.borrow_mut();
             let conn = state.outgoing.sessions.get_open(join.session());
             let Some(conn) = conn.filter(|conn| conn.session.is_joining(join.room.index, join.number)) else {
-                return Ok(Presence::default()); // `advance` sees that the join is no longer wanted
+                return Ok(Arc::default()); // `advance` sees that the join is no longer wanted
             };
             let user = conn.session.user().cloned();
             PresenceUpdate::Enter { session: conn.session.id, user, info: None, announce: true }

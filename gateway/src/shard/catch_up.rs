@@ -3,7 +3,7 @@
 
 use super::{Shard, State, room::RoomRef};
 use crate::protocol::command::HISTORY_LIMIT_MAX;
-use fanfare_broker::{Cursor, HistoryQuery, Page};
+use fanfare_broker::{Cursor, HistoryQuery, Page, Purpose};
 use std::{rc::Rc, time::Duration};
 
 /// The wait after the first failed attempt, and the longest wait.
@@ -43,7 +43,7 @@ impl Shard {
     async fn catch_up(self: Rc<Self>, room: RoomRef, mut since: Cursor) {
         let (mut retry, mut failures) = (Retry::new(), 0);
         loop {
-            let query = HistoryQuery { since: Some(since), limit: HISTORY_LIMIT_MAX };
+            let query = HistoryQuery { since: Some(since), limit: HISTORY_LIMIT_MAX, purpose: Purpose::CatchUp };
             let page = match self.read_history(room, query).await {
                 None => return,
                 Some(Ok(page)) => {

@@ -17,7 +17,7 @@ use crate::{
     session::Action,
     time::unix_ms,
 };
-use fanfare_broker::{HistoryQuery, IdempotencyKey, Publish, Reply, Room};
+use fanfare_broker::{HistoryQuery, IdempotencyKey, Publish, Purpose, Reply, Room};
 use std::{borrow::Cow, rc::Rc};
 
 impl Shard {
@@ -77,7 +77,7 @@ impl State {
             }
             Action::Presence(room) => self.spawn(|shard| shard.presence(reply_to, room)),
             Action::History { room, since, limit } => {
-                let query = HistoryQuery { since, limit };
+                let query = HistoryQuery { since, limit, purpose: Purpose::Question };
                 self.spawn(|shard| shard.history(reply_to, room, query));
             }
             Action::Pong => self.reply(reply_to, &Event::Pong { id }),

@@ -9,8 +9,10 @@ use fanfare_tests::redis::Redis;
 use fanfare_tests::rng::Rng;
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::{Client, Cluster, http};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
+use super::info;
 use crate::fixtures::{one_node_with, publish_numbers, split};
 use crate::sentences::KEEP_ALL;
 
@@ -234,4 +236,25 @@ async fn joins_that_overtook_each_other_lost_and_repeated_messages() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn joins_that_overtook_each_other_lost_and_repeated_messages_with_redis_far_away() {
     joins_that_overtake_each_other(Duration::from_millis(10)).await;
+}
+
+/// Clients that join in one moment, as after a loss of a node.
+const CROWD: usize = 200;
+
+/// Half of a crowd was refused with a word that blamed Redis, when only the connections for reads were busy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_join_with_presence_read_the_list_of_members_for_itself() {
+    let scratch = Scratch::new();
+    let redis = Redis::start(scratch.path()).await;
+    let proxy = Proxy::before(redis.address()).await;
+    let cluster = Cluster::over_addresses(1, vec![format!("redis://{}", proxy.address)]).start().await;
+    let mut clients = join_all((0..CROWD).map(|_| Client::connect(cluster.address(0)))).await;
+    let before = info(&redis, "cmdstat_hgetall:calls=").await;
+    proxy.set(Fault::Delay { least: Duration::from_millis(20), jitter: Duration::ZERO });
+    let joins = clients.iter_mut().map(|client| client.join_with(json!({"room": "crowd", "presence": true})));
+    for joined in join_all(joins).await {
+        assert_eq!(joined["type"], "joined", "{joined}");
+    }
+    let listings = info(&redis, "cmdstat_hgetall:calls=").await - before;
+    assert!(listings < CROWD as u64 / 4, "{listings} listings for {CROWD} joins");
 }

@@ -5,7 +5,7 @@ mod single_flight;
 
 use crate::{
     BrokerError, Cursor, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Page, Presence, PresenceDetail, Publication,
-    Room, RoomList, RoomQuery, SessionId, Who, envelope,
+    Purpose, Room, RoomList, RoomQuery, SessionId, Who, envelope,
     redis::{ConnectionStatus, Fence, Keys, NodeContext, Part, Partition, address::client, connection::status::Server},
 };
 use bytes::Bytes;
@@ -19,8 +19,9 @@ use std::{
     time::Duration,
 };
 
-/// Connections in the pool: a page costs two round trips, so eight of them read some ten thousand pages a second.
-const CONNECTIONS: usize = 8;
+/// Connections for each [`Purpose`], made when they are needed. A page costs one round trip, so eight of them read some
+/// twenty thousand pages a second.
+const CONNECTIONS: [usize; 4] = [4, 8, 4, 2];
 /// How long to wait for a free connection, for a new one and for a reply.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// The messages of the largest page; a caller who wants more asks again.
@@ -34,12 +35,17 @@ pub(crate) const ROOMS_MAX: usize = 10_000;
 pub(crate) struct ReadPool {
     /// The publisher's connection: the pool follows it to the server that is the master.
     status: Arc<ConnectionStatus>,
-    /// With the server that it leads to.
-    pool: Mutex<Option<(String, Pool)>>,
+    /// The server that they lead to, and the connections for each [`Purpose`].
+    pools: Mutex<Option<(String, [Pool; CONNECTIONS.len()])>>,
     context: Arc<NodeContext>,
     /// Pages of history that are being read.
     pages: Arc<SingleFlight<PageKey, Option<Page>>>,
+    /// Member lists that are being read: one serves all that join at that moment.
+    listings: Arc<SingleFlight<ListingKey, Arc<Presence>>>,
 }
+
+/// What makes two reads of presence the same read.
+type ListingKey = (Room, PresenceDetail, Option<Fence>);
 
 /// What makes two reads of history the same read.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -62,29 +68,34 @@ type UserCounts = (Option<u64>, Option<u64>);
 impl ReadPool {
     pub(crate) fn new(status: Arc<ConnectionStatus>, context: Arc<NodeContext>) -> Self {
         let pages = SingleFlight::new(context.tasks.clone());
-        Self { status, pool: Mutex::default(), context, pages }
+        let listings = SingleFlight::new(context.tasks.clone());
+        Self { status, pools: Mutex::default(), context, pages, listings }
     }
 
-    /// The pool of the current master. A new master gets a new pool.
-    fn pool(&self) -> Result<Pool, BrokerError> {
+    /// The connections to the current master. A new master gets new ones.
+    fn pool(&self, purpose: Purpose) -> Result<Pool, BrokerError> {
         let Some(Server { address, .. }) = self.status.last.borrow().clone() else {
             return Err(BrokerError::Unavailable);
         };
         let server = address.addr().to_string();
-        let mut current = self.pool.lock();
-        if let Some((_, pool)) = current.as_ref().filter(|(known, _)| *known == server) {
-            return Ok(pool.clone());
+        let mut current = self.pools.lock();
+        if let Some((_, pools)) = current.as_ref().filter(|(known, _)| *known == server) {
+            return Ok(pools[purpose as usize].clone());
         }
-        let pool = open(address).map_err(|error| BrokerError::Protocol(error.to_string()))?;
-        if let Some((_, old)) = current.replace((server, pool.clone())) {
-            old.close();
+        let open = |connections| open(address.clone(), connections);
+        let pools = CONNECTIONS.map(open).into_iter().collect::<Result<Vec<_>, _>>();
+        let pools = pools.map_err(|error| BrokerError::Protocol(error.to_string()))?;
+        let pools: [Pool; CONNECTIONS.len()] = pools.try_into().map_err(|_| BrokerError::Unavailable)?;
+        let pool = pools[purpose as usize].clone();
+        if let Some((_, old)) = current.replace((server, pools)) {
+            old.iter().for_each(Pool::close);
         }
         Ok(pool)
     }
 
     pub(crate) fn close(&self) {
-        if let Some((_, pool)) = &*self.pool.lock() {
-            pool.close();
+        if let Some((_, pools)) = &*self.pools.lock() {
+            pools.iter().for_each(Pool::close);
         }
     }
 
@@ -92,8 +103,8 @@ impl ReadPool {
         &self.context.builder.keys
     }
 
-    async fn ask<T: FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, BrokerError> {
-        let mut conn: Connection = self.pool()?.get().await.map_err(|why| match why {
+    async fn ask<T: FromRedisValue>(&self, purpose: Purpose, pipe: &Pipeline) -> Result<T, BrokerError> {
+        let mut conn: Connection = self.pool(purpose)?.get().await.map_err(|why| match why {
             // All connections are busy with other reads.
             PoolError::Timeout(TimeoutType::Wait) => BrokerError::Overloaded,
             _ => BrokerError::Unavailable,
@@ -148,7 +159,7 @@ impl ReadPool {
         pipe.arg("COUNT").arg(limit.max(1));
         pipe.cmd("HMGET").arg(&meta).arg(&["g", "e", "s"]);
         for _ in 0..ATTEMPTS {
-            let (before, entries, behind): (Meta, Value, Meta) = self.ask(&pipe).await?;
+            let (before, entries, behind): (Meta, Value, Meta) = self.ask(key.query.purpose, &pipe).await?;
             let (before, behind) = (head(&before, &key.fence), head(&behind, &key.fence));
             match (before, behind) {
                 (Some(before), Some(behind)) if before.epoch == behind.epoch => {
@@ -171,11 +182,16 @@ impl ReadPool {
 
     /// Reads who is in a room. Without a fence the head is left out.
     pub(crate) async fn presence(
-        &self,
+        self: &Arc<Self>,
         room: &Room,
         detail: PresenceDetail,
-        fence: Option<&Fence>,
-    ) -> Result<Presence, BrokerError> {
+        fence: Option<Fence>,
+    ) -> Result<Arc<Presence>, BrokerError> {
+        let (reads, key) = (Arc::clone(self), (room.clone(), detail, fence));
+        self.listings.share(key.clone(), async move { reads.read_presence(&key).await.map(Arc::new) }).await
+    }
+
+    async fn read_presence(&self, (room, detail, fence): &ListingKey) -> Result<Presence, BrokerError> {
         let (sessions, users) = (self.keys().of(Part::SESSIONS, room), self.keys().of(Part::USERS, room));
         // Not a transaction, which a Redis with a full memory refuses. Redis runs the commands of one pipeline one after
         // the other, unless they come in two pieces: then a change in between shows by the version, and they are sent
@@ -184,15 +200,15 @@ impl ReadPool {
         pipe.cmd("HMGET").arg(&users).arg(&["U", "v"]);
         pipe.cmd("HLEN").arg(&sessions);
         pipe.cmd("HMGET").arg(self.keys().of(Part::META, room)).arg(&["g", "e", "s"]);
-        pipe.cmd(if detail == PresenceDetail::Members { "HGETALL" } else { "HLEN" }).arg(&sessions);
+        pipe.cmd(if *detail == PresenceDetail::Members { "HGETALL" } else { "HLEN" }).arg(&sessions);
         pipe.cmd("HGET").arg(&users).arg("v");
         type Read = (UserCounts, u64, Meta, Value, Option<u64>);
-        let mut read: Read = self.ask(&pipe).await?;
+        let mut read: Read = self.ask(Purpose::Question, &pipe).await?;
         for _ in 1..ATTEMPTS {
             if read.0.1 == read.4 {
                 break;
             }
-            read = self.ask(&pipe).await?;
+            read = self.ask(Purpose::Question, &pipe).await?;
         }
         let ((users, version), count, meta, entries, _) = read;
         let entries: Vec<(Vec<u8>, Vec<u8>)> = match detail {
@@ -206,7 +222,7 @@ impl ReadPool {
             users: users.unwrap_or(0),
             members: Member::merge(entries.into_iter().filter_map(read_entry)),
             version: version.unwrap_or(0),
-            head: fence.and_then(|fence| head(&meta, fence)),
+            head: fence.as_ref().and_then(|fence| head(&meta, fence)),
         })
     }
 
@@ -224,7 +240,7 @@ impl ReadPool {
             pipe.cmd("ZRANGEBYLEX").arg(self.keys().rooms(*partition)).arg(&from).arg(&to);
             pipe.arg("LIMIT").arg(0).arg(limit + 1);
         }
-        let names: Vec<Vec<String>> = self.ask(&pipe).await?;
+        let names: Vec<Vec<String>> = self.ask(Purpose::Question, &pipe).await?;
         let mut rooms: Vec<Room> = names.iter().flatten().filter_map(|name| Room::parse(name).ok()).collect();
         rooms.sort_unstable();
         let more = rooms.len() > limit;
@@ -238,7 +254,7 @@ impl ReadPool {
         for partition in partitions {
             pipe.cmd("SMEMBERS").arg(self.keys().rooms_of(owner, *partition));
         }
-        let names: Vec<Vec<String>> = self.ask(&pipe).await?;
+        let names: Vec<Vec<String>> = self.ask(Purpose::Upkeep, &pipe).await?;
         Ok(names.iter().flatten().filter_map(|name| Room::parse(name).ok()).collect())
     }
 
@@ -253,7 +269,7 @@ impl ReadPool {
         let mut pipe = redis::pipe();
         pipe.cmd("HSCAN").arg(self.keys().of(Part::SESSIONS, room)).arg(step).arg("COUNT").arg(512);
         type Scanned = (u64, Vec<(Vec<u8>, Vec<u8>)>);
-        let ((next, entries),): (Scanned,) = self.ask(&pipe).await?;
+        let ((next, entries),): (Scanned,) = self.ask(Purpose::Upkeep, &pipe).await?;
         let owner = owner.0.to_be_bytes();
         let sessions = entries.into_iter().filter(|(_, entry)| entry.starts_with(&owner));
         let sessions = sessions.filter_map(|(session, _)| Some(SessionId(session.try_into().ok()?))).collect();
@@ -261,13 +277,13 @@ impl ReadPool {
     }
 }
 
-fn open(server: ConnectionInfo) -> Result<Pool, Box<dyn Error>> {
+fn open(server: ConnectionInfo, connections: usize) -> Result<Pool, Box<dyn Error>> {
     let settings = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(Duration::from_secs(1)))
         .set_response_timeout(Some(WAIT_MAX));
     let manager = Manager::new_with_config(client(server)?.get_connection_info().clone(), settings)?;
     let pool = Pool::builder(manager)
-        .max_size(CONNECTIONS)
+        .max_size(connections)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(WAIT_MAX))
         .create_timeout(Some(WAIT_MAX))

@@ -18,7 +18,7 @@ use crate::{
         request::{Transport, TransportRequest, split_since},
     },
 };
-use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Room};
+use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Purpose, Room};
 use hyper::{
     body::Incoming,
     header::{self, HeaderMap, HeaderValue},
@@ -276,12 +276,12 @@ impl Poll {
 /// The last `last` messages of a room, or as many of them as `bytes` have room for, judged by the first page.
 async fn read_last(watch: &Watch, last: usize, bytes: usize) -> Result<Page, BrokerError> {
     let first = if bytes == 0 { 1 } else { last.min(PAGE_FIRST) };
-    let page = watch.read(HistoryQuery { since: None, limit: first }).await?;
+    let page = watch.read(HistoryQuery { since: None, limit: first, purpose: Purpose::Resume }).await?;
     let size = page.publications.iter().map(|p| p.payload.len()).sum::<usize>();
     let fitting = bytes / (size / page.publications.len().max(1)).max(1);
     match last.min(fitting) {
         limit if limit > first && page.publications.len() == first => {
-            watch.read(HistoryQuery { since: None, limit }).await
+            watch.read(HistoryQuery { since: None, limit, purpose: Purpose::Resume }).await
         }
         _ => Ok(page),
     }
@@ -290,7 +290,11 @@ async fn read_last(watch: &Watch, last: usize, bytes: usize) -> Result<Page, Bro
 /// The messages of history after a cursor, up to `messages` and `bytes` and not much more: each page is as large as the
 /// size of the messages so far suggests.
 async fn read(watch: &Watch, since: Option<Cursor>, messages: usize, bytes: usize) -> Result<Page, BrokerError> {
-    let query = |since, limit: usize| HistoryQuery { since, limit: limit.clamp(1, HISTORY_LIMIT_MAX) };
+    let query = |since, limit: usize| HistoryQuery {
+        since,
+        limit: limit.clamp(1, HISTORY_LIMIT_MAX),
+        purpose: Purpose::Resume,
+    };
     let mut page = watch.read(query(since, messages.min(PAGE_FIRST))).await?;
     loop {
         let (had, size) = (page.publications.len(), page.publications.iter().map(|p| p.payload.len()).sum::<usize>());
