@@ -84,10 +84,12 @@ impl HttpServer {
             Takeover::WebSocket(ready) => ready.open(shard, socket, read_ahead),
             Takeover::Stream(ready) => ready.open(shard, socket),
             Takeover::Poll(ready) => {
+                // If hyper has read bytes of the next request, they cannot be given back to it: this connection ends with
+                // the response. No client that waits for a response before the next request sends them.
+                let may_return = read_ahead.is_empty();
+                // Even an empty one keeps hyper's buffer of 8 KiB, which the poll must not hold while it waits.
+                drop(read_ahead);
                 tokio::task::spawn_local(async move {
-                    // hyper has read bytes of the next request, and they cannot be given back to it: this connection
-                    // ends with the response. No client that waits for a response before the next request sends them.
-                    let may_return = read_ahead.is_empty();
                     if let Some(socket) = ready.open(socket, may_return).await {
                         self.serve_again(socket, peer);
                     }
