@@ -3,8 +3,8 @@
 
 use crate::protocol::{FrameShape, close::CloseReason};
 use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, core::Collector,
+    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
 use std::sync::Arc;
 
@@ -52,15 +52,6 @@ pub(crate) struct Metrics {
     pub(crate) resumes_exact: IntCounter,
     pub(crate) resumes_gap: IntCounter,
     pub(crate) drain_phase: IntGauge,
-    process: Process,
-}
-
-/// Figures of the process from the operating system, read when metrics are asked for.
-struct Process {
-    cpu_seconds: Gauge,
-    resident_bytes: IntGauge,
-    open_fds: IntGauge,
-    max_fds: IntGauge,
 }
 
 const FAST: &[f64] =
@@ -99,6 +90,9 @@ impl Metrics {
     #[allow(clippy::too_many_lines)] // one table, better read whole
     pub(crate) fn new(node: &str) -> Arc<Self> {
         let make = Registrar(Registry::new());
+        // Figures of the process from the operating system, read when metrics are asked for.
+        let process = Box::new(ProcessCollector::for_self());
+        make.0.register(process).expect("a metric is registered once");
         let build = Opts::new("fanfare_build_info", "Always 1; which version and node this is.");
         let build: IntGaugeVec = make.keep(IntGaugeVec::new(build, &["version", "node"]));
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), node]).set(1);
@@ -162,12 +156,6 @@ impl Metrics {
             resumes_exact: resumes.with_label_values(&["exact"]),
             resumes_gap: resumes.with_label_values(&["gap"]),
             drain_phase: make.gauge("drain_phase", "0 running, 1 draining, 2 drained."),
-            process: Process {
-                cpu_seconds: make.keep(Gauge::new("process_cpu_seconds_total", "User and system CPU time.")),
-                resident_bytes: make.keep(IntGauge::new("process_resident_memory_bytes", "Resident memory.")),
-                open_fds: make.keep(IntGauge::new("process_open_fds", "Open file descriptors.")),
-                max_fds: make.keep(IntGauge::new("process_max_fds", "The most file descriptors there may be.")),
-            },
             registry: make.0,
         })
     }
@@ -188,7 +176,6 @@ impl Metrics {
         self.backplane_reconnects.set(status.reconnects.try_into().unwrap_or(i64::MAX));
         self.backplane_in_flight.set(status.in_flight.try_into().unwrap_or(i64::MAX));
         self.backplane_unreadable.set(status.unreadable.try_into().unwrap_or(i64::MAX));
-        self.process.read();
         let mut out = Vec::with_capacity(16 << 10);
         if let Err(why) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             tracing::error!(%why, "metrics cannot be written");
@@ -196,30 +183,6 @@ impl Metrics {
         out
     }
 }
-
-impl Process {
-    /// From proc(5): what is not there stays as it was.
-    fn read(&self) {
-        if let Ok(stat) = std::fs::read_to_string("/proc/self/stat") {
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or_default();
-            self.cpu_seconds.set((ticks(11) + ticks(12)) / TICKS_PER_SECOND);
-            self.resident_bytes.set((ticks(21) * PAGE_BYTES) as i64);
-        }
-        if let Ok(fds) = std::fs::read_dir("/proc/self/fd") {
-            self.open_fds.set(fds.count() as i64);
-        }
-        if let Ok(limits) = std::fs::read_to_string("/proc/self/limits") {
-            let line = limits.lines().find(|l| l.starts_with("Max open files"));
-            let most = line.and_then(|l| l.split_whitespace().nth(3)).and_then(|n| n.parse().ok());
-            self.max_fds.set(most.unwrap_or_default());
-        }
-    }
-}
-
-/// `sysconf(_SC_CLK_TCK)` and the page size on every Linux this runs on (x86-64, arm64 with 4 KiB pages).
-const TICKS_PER_SECOND: f64 = 100.0;
-const PAGE_BYTES: f64 = 4096.0;
 
 #[cfg(test)]
 mod tests {
@@ -245,6 +208,10 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
-        assert!(metrics.process.resident_bytes.get() > 0);
+        for name in
+            ["process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds", "process_max_fds"]
+        {
+            assert!(text.lines().any(|line| line.starts_with(name)), "{name} in\n{text}");
+        }
     }
 }

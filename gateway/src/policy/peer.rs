@@ -1,6 +1,7 @@
 //! The client's address, through trusted proxies, and how many connections it has. Called for every request, and for every
 //! connection that lasts.
 
+use ipnet::IpNet;
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
@@ -78,16 +79,12 @@ impl Drop for ConnectionPermit {
 
 /// A range of addresses in CIDR notation; one address alone is a range of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Network {
-    first: IpAddr,
-    bits: u32,
-}
+pub(crate) struct Network(IpNet);
 
 impl Network {
     /// Whether an address lies in the range; an IPv4 address mapped into IPv6 counts as the IPv4 one.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        address.is_ipv4() == self.first.is_ipv4() && masked(address, self.bits) == masked(self.first, self.bits)
+        self.0.contains(&address.to_canonical())
     }
 }
 
@@ -95,26 +92,12 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("must be a range such as 10.0.0.0/8 or fd00::/8, not {text:?}");
-        let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-        let first: IpAddr = address.parse().map_err(|_| wrong())?;
-        let all = if first.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Ok(all), str::parse).map_err(|_| wrong())?;
-        if bits > all {
-            return Err(wrong());
+        let range = text.parse::<IpNet>().ok().or_else(|| Some(text.parse::<IpAddr>().ok()?.into()));
+        let range = range.ok_or_else(|| format!("must be a range such as 10.0.0.0/8 or fd00::/8, not {text:?}"))?;
+        if range.trunc() != range {
+            return Err(format!("has bits set beyond the first {}: {text:?}", range.prefix_len()));
         }
-        if masked(first, bits) != masked(first, all) {
-            return Err(format!("has bits set beyond the first {bits}: {text:?}"));
-        }
-        Ok(Self { first, bits })
-    }
-}
-
-/// The address's first bits, as a number that compares within one family.
-fn masked(address: IpAddr, bits: u32) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_bits() & u32::MAX.checked_shl(32 - bits).unwrap_or(0)),
-        IpAddr::V6(v6) => v6.to_bits() & u128::MAX.checked_shl(128 - bits).unwrap_or(0),
+        Ok(Self(range))
     }
 }
 
