@@ -23,7 +23,7 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{interval, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 /// At most this many commands in one pipeline. In longer ones the cost per command no longer falls.
@@ -76,6 +76,8 @@ impl PublisherDriver {
         let mut next = Vec::with_capacity(BATCH);
         signals.synced.notify_one();
         let mut probes = interval(PROBE_EVERY);
+        // While nothing is refused nobody waits for a tick, and the ticks that pass then must not all come afterwards.
+        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // These calls are sent again in their order, before anything new, so that each room keeps its order.
             if !again.is_empty() && running.is_empty() {
