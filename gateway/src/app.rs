@@ -104,9 +104,9 @@ fn demo_url(listen: SocketAddr) -> String {
     }
 }
 
-/// Waits for a signal or `POST /drain`, then until the shards are done (each then drops its sender). A second SIGTERM or SIGINT ends the wait at
-/// once. SIGQUIT (nginx's word for a graceful end) and SIGHUP (the terminal is gone) begin the drain too; SIGUSR1 and
-/// SIGUSR2, which other servers use to reopen their logs, change nothing.
+/// Waits for a signal or `POST /drain`, then until the shards are done (each then drops its sender). A second SIGTERM or
+/// SIGINT ends the wait at once. SIGQUIT (nginx's word for a graceful end) and SIGHUP (the terminal is gone) begin the
+/// drain too; SIGUSR1 and SIGUSR2, which other servers use to reopen their logs, change nothing.
 async fn until_drained(node: &Node, mut all_done: mpsc::Receiver<Infallible>) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut quit, mut hangup) = (signal(SignalKind::quit())?, signal(SignalKind::hangup())?);

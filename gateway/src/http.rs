@@ -20,6 +20,7 @@ use std::{
 /// How long a connection may be idle before it is closed. nginx ends its own after 4 s, so that it sends no request while
 /// this node ends the connection; other clients are told by `Keep-Alive` (RFC 2068 section 19.7.1.1).
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: (&str, HeaderValue) = ("keep-alive", HeaderValue::from_static("timeout=5"));
 
 #[derive(Serialize)]
 struct Problem<'a> {
@@ -98,7 +99,8 @@ pub(crate) fn options() -> Response<Body> {
     (StatusCode::NO_CONTENT, [(header::ALLOW, "GET, POST, DELETE, OPTIONS")]).into_response()
 }
 
-/// Refuses what RFC 9112 section 3.2 demands to refuse: a request of HTTP/1.1 has exactly one `Host`, with a valid value; an older one may have none.
+/// Refuses what RFC 9112 section 3.2 demands to refuse: a request of HTTP/1.1 has exactly one `Host`, with a valid
+/// value; an older one may have none.
 pub(crate) fn check_host(version: Version, headers: &HeaderMap) -> Result<(), Refusal> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let is_valid = match (hosts.next(), hosts.next()) {
@@ -141,7 +143,7 @@ impl Finish {
             headers.entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
         }
         if !headers.contains_key(header::CONNECTION) {
-            headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
+            headers.insert(KEEP_ALIVE.0, KEEP_ALIVE.1);
         }
         response
     }

@@ -47,7 +47,8 @@ impl Shard {
             let page = match self.read_history(room, query).await {
                 None => return,
                 Some(Ok(page)) => {
-                    (retry, failures) = (Retry::new(), 0);
+                    retry.reset();
+                    failures = 0;
                     Some(page)
                 }
                 Some(Err(why)) => {

@@ -73,7 +73,7 @@ impl<'a> Pass<'a> {
     pub(super) fn deliver(&mut self, delivery: Delivery) {
         let Some(index) = self.rooms.find(delivery.room.as_str()) else { return };
         let Some(entry) = self.rooms.get_mut(index) else { return };
-        let room = RoomRef { index, generation: entry.generation };
+        let room = entry.at(index);
         match delivery.event {
             RoomEvent::Message(publication) => match entry.feed.on_message(publication) {
                 Step::Deliver(publication) => self.append(index, publication),
@@ -89,7 +89,7 @@ impl<'a> Pass<'a> {
     pub(super) fn on_behind(&mut self, room: &Room) {
         let Some(index) = self.rooms.find(room.as_str()) else { return };
         let Some(entry) = self.rooms.get_mut(index) else { return };
-        let room = RoomRef { index, generation: entry.generation };
+        let room = entry.at(index);
         self.result.catch_ups.extend(entry.feed.on_behind().map(|since| (room, since)));
     }
 

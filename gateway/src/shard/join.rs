@@ -131,7 +131,7 @@ impl State {
         if let Some(index) = self.rooms.find(name.as_str())
             && let Some(entry) = self.rooms.get(index)
         {
-            return RoomRef { index, generation: entry.generation };
+            return entry.at(index);
         }
         let room = self.rooms.insert(name, class, self.clock.now_ms());
         self.node.metrics.rooms.inc();

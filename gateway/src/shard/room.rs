@@ -120,6 +120,11 @@ impl RoomEntry {
         }
     }
 
+    /// A reference to this room, which has this index in the table.
+    pub(super) fn at(&self, index: u32) -> RoomRef {
+        RoomRef { index, generation: self.generation }
+    }
+
     /// Wakes the polls that wait for something new.
     pub(super) fn wake_polls(&self) {
         if let Some(parked) = &self.parked {

@@ -77,12 +77,11 @@ impl Rooms {
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &RoomEntry> {
-        self.entries.iter().map(|(_, entry)| entry)
+        self.all_with_refs().map(|(_, entry)| entry)
     }
 
     pub(super) fn all_with_refs(&self) -> impl Iterator<Item = (RoomRef, &RoomEntry)> {
-        let of = |entry: &RoomEntry, index| RoomRef { index, generation: entry.generation };
-        self.entries.iter().map(move |(index, entry)| (of(entry, index as u32), entry))
+        self.entries.iter().map(|(index, entry)| (entry.at(index as u32), entry))
     }
 
     /// Adds a room that is not in the table. The caller adds an occupant.
@@ -140,7 +139,7 @@ impl Rooms {
             entry.wanted_until_ms = until_ms;
         }
         if entry.occupants == 0 && !std::mem::replace(&mut entry.is_lingering, true) {
-            let room = RoomRef { index, generation: entry.generation };
+            let room = entry.at(index);
             self.lingering[linger as usize].push_back((until_ms, room));
         }
     }
