@@ -2,8 +2,9 @@
 //! modules; it asserts nothing about the gateway.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use fanfare_tests::wait::within;
+use fanfare_tests::wait::{eventually, within};
 use fanfare_tests::{Client, Cluster, http, prometheus};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -105,6 +106,12 @@ impl UnfinishedPublish {
         within("a line", self.0.read_line(&mut line)).await.expect("an answer");
         line
     }
+}
+
+/// Waits until a counter has grown by this many.
+pub(crate) async fn counts_up(counter: &AtomicU64, by: u64) {
+    let so_far = counter.load(Ordering::Relaxed);
+    eventually("the counter has grown", async || counter.load(Ordering::Relaxed) >= so_far + by).await;
 }
 
 /// The epoch and the offset of a cursor.

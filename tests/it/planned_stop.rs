@@ -10,6 +10,7 @@ use fanfare_tests::{Client, Cluster, http};
 use futures_util::future::join_all;
 use serde_json::json;
 
+use crate::fixtures::counts_up;
 use crate::sentences::KEEP_ALL;
 
 /// Publishes without a key, so that nginx may not repeat one that it has sent, and without a retry.
@@ -31,15 +32,11 @@ async fn a_planned_stop_costs_no_publish(version: Version) {
             })
         })
         .collect();
-    let more = async |count: u64| {
-        let so_far = published.load(Ordering::Relaxed);
-        eventually("more is published", async || published.load(Ordering::Relaxed) >= so_far + count).await;
-    };
-    more(100).await;
+    counts_up(&published, 100).await;
     cluster.nodes[0].terminate();
     let status = cluster.nodes[0].exit(patient(Duration::from_secs(21))).await;
     assert_eq!(status.code(), Some(0), "{}", cluster.nodes[0].log());
-    more(100).await;
+    counts_up(&published, 100).await;
     is_over.store(true, Ordering::Relaxed);
     for publisher in publishers {
         publisher.await.expect("no publish of this publisher failed");

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::fixtures::split;
+use crate::fixtures::{counts_up, split};
 
 /// How many requests a test sends, so that nginx begins with each of its nodes several times.
 const REQUESTS: usize = 12;
@@ -221,16 +221,12 @@ async fn nodes_that_end_cost_no_publish_with_a_key(version: Version) {
             })
         })
         .collect();
-    let more = async |count: u64| {
-        let so_far = published.load(Ordering::Relaxed);
-        eventually("more is published", async || published.load(Ordering::Relaxed) >= so_far + count).await;
-    };
-    more(100).await;
+    counts_up(&published, 100).await;
     cluster.nodes[0].terminate();
     cluster.nodes[0].exit(patient(Duration::from_secs(6))).await;
-    more(100).await;
+    counts_up(&published, 100).await;
     cluster.nodes[1].kill();
-    more(100).await;
+    counts_up(&published, 100).await;
     is_over.store(true, Ordering::Relaxed);
     let mut expected = BTreeMap::new();
     for publisher in publishers {
