@@ -13,6 +13,7 @@ use super::{
     Shard, State,
     catch_up::Retry,
     members::CustomMember,
+    reply_to::ReplyTo,
     room::{Join, RoomRef},
     rooms::Reached,
 };
@@ -253,6 +254,8 @@ impl State {
             members.take_if(|members| members.len() > POSTED_MEMBERS_MAX);
         }
         self.reply_if_posted(join.reply_to, &joined);
+        // The join is answered. What becomes of it from here on is no reply.
+        join.reply_to = ReplyTo::without_id(join.session());
     }
 
     /// Makes the session a member: from the next pass on it gets what the feed delivers.
