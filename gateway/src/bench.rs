@@ -84,7 +84,7 @@ impl Queue {
 
     /// Queues the frame at this time; `false` on overflow.
     pub fn push(&mut self, now_ms: u32) -> bool {
-        self.outbox.push(&[self.frame.clone()], true, now_ms, &self.limits).is_ok()
+        self.outbox.push(std::array::from_ref(&self.frame), true, now_ms, &self.limits).is_ok()
     }
 
     /// Gathers the slices of one write, and notes that the socket took `written` bytes of them.
