@@ -67,12 +67,12 @@ pub fn frame(text: &[u8], out: &mut BytesMut) {
 
 /// One client's outbox.
 #[derive(Debug)]
-pub struct Queue {
+pub struct BenchOutbox {
     outbox: Outbox,
     limits: OutboxLimits,
 }
 
-impl Queue {
+impl BenchOutbox {
     /// An empty outbox that takes this many bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
