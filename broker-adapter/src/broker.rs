@@ -350,14 +350,14 @@ pub struct Page {
 }
 
 impl Page {
-    /// Cuts the page to about `bytes` of payload, but never to nothing. Its newest messages stay if `newest`, else its
-    /// oldest ones; then [`Page::end`] is the cursor from which to read on.
-    pub fn cut(&mut self, bytes: usize, newest: bool) {
-        let mut left = bytes;
+    /// Cuts the page to messages that have `bytes` together, by `size_of`, but never to nothing. Its newest messages stay
+    /// if `newest`, else its oldest ones; then [`Page::end`] is the cursor from which to read on.
+    pub fn cut(&mut self, bytes: usize, newest: bool, size_of: impl Fn(&Publication) -> usize) {
+        let mut used = 0;
         let mut fits = |p: &Publication| {
-            let fits = left > 0;
-            left = left.saturating_sub(p.payload.len());
-            fits
+            let is_first = used == 0;
+            used += size_of(p);
+            is_first || used <= bytes
         };
         if !newest {
             let keep = self.publications.iter().take_while(|p| fits(p)).count();
