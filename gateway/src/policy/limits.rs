@@ -23,7 +23,7 @@ pub(crate) struct Limits {
     pub outbox_bytes: usize,
     /// Messages that may wait for one client to read.
     pub outbox_messages: usize,
-    /// How long the oldest one may wait before the client counts as too slow.
+    /// How long a client may take nothing of what waits for it before it counts as too slow.
     pub outbox_age: Duration,
     /// Bytes that may wait for all clients of this node together; the client with the fullest outbox is closed first. 0: no
     /// limit.
