@@ -67,14 +67,14 @@ pub fn frame(text: &[u8], out: &mut BytesMut) {
 
 /// One client's outbox.
 #[derive(Debug)]
-pub struct Queue {
+pub struct BenchOutbox {
     outbox: Outbox,
     limits: OutboxLimits,
     frame: Frames,
 }
 
-impl Queue {
-    /// An empty outbox that takes this many bytes, and the frame that [`Queue::push`] queues.
+impl BenchOutbox {
+    /// An empty outbox that takes this many bytes, and the frame that [`BenchOutbox::push`] queues.
     #[must_use]
     pub fn new(bytes: usize, frame: &[u8]) -> Self {
         let limits = OutboxLimits { bytes, frames: 1024, age_ms: 5000 };

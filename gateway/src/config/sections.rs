@@ -117,7 +117,7 @@ pub(super) const LIMITS: &[Limit] = &[
     },
     Limit {
         name: "outbox_seconds",
-        help: "Seconds for which the oldest of them may wait",
+        help: "Seconds in which a client has to take some of what waits for it",
         range: 1..=600,
         get: |l| l.outbox_age.as_secs(),
         set: |l, n| l.outbox_age = Duration::from_secs(n),

@@ -23,7 +23,7 @@ pub(crate) struct Limits {
     pub outbox_bytes: usize,
     /// Messages that may wait for one client to read; 32 times as many while it reads.
     pub outbox_messages: usize,
-    /// How long the oldest one may wait before the client counts as too slow.
+    /// How long a client may take nothing of what waits for it before it counts as too slow.
     pub outbox_age: Duration,
     /// Bytes of memory for what waits for all clients of this node; the client that has read nothing for longest is closed
     /// first. 0: no limit.

@@ -4,7 +4,7 @@
 use super::{Gateway, connect, server::Server, until};
 use crate::{
     Broker, BrokerError, Cursor, Gap, Offset, Publication, Publish, Reply, Room, Ticket,
-    contract::{Node, WAIT_MAX, message, offsets, room, texts},
+    contract::{TestNode, WAIT_MAX, message, offsets, room, texts},
     redis::{
         ConnectError, RedisBroker,
         keys::{Keys, Part},
@@ -17,7 +17,7 @@ use std::sync::{
 };
 
 /// Reads everything after `since` from history, page by page.
-async fn caught_up(node: &Node, room: &Room, since: Cursor) -> (Vec<String>, Option<Gap>) {
+async fn caught_up(node: &TestNode, room: &Room, since: Cursor) -> (Vec<String>, Option<Gap>) {
     let (mut at, mut seen, mut gap) = (since, Vec::new(), None);
     loop {
         let page = node.since(room, at, 500).await;
@@ -32,7 +32,7 @@ async fn caught_up(node: &Node, room: &Room, since: Cursor) -> (Vec<String>, Opt
 
 /// Waits for the results of all publishes by ticket, and returns the numbers of the acknowledged ones. A busy machine
 /// may refuse some.
-async fn acknowledged(node: &Node, count: usize) -> Vec<u64> {
+async fn acknowledged(node: &TestNode, count: usize) -> Vec<u64> {
     let all = |seen: &crate::contract::Seen| Some(seen.results.clone()).filter(|results| results.len() == count);
     let results = node.seen.wait_for("every result", all).await;
     results.iter().filter(|(_, _, result)| result.is_ok()).map(|(ticket, _, _)| ticket.0[0]).collect()
