@@ -103,14 +103,14 @@ pub(super) const LIMITS: &[Limit] = &[
     },
     Limit {
         name: "outbox_bytes",
-        help: "What may wait for one client to read, in bytes; at least `message_bytes` + 4096",
+        help: "What may wait for one client to read, in bytes, and 32 times as much while it reads and shares it with others; at least `message_bytes` + 4096",
         range: 4097..=256 << 20,
         get: |l| l.outbox_bytes as u64,
         set: |l, n| l.outbox_bytes = n as usize,
     },
     Limit {
         name: "outbox_messages",
-        help: "Messages that may wait for one client to read",
+        help: "Messages that may wait for one client to read, and 32 times as many while it reads",
         range: 1..=1_000_000,
         get: |l| l.outbox_messages as u64,
         set: |l, n| l.outbox_messages = n as usize,
@@ -124,7 +124,7 @@ pub(super) const LIMITS: &[Limit] = &[
     },
     Limit {
         name: "outbox_total_bytes",
-        help: "What may wait for all clients of a node together, in bytes; 0 = no limit, else at least `outbox_bytes`",
+        help: "Memory for what waits for all clients of a node, in bytes, of which a quarter is for answers to polls; 0 = no limit, else at least `outbox_bytes`",
         range: 0..=1 << 40,
         get: |l| l.outbox_total_bytes as u64,
         set: |l, n| l.outbox_total_bytes = n as usize,

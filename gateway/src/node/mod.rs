@@ -45,7 +45,7 @@ pub(crate) struct Node {
     pub(crate) classes: Classes,
     pub(crate) limits: Limits,
     pub(crate) outbox_limits: OutboxLimits,
-    /// Bytes that may wait in all outboxes of one shard together; `usize::MAX`: no limit.
+    /// Bytes that may wait for all clients of one shard together; `usize::MAX`: no limit.
     pub(crate) shard_outbox_bytes: usize,
     pub(crate) origins: OriginPolicy,
     pub(crate) peers: PeerPolicy,
@@ -71,6 +71,11 @@ impl Node {
             self.metrics.rate_limited_connections.inc();
             Refusal::new(ErrorCode::RateLimited, "too many connections from this address").retry_after(10_000)
         })
+    }
+
+    /// How many of [`Node::shard_outbox_bytes`] are for answers to polls.
+    pub(crate) fn shard_answer_bytes(&self) -> usize {
+        self.shard_outbox_bytes / 4
     }
 
     /// A page of a room's history, of which all messages have half an outbox at most, so that messages which come meanwhile

@@ -1,11 +1,13 @@
 //! The state machine of one client: its identity, its rooms, its rates. Sans-I/O: a command and the time go in
 //! ([`Session::handle`]), an [`Action`] comes out, and the shard executes it. No clock, socket, broker or task in here.
 
+mod frames;
 pub(crate) mod keepalive;
 mod outbox;
 mod rate;
 
-pub(crate) use outbox::{Frames, Outbox, OutboxLimits, SLICES_MAX};
+pub(crate) use frames::{Frames, HeldBytes, Hold};
+pub(crate) use outbox::{Outbox, OutboxLimits, SLICES_MAX};
 pub(crate) use rate::TokenBucket;
 
 use crate::{
