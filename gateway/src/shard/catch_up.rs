@@ -60,7 +60,11 @@ impl Shard {
                 Some(Ok(page)) => {
                     retry.reset();
                     failures = 0;
-                    if page.gap.is_some() { &metrics.gaps_told } else { &metrics.gaps_filled }.inc();
+                    match page.gap {
+                        None => metrics.gaps_filled.inc(),
+                        Some(_) if page.from.epoch == since.epoch => metrics.gaps_told.inc(),
+                        Some(_) => metrics.gaps_epoch.inc(),
+                    }
                     limit = next_limit(&page);
                     self.fill_in_parts(room, page).await
                 }
