@@ -16,6 +16,8 @@ const DELIVERIES_MAX: usize = 65_536;
 const BYTES_MAX: usize = 64 << 20;
 /// Items, and results of publishes, taken at a time, so that one turn of the shard's loop does not take long.
 const TAKE_MAX: usize = 1024;
+/// Payload bytes taken at a time; the last message of them may exceed this.
+const TAKE_BYTES: usize = 256 << 10;
 
 /// One thing for a shard to do.
 #[derive(Debug)]
@@ -56,13 +58,13 @@ struct Queue {
     items: VecDeque<Item>,
     deliveries: usize,
     bytes: usize,
-    /// Rooms with history of which a message did not fit. Bounded by the rooms the shard follows.
+    /// The rooms with an [`Item::Behind`] among the items. Bounded by the rooms the shard follows.
     behind: HashSet<Room>,
 }
 
 impl Queue {
     fn is_empty(&self) -> bool {
-        self.published.is_empty() && self.items.is_empty() && self.behind.is_empty()
+        self.published.is_empty() && self.items.is_empty()
     }
 }
 
@@ -76,16 +78,20 @@ impl Inbox {
         let mut queue = self.lock();
         let count = queue.published.len().min(TAKE_MAX);
         taken.published.extend(queue.published.drain(..count));
-        let count = queue.items.len().min(TAKE_MAX);
-        taken.items.extend(queue.items.drain(..count));
-        for item in &taken.items {
-            if let Item::Deliver(delivery) = item {
-                queue.deliveries -= 1;
-                queue.bytes -= payload_bytes(delivery);
+        let enough = queue.bytes.saturating_sub(TAKE_BYTES);
+        while taken.items.len() < TAKE_MAX && (queue.bytes > enough || enough == 0) {
+            let Some(item) = queue.items.pop_front() else { break };
+            match &item {
+                Item::Deliver(delivery) => {
+                    queue.deliveries -= 1;
+                    queue.bytes -= payload_bytes(delivery);
+                }
+                Item::Behind(room) => drop(queue.behind.remove(room)),
+                Item::Control(_) => {}
             }
+            taken.items.push(item);
         }
         if queue.items.is_empty() {
-            taken.items.extend(queue.behind.drain().map(Item::Behind));
             queue.items.shrink_to(TAKE_MAX);
         }
         if queue.published.is_empty() {
@@ -144,7 +150,10 @@ impl Subscriber for Inbox {
             self.metrics.inbox_overflows.inc();
             // Rooms without history are at-most-once: the counter is all that is left of the message.
             if !matches!(&delivery.event, RoomEvent::Message(message) if message.cursor.is_none()) {
-                queue.behind.insert(delivery.room);
+                // The mark comes after what did fit, so the shard reads history only for the rest.
+                if queue.behind.insert(delivery.room.clone()) {
+                    queue.items.push_back(Item::Behind(delivery.room));
+                }
             }
         });
     }

@@ -4,9 +4,9 @@
 use crate::{
     BrokerError, Cursor, Room,
     redis::{
-        CommandBuilder, Driver, Fence, NodeContext, OpenConnection, Pace, Part, Partition, PubSubConnection, Redirect,
-        Signals, commands, errors::Refusals, scripts::is_forgotten, subscribe::interest::Batch,
-        subscribe::interest::STEP,
+        CommandBuilder, ComparisonPace, Driver, Fence, NodeContext, OpenConnection, Part, Partition, PubSubConnection,
+        RefusalClass, Signals, commands, errors::Refusals, scripts::is_forgotten, subscribe::interest::STEP,
+        subscribe::interest::SubscriptionBatch,
     },
 };
 use futures_util::{
@@ -83,7 +83,7 @@ impl SubscriberDriver {
         let (mut conn, fence) = (open.conn, open.server.fence);
         let connection = Arc::clone(&self.connection);
         let NodeContext { config, builder, subscribers, refusals, .. } = &*connection.context;
-        let pace = Pace::new(config.subscriber_connections, config.sweep);
+        let pace = ComparisonPace::new(config.subscriber_connections, config.sweep);
         self.subscribe_controls(&mut conn).await?;
         connection.interest.lock().begin(self.number);
         let mut running = FuturesOrdered::new();
@@ -128,7 +128,7 @@ async fn send(
     conn: MultiplexedConnection,
     fence: Fence,
     builder: CommandBuilder,
-    batch: Batch,
+    batch: SubscriptionBatch,
 ) -> RedisResult<Vec<Value>> {
     let channels = |rooms: &[Room]| rooms.iter().map(|r| builder.keys.of(Part::CHANNEL, r)).collect::<Vec<_>>();
     let (new, old) = (channels(&batch.subscribe), channels(&batch.unsubscribe));
@@ -155,13 +155,11 @@ async fn send(
 /// Reads the heads of one batch. Fails, and so ends the connection, if this server does not have the rooms.
 fn heads(replies: &[Value], signals: &Signals, refusals: &Refusals) -> RedisResult<Vec<Result<Cursor, BrokerError>>> {
     let head = |reply: &Value| match reply {
-        Value::ServerError(error) => match Redirect::of(error) {
-            Some(Redirect::NotMaster | Redirect::Moved) => {
-                signals.events.refresh.notify_one();
-                Err(error.clone().into())
-            }
-            Some(Redirect::Migrating) | None => Ok(Err(refusals.of(error))),
-        },
+        Value::ServerError(error) if RefusalClass::of(error).remedy().is_some() => {
+            signals.events.refresh.notify_one();
+            Err(error.clone().into())
+        }
+        Value::ServerError(error) => Ok(Err(refusals.of(error))),
         Value::Push { .. } => Err((ErrorKind::UnexpectedReturnType, "the reply to another command").into()),
         reply => Ok(commands::head(reply).ok_or_else(|| BrokerError::Protocol("malformed head".into()))),
     };
