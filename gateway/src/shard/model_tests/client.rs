@@ -28,6 +28,15 @@ pub(super) struct Wish {
     pub(super) is_past: bool,
 }
 
+/// What came when a client read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    Something,
+    /// The shard has closed the session.
+    End,
+}
+
 pub(super) struct Client {
     shape: FrameShape,
     pub(super) reads: bool,
@@ -135,16 +144,16 @@ impl Client {
         shard.receive(self.connection.session, &command.to_string());
     }
 
-    /// Reads and checks what has come; `false`: the shard has closed the session.
-    pub(super) fn read(&mut self, broker: &ScriptedBroker, rooms: &[Room]) -> bool {
-        let is_open = self.connection.read();
+    /// Reads and checks what has come.
+    pub(super) fn read(&mut self, broker: &ScriptedBroker, rooms: &[Room]) -> Heard {
+        let heard = self.connection.read();
         while let Some(frame) = self.connection.next_frame(self.shape) {
             let named = frame.json["room"].as_str();
             let number = rooms.iter().position(|room| Some(room.as_str()) == named);
             let id = frame.json["id"].as_u64();
             match (frame.json["type"].as_str(), number) {
                 (Some("welcome"), None) => {}
-                (Some("close"), None) => return false,
+                (Some("close"), None) => return Heard::End,
                 (Some("error"), Some(number)) => self.on_error(number, &frame.json),
                 (Some(kind), Some(number)) => {
                     let asked = id.map(|id| self.answered(id, number, &frame.json));
@@ -159,7 +168,7 @@ impl Client {
                 assert_eq!(id, cursors.collect::<Vec<_>>().join("~"), "{}: the id of {}", self.name, frame.json);
             }
         }
-        is_open
+        heard
     }
 
     /// The command that a frame answers. Each is answered once.
@@ -212,8 +221,9 @@ impl Connection {
         let (socket, theirs) = UnixStream::pair().unwrap();
         socket.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
-        // The least that the kernel allows: some five writes fit.
-        socket2::SockRef::from(&theirs).set_send_buffer_size(1).unwrap();
+        // A WebSocket's is the least that the kernel allows: some five writes fit.
+        let bytes = if shape == FrameShape::WebSocket { 1 } else { 32 << 10 };
+        socket2::SockRef::from(&theirs).set_send_buffer_size(bytes).unwrap();
         let theirs = tokio::net::TcpStream::from_std(TcpStream::from(OwnedFd::from(theirs))).unwrap();
         let url_room = |(room, membership): (&Room, &Membership)| UrlRoom {
             name: room.clone(),
@@ -228,16 +238,18 @@ impl Connection {
         Self { session, socket, bytes: Vec::new() }
     }
 
-    /// Reads what is there; `false` at the end.
-    fn read(&mut self) -> bool {
+    /// Reads what is there.
+    fn read(&mut self) -> Heard {
+        let mut heard = Heard::Nothing;
         loop {
             let mut bytes = [0; 4096];
             match self.socket.read(&mut bytes) {
-                Ok(0) => return false,
+                Ok(0) => return Heard::End,
                 Ok(count) => self.bytes.extend_from_slice(&bytes[..count]),
-                Err(why) if why.kind() == ErrorKind::WouldBlock => return true,
+                Err(why) if why.kind() == ErrorKind::WouldBlock => return heard,
                 Err(why) => panic!("the socket failed: {why}"),
             }
+            heard = Heard::Something;
         }
     }
 
@@ -352,7 +364,7 @@ impl Check<'_> {
         let at = membership.at.unwrap();
         let next = Cursor::new(at.epoch, at.offset.next());
         assert_eq!(cursor, next, "a hole without a gap, or a repeat, after {at}: {name}");
-        assert_eq!(json["data"][0].as_u64(), broker.number(room, cursor), "not what was published: {name}");
+        assert_eq!(json["data"].as_u64(), broker.number(room, cursor), "not what was published: {name}");
         membership.at = Some(cursor);
     }
 

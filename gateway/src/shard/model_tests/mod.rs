@@ -15,7 +15,7 @@ use crate::{
     node::{inbox::Inbox, metrics::Metrics},
 };
 use broker::{Fate, Pick, ScriptedBroker};
-use client::{Client, Wish};
+use client::{Client, Heard, Wish};
 use fanfare_broker::{BrokerError, Cursor, Epoch, Offset, Room, SubscriberId};
 use proptest::{prelude::*, test_runner::RngAlgorithm};
 use std::{
@@ -38,6 +38,8 @@ const OUTBOX_MESSAGES: usize = 8;
 /// Rounds after which everything must have been answered and delivered, each of [`ROUND`].
 const ROUNDS: usize = 60;
 const ROUND: Duration = Duration::from_millis(500);
+/// The time of one turn of the shard: it goes by once the shard has nothing more to do.
+const TURN: Duration = Duration::from_millis(1);
 
 /// From where a join resumes.
 #[derive(Debug, Clone, Copy)]
@@ -165,14 +167,24 @@ impl World {
         }
     }
 
-    /// Lets the shard do all that it can, and the clients read it.
+    /// Lets the shard do all that it can, and the clients read it, until nothing more comes.
     async fn settle(&mut self, time: Duration) {
         sleep(time).await;
         let Self { rooms, broker, shard, clients } = self;
-        for client in clients.iter_mut().filter(|client| client.reads) {
-            if !client.read(broker, rooms) {
-                client.reconnect(shard, rooms);
+        loop {
+            let mut is_quiet = true;
+            for client in clients.iter_mut().filter(|client| client.reads) {
+                match client.read(broker, rooms) {
+                    Heard::Nothing => continue,
+                    Heard::Something => {}
+                    Heard::End => client.reconnect(shard, rooms),
+                }
+                is_quiet = false;
             }
+            if is_quiet {
+                return;
+            }
+            sleep(TURN).await;
         }
     }
 
@@ -209,10 +221,10 @@ fn play(happenings: Vec<(Happening, bool)>) {
     LocalSet::new().block_on(&runtime, async {
         let mut world = World::new(metrics());
         for (happening, takes_turn) in happenings {
-            let ms = if let Happening::Wait { ms } = happening { ms } else { 1 };
+            let time = if let Happening::Wait { ms } = happening { Duration::from_millis(ms) } else { TURN };
             world.happen(happening);
             if takes_turn {
-                world.settle(Duration::from_millis(ms)).await;
+                world.settle(time).await;
             }
         }
         world.end().await;
