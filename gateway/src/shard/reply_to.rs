@@ -19,7 +19,8 @@ pub(super) struct ReplyTo {
 }
 
 impl ReplyTo {
-    /// For a request without an id: a room of the session's URL, or a command that is not decoded yet.
+    /// For a request without an id: a room of the session's URL, a command that is not decoded yet, or one that is
+    /// answered already.
     pub(super) fn without_id(session: SessionRef) -> Self {
         Self { session, id: None, post: None }
     }

@@ -10,6 +10,7 @@ mod refusals;
 mod requests;
 mod resumes;
 mod rolling;
+mod threads;
 
 use fanfare_tests::redis::Redis;
 

@@ -3,7 +3,7 @@
 //! each client gets a room's messages once and in order, or is told of a gap.
 //!
 //! `broker` is the backplane, `client` has the checks. Time is tokio's own and stands still: it goes on only while nothing
-//! else can, so that waits cost no time and every sequence runs the same way each time.
+//! else can, so that waits cost no time and a sequence that has failed can be played again.
 
 mod broker;
 mod client;
