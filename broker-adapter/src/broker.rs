@@ -362,8 +362,8 @@ impl Page {
         self.from = gone.and_then(|p| p.cursor).unwrap_or(self.from);
     }
 
-    /// Takes the oldest messages off, to `bytes` of payload but at least one, as a page of their own. The rest
-    /// follows it without a gap.
+    /// Takes the oldest messages off, up to `bytes` of payload but at least one, as a page of their own. The rest follows
+    /// it without a gap.
     #[must_use]
     pub fn take_oldest(&mut self, bytes: usize) -> Self {
         let keep = fitting(self.publications.iter(), bytes, |publication| publication.payload.len());

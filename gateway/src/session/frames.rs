@@ -54,7 +54,7 @@ impl HeldBytes {
     /// Frames that many clients get.
     pub(crate) fn shared(&self, bytes: BytesMut, count: u32) -> Frames {
         let held = self.hold(bytes.capacity());
-        Frames { bytes: held.with(bytes.freeze()), count, is_shared: true }
+        Frames { bytes: held.with(bytes), count, is_shared: true }
     }
 
     /// A frame that one client gets.
@@ -78,11 +78,11 @@ pub(crate) struct Hold {
 
 impl Hold {
     /// Counts until the last reference to this buffer is gone.
-    pub(crate) fn with(self, bytes: Bytes) -> Bytes {
-        if bytes.is_empty() {
-            return bytes;
+    pub(crate) fn with(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        match bytes.as_ref() {
+            [] => Bytes::new(),
+            _ => Bytes::from_owner(Counted { bytes, _hold: self }),
         }
-        Bytes::from_owner(Counted { bytes, _hold: self })
     }
 
     /// Counts `bytes` from now on.
@@ -99,14 +99,14 @@ impl Drop for Hold {
     }
 }
 
-struct Counted {
-    bytes: Bytes,
+struct Counted<T> {
+    bytes: T,
     _hold: Hold,
 }
 
-impl AsRef<[u8]> for Counted {
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Counted<T> {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.as_ref()
     }
 }
 

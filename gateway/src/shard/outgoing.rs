@@ -12,7 +12,7 @@ use crate::{
     node::inbox::Inbox,
     protocol::{FrameShape, close::CloseReason, control_frame, event::Event, native},
     random::random_below,
-    session::{Frames, HeldBytes, OutboxLimits, SLICES_MAX},
+    session::{Frames, HeldBytes, Outbox, OutboxLimits, SLICES_MAX},
 };
 use bytes::Bytes;
 use std::{
@@ -182,6 +182,11 @@ impl Outgoing {
                 break;
             }
             ended.extend(self.close(session, CloseReason::TooSlow, None));
+            if let Some(conn) = self.sessions.get(session) {
+                // Its socket takes nothing, so a close frame would wait too, behind the rest of a frame.
+                conn.outbox = Outbox::default();
+                conn.shut(Shutdown::Both);
+            }
         }
         ended
     }

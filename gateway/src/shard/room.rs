@@ -10,7 +10,10 @@ use crate::{
 use fanfare_broker::{Cursor, Position, Publication, Room, SessionId};
 use slab::Slab;
 use smallvec::SmallVec;
-use std::{collections::VecDeque, rc::Rc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
 use tokio::sync::Notify;
 
 /// At most this many presence events wait for one join; later ones are dropped. A join reads the member list within
@@ -46,8 +49,8 @@ pub(super) struct RoomEntry {
     pub(super) parked: Option<Box<Slab<Rc<Notify>>>>,
     /// Joins that asked for presence and are not complete.
     pub(super) pending_presence: Vec<PendingPresence>,
-    /// Joins that wait for the subscription.
-    pub(super) waiting: Vec<Join>,
+    /// Joins that wait for the subscription, by their sessions' indices.
+    pub(super) waiting: BTreeMap<u32, Join>,
     /// The frames of the present pass.
     pub(super) batch: Option<Box<Batch>>,
     /// The last few messages.
@@ -105,7 +108,7 @@ impl RoomEntry {
             made_ms: now_ms,
             parked: None,
             pending_presence: Vec::new(),
-            waiting: Vec::new(),
+            waiting: BTreeMap::new(),
             batch: None,
             ring: Ring::default(),
         }

@@ -146,3 +146,30 @@ async fn answers_to_polls_were_in_no_budget() {
     assert!(bytes < POLLS * 60_000, "{bytes} bytes were made for {POLLS} polls at once");
     eventually("nothing is held", async || metric(admin, "fanfare_outbox_bytes").await < 1.0).await;
 }
+
+/// The members whose outboxes were fullest were closed, even if they read; the search for each went over all sessions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_was_freed_at_the_cost_of_members_who_read() {
+    let cluster = one_node_with("[limits]\noutbox_total_bytes = 4194304\noutbox_seconds = 60\n").await;
+    let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
+    let mut asleep = Vec::new();
+    for n in 0..60 {
+        let mut member = Client::connect(address).await;
+        member.join(&format!("room-{n}")).await;
+        asleep.push(member);
+    }
+    let mut reader = Client::connect(address).await;
+    reader.join("busy").await;
+    // What waits for those who do not read exists once for each of them, and is more than the budget.
+    for n in 0..60 {
+        publish(address, &format!("room-{n}"), 4, 60_000).await;
+        let texts = publish(address, "busy", 1, 60_000).await;
+        assert_eq!(reader.data(1).await, texts);
+    }
+    let waiting = async || metric(admin, "fanfare_outbox_bytes").await;
+    let closed = async || metric(admin, "fanfare_slow_consumers_total").await;
+    eventually("memory is freed", async || closed().await > 0.0 && waiting().await < 4_194_304.0).await;
+    let texts = publish(address, "busy", 10, 60_000).await;
+    assert_eq!(reader.data(10).await, texts, "the member that reads stays");
+    assert!(closed().await < 60.0, "only as many are closed as have to be");
+}

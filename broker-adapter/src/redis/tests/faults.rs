@@ -175,6 +175,33 @@ async fn forgotten_scripts_are_loaded_again_and_messages_keep_their_order() {
     a.node.subscribe(&other).await;
 }
 
+/// Between two pipelines of one node, another node loaded the scripts that Redis had forgotten: the second pipeline was
+/// published, and then the first one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_that_another_node_loaded_again_did_not_keep_the_order() {
+    const COUNT: usize = 4000;
+    let server = Server::start().await;
+    let (a, b) = (Gateway::connect(server.config()).await, Gateway::connect(server.config()).await);
+    let (room, other) = (room("order"), room("others"));
+    a.node.subscribe(&room).await;
+    for i in 0..COUNT {
+        if i % 20 == 10 {
+            server.command("SCRIPT FLUSH").await;
+        }
+        b.node.broker.publish(message(&other, "x"), Reply::Nobody);
+        a.node.broker.publish(message(&room, &i.to_string()), Reply::Ticket(a.node.me, Ticket([i as u64; 3])));
+    }
+    let acknowledged = acknowledged(&a.node, COUNT).await;
+    let last = acknowledged.last().copied().expect("some publishes are acknowledged");
+    let all = |seen: &crate::contract::Seen| {
+        let numbers: Vec<u64> = seen.messages(&room).iter().map(number).collect();
+        numbers.contains(&last).then_some(numbers)
+    };
+    let seen = a.node.seen.wait_for("the last message", all).await;
+    let inversions = seen.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    assert_eq!(inversions, 0, "of {} messages", seen.len());
+}
+
 #[tokio::test]
 async fn publishes_into_a_stalled_redis_are_refused_until_it_is_back() {
     let server = Server::start().await;

@@ -56,7 +56,24 @@ fn add(calls: &mut Vec<WriteCommand>, open: &mut OpenCalls, messages: Messages) 
     calls.push(WriteCommand::Publish(messages));
 }
 
+/// Refuses the calls among `again`, whose script Redis had forgotten, that `later` has overtaken: another node has loaded
+/// the scripts between the two. Sent again, they would come after it.
+pub(crate) fn refuse_overtaken(again: &mut Vec<WriteCommand>, later: &WriteCommand) {
+    for overtaken in again.extract_if(.., |call| call.has_order_with(later)) {
+        overtaken.complete(Err(BrokerError::Unavailable));
+    }
+}
+
 impl WriteCommand {
+    /// Whether the order of the two matters: messages of one room, or one session that enters and leaves a room.
+    fn has_order_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Publish(one), Self::Publish(other)) => one.first.publish.room == other.first.publish.room,
+            (Self::Presence(one), Self::Presence(other)) => one.change.membership == other.change.membership,
+            _ => false,
+        }
+    }
+
     /// Whether Redis has to write for it, so that its success shows that Redis takes writes.
     pub(crate) fn is_write(&self) -> bool {
         match self {
@@ -142,6 +159,17 @@ mod tests {
                 prop_assert!(numbers.is_sorted(), "{:?}: {:?}", room, numbers);
             }
         }
+    }
+
+    #[test]
+    fn a_call_that_a_later_one_of_its_room_has_overtaken_is_refused() {
+        let call = |room, number| calls(vec![publish(room, false, 10, number)]).remove(0);
+        let mut again = vec![call(1, 0), call(2, 1), call(1, 2)];
+        refuse_overtaken(&mut again, &call(3, 3));
+        assert_eq!(again.len(), 3);
+        refuse_overtaken(&mut again, &call(1, 4));
+        let rooms: Vec<_> = again.iter().map(|call| call.has_order_with(&again[0])).collect();
+        assert_eq!(rooms, [true], "the call of the other room is left");
     }
 
     #[test]

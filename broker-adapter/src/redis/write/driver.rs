@@ -145,6 +145,7 @@ impl PublisherDriver {
                 again.push(call);
                 continue;
             }
+            batch::refuse_overtaken(again, &call);
             let result = match reply {
                 Value::ServerError(error) => {
                     match RefusalClass::of(&error).remedy() {

@@ -145,7 +145,7 @@ impl PollResult {
         let next_ms = if self.more { 0 } else { self.next_ms };
         let _ = writeln!(body, ",\"next_ms\":{next_ms}}}");
         self.hold.set(body.capacity());
-        let mut response = json_bytes(StatusCode::OK, std::mem::take(&mut self.hold).with(body.into()));
+        let mut response = json_bytes(StatusCode::OK, std::mem::take(&mut self.hold).with(body));
         if self.is_tagged {
             self.tag(&mut response);
         }
