@@ -5,7 +5,7 @@ use crate::node::metrics::Metrics;
 use bytes::Bytes;
 use fanfare_broker::{Delivery, PublishResult, Room, RoomEvent, Subscriber, Ticket};
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::Notify;
@@ -23,6 +23,8 @@ pub(crate) enum Item {
     Deliver(Delivery),
     /// Deliveries of this room did not fit: the shard reads them from history.
     Behind(Room),
+    /// Presence events of this room up to this version did not fit: its members get a new list.
+    PresenceBehind(Room, u64),
     Control(Bytes),
 }
 
@@ -58,11 +60,13 @@ struct Queue {
     bytes: usize,
     /// Rooms with history of which a message did not fit. Bounded by the rooms the shard follows.
     behind: HashSet<Room>,
+    /// Rooms of which a presence event did not fit, with its version. Bounded in the same way.
+    presence_behind: HashMap<Room, u64>,
 }
 
 impl Queue {
     fn is_empty(&self) -> bool {
-        self.published.is_empty() && self.items.is_empty() && self.behind.is_empty()
+        self.published.is_empty() && self.items.is_empty() && self.behind.is_empty() && self.presence_behind.is_empty()
     }
 }
 
@@ -86,6 +90,8 @@ impl Inbox {
         }
         if queue.items.is_empty() {
             taken.items.extend(queue.behind.drain().map(Item::Behind));
+            let behind = queue.presence_behind.drain();
+            taken.items.extend(behind.map(|(room, version)| Item::PresenceBehind(room, version)));
             queue.items.shrink_to(TAKE_MAX);
         }
         if queue.published.is_empty() {
@@ -142,9 +148,11 @@ impl Subscriber for Inbox {
                 return;
             }
             self.metrics.inbox_overflows.inc();
-            // Rooms without history are at-most-once: the counter is all that is left of the message.
-            if !matches!(&delivery.event, RoomEvent::Message(message) if message.cursor.is_none()) {
-                queue.behind.insert(delivery.room);
+            match &delivery.event {
+                // Rooms without history are at-most-once: the counter is all that is left of the message.
+                RoomEvent::Message(message) if message.cursor.is_none() => {}
+                RoomEvent::Message(_) | RoomEvent::Head(_) => _ = queue.behind.insert(delivery.room),
+                RoomEvent::Presence(event) => _ = queue.presence_behind.insert(delivery.room, event.version),
             }
         });
     }
@@ -155,5 +163,31 @@ impl Subscriber for Inbox {
 
     fn on_control(&self, message: Bytes) {
         self.push(|queue| queue.items.push_back(Item::Control(message)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fanfare_broker::{PresenceEvent, PresenceKind, SessionId, Who};
+
+    /// It used to lead to a read of history, which has no presence events.
+    #[test]
+    fn a_presence_event_that_does_not_fit_asks_for_a_new_list() {
+        let inbox = Inbox::new(Metrics::new("a"));
+        let room = Room::parse("a").unwrap();
+        let event = |version| {
+            let who = Who::Session(SessionId([0; 12]));
+            RoomEvent::Presence(PresenceEvent { kind: PresenceKind::Joined, who, info: None, version })
+        };
+        let last = DELIVERIES_MAX as u64 + 2;
+        (1..=last).for_each(|version| inbox.deliver(Delivery { room: room.clone(), event: event(version) }));
+        let mut taken = Taken::default();
+        while !inbox.is_empty() {
+            taken.items.clear();
+            inbox.take(&mut taken);
+        }
+        assert!(matches!(taken.items.last(), Some(Item::PresenceBehind(of, at)) if *of == room && *at == last));
+        assert!(!taken.items.iter().any(|item| matches!(item, Item::Behind(_))));
     }
 }
