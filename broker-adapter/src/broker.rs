@@ -350,22 +350,27 @@ pub struct Page {
 }
 
 impl Page {
-    /// Cuts the page to about `bytes` of payload, but never to nothing. Its newest messages stay if `newest`, else its
-    /// oldest ones; then [`Page::end`] is the cursor from which to read on.
-    pub fn cut(&mut self, bytes: usize, newest: bool) {
-        let mut left = bytes;
-        let mut fits = |p: &Publication| {
-            let fits = left > 0;
-            left = left.saturating_sub(p.payload.len());
-            fits
-        };
+    /// Cuts the page to messages that have `bytes` together, by `size_of`, but never to nothing. Its newest messages stay
+    /// if `newest`, else its oldest ones; then [`Page::end`] is the cursor from which to read on.
+    pub fn cut(&mut self, bytes: usize, newest: bool, size_of: impl Fn(&Publication) -> usize) {
         if !newest {
-            let keep = self.publications.iter().take_while(|p| fits(p)).count();
+            let keep = fitting(self.publications.iter(), bytes, size_of);
             return self.publications.truncate(keep);
         }
-        let keep = self.publications.iter().rev().take_while(|p| fits(p)).count();
+        let keep = fitting(self.publications.iter().rev(), bytes, size_of);
         let gone = self.publications.drain(..self.publications.len() - keep).last();
         self.from = gone.and_then(|p| p.cursor).unwrap_or(self.from);
+    }
+
+    /// Takes the oldest messages off, up to `bytes` of payload but at least one, as a page of their own. The rest follows
+    /// it without a gap.
+    #[must_use]
+    pub fn take_oldest(&mut self, bytes: usize) -> Self {
+        let keep = fitting(self.publications.iter(), bytes, |publication| publication.payload.len());
+        let publications = self.publications.drain(..keep).collect();
+        let oldest = Self { publications, from: self.from, head: self.head, gap: self.gap.take() };
+        self.from = oldest.end();
+        oldest
     }
 
     /// The cursor of the last message, from which to read on.
@@ -373,6 +378,21 @@ impl Page {
     pub fn end(&self) -> Cursor {
         self.publications.last().and_then(|p| p.cursor).unwrap_or(self.from)
     }
+}
+
+/// How many of these messages have `bytes` together, by `size_of`; at least one.
+fn fitting<'a>(
+    publications: impl Iterator<Item = &'a Publication>,
+    bytes: usize,
+    size_of: impl Fn(&Publication) -> usize,
+) -> usize {
+    let mut used = 0;
+    let fits = |publication: &&Publication| {
+        let is_first = used == 0;
+        used += size_of(publication);
+        is_first || used <= bytes
+    };
+    publications.take_while(fits).count()
 }
 
 /// Which rooms with members to list.

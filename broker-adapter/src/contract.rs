@@ -1,6 +1,6 @@
 //! The promises of the crate's head as test cases, which every broker passes. A broker's own tests make a fixture of
-//! three or more [`Node`]s and pass it to [`contract_tests!`](crate::contract_tests). Cases wait for conditions with a
-//! deadline, and use nothing but the public interface of a broker.
+//! three or more [`TestNode`]s and pass it to [`contract_tests!`](crate::contract_tests). Cases wait for conditions with
+//! a deadline, and use nothing but the public interface of a broker.
 
 mod history;
 mod messages;
@@ -29,13 +29,13 @@ pub const KEEP: Retention = Retention { messages: 1000, ttl: Duration::from_secs
 
 /// One subscriber of a broker, which stands for a node. Several nodes of a fixture may share a broker.
 #[derive(Clone)]
-pub struct Node {
+pub struct TestNode {
     pub broker: Arc<dyn Broker>,
     pub me: SubscriberId,
     pub seen: Arc<Recorder>,
 }
 
-impl Node {
+impl TestNode {
     pub async fn subscribe(&self, room: &Room) -> Cursor {
         self.broker.subscribe(self.me, room, Some(KEEP)).await.unwrap().expect("a room with history has a head")
     }
@@ -150,7 +150,7 @@ macro_rules! contract_tests {
     };
     (@sequence ($nodes:expr): $($case:ident,)*) => {
         $({
-            let nodes: Vec<$crate::contract::Node> = $nodes.await;
+            let nodes: Vec<$crate::contract::TestNode> = $nodes.await;
             $crate::contract::$case(&nodes).await;
         })*
     };

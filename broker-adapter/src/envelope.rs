@@ -32,7 +32,7 @@ const ANONYMOUS: u16 = u16::MAX;
 /// What an envelope carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Kind {
+pub(crate) enum EnvelopeKind {
     Message = 1,
     Joined = 2,
     Left = 3,
@@ -53,12 +53,12 @@ pub(crate) enum Envelope {
 }
 
 /// The first three bytes of an envelope. The script that assigns the offset writes the rest of the header.
-pub(crate) fn head(kind: Kind, has_cursor: bool) -> [u8; 3] {
+pub(crate) fn head(kind: EnvelopeKind, has_cursor: bool) -> [u8; 3] {
     [VERSION, kind as u8, if has_cursor { HAS_CURSOR } else { 0 }]
 }
 
 /// The whole header of an envelope without cursor.
-fn header(kind: Kind, number: u64) -> [u8; TAIL] {
+fn header(kind: EnvelopeKind, number: u64) -> [u8; TAIL] {
     let mut bytes = [0; TAIL];
     bytes[..3].copy_from_slice(&head(kind, false));
     bytes[11..].copy_from_slice(&number.to_be_bytes());
@@ -76,10 +76,10 @@ pub(crate) fn put_tail(out: &mut BytesMut, id: MessageId, ts_ms: u64, author: Op
 }
 
 /// The whole envelope of one or several messages of a room without history.
-pub(crate) fn messages_without_cursor(kind: Kind, tails: impl Iterator<Item = BytesMut>) -> Bytes {
+pub(crate) fn messages_without_cursor(kind: EnvelopeKind, tails: impl Iterator<Item = BytesMut>) -> Bytes {
     let mut out = BytesMut::from(&header(kind, 0)[..]);
     for tail in tails {
-        if kind == Kind::Messages {
+        if kind == EnvelopeKind::Messages {
             out.put_u32(tail.len() as u32); // messages are limited to far less
         }
         out.put_slice(&tail);
@@ -90,7 +90,7 @@ pub(crate) fn messages_without_cursor(kind: Kind, tails: impl Iterator<Item = By
 /// The whole envelope of a control message.
 pub(crate) fn control(from: NodeId, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(PAYLOAD + payload.len());
-    out.put_slice(&header(Kind::Control, 0));
+    out.put_slice(&header(EnvelopeKind::Control, 0));
     put_tail(&mut out, MessageId { node: from, number: 0 }, 0, None, payload);
     out.freeze()
 }
@@ -119,15 +119,15 @@ pub(crate) fn decode(bytes: &Bytes) -> Option<Envelope> {
         0 => None,
         _ => Some(Cursor::new(Epoch::from_bytes(*bytes[3..].first_chunk()?)?, Offset(number))),
     };
-    if bytes[1] == Kind::Messages as u8 {
+    if bytes[1] == EnvelopeKind::Messages as u8 {
         return decode_tails(bytes.slice(TAIL..), cursor).map(Envelope::Messages);
     }
     let publication = decode_tail(&bytes.slice(TAIL..), cursor)?;
     Some(match bytes[1] {
-        k if k == Kind::Message as u8 => Envelope::Room(RoomEvent::Message(publication)),
-        k if k == Kind::Joined as u8 => presence(PresenceKind::Joined, &publication, number)?,
-        k if k == Kind::Left as u8 => presence(PresenceKind::Left, &publication, number)?,
-        k if k == Kind::Control as u8 => Envelope::Control(publication.payload),
+        k if k == EnvelopeKind::Message as u8 => Envelope::Room(RoomEvent::Message(publication)),
+        k if k == EnvelopeKind::Joined as u8 => presence(PresenceKind::Joined, &publication, number)?,
+        k if k == EnvelopeKind::Left as u8 => presence(PresenceKind::Left, &publication, number)?,
+        k if k == EnvelopeKind::Control as u8 => Envelope::Control(publication.payload),
         _ => return None,
     })
 }
@@ -184,7 +184,7 @@ mod tests {
 
     fn with_cursor(payload: &[u8]) -> Bytes {
         let mut out = BytesMut::new();
-        out.put_slice(&head(Kind::Message, true));
+        out.put_slice(&head(EnvelopeKind::Message, true));
         out.put_slice(b"Xk2p9QaB");
         out.put_u64(42);
         put_tail(&mut out, ID, 1_763_760_000_123, Some(SessionId(*b"abcdefghijkl")), payload);
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_layout_of_a_leave_is_stable() {
-        let mut out = BytesMut::from(&header(Kind::Left, 7)[..]);
+        let mut out = BytesMut::from(&header(EnvelopeKind::Left, 7)[..]);
         let payload = presence_payload(&Who::User(User::new("u42")), Some(b"{}"));
         put_tail(&mut out, ID, 0, Some(SessionId(*b"abcdefghijkl")), &payload);
         assert_eq!(&out[PAYLOAD..], b"\0\x03u42{}");
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn an_anonymous_member_is_named_by_its_session() {
-        let mut out = BytesMut::from(&header(Kind::Joined, 1)[..]);
+        let mut out = BytesMut::from(&header(EnvelopeKind::Joined, 1)[..]);
         let session = SessionId(*b"abcdefghijkl");
         put_tail(&mut out, ID, 0, Some(session), &presence_payload(&Who::Session(session), None));
         let Some(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_layout_of_several_messages_is_stable() {
-        let mut out = BytesMut::from(&head(Kind::Messages, true)[..]);
+        let mut out = BytesMut::from(&head(EnvelopeKind::Messages, true)[..]);
         out.put_slice(b"Xk2p9QaB");
         out.put_u64(42);
         for payload in ["hi", "", "there"] {

@@ -10,10 +10,10 @@
 //! | `encode/frame` | one WebSocket header put before a text, and the text copied |
 //! | `outbox/frame` | one frame through an outbox whose socket takes everything at once, or in parts, or nothing |
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use fanfare_broker::Room;
-use fanfare_gateway::bench::{self, Queue};
+use fanfare_gateway::bench::{self, BenchOutbox};
 use std::{
     hint::black_box,
     time::{Duration, Instant},
@@ -103,12 +103,14 @@ fn encode(criterion: &mut Criterion) {
 fn outbox(criterion: &mut Criterion) {
     const FRAMES: usize = 16;
     let mut group = criterion.benchmark_group("outbox/frame");
-    let frame = Bytes::from(vec![b'x'; DATA_BYTES]);
+    /// Of a client that has taken nothing for a while, so that the outbox refuses more than it may hold.
+    const LATE_MS: u32 = 3_000;
+    let frame = [b'x'; DATA_BYTES];
     let room_enough = FRAMES * DATA_BYTES;
-    let fill = |queue: &mut Queue, frames| (0..frames).filter(|_| queue.push(black_box(&frame))).count();
+    let fill = |queue: &mut BenchOutbox, frames| (0..frames).filter(|_| queue.push(black_box(0))).count();
     group.throughput(Throughput::Elements(1));
     group.bench_function("1 frame, 1 write", |bencher| {
-        let mut queue = Queue::new(room_enough);
+        let mut queue = BenchOutbox::new(room_enough, &frame);
         bencher.iter(|| {
             fill(&mut queue, 1);
             queue.write(DATA_BYTES);
@@ -116,14 +118,14 @@ fn outbox(criterion: &mut Criterion) {
     });
     group.throughput(Throughput::Elements(FRAMES as u64));
     group.bench_function("16 frames, 1 write", |bencher| {
-        let mut queue = Queue::new(room_enough);
+        let mut queue = BenchOutbox::new(room_enough, &frame);
         bencher.iter(|| {
             fill(&mut queue, FRAMES);
             queue.write(room_enough);
         });
     });
     group.bench_function("16 frames, 32 writes of half a frame", |bencher| {
-        let mut queue = Queue::new(room_enough);
+        let mut queue = BenchOutbox::new(room_enough, &frame);
         bencher.iter(|| {
             fill(&mut queue, FRAMES);
             (0..2 * FRAMES).for_each(|_| queue.write(DATA_BYTES / 2));
@@ -131,11 +133,12 @@ fn outbox(criterion: &mut Criterion) {
     });
     group.bench_function("16 frames refused by a full one", |bencher| {
         let full = || {
-            let mut queue = Queue::new(room_enough);
+            let mut queue = BenchOutbox::new(room_enough, &frame);
             assert_eq!(fill(&mut queue, FRAMES), FRAMES);
             queue
         };
-        bencher.iter_batched_ref(full, |queue| fill(queue, FRAMES), BatchSize::SmallInput);
+        let refused = |queue: &mut BenchOutbox| (0..FRAMES).filter(|_| !queue.push(black_box(LATE_MS))).count();
+        bencher.iter_batched_ref(full, refused, BatchSize::SmallInput);
     });
 }
 

@@ -10,7 +10,7 @@ use crate::{
     policy::{origin::OriginPolicy, peer::PeerPolicy},
     session::OutboxLimits,
     shard::Shard,
-    transport::{self, Arrival, HttpServer, ShardHandle, WAITING_MAX},
+    transport::{self, AcceptedSocket, HttpServer, ShardHandle, WAITING_MAX},
 };
 use axum::Router;
 use fanfare_broker::{Broker, MemoryBroker, Subscriber, SubscriberId, redis::RedisBroker};
@@ -173,7 +173,7 @@ async fn broker(config: &Config, inboxes: &[Arc<Inbox>]) -> Result<Arc<dyn Broke
     let url = config.redis.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let failed = |why: String| StartError::Redis { url: url.clone(), why };
     let mut settings =
-        fanfare_broker::redis::Config::parse(&config.redis_urls()).map_err(|why| failed(why.to_string()))?;
+        fanfare_broker::redis::RedisConfig::parse(&config.redis_urls()).map_err(|why| failed(why.to_string()))?;
     settings.prefix.clone_from(&config.redis_prefix);
     settings.on_panic = |task| end_process(task);
     if let Some(file) = &config.redis_ca_file {
@@ -288,7 +288,7 @@ fn spawn_shards(
 async fn run_shard(
     shard: Rc<Shard>,
     router: Router,
-    mut arriving: mpsc::Receiver<Arrival>,
+    mut arriving: mpsc::Receiver<AcceptedSocket>,
     emptied: mpsc::Sender<Infallible>,
     done: mpsc::Sender<Infallible>,
 ) {

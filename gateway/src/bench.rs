@@ -8,9 +8,9 @@ use crate::{
     config::{self, Config, Environment},
     node::{inbox::Inbox, metrics::Metrics},
     protocol::{FrameShape, native, put_frame},
-    session::{Frames, Outbox, OutboxLimits, SLICES_MAX},
+    session::{Frames, HeldBytes, Outbox, OutboxLimits, SLICES_MAX},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use fanfare_broker::{
     Cursor, Epoch, MemoryBroker, MessageId, NodeId, Offset, Publication, Room, SessionId, Subscriber,
 };
@@ -67,21 +67,24 @@ pub fn frame(text: &[u8], out: &mut BytesMut) {
 
 /// One client's outbox.
 #[derive(Debug)]
-pub struct Queue {
+pub struct BenchOutbox {
     outbox: Outbox,
     limits: OutboxLimits,
+    frame: Frames,
 }
 
-impl Queue {
-    /// An empty outbox that takes this many bytes.
+impl BenchOutbox {
+    /// An empty outbox that takes this many bytes, and the frame that [`BenchOutbox::push`] queues.
     #[must_use]
-    pub fn new(bytes: usize) -> Self {
-        Self { outbox: Outbox::default(), limits: OutboxLimits { bytes, frames: 1024, age_ms: 5000 } }
+    pub fn new(bytes: usize, frame: &[u8]) -> Self {
+        let limits = OutboxLimits { bytes, frames: 1024, age_ms: 5000 };
+        let frame = HeldBytes::default().shared(BytesMut::from(frame), 1);
+        Self { outbox: Outbox::default(), limits, frame }
     }
 
-    /// Queues one frame; `false` on overflow.
-    pub fn push(&mut self, frame: &Bytes) -> bool {
-        self.outbox.push(Frames { bytes: frame.clone(), count: 1 }, 0, &self.limits).is_ok()
+    /// Queues the frame at this time; `false` on overflow.
+    pub fn push(&mut self, now_ms: u32) -> bool {
+        self.outbox.push(std::array::from_ref(&self.frame), true, now_ms, &self.limits).is_ok()
     }
 
     /// Gathers the slices of one write, and notes that the socket took `written` bytes of them.

@@ -1,7 +1,7 @@
 //! The command line: which command to run with which arguments, or the exit of help, version, `check` and faults.
 //! `main` calls [`invocation`] first and acts on the result. It opens no socket.
 
-use crate::config::{self, Config, Environment, Flags, Kind, Spec};
+use crate::config::{self, Config, Environment, Flags, Spec, ValueKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use fanfare_client_cli::ClientCommand;
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
@@ -108,13 +108,13 @@ fn flag(spec: &Spec) -> Arg {
     let help = format!("{} [env: {}] [default: {}]", spec.help, spec.variable(), spec.default);
     let flag = Arg::new(spec.name).long(spec.flag()).help(help);
     match spec.kind {
-        Kind::Switch => {
+        ValueKind::Switch => {
             let flag = flag.value_name("true|false").num_args(0..=1).require_equals(true);
             flag.default_missing_value("true")
         }
-        Kind::List(value) => flag.value_name(value).action(ArgAction::Append),
-        Kind::Seconds => flag.value_name("SECONDS"),
-        Kind::Text(value) | Kind::Number(value) => flag.value_name(value),
+        ValueKind::List(value) => flag.value_name(value).action(ArgAction::Append),
+        ValueKind::Seconds => flag.value_name("SECONDS"),
+        ValueKind::Text(value) | ValueKind::Number(value) => flag.value_name(value),
     }
 }
 

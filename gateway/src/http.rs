@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header, uri::Authority},
     response::IntoResponse,
 };
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::Serialize;
 use std::{
     sync::Arc,
@@ -59,6 +59,11 @@ pub(crate) fn problem(refusal: &Refusal) -> Response<Body> {
 /// A JSON document as a response. It ends with a newline, so that the prompt of a terminal begins a line after it.
 pub(crate) fn json(status: StatusCode, mut body: Vec<u8>) -> Response<Body> {
     body.push(b'\n');
+    json_bytes(status, body.into())
+}
+
+/// A JSON document that ends with a newline, as a response.
+pub(crate) fn json_bytes(status: StatusCode, body: Bytes) -> Response<Body> {
     (status, [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], body).into_response()
 }
 

@@ -38,4 +38,6 @@ runs! {
     joining_and_leaving_rooms_leaves_nothing_behind: "r13",
     any_node_serves_any_request: "r14",
     random_faults_break_no_promise: "r22",
+    a_redis_that_refuses_disconnects_nobody: "r36",
+    a_log_that_nobody_reads_harms_nobody: "r37",
 }

@@ -158,11 +158,13 @@ impl Reply {
     /// The `code` of a problem document that must have this status.
     ///
     /// # Panics
-    /// If the status differs, or the body is not `application/problem+json`.
+    /// If the status differs, or the body is not a problem document of RFC 9457 with the members of docs/protocol.md.
     pub fn problem(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{}", self.text);
         assert_eq!(self.header("content-type"), "application/problem+json", "{}", self.text);
         let json = self.json();
+        assert_eq!(json["status"], status, "{json}");
+        assert!(json["title"].as_str().is_some_and(|title| !title.is_empty()), "{json}");
         assert!(json["detail"].is_string() && json["retryable"].is_boolean(), "{json}");
         json["code"].as_str().expect("a problem has a code").to_owned()
     }

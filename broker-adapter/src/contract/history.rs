@@ -1,10 +1,10 @@
 //! Cases about a room's history: pages, gaps, epochs, retention.
 
-use super::{Node, message, offsets, room};
+use super::{TestNode, message, offsets, room};
 use crate::{Cursor, Epoch, Gap, HistoryQuery, Offset, Publish, Retention, Room};
 use std::time::Duration;
 
-async fn fill(node: &Node, room: &Room, count: usize) -> Cursor {
+async fn fill(node: &TestNode, room: &Room, count: usize) -> Cursor {
     let mut last = None;
     for i in 0..count {
         last = Some(node.say(room, &i.to_string()).await);
@@ -16,7 +16,7 @@ fn at(cursor: Cursor, offset: u64) -> Cursor {
     Cursor::new(cursor.epoch, Offset(offset))
 }
 
-pub async fn the_last_messages_are_read(nodes: &[Node]) {
+pub async fn the_last_messages_are_read(nodes: &[TestNode]) {
     let room = room("last");
     let head = fill(&nodes[0], &room, 10).await;
     let page = nodes[1].last(&room, 3).await;
@@ -28,7 +28,7 @@ pub async fn the_last_messages_are_read(nodes: &[Node]) {
     assert_eq!((page.publications.len(), page.from, page.head), (0, head, head));
 }
 
-pub async fn messages_since_a_cursor_are_read(nodes: &[Node]) {
+pub async fn messages_since_a_cursor_are_read(nodes: &[TestNode]) {
     let room = room("since");
     let head = fill(&nodes[0], &room, 10).await;
     for since in 0..=10 {
@@ -38,7 +38,7 @@ pub async fn messages_since_a_cursor_are_read(nodes: &[Node]) {
     }
 }
 
-pub async fn pages_follow_one_another(nodes: &[Node]) {
+pub async fn pages_follow_one_another(nodes: &[TestNode]) {
     let room = room("pages");
     let head = fill(&nodes[0], &room, 25).await;
     let (mut at, mut seen) = (at(head, 0), Vec::new());
@@ -52,7 +52,7 @@ pub async fn pages_follow_one_another(nodes: &[Node]) {
     assert_eq!(seen, (1..=25).collect::<Vec<_>>());
 }
 
-pub async fn trimmed_messages_are_counted_in_the_gap(nodes: &[Node]) {
+pub async fn trimmed_messages_are_counted_in_the_gap(nodes: &[TestNode]) {
     let room = room("trim");
     let few = Retention { messages: 5, ttl: Duration::from_secs(300) };
     let mut head = None;
@@ -70,7 +70,7 @@ pub async fn trimmed_messages_are_counted_in_the_gap(nodes: &[Node]) {
     assert_eq!((offsets(&page.publications), page.gap), (vec![998, 999, 1000], None));
 }
 
-pub async fn a_cursor_of_another_epoch_is_a_gap(nodes: &[Node]) {
+pub async fn a_cursor_of_another_epoch_is_a_gap(nodes: &[TestNode]) {
     let room = room("epoch");
     let head = fill(&nodes[0], &room, 3).await;
     for other in [Epoch::random(), Epoch::FOREIGN] {
@@ -80,7 +80,7 @@ pub async fn a_cursor_of_another_epoch_is_a_gap(nodes: &[Node]) {
     }
 }
 
-pub async fn a_cursor_beyond_the_head_is_a_gap(nodes: &[Node]) {
+pub async fn a_cursor_beyond_the_head_is_a_gap(nodes: &[TestNode]) {
     let room = room("beyond");
     let head = fill(&nodes[0], &room, 3).await;
     for beyond in [4, u64::MAX] {
@@ -90,7 +90,7 @@ pub async fn a_cursor_beyond_the_head_is_a_gap(nodes: &[Node]) {
     }
 }
 
-pub async fn an_empty_room_has_a_stable_head(nodes: &[Node]) {
+pub async fn an_empty_room_has_a_stable_head(nodes: &[TestNode]) {
     let room = room("empty");
     let head = nodes[0].subscribe(&room).await;
     assert_eq!(head.offset, Offset(0));
@@ -103,7 +103,7 @@ pub async fn an_empty_room_has_a_stable_head(nodes: &[Node]) {
     assert_eq!(nodes[1].say(&room, "first").await, at(head, 1));
 }
 
-pub async fn at_least_the_configured_number_of_messages_is_kept(nodes: &[Node]) {
+pub async fn at_least_the_configured_number_of_messages_is_kept(nodes: &[TestNode]) {
     let room = room("keep");
     for messages in [1, 10, 100] {
         let keep = Retention { messages, ttl: Duration::from_secs(60) };
@@ -118,7 +118,7 @@ pub async fn at_least_the_configured_number_of_messages_is_kept(nodes: &[Node]) 
 }
 
 /// A message that is published when an earlier one is about to expire is still kept for its own whole time.
-pub async fn each_message_is_kept_for_its_ttl(nodes: &[Node]) {
+pub async fn each_message_is_kept_for_its_ttl(nodes: &[TestNode]) {
     // On a busy machine all replies of a round may come too late to prove anything.
     for _ in 0..10 {
         if last_message_is_kept(nodes).await {
@@ -130,7 +130,7 @@ pub async fn each_message_is_kept_for_its_ttl(nodes: &[Node]) {
 
 /// One round in a fresh room. `false`: no reply came after the first message's time and before the end of the last
 /// one's.
-async fn last_message_is_kept(nodes: &[Node]) -> bool {
+async fn last_message_is_kept(nodes: &[TestNode]) -> bool {
     let room = room("ttl");
     let keep = Retention { messages: 100, ttl: Duration::from_secs(3) };
     let query = HistoryQuery { since: None, limit: 1, purpose: crate::Purpose::Question };

@@ -1,12 +1,12 @@
 //! Cases about order, acknowledgement, payloads and idempotency keys.
 
-use super::{Node, keyed, message, offsets, room, texts};
+use super::{TestNode, keyed, message, offsets, room, texts};
 use crate::{Publish, Reply, Room};
 use bytes::Bytes;
 use std::collections::HashSet;
 use tokio::task::JoinSet;
 
-pub async fn every_node_sees_one_order(nodes: &[Node]) {
+pub async fn every_node_sees_one_order(nodes: &[TestNode]) {
     const EACH: usize = 200;
     let room = room("order");
     for node in nodes {
@@ -36,7 +36,7 @@ pub async fn every_node_sees_one_order(nodes: &[Node]) {
     }
 }
 
-pub async fn the_acknowledged_cursor_is_the_one_that_members_see(nodes: &[Node]) {
+pub async fn the_acknowledged_cursor_is_the_one_that_members_see(nodes: &[TestNode]) {
     let room = room("ack");
     let head = nodes[0].subscribe(&room).await;
     assert_eq!(head.offset.0, 0);
@@ -51,7 +51,7 @@ pub async fn the_acknowledged_cursor_is_the_one_that_members_see(nodes: &[Node])
     assert_eq!(ids.len(), 30, "every message has its own id");
 }
 
-pub async fn a_thread_s_publishes_keep_their_order(nodes: &[Node]) {
+pub async fn a_thread_s_publishes_keep_their_order(nodes: &[TestNode]) {
     const COUNT: usize = 2000;
     for retention in [message(&room("x"), "").retention, None] {
         let room = room("pipelined");
@@ -65,7 +65,7 @@ pub async fn a_thread_s_publishes_keep_their_order(nodes: &[Node]) {
     }
 }
 
-pub async fn payloads_are_untouched(nodes: &[Node]) {
+pub async fn payloads_are_untouched(nodes: &[TestNode]) {
     let every_byte: Vec<u8> = (0..=255).collect();
     let payloads = [Bytes::new(), Bytes::from(every_byte), Bytes::from(vec![0xA5; 64 * 1024])];
     for retention in [message(&room("x"), "").retention, None] {
@@ -92,7 +92,7 @@ pub async fn payloads_are_untouched(nodes: &[Node]) {
     }
 }
 
-pub async fn a_room_without_history_has_no_cursors(nodes: &[Node]) {
+pub async fn a_room_without_history_has_no_cursors(nodes: &[TestNode]) {
     let room = room("live-only");
     for node in nodes {
         assert_eq!(node.broker.subscribe(node.me, &room, None).await, Ok(None));
@@ -105,7 +105,7 @@ pub async fn a_room_without_history_has_no_cursors(nodes: &[Node]) {
     }
 }
 
-pub async fn messages_reach_only_their_room(nodes: &[Node]) {
+pub async fn messages_reach_only_their_room(nodes: &[TestNode]) {
     let base = room("mix");
     let rooms: Vec<Room> =
         ["", ":c", ",x", "*", "/..", " "].iter().filter_map(|s| Room::parse(&format!("{base}{s}")).ok()).collect();
@@ -121,7 +121,7 @@ pub async fn messages_reach_only_their_room(nodes: &[Node]) {
     }
 }
 
-pub async fn the_same_key_publishes_once(nodes: &[Node]) {
+pub async fn the_same_key_publishes_once(nodes: &[TestNode]) {
     let (here, there) = (room("key"), room("key"));
     nodes[2].subscribe(&here).await;
     let first = nodes[0].publish(keyed(&here, "one", "k:1")).await;
@@ -135,7 +135,7 @@ pub async fn the_same_key_publishes_once(nodes: &[Node]) {
     assert_eq!(texts(&nodes[1].last(&here, 10).await.publications), ["one", "four"]);
 }
 
-pub async fn the_same_key_from_two_nodes_at_once_publishes_once(nodes: &[Node]) {
+pub async fn the_same_key_from_two_nodes_at_once_publishes_once(nodes: &[TestNode]) {
     let room = room("key-race");
     nodes[2].subscribe(&room).await;
     for i in 0..50 {
@@ -149,7 +149,7 @@ pub async fn the_same_key_from_two_nodes_at_once_publishes_once(nodes: &[Node]) 
     assert_eq!(texts(&seen), (0..50).map(|i| format!("k{i}")).collect::<Vec<_>>());
 }
 
-pub async fn the_same_key_publishes_once_without_history(nodes: &[Node]) {
+pub async fn the_same_key_publishes_once_without_history(nodes: &[TestNode]) {
     let room = room("key-live");
     nodes[2].broker.subscribe(nodes[2].me, &room, None).await.unwrap();
     let live = |text, key| Publish { retention: None, ..keyed(&room, text, key) };

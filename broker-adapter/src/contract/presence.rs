@@ -1,6 +1,6 @@
 //! Cases about who is in a room, and about the list of rooms.
 
-use super::{Node, room};
+use super::{TestNode, room};
 use crate::{
     Member, Presence, PresenceDetail, PresenceEvent, PresenceKind, PresenceUpdate, Room, RoomQuery, SessionId, User,
     Who,
@@ -22,11 +22,11 @@ fn leave(n: u8) -> PresenceUpdate {
     PresenceUpdate::Leave { session: session(n), announce: true }
 }
 
-async fn update_presence(node: &Node, room: &Room, update: PresenceUpdate) {
+async fn update_presence(node: &TestNode, room: &Room, update: PresenceUpdate) {
     node.broker.update_presence(room, update).await.unwrap();
 }
 
-async fn members(node: &Node, room: &Room) -> Presence {
+async fn members(node: &TestNode, room: &Room) -> Presence {
     let presence = node.broker.presence(room, PresenceDetail::Members).await.unwrap();
     let mut presence = (*presence).clone();
     presence.members.sort_by_key(|m| format!("{:?}", m.who));
@@ -45,7 +45,7 @@ fn named(kind: PresenceKind, name: &str) -> (PresenceKind, Who) {
     (kind, Who::User(User::new(name)))
 }
 
-pub async fn counts_and_members_are_listed(nodes: &[Node]) {
+pub async fn counts_and_members_are_listed(nodes: &[TestNode]) {
     let room = room("count");
     assert_eq!(members(&nodes[0], &room).await.users, 0);
     update_presence(&nodes[0], &room, enter(1, Some("ann"), Some(r#"{"n":1}"#))).await;
@@ -67,7 +67,7 @@ pub async fn counts_and_members_are_listed(nodes: &[Node]) {
     assert_eq!((counts.sessions, counts.users), (0, 0));
 }
 
-pub async fn one_event_per_user(nodes: &[Node]) {
+pub async fn one_event_per_user(nodes: &[TestNode]) {
     let room = room("events");
     for node in nodes {
         node.subscribe(&room).await;
@@ -89,7 +89,7 @@ pub async fn one_event_per_user(nodes: &[Node]) {
     }
 }
 
-pub async fn anonymous_sessions_are_users_of_their_own(nodes: &[Node]) {
+pub async fn anonymous_sessions_are_users_of_their_own(nodes: &[TestNode]) {
     let room = room("anonymous");
     nodes[2].subscribe(&room).await;
     update_presence(&nodes[0], &room, enter(1, None, None)).await;
@@ -105,7 +105,7 @@ pub async fn anonymous_sessions_are_users_of_their_own(nodes: &[Node]) {
     assert_eq!(kinds(&seen), expected);
 }
 
-pub async fn entering_again_replaces_the_info(nodes: &[Node]) {
+pub async fn entering_again_replaces_the_info(nodes: &[TestNode]) {
     let room = room("info");
     nodes[1].subscribe(&room).await;
     update_presence(&nodes[0], &room, enter(1, Some("ann"), Some("1"))).await;
@@ -119,7 +119,7 @@ pub async fn entering_again_replaces_the_info(nodes: &[Node]) {
 }
 
 /// A listing that is read amid changes, merged with the events after its version, is right at the end.
-pub async fn versions_merge_with_the_listing(nodes: &[Node]) {
+pub async fn versions_merge_with_the_listing(nodes: &[TestNode]) {
     let room = room("versions");
     nodes[1].subscribe(&room).await;
     let changes = async {
@@ -150,7 +150,7 @@ pub async fn versions_merge_with_the_listing(nodes: &[Node]) {
     assert_eq!(now.version, seen.last().unwrap().version);
 }
 
-pub async fn unannounced_members_count(nodes: &[Node]) {
+pub async fn unannounced_members_count(nodes: &[TestNode]) {
     let room = room("silent");
     nodes[1].subscribe(&room).await;
     let quiet =
@@ -163,7 +163,7 @@ pub async fn unannounced_members_count(nodes: &[Node]) {
     assert_eq!(kinds(&seen), [named(PresenceKind::Joined, "bob")]);
 }
 
-pub async fn leaving_twice_changes_nothing(nodes: &[Node]) {
+pub async fn leaving_twice_changes_nothing(nodes: &[TestNode]) {
     let room = room("twice");
     nodes[1].subscribe(&room).await;
     update_presence(&nodes[0], &room, leave(1)).await;
@@ -178,7 +178,7 @@ pub async fn leaving_twice_changes_nothing(nodes: &[Node]) {
     assert_eq!(members(&nodes[2], &room).await.users, 1);
 }
 
-pub async fn rooms_with_members_are_listed(nodes: &[Node]) {
+pub async fn rooms_with_members_are_listed(nodes: &[TestNode]) {
     let base = room("list");
     let rooms: Vec<Room> = (0..7).map(|n| Room::parse(&format!("{base}/{n}")).unwrap()).collect();
     for (n, room) in rooms.iter().enumerate() {

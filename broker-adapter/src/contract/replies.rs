@@ -1,11 +1,11 @@
 //! Cases about the results of publishes, and about control messages between nodes.
 
-use super::{Node, message, room};
+use super::{TestNode, message, room};
 use crate::{BrokerError, NodeId, NodeTarget, Reply, Ticket};
 use bytes::Bytes;
 use std::collections::HashSet;
 
-pub async fn control_messages_reach_all_nodes_or_one(nodes: &[Node]) {
+pub async fn control_messages_reach_all_nodes_or_one(nodes: &[TestNode]) {
     let mut ids = Vec::new();
     for node in nodes {
         ids.push(node.id().await);
@@ -33,7 +33,7 @@ pub async fn control_messages_reach_all_nodes_or_one(nodes: &[Node]) {
     }
 }
 
-pub async fn every_publish_reports_its_result_as_asked(nodes: &[Node]) {
+pub async fn every_publish_reports_its_result_as_asked(nodes: &[TestNode]) {
     let room = room("replies");
     let node = &nodes[0];
     node.subscribe(&room).await;
@@ -56,7 +56,7 @@ pub async fn every_publish_reports_its_result_as_asked(nodes: &[Node]) {
 }
 
 /// Also, a waiter that is gone disturbs nothing.
-pub async fn a_success_is_never_reported_as_a_failure(nodes: &[Node]) {
+pub async fn a_success_is_never_reported_as_a_failure(nodes: &[TestNode]) {
     let room = room("gone");
     nodes[0].subscribe(&room).await;
     let (tx, rx) = tokio::sync::oneshot::channel();

@@ -1,6 +1,6 @@
 //! Cases about the promise of `subscribe`: everything after the head that it returns is delivered.
 
-use super::{Node, message, offsets, room, texts};
+use super::{TestNode, message, offsets, room, texts};
 use crate::{Cursor, Publication, Publish, Room};
 
 /// The offsets after `head`: a subscriber skips the others.
@@ -9,7 +9,7 @@ fn after(head: Cursor, seen: &[Publication]) -> Vec<u64> {
 }
 
 /// Joins begin while another node publishes. However the two interleave, head and messages fit together.
-pub async fn a_subscriber_has_everything_after_its_head(nodes: &[Node]) {
+pub async fn a_subscriber_has_everything_after_its_head(nodes: &[TestNode]) {
     for _ in 0..150 {
         let room = room("join-race");
         let publishing = async {
@@ -26,7 +26,7 @@ pub async fn a_subscriber_has_everything_after_its_head(nodes: &[Node]) {
 }
 
 /// Another node publishes as soon as `subscribe` has returned.
-pub async fn a_publish_right_after_the_join_is_heard(nodes: &[Node]) {
+pub async fn a_publish_right_after_the_join_is_heard(nodes: &[TestNode]) {
     for i in 0..300 {
         let room = room("join-then");
         let retention = (i % 2 == 0).then_some(super::KEEP);
@@ -36,7 +36,7 @@ pub async fn a_publish_right_after_the_join_is_heard(nodes: &[Node]) {
     }
 }
 
-pub async fn unsubscribing_ends_deliveries(nodes: &[Node]) {
+pub async fn unsubscribing_ends_deliveries(nodes: &[TestNode]) {
     let room = room("leave");
     let (leaver, stayer) = (&nodes[0], &nodes[2]);
     leaver.subscribe(&room).await;
@@ -60,7 +60,7 @@ pub async fn unsubscribing_ends_deliveries(nodes: &[Node]) {
     }
 }
 
-pub async fn subscribing_again_begins_deliveries_again(nodes: &[Node]) {
+pub async fn subscribing_again_begins_deliveries_again(nodes: &[TestNode]) {
     let room = room("again");
     let first = nodes[0].subscribe(&room).await;
     assert_eq!(nodes[0].subscribe(&room).await, first, "subscribing twice is subscribing once");
@@ -80,7 +80,7 @@ pub async fn subscribing_again_begins_deliveries_again(nodes: &[Node]) {
 }
 
 /// A member that joins and leaves faster than the backplane replies is subscribed if it joined last.
-pub async fn joining_and_leaving_quickly_never_loses_a_subscription(nodes: &[Node]) {
+pub async fn joining_and_leaving_quickly_never_loses_a_subscription(nodes: &[TestNode]) {
     let rooms: Vec<Room> = (0..4).map(|_| room("flap")).collect();
     for round in 0..60u64 {
         for room in &rooms {

@@ -232,14 +232,14 @@ impl Broker for MemoryBroker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::{Node, Recorder};
+    use crate::contract::{Recorder, TestNode};
 
     /// Three subscribers of one broker stand for three nodes. Nothing else has to be kept alive.
-    async fn three_nodes() -> (Vec<Node>, ()) {
+    async fn three_nodes() -> (Vec<TestNode>, ()) {
         let seen: Vec<Arc<Recorder>> = (0..3).map(|_| Arc::default()).collect();
         let subscribers = seen.iter().map(|s| Arc::clone(s) as Arc<dyn Subscriber>).collect();
         let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(subscribers));
-        let node = |(n, seen)| Node { broker: Arc::clone(&broker), me: SubscriberId(n), seen };
+        let node = |(n, seen)| TestNode { broker: Arc::clone(&broker), me: SubscriberId(n), seen };
         ((0..).zip(seen).map(node).collect(), ())
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     Cursor, Epoch, IdempotencyKey, MessageId, NodeId, Offset, Publish, Published, Retention, Room, SessionId, envelope,
-    envelope::Kind,
+    envelope::EnvelopeKind,
     redis::{Fence, Keys, Membership, Messages, Part, Partition, PendingPublish, PresenceChange, Scripts},
 };
 use bytes::BytesMut;
@@ -55,7 +55,7 @@ impl CommandBuilder {
             envelope::put_tail(&mut tail, id, publish.ts_ms, publish.author, &publish.payload);
             tail
         });
-        let kind = if messages.len() == 1 { Kind::Message } else { Kind::Messages };
+        let kind = if messages.len() == 1 { EnvelopeKind::Message } else { EnvelopeKind::Messages };
         let Some(retention) = first.retention else {
             return self.publish_without_history(first, &envelope::messages_without_cursor(kind, tails));
         };
@@ -138,8 +138,8 @@ impl CommandBuilder {
             .arg(u8::from(announce_leave))
             .arg(u8::from(change.announce))
             .arg(self.keys.of(Part::CHANNEL, room))
-            .arg(&envelope::head(Kind::Joined, false)[..])
-            .arg(&envelope::head(Kind::Left, false)[..])
+            .arg(&envelope::head(EnvelopeKind::Joined, false)[..])
+            .arg(&envelope::head(EnvelopeKind::Left, false)[..])
             .arg(&tail[..])
             .arg(room.as_str())
             .arg(now * VERSIONS_PER_MS)
@@ -160,7 +160,7 @@ impl CommandBuilder {
         }
         cmd.arg(&owner.0.to_be_bytes()[..])
             .arg(if over == Over::All { "all" } else { "ended" })
-            .arg(&envelope::head(Kind::Left, false)[..])
+            .arg(&envelope::head(EnvelopeKind::Left, false)[..])
             .arg(&tail[..])
             .arg(now * VERSIONS_PER_MS);
         for Membership { room, session } in members {

@@ -10,7 +10,7 @@ pub type OnPanic = fn(&'static str);
 
 /// How a [`RedisBroker`](crate::RedisBroker) uses Redis.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct RedisConfig {
     /// One address, or several among which rooms are divided. A cluster is the only address.
     pub(crate) addresses: Vec<Address>,
     /// The beginning of every key and channel. Default `fanfare`.
@@ -29,7 +29,7 @@ pub struct Config {
     pub on_panic: OnPanic,
 }
 
-impl Config {
+impl RedisConfig {
     /// Reads one or several addresses, separated by commas or blanks. Everything else has its default. The forms are
     ///
     /// - `redis://[[user]:password@]host[:port][/database]`
@@ -64,7 +64,7 @@ impl Config {
         if used { Ok(()) } else { Err(ConfigError::Authorities) }
     }
 
-    /// Checks the fields that can be set after [`Config::parse`].
+    /// Checks the fields that can be set after [`RedisConfig::parse`].
     ///
     /// # Errors
     /// [`ConfigError::SubscriberConnections`], [`ConfigError::Prefix`].
@@ -97,20 +97,20 @@ mod tests {
 
     #[test]
     fn no_password_is_shown() {
-        let config = Config::parse("redis://ann:s3cret@cache/0,rediss+sentinel://:s3cret@b/main").unwrap();
+        let config = RedisConfig::parse("redis://ann:s3cret@cache/0,rediss+sentinel://:s3cret@b/main").unwrap();
         assert!(!format!("{config:?}").contains("s3cret"), "{config:?}");
-        assert!(!format!("{:?}", Config::parse("redis://ann:s3cret@cache/x").err()).contains("s3cret"));
+        assert!(!format!("{:?}", RedisConfig::parse("redis://ann:s3cret@cache/x").err()).contains("s3cret"));
     }
 
     #[test]
     fn values_out_of_range_are_refused() {
-        let mut good = Config::parse("redis://a").unwrap();
+        let mut good = RedisConfig::parse("redis://a").unwrap();
         assert_eq!(good.trust(b"nothing"), Err(ConfigError::Authorities));
         assert_eq!(good.check(), Ok(()));
         assert_eq!(
-            Config { subscriber_connections: 0, ..good.clone() }.check(),
+            RedisConfig { subscriber_connections: 0, ..good.clone() }.check(),
             Err(ConfigError::SubscriberConnections)
         );
-        assert_eq!(Config { prefix: "a{b}".into(), ..good }.check(), Err(ConfigError::Prefix));
+        assert_eq!(RedisConfig { prefix: "a{b}".into(), ..good }.check(), Err(ConfigError::Prefix));
     }
 }

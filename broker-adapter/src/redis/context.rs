@@ -2,7 +2,7 @@
 
 use crate::{
     Subscriber,
-    redis::{CommandBuilder, Config, Tasks, errors::Refusals},
+    redis::{CommandBuilder, RedisConfig, Tasks, errors::Refusals},
 };
 use std::sync::{
     Arc,
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 /// What all masters of one address have in common.
 #[derive(Clone)]
 pub(crate) struct NodeContext {
-    pub(crate) config: Config,
+    pub(crate) config: RedisConfig,
     pub(crate) builder: CommandBuilder,
     pub(crate) subscribers: Arc<[Arc<dyn Subscriber>]>,
     /// Counts the node's pushes that cannot be read.

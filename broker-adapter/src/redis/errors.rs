@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 /// Between two lines of the log about refusals of one class.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// Why a [`Config`](crate::redis::Config) cannot be used. The text never repeats the address, which may hold a
+/// Why a [`RedisConfig`](crate::redis::RedisConfig) cannot be used. The text never repeats the address, which may hold a
 /// password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The address has none of the forms that [`Config::parse`](crate::redis::Config::parse) takes.
+    /// The address has none of the forms that [`RedisConfig::parse`](crate::redis::RedisConfig::parse) takes.
     #[error(
         "not an address of the form redis://[[user]:password@]host[:port][/database], \
          redis+sentinel://host[:port],.../master-name or redis+cluster://host[:port],... (rediss for TLS)"
@@ -34,10 +34,10 @@ pub enum ConfigError {
     /// The certificates of authorities cannot be read, or no address uses TLS.
     #[error("the certificates of authorities are not PEM, or no address begins with rediss")]
     Authorities,
-    /// [`Config::subscriber_connections`](crate::redis::Config::subscriber_connections) is out of range.
+    /// [`RedisConfig::subscriber_connections`](crate::redis::RedisConfig::subscriber_connections) is out of range.
     #[error("the number of subscriber connections is 1 to 16")]
     SubscriberConnections,
-    /// [`Config::prefix`](crate::redis::Config::prefix) is empty, too long or has other characters.
+    /// [`RedisConfig::prefix`](crate::redis::RedisConfig::prefix) is empty, too long or has other characters.
     #[error("a key prefix has 1 to 64 letters, digits, dots, colons, dashes or underscores")]
     Prefix,
 }
@@ -63,7 +63,7 @@ pub enum ConnectError {
     /// The operating system refuses the broker's thread.
     #[error("the operating system refuses a thread: {0}")]
     Thread(String),
-    /// The [`Config`](crate::redis::Config) cannot be used.
+    /// The [`RedisConfig`](crate::redis::RedisConfig) cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
@@ -98,7 +98,7 @@ impl Redirect {
 
 /// What it means that Redis refuses a command. Nothing else knows Redis's error codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
+enum RefusalClass {
     /// Redis takes no writes at present: a full memory, too few replicas, a failed snapshot, a replica.
     NotWritable,
     /// Redis has no data to answer from at present: it is loading, or has lost its master or its cluster.
@@ -115,7 +115,7 @@ enum Class {
 const MISCONFIGURED: [&str; 6] =
     ["unknown command", "unknown subcommand", "can't run this command", "not allowed", "disabled", "DB index"];
 
-impl Class {
+impl RefusalClass {
     const COUNT: usize = 5;
 
     /// `details` is the text after the code. A script that was refused inside has the inner code there in Redis 6, and as
@@ -149,7 +149,7 @@ fn inner_code(details: &str) -> Option<(&str, &str)> {
 /// class, however many callers there are.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
-    next_lines: Mutex<[Option<Instant>; Class::COUNT]>,
+    next_lines: Mutex<[Option<Instant>; RefusalClass::COUNT]>,
 }
 
 impl Refusals {
@@ -177,26 +177,26 @@ impl Refusals {
     }
 
     fn refusal(&self, code: &str, details: &str) -> BrokerError {
-        let class = Class::of(code, details);
+        let class = RefusalClass::of(code, details);
         if self.is_line_due(class) {
             // Redis's error texts name commands, but neither rooms nor payloads.
             match class {
-                Class::Misconfigured | Class::Bug => {
+                RefusalClass::Misconfigured | RefusalClass::Bug => {
                     tracing::error!(?class, code, details, "Redis refuses a command");
                 }
                 _ => tracing::warn!(?class, code, details, "Redis refuses a command"),
             }
         }
         match class {
-            Class::NotWritable => BrokerError::NotWritable,
-            Class::NotReadable => BrokerError::Unavailable,
-            Class::Misconfigured => BrokerError::Misconfigured,
-            Class::Busy => BrokerError::Overloaded,
-            Class::Bug => BrokerError::Protocol(format!("{code} {details}")),
+            RefusalClass::NotWritable => BrokerError::NotWritable,
+            RefusalClass::NotReadable => BrokerError::Unavailable,
+            RefusalClass::Misconfigured => BrokerError::Misconfigured,
+            RefusalClass::Busy => BrokerError::Overloaded,
+            RefusalClass::Bug => BrokerError::Protocol(format!("{code} {details}")),
         }
     }
 
-    fn is_line_due(&self, class: Class) -> bool {
+    fn is_line_due(&self, class: RefusalClass) -> bool {
         let (now, mut next_lines) = (Instant::now(), self.next_lines.lock());
         let next = &mut next_lines[class as usize];
         let is_due = next.is_none_or(|next| now >= next);
@@ -214,38 +214,38 @@ mod tests {
     #[test]
     fn every_code_has_its_class_also_inside_a_script_of_redis_6() {
         for (code, details, class) in [
-            ("OOM", "command not allowed when used memory > 'maxmemory'.", Class::NotWritable),
-            ("NOREPLICAS", "Not enough good replicas to write.", Class::NotWritable),
-            ("MISCONF", "Redis is configured to save RDB snapshots, but …", Class::NotWritable),
-            ("READONLY", "You can't write against a read only replica.", Class::NotWritable),
-            ("LOADING", "Redis is loading the dataset in memory", Class::NotReadable),
-            ("MASTERDOWN", "Link with MASTER is down", Class::NotReadable),
-            ("NOPERM", "this user has no permissions to run the 'xadd' command", Class::Misconfigured),
-            ("WRONGTYPE", "Operation against a key holding the wrong kind of value", Class::Misconfigured),
-            ("ERR", "unknown command 'SPUBLISH', with args beginning with: ", Class::Misconfigured),
-            ("BUSY", "Redis is busy running a script.", Class::Busy),
-            ("ERR", "max number of clients reached", Class::Busy),
-            ("ERR", "wrong number of arguments", Class::Bug),
-            ("SOMETHING", "new", Class::Bug),
+            ("OOM", "command not allowed when used memory > 'maxmemory'.", RefusalClass::NotWritable),
+            ("NOREPLICAS", "Not enough good replicas to write.", RefusalClass::NotWritable),
+            ("MISCONF", "Redis is configured to save RDB snapshots, but …", RefusalClass::NotWritable),
+            ("READONLY", "You can't write against a read only replica.", RefusalClass::NotWritable),
+            ("LOADING", "Redis is loading the dataset in memory", RefusalClass::NotReadable),
+            ("MASTERDOWN", "Link with MASTER is down", RefusalClass::NotReadable),
+            ("NOPERM", "this user has no permissions to run the 'xadd' command", RefusalClass::Misconfigured),
+            ("WRONGTYPE", "Operation against a key holding the wrong kind of value", RefusalClass::Misconfigured),
+            ("ERR", "unknown command 'SPUBLISH', with args beginning with: ", RefusalClass::Misconfigured),
+            ("BUSY", "Redis is busy running a script.", RefusalClass::Busy),
+            ("ERR", "max number of clients reached", RefusalClass::Busy),
+            ("ERR", "wrong number of arguments", RefusalClass::Bug),
+            ("SOMETHING", "new", RefusalClass::Bug),
             (
                 "ERR",
                 "Error running script (call to f_1): @user_script:25: @user_script: 25: -OOM command not allowed",
-                Class::NotWritable,
+                RefusalClass::NotWritable,
             ),
             (
                 "ERR",
                 "Error running script (call to f_1): @user_script:3: @user_script: 3: -ERR value is not an integer",
-                Class::Bug,
+                RefusalClass::Bug,
             ),
         ] {
-            assert_eq!(Class::of(code, details), class, "{code} {details}");
+            assert_eq!(RefusalClass::of(code, details), class, "{code} {details}");
         }
     }
 
     #[test]
     fn the_log_has_one_line_a_second_for_each_class() {
         let refusals = Refusals::default();
-        let lines = (0..100).filter(|_| refusals.is_line_due(Class::Bug)).count();
-        assert_eq!((lines, refusals.is_line_due(Class::Busy)), (1, true));
+        let lines = (0..100).filter(|_| refusals.is_line_due(RefusalClass::Bug)).count();
+        assert_eq!((lines, refusals.is_line_due(RefusalClass::Busy)), (1, true));
     }
 }

@@ -58,7 +58,7 @@ use self::{
     subscribe::{
         connection::PubSubConnection,
         driver::SubscriberDriver,
-        interest::{HeadResult, Interest, MovedRooms, Pace},
+        interest::{ComparisonPace, HeadResult, Interest, MovedRooms},
     },
     tasks::{BrokerThread, Tasks},
     topology::{
@@ -68,14 +68,14 @@ use self::{
     },
     write::{
         command::{
-            Command, InFlight, Membership, Messages, PendingPublish, PresenceChange, PresenceCommand, PresenceEntry,
-            QueuedCommand,
+            InFlight, Membership, Messages, PendingPublish, PresenceChange, PresenceCommand, PresenceEntry,
+            QueuedCommand, WriteCommand,
         },
         driver::PublisherDriver,
         publisher::Publisher,
     },
 };
-pub use config::{Config, OnPanic};
+pub use config::{OnPanic, RedisConfig};
 pub use errors::{ConfigError, ConnectError};
 
 use crate::{
@@ -107,7 +107,10 @@ impl RedisBroker {
     ///
     /// # Errors
     /// [`ConnectError`] of the first connection that could not be made.
-    pub async fn connect(config: Config, subscribers: Vec<Arc<dyn Subscriber>>) -> Result<Arc<Self>, ConnectError> {
+    pub async fn connect(
+        config: RedisConfig,
+        subscribers: Vec<Arc<dyn Subscriber>>,
+    ) -> Result<Arc<Self>, ConnectError> {
         config.check()?;
         // Fails if the process has chosen a provider before; that one is used then.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -22,13 +22,13 @@ pub(crate) const FRAME_BYTES_MAX: usize = 16 << 20;
 /// What a response other than 200 says: the problem's code and detail, or the first 200 characters of a proxy's page.
 pub(crate) fn refusal(response: &Response<Bytes>) -> String {
     #[derive(Deserialize)]
-    struct Problem {
+    struct ReceivedProblem {
         code: String,
         detail: String,
     }
     let status = response.status().as_u16();
-    match serde_json::from_slice::<Problem>(response.body()) {
-        Ok(Problem { code, detail }) => format!("refused with {status} {code}: {detail}"),
+    match serde_json::from_slice::<ReceivedProblem>(response.body()) {
+        Ok(ReceivedProblem { code, detail }) => format!("refused with {status} {code}: {detail}"),
         Err(_) => {
             let text: String = String::from_utf8_lossy(response.body()).chars().take(200).collect();
             format!("refused with {status}: {}", text.trim())

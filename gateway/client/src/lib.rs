@@ -26,10 +26,10 @@ pub const VARIABLES: [&str; 3] = ["FANFARE_URL", "FANFARE_TOKEN", "FANFARE_CA_FI
 
 /// A client command with the values of its flags.
 #[derive(Debug)]
-pub struct ClientCommand(Invocation);
+pub struct ClientCommand(CommandOptions);
 
 #[derive(Debug, Subcommand)]
-enum Invocation {
+enum CommandOptions {
     /// Print the messages of rooms as JSON lines until Ctrl-C; reconnects and resumes by itself.
     #[command(
         after_help = "Examples:\n  fanfare sub chat:1 chat:2 --history 10\n  fanfare sub chat:1 --transport sse --url https://example.com\n\n\
@@ -54,7 +54,7 @@ enum Invocation {
 /// Adds the client commands to a program.
 #[must_use]
 pub fn with_client_commands(program: Command) -> Command {
-    Invocation::augment_subcommands(program)
+    CommandOptions::augment_subcommands(program)
 }
 
 impl ClientCommand {
@@ -63,9 +63,9 @@ impl ClientCommand {
     /// # Errors
     /// What is wrong with the values, for the user.
     pub fn read(program: &ArgMatches) -> Result<Self, String> {
-        let invocation = match Invocation::from_arg_matches(program).map_err(|error| error.to_string())? {
-            Invocation::Pub(options) => Invocation::Pub(options.checked()?),
-            Invocation::Bench(options) => Invocation::Bench(Box::new(options.checked()?)),
+        let invocation = match CommandOptions::from_arg_matches(program).map_err(|error| error.to_string())? {
+            CommandOptions::Pub(options) => CommandOptions::Pub(options.checked()?),
+            CommandOptions::Bench(options) => CommandOptions::Bench(Box::new(options.checked()?)),
             other => other,
         };
         Ok(Self(invocation))
@@ -74,10 +74,10 @@ impl ClientCommand {
     /// Runs the command to its end and gives the exit code.
     pub async fn run(self) -> ExitCode {
         match self.0 {
-            Invocation::Sub(options) => subscribe(options).await,
-            Invocation::Pub(options) => publish(options).await,
-            Invocation::Bench(options) => bench(*options).await,
-            Invocation::Health(options) => health(options).await,
+            CommandOptions::Sub(options) => subscribe(options).await,
+            CommandOptions::Pub(options) => publish(options).await,
+            CommandOptions::Bench(options) => bench(*options).await,
+            CommandOptions::Health(options) => health(options).await,
         }
     }
 }
@@ -86,7 +86,7 @@ impl ClientCommand {
 mod tests {
     use super::*;
 
-    fn read(line: &str) -> Result<Invocation, String> {
+    fn read(line: &str) -> Result<CommandOptions, String> {
         let program = with_client_commands(Command::new("fanfare"));
         let matches = program.try_get_matches_from(line.split(' ')).map_err(|error| error.render().to_string())?;
         ClientCommand::read(&matches).map(|command| command.0)
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn a_load_run_is_read_with_its_defaults() {
         let bench = |line: &str| match read(line) {
-            Ok(Invocation::Bench(options)) => options,
+            Ok(CommandOptions::Bench(options)) => options,
             other => panic!("{line}: {other:?}"),
         };
         let options = bench("fanfare bench");
@@ -132,8 +132,8 @@ mod tests {
 
     #[test]
     fn values_may_begin_with_a_hyphen_where_that_has_a_meaning() {
-        assert!(matches!(read("fanfare sub a --since -1OF2f_8.2"), Ok(Invocation::Sub(_))));
-        assert!(matches!(read("fanfare pub a -1"), Ok(Invocation::Pub(_))));
+        assert!(matches!(read("fanfare sub a --since -1OF2f_8.2"), Ok(CommandOptions::Sub(_))));
+        assert!(matches!(read("fanfare pub a -1"), Ok(CommandOptions::Pub(_))));
     }
 
     #[test]

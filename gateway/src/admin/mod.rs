@@ -4,7 +4,7 @@
 use crate::{
     essential::essential,
     http::check_host,
-    node::{Node, drain::Phase},
+    node::{Node, drain::NodePhase},
 };
 use axum::{
     Router,
@@ -77,11 +77,11 @@ async fn ready(State(node): State<Arc<Node>>, RawQuery(query): RawQuery) -> Resp
     let backplane_asked = query.as_deref().unwrap_or_default().split('&').any(|pair| pair == "backplane=1");
     let phase = node.drain.phase();
     let state = match phase {
-        Phase::Starting => "starting",
-        Phase::Ready => "ready",
-        Phase::Draining => "draining",
+        NodePhase::Starting => "starting",
+        NodePhase::Ready => "ready",
+        NodePhase::Draining => "draining",
     };
-    let fine = phase == Phase::Ready && (up || !(backplane_asked || node.ready_needs_backplane));
+    let fine = phase == NodePhase::Ready && (up || !(backplane_asked || node.ready_needs_backplane));
     let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let backplane = if up { "up" } else { "down" };
     let body = format!("{{\"status\":\"{state}\",\"backplane\":\"{backplane}\"}}\n");

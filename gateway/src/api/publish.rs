@@ -55,7 +55,7 @@ pub(super) struct BatchParams {
 
 /// A message to publish, as a batch has it. Replies to malformed ones name this type.
 #[derive(Deserialize)]
-struct Item<'a> {
+struct PublishItem<'a> {
     #[serde(borrow)]
     room: Cow<'a, str>,
     #[serde(borrow)]
@@ -97,7 +97,7 @@ pub(super) async fn one(
     let key = headers.get(IDEMPOTENCY_KEY).map(|key| key.to_str().map(Cow::Borrowed)).transpose();
     let key = key.map_err(|_| Refusal::bad_request("Idempotency-Key is not ASCII"))?;
     let wait = wait(buffer)?;
-    let item = Item { room: named(path)?.into(), data: &data, event: event.map(Cow::Owned), key };
+    let item = PublishItem { room: named(path)?.into(), data: &data, event: event.map(Cow::Owned), key };
     Ok(respond(&publish(&node, item, wait).await?))
 }
 
@@ -153,7 +153,7 @@ fn wait(buffer: Option<String>) -> Result<Option<Duration>, Refusal> {
     }
 }
 
-async fn publish<'a>(node: &Node, item: Item<'a>, wait: Option<Duration>) -> Result<Receipt<'a>, Refusal> {
+async fn publish<'a>(node: &Node, item: PublishItem<'a>, wait: Option<Duration>) -> Result<Receipt<'a>, Refusal> {
     let began = Instant::now();
     let room = Room::parse(&item.room)?;
     rights::permit(None, Act::Publish, &room)?;

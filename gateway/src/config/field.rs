@@ -3,7 +3,7 @@
 
 use super::{
     fault::Location,
-    options::{Draft, Kind, Spec},
+    options::{Draft, Spec, ValueKind},
 };
 use toml::{
     Spanned,
@@ -102,19 +102,19 @@ impl<'a> Field<'a> {
     /// The text for the option's row, if the value is of the option's kind.
     pub(super) fn option(&self, spec: &Spec) -> Result<String, String> {
         match spec.kind {
-            Kind::Text(_) => self.text().map(str::to_owned),
-            Kind::Number(_) => self.number(),
-            Kind::Seconds if self.value.is_str() => {
+            ValueKind::Text(_) => self.text().map(str::to_owned),
+            ValueKind::Number(_) => self.number(),
+            ValueKind::Seconds if self.value.is_str() => {
                 let text = self.text()?;
                 let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
                 has_unit
                     .then(|| text.to_owned())
                     .ok_or_else(|| "must be an integer, or a time such as \"20s\"".to_owned())
             }
-            Kind::Seconds => self.number(),
-            Kind::Switch => self.switch().map(|on| on.to_string()),
-            Kind::List(_) if self.value.is_str() => self.text().map(str::to_owned),
-            Kind::List(_) => {
+            ValueKind::Seconds => self.number(),
+            ValueKind::Switch => self.switch().map(|on| on.to_string()),
+            ValueKind::List(_) if self.value.is_str() => self.text().map(str::to_owned),
+            ValueKind::List(_) => {
                 let items = self.items().map_err(|_| self.not("a string or an array of strings"))?;
                 let texts: Result<Vec<_>, _> = items.iter().map(Field::text).collect();
                 texts.map(|texts| texts.join(" "))

@@ -104,7 +104,7 @@ fn contradictions(config: &Config, open: bool) -> Vec<(&'static [&'static str], 
         found.push((&["listen"], problem));
     }
     if !config.redis.is_empty()
-        && let Err(why) = fanfare_broker::redis::Config::parse(&config.redis_urls())
+        && let Err(why) = fanfare_broker::redis::RedisConfig::parse(&config.redis_urls())
     {
         found.push((&["redis"], why.to_string()));
     }

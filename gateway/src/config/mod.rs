@@ -23,7 +23,7 @@ mod tests;
 mod value;
 
 pub(crate) use load::{Environment, Flags, load};
-pub(crate) use options::{Kind, Spec, all as options};
+pub(crate) use options::{Spec, ValueKind, all as options};
 pub(crate) use reference::markdown as reference;
 pub(crate) use settings::Config;
 pub(crate) use value::LogFormat;

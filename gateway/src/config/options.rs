@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 /// How an option's value looks in the file, with the name that help gives the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ValueKind {
     /// A string.
     Text(&'static str),
     /// An integer.
@@ -31,7 +31,7 @@ pub(crate) struct Spec {
     pub(crate) section: &'static str,
     /// A name of its own for the flag.
     flag: Option<&'static str>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: ValueKind,
     /// Its default, in words or as it would be written.
     pub(crate) default: &'static str,
     /// What it does, in one sentence without its full stop.
@@ -99,7 +99,7 @@ const TOP_LEVEL: Spec = Spec {
     name: "",
     section: "",
     flag: None,
-    kind: Kind::Switch,
+    kind: ValueKind::Switch,
     default: "",
     help: "",
     example: "",
@@ -109,7 +109,7 @@ const TOP_LEVEL: Spec = Spec {
 /// The option that names the file. It is the only one that the file cannot have.
 pub(crate) const CONFIG_FILE: Spec = Spec {
     name: "config",
-    kind: Kind::Text("FILE"),
+    kind: ValueKind::Text("FILE"),
     default: "none",
     help: "Configuration file (TOML)",
     example: "/etc/fanfare.toml",
@@ -121,7 +121,7 @@ pub(crate) const CONFIG_FILE: Spec = Spec {
 pub(crate) const OPTIONS: &[Spec] = &[
     Spec {
         name: "listen",
-        kind: Kind::Text("IP:PORT"),
+        kind: ValueKind::Text("IP:PORT"),
         default: "127.0.0.1:8080",
         help: "Public listener: clients and back ends; port 0 picks a free one",
         example: "0.0.0.0:8080",
@@ -130,7 +130,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "admin",
-        kind: Kind::Text("IP:PORT"),
+        kind: ValueKind::Text("IP:PORT"),
         default: "127.0.0.1:8081",
         help: "Admin listener: metrics, health, drain; keep it away from the public",
         example: "0.0.0.0:8081",
@@ -139,7 +139,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "ready_file",
-        kind: Kind::Text("FILE"),
+        kind: ValueKind::Text("FILE"),
         default: "none",
         help: "Once serving, write the bound addresses to this file, as JSON",
         example: "/run/fanfare/ready.json",
@@ -148,7 +148,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "redis",
-        kind: Kind::List("URL"),
+        kind: ValueKind::List("URL"),
         default: "none: one node with the embedded broker",
         help: "Redis that connects the nodes: redis://, redis+sentinel://, redis+cluster:// (TLS: rediss); repeatable",
         example: "redis://redis:6379",
@@ -157,7 +157,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "redis_ca_file",
-        kind: Kind::Text("FILE"),
+        kind: ValueKind::Text("FILE"),
         default: "the public authorities",
         help: "PEM certificates of the authorities that vouch for Redis over TLS",
         example: "/etc/fanfare/redis-ca.pem",
@@ -166,7 +166,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "redis_prefix",
-        kind: Kind::Text("PREFIX"),
+        kind: ValueKind::Text("PREFIX"),
         default: "fanfare",
         help: "Beginning of all keys and channels: clusters with different prefixes share a Redis and see nothing of each other",
         example: "staging",
@@ -175,7 +175,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "redis_wait",
-        kind: Kind::Seconds,
+        kind: ValueKind::Seconds,
         default: "0",
         help: "How long to wait for Redis at start before giving up",
         example: "30",
@@ -184,7 +184,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "node",
-        kind: Kind::Text("NAME"),
+        kind: ValueKind::Text("NAME"),
         default: "host name, '-' and 4 random characters",
         help: "This node's name in frames, metrics and logs; unique in the cluster",
         example: "gateway-1",
@@ -193,7 +193,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "advertise",
-        kind: Kind::Text("IP:PORT"),
+        kind: ValueKind::Text("IP:PORT"),
         default: "from the listener's address",
         help: "Address under which nginx reaches this node, for sticky routes",
         example: "10.0.3.7:8080",
@@ -202,7 +202,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "shards",
-        kind: Kind::Number("N"),
+        kind: ValueKind::Number("N"),
         default: "the cores this process may use",
         help: "Threads that own connections, 1 to 256",
         example: "4",
@@ -211,7 +211,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "open",
-        kind: Kind::Switch,
+        kind: ValueKind::Switch,
         default: "false",
         help: "Let anonymous clients of other machines do everything: needed for a listener that is not loopback",
         example: "true",
@@ -222,7 +222,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
         name: "origins",
         section: "auth",
         flag: Some("origin"),
-        kind: Kind::List("ORIGIN"),
+        kind: ValueKind::List("ORIGIN"),
         default: "none: only pages that the gateway serves itself",
         help: "Origin of web pages that may connect, compared exactly, beside the gateway's own (once one is set, not \
                those over plain HTTP under a DNS name); repeatable",
@@ -233,7 +233,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "log",
-        kind: Kind::Text("text|json"),
+        kind: ValueKind::Text("text|json"),
         default: "text on a terminal, else json",
         help: "How log lines are written",
         example: "json",
@@ -242,7 +242,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "log_level",
-        kind: Kind::Text("LEVEL"),
+        kind: ValueKind::Text("LEVEL"),
         default: "info",
         help: "The least important lines logged: error, warn, info, debug or trace",
         example: "warn",
@@ -251,7 +251,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "drain",
-        kind: Kind::Seconds,
+        kind: ValueKind::Seconds,
         default: "20",
         help: "Window over which SIGTERM spreads the closing of connections",
         example: "20",
@@ -260,7 +260,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "demo",
-        kind: Kind::Switch,
+        kind: ValueKind::Switch,
         default: "true",
         help: "Serve the demo pages at /demo/",
         example: "false",
@@ -269,7 +269,7 @@ pub(crate) const OPTIONS: &[Spec] = &[
     },
     Spec {
         name: "ready_needs_backplane",
-        kind: Kind::Switch,
+        kind: ValueKind::Switch,
         default: "false",
         help: "Make /readyz fail while Redis is away; all nodes then leave the balancer at once",
         example: "true",

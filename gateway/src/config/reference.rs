@@ -2,7 +2,7 @@
 //! compares the file with it and rewrites the file on request.
 
 use super::{
-    options::{self, Kind, Spec},
+    options::{self, Spec, ValueKind},
     sections::{AUTH, Key, LIMITS, ROOMS},
 };
 use crate::policy::limits::Limits;
@@ -87,15 +87,21 @@ pub(crate) fn markdown() -> String {
 
 fn row(spec: &Spec) -> String {
     let value = match spec.kind {
-        Kind::Switch => String::new(),
-        Kind::Seconds => " SECONDS".to_owned(),
-        Kind::Text(value) | Kind::Number(value) | Kind::List(value) => format!(" {}", value.replace('|', "\\|")),
+        ValueKind::Switch => String::new(),
+        ValueKind::Seconds => " SECONDS".to_owned(),
+        ValueKind::Text(value) | ValueKind::Number(value) | ValueKind::List(value) => {
+            format!(" {}", value.replace('|', "\\|"))
+        }
     };
     let key = match spec.kind {
         _ if spec.name == options::CONFIG_FILE.name => "".to_owned(),
-        Kind::Number(_) | Kind::Seconds | Kind::Switch => format!("`{} = {}`", spec.name, spec.example),
-        Kind::Text(_) | Kind::List(_) if spec.section.is_empty() => format!("`{} = \"{}\"`", spec.name, spec.example),
-        Kind::Text(_) | Kind::List(_) => format!("`[{}]` `{} = [\"{}\"]`", spec.section, spec.name, spec.example),
+        ValueKind::Number(_) | ValueKind::Seconds | ValueKind::Switch => format!("`{} = {}`", spec.name, spec.example),
+        ValueKind::Text(_) | ValueKind::List(_) if spec.section.is_empty() => {
+            format!("`{} = \"{}\"`", spec.name, spec.example)
+        }
+        ValueKind::Text(_) | ValueKind::List(_) => {
+            format!("`[{}]` `{} = [\"{}\"]`", spec.section, spec.name, spec.example)
+        }
     };
     let (flag, variable) = (spec.flag(), spec.variable());
     format!("| `--{flag}{value}` | `{variable}` | {key} | {} | {} |\n", spec.default, spec.help)

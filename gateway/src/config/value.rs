@@ -50,7 +50,7 @@ impl FromStr for RedisUrl {
 
     /// Errors never repeat the text: a password in it would end up in a log.
     fn from_str(text: &str) -> Result<Self, String> {
-        fanfare_broker::redis::Config::parse(text).map(|_| Self(text.to_owned())).map_err(|why| why.to_string())
+        fanfare_broker::redis::RedisConfig::parse(text).map(|_| Self(text.to_owned())).map_err(|why| why.to_string())
     }
 }
 
@@ -72,7 +72,7 @@ impl fmt::Debug for RedisUrl {
 
 /// The beginning of all keys and channels in Redis.
 pub(super) fn redis_prefix(text: &str) -> Result<String, String> {
-    let mut broker = fanfare_broker::redis::Config::parse("redis://any").map_err(|why| why.to_string())?;
+    let mut broker = fanfare_broker::redis::RedisConfig::parse("redis://any").map_err(|why| why.to_string())?;
     text.clone_into(&mut broker.prefix);
     broker.check().map(|()| broker.prefix).map_err(|why| why.to_string())
 }

@@ -26,14 +26,14 @@ const TURNS: usize = 64;
 
 /// The publishes that wait for the backplane, bounded in messages and bytes.
 pub(crate) struct Buffer {
-    held: Mutex<Held>,
+    held: Mutex<BufferUsage>,
     /// Fair locks: given out in the order in which they were asked for.
     turns: [Turn<()>; TURNS],
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Held {
+struct BufferUsage {
     messages: usize,
     bytes: usize,
 }
@@ -85,11 +85,11 @@ impl Buffer {
         Ok(Permit { buffer: self, bytes })
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, BufferUsage> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn show(&self, held: Held) {
+    fn show(&self, held: BufferUsage) {
         self.metrics.buffered_messages.set(held.messages as i64);
         self.metrics.buffered_bytes.set(held.bytes as i64);
     }

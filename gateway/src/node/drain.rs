@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 /// How far the node has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum NodePhase {
     Starting,
     /// The node serves, and takes new sessions.
     Ready,
@@ -20,14 +20,14 @@ pub(crate) enum Phase {
 
 /// Which phase the node is in, and who waits for the next one.
 pub(crate) struct Drain {
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<NodePhase>,
     is_behind_proxy: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
 impl Drain {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { phase: watch::Sender::new(Phase::Starting), is_behind_proxy: AtomicBool::new(false), metrics }
+        Self { phase: watch::Sender::new(NodePhase::Starting), is_behind_proxy: AtomicBool::new(false), metrics }
     }
 
     /// Notes that clients come through a proxy, or that another machine (a balancer, Prometheus) uses one of the
@@ -45,9 +45,9 @@ impl Drain {
 
     /// The node has begun to serve: it is ready, unless it drains already.
     pub(crate) fn start(&self) {
-        let ready = |phase: &mut Phase| {
-            if *phase == Phase::Starting {
-                *phase = Phase::Ready;
+        let ready = |phase: &mut NodePhase| {
+            if *phase == NodePhase::Starting {
+                *phase = NodePhase::Ready;
             }
         };
         self.phase.send_modify(ready);
@@ -55,7 +55,7 @@ impl Drain {
 
     pub(crate) fn begin(&self) {
         self.metrics.drain_phase.set(1);
-        self.phase.send_replace(Phase::Draining);
+        self.phase.send_replace(NodePhase::Draining);
     }
 
     /// The last session has gone.
@@ -63,16 +63,16 @@ impl Drain {
         self.metrics.drain_phase.set(2);
     }
 
-    pub(crate) fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> NodePhase {
         *self.phase.borrow()
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.phase() == Phase::Draining
+        self.phase() == NodePhase::Draining
     }
 
     pub(crate) async fn begun(&self) {
         // The sender lives as long as `self`.
-        let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Draining).await;
+        let _ = self.phase.subscribe().wait_for(|phase| *phase == NodePhase::Draining).await;
     }
 }

@@ -16,6 +16,8 @@ const DELIVERIES_MAX: usize = 65_536;
 const BYTES_MAX: usize = 64 << 20;
 /// Items, and results of publishes, taken at a time, so that one turn of the shard's loop does not take long.
 const TAKE_MAX: usize = 1024;
+/// Payload bytes taken at a time; the last message of them may exceed this.
+const TAKE_BYTES: usize = 256 << 10;
 
 /// One thing for a shard to do.
 #[derive(Debug)]
@@ -58,15 +60,15 @@ struct Queue {
     items: VecDeque<Item>,
     deliveries: usize,
     bytes: usize,
-    /// Rooms with history of which a message did not fit. Bounded by the rooms the shard follows.
+    /// The rooms with an [`Item::Behind`] among the items. Bounded by the rooms the shard follows.
     behind: HashSet<Room>,
-    /// Rooms of which a presence event did not fit, with its version. Bounded in the same way.
+    /// The rooms with an [`Item::PresenceBehind`], and the version of the latest event that did not fit.
     presence_behind: HashMap<Room, u64>,
 }
 
 impl Queue {
     fn is_empty(&self) -> bool {
-        self.published.is_empty() && self.items.is_empty() && self.behind.is_empty() && self.presence_behind.is_empty()
+        self.published.is_empty() && self.items.is_empty()
     }
 }
 
@@ -80,18 +82,23 @@ impl Inbox {
         let mut queue = self.lock();
         let count = queue.published.len().min(TAKE_MAX);
         taken.published.extend(queue.published.drain(..count));
-        let count = queue.items.len().min(TAKE_MAX);
-        taken.items.extend(queue.items.drain(..count));
-        for item in &taken.items {
-            if let Item::Deliver(delivery) = item {
-                queue.deliveries -= 1;
-                queue.bytes -= payload_bytes(delivery);
+        let enough = queue.bytes.saturating_sub(TAKE_BYTES);
+        while taken.items.len() < TAKE_MAX && (queue.bytes > enough || enough == 0) {
+            let Some(mut item) = queue.items.pop_front() else { break };
+            match &mut item {
+                Item::Deliver(delivery) => {
+                    queue.deliveries -= 1;
+                    queue.bytes -= payload_bytes(delivery);
+                }
+                Item::Behind(room) => drop(queue.behind.remove(room)),
+                Item::PresenceBehind(room, version) => {
+                    *version = queue.presence_behind.remove(room).unwrap_or(*version);
+                }
+                Item::Control(_) => {}
             }
+            taken.items.push(item);
         }
         if queue.items.is_empty() {
-            taken.items.extend(queue.behind.drain().map(Item::Behind));
-            let behind = queue.presence_behind.drain();
-            taken.items.extend(behind.map(|(room, version)| Item::PresenceBehind(room, version)));
             queue.items.shrink_to(TAKE_MAX);
         }
         if queue.published.is_empty() {
@@ -148,11 +155,21 @@ impl Subscriber for Inbox {
                 return;
             }
             self.metrics.inbox_overflows.inc();
-            match &delivery.event {
+            let Delivery { room, event } = delivery;
+            match event {
                 // Rooms without history are at-most-once: the counter is all that is left of the message.
                 RoomEvent::Message(message) if message.cursor.is_none() => {}
-                RoomEvent::Message(_) | RoomEvent::Head(_) => _ = queue.behind.insert(delivery.room),
-                RoomEvent::Presence(event) => _ = queue.presence_behind.insert(delivery.room, event.version),
+                // The mark comes after what did fit, so the shard reads history only for the rest.
+                RoomEvent::Message(_) | RoomEvent::Head(_) => {
+                    if queue.behind.insert(room.clone()) {
+                        queue.items.push_back(Item::Behind(room));
+                    }
+                }
+                RoomEvent::Presence(event) => {
+                    if queue.presence_behind.insert(room.clone(), event.version).is_none() {
+                        queue.items.push_back(Item::PresenceBehind(room, event.version));
+                    }
+                }
             }
         });
     }

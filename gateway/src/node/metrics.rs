@@ -130,7 +130,7 @@ impl Metrics {
                 "backplane_publish_seconds",
                 "What of publish_seconds was spent waiting for the backplane.",
             ),
-            outbox_bytes: make.gauge("outbox_bytes", "Bytes that wait for clients to read."),
+            outbox_bytes: make.gauge("outbox_bytes", "Memory of what waits for clients to read."),
             slow_consumers: make.counter("slow_consumers_total", "Sessions closed because they read too slowly."),
             inbox_overflows: make.counter("inbox_overflows_total", "Deliveries that did not fit a shard's inbox."),
             rate_limited_publish: limited.with_label_values(&["publish"]),

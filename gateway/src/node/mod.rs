@@ -16,13 +16,18 @@ use crate::{
         origin::OriginPolicy,
         peer::{ConnectionPermit, PeerPolicy},
     },
-    protocol::error::{ErrorCode, Refusal},
+    protocol::{
+        error::{ErrorCode, Refusal},
+        native::MessageText,
+    },
     session::OutboxLimits,
 };
 use buffer::Buffer;
 use bytes::Bytes;
 use drain::Drain;
-use fanfare_broker::{Broker, HistoryQuery, NodeId, Page, Presence, PresenceDetail, Room, Subscriber as _};
+use fanfare_broker::{
+    Broker, HistoryQuery, NodeId, Page, Presence, PresenceDetail, Publication, Room, Subscriber as _,
+};
 use inbox::Inbox;
 use leases::Leases;
 use metrics::Metrics;
@@ -40,7 +45,7 @@ pub(crate) struct Node {
     pub(crate) classes: Classes,
     pub(crate) limits: Limits,
     pub(crate) outbox_limits: OutboxLimits,
-    /// Bytes that may wait in all outboxes of one shard together; `usize::MAX`: no limit.
+    /// Bytes that may wait for all clients of one shard together; `usize::MAX`: no limit.
     pub(crate) shard_outbox_bytes: usize,
     pub(crate) origins: OriginPolicy,
     pub(crate) peers: PeerPolicy,
@@ -68,11 +73,18 @@ impl Node {
         })
     }
 
-    /// A page of a room's history, cut to half an outbox, so that messages which come meanwhile find space.
+    /// How many of [`Node::shard_outbox_bytes`] are for answers to polls.
+    pub(crate) fn shard_answer_bytes(&self) -> usize {
+        self.shard_outbox_bytes / 4
+    }
+
+    /// A page of a room's history, of which all messages have half an outbox at most, so that messages which come meanwhile
+    /// find space.
     pub(crate) async fn history(&self, room: &Room, query: HistoryQuery) -> Result<Page, Refusal> {
         let retention = self.classes.of(room.as_str()).history.ok_or_else(Refusal::history_off)?;
         let mut page = self.broker.history(room, retention, query).await?;
-        page.cut(self.outbox_limits.bytes / 2, query.since.is_none());
+        let size_of = |publication: &Publication| MessageText::new(room, publication).size(publication);
+        page.cut(self.outbox_limits.bytes / 2, query.since.is_none(), size_of);
         Ok(page)
     }
 

@@ -19,14 +19,14 @@ pub(crate) struct Limits {
     pub connections_per_ip: u32,
     /// Connections that the node accepts per second, with bursts of twice as many; others wait in the kernel. 0: no limit.
     pub accepts_per_second: u32,
-    /// Bytes that may wait for one client to read.
+    /// Bytes that may wait for one client to read; 32 times as many if it shares them with other clients and reads.
     pub outbox_bytes: usize,
-    /// Messages that may wait for one client to read.
+    /// Messages that may wait for one client to read; 32 times as many while it reads.
     pub outbox_messages: usize,
-    /// How long the oldest one may wait before the client counts as too slow.
+    /// How long a client may take nothing of what waits for it before it counts as too slow.
     pub outbox_age: Duration,
-    /// Bytes that may wait for all clients of this node together; the client with the fullest outbox is closed first. 0: no
-    /// limit.
+    /// Bytes of memory for what waits for all clients of this node; the client that has read nothing for longest is closed
+    /// first. 0: no limit.
     pub outbox_total_bytes: usize,
     /// Time between two WebSocket pings to one client, before jitter.
     pub ping_interval: Duration,

@@ -297,6 +297,11 @@ impl MessageText {
     pub(crate) fn parts<'a>(&'a self, publication: &'a Publication) -> [&'a [u8]; 3] {
         [&self.before, &publication.payload, &self.after]
     }
+
+    /// Bytes of the message object.
+    pub(crate) fn size(&self, publication: &Publication) -> usize {
+        self.before.len() + publication.payload.len() + self.after.len()
+    }
 }
 
 /// A `history` reply: the messages as members got them.

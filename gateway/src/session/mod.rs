@@ -1,11 +1,13 @@
 //! The state machine of one client: its identity, its rooms, its rates. Sans-I/O: a command and the time go in
 //! ([`Session::handle`]), an [`Action`] comes out, and the shard executes it. No clock, socket, broker or task in here.
 
+mod frames;
 pub(crate) mod keepalive;
 mod outbox;
 mod rate;
 
-pub(crate) use outbox::{Frames, Outbox, OutboxLimits, SLICES_MAX};
+pub(crate) use frames::{Frames, HeldBytes, Hold};
+pub(crate) use outbox::{Outbox, OutboxLimits, SLICES_MAX};
 pub(crate) use rate::TokenBucket;
 
 use crate::{
@@ -42,7 +44,7 @@ impl Stage {
 
 /// A room that a session is in or joins. `room` is the shard's key for it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Membership {
+pub(crate) struct SessionRoom {
     pub(crate) room: u32,
     pub(crate) stage: Stage,
     /// The number of the join. A completion that carries another number belongs to a replaced join and is ignored.
@@ -58,7 +60,7 @@ const REQUESTS_PER_SECOND: u32 = 500;
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     identity: Option<Box<Identity>>,
-    memberships: SmallVec<[Membership; 1]>,
+    memberships: SmallVec<[SessionRoom; 1]>,
     /// The number of the latest join.
     joins: u32,
     publishes: TokenBucket,
@@ -89,7 +91,7 @@ pub(crate) enum Action<'a> {
 }
 
 /// Why a request is refused, and the room that it named.
-type Refused<'a> = (Option<Cow<'a, str>>, Refusal);
+type RefusedRequest<'a> = (Option<Cow<'a, str>>, Refusal);
 
 impl Session {
     pub(crate) fn new(id: SessionId, identity: Option<Box<Identity>>, limits: &Limits, now_ms: u32) -> Self {
@@ -126,7 +128,12 @@ impl Session {
         Action::Refuse { room, refusal, close }
     }
 
-    fn decide<'a>(&mut self, request: Request<'a>, limits: &Limits, now_ms: u32) -> Result<Action<'a>, Refused<'a>> {
+    fn decide<'a>(
+        &mut self,
+        request: Request<'a>,
+        limits: &Limits,
+        now_ms: u32,
+    ) -> Result<Action<'a>, RefusedRequest<'a>> {
         Ok(match request {
             Request::Join { room, options } => {
                 let name = self.permit(&room, Act::Join)?;
@@ -161,7 +168,7 @@ impl Session {
 
     /// Parses the room name and checks the right. Every command that names a room passes here, except `leave`, which
     /// needs no right. Rooms in the URL of a stream or a poll are checked in `transport::request` instead.
-    fn permit<'a>(&self, room: &Cow<'a, str>, act: Act) -> Result<Room, Refused<'a>> {
+    fn permit<'a>(&self, room: &Cow<'a, str>, act: Act) -> Result<Room, RefusedRequest<'a>> {
         let permitted = Room::parse(room).map_err(Refusal::from).and_then(|name| {
             rights::permit(self.identity.as_deref(), act, &name)?;
             Ok(name)
@@ -190,7 +197,7 @@ impl Session {
                     existing.stage = Stage::Rejoining;
                 }
             }
-            None => self.memberships.push(Membership { room, stage: Stage::Joining, join: self.joins }),
+            None => self.memberships.push(SessionRoom { room, stage: Stage::Joining, join: self.joins }),
         }
         self.joins
     }
@@ -206,16 +213,16 @@ impl Session {
         self.memberships.iter().any(|m| m.room == room && m.join == join && m.stage != Stage::Member)
     }
 
-    pub(crate) fn membership(&self, room: u32) -> Option<Membership> {
+    pub(crate) fn membership(&self, room: u32) -> Option<SessionRoom> {
         self.memberships.iter().copied().find(|m| m.room == room)
     }
 
-    pub(crate) fn leave(&mut self, room: u32) -> Option<Membership> {
+    pub(crate) fn leave(&mut self, room: u32) -> Option<SessionRoom> {
         let index = self.memberships.iter().position(|m| m.room == room)?;
         Some(self.memberships.swap_remove(index))
     }
 
-    pub(crate) fn take_memberships(&mut self) -> SmallVec<[Membership; 1]> {
+    pub(crate) fn take_memberships(&mut self) -> SmallVec<[SessionRoom; 1]> {
         std::mem::take(&mut self.memberships)
     }
 }

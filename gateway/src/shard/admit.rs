@@ -17,15 +17,12 @@ use super::{
     room::{Join, RoomRef},
     rooms::Reached,
 };
-use crate::{
-    protocol::{
-        FrameShape,
-        command::HISTORY_LIMIT_MAX,
-        end_event,
-        event::{Event, Missed},
-        native, put_frame,
-    },
-    session::Frames,
+use crate::protocol::{
+    FrameShape,
+    command::HISTORY_LIMIT_MAX,
+    end_event,
+    event::{Event, Missed},
+    native, put_frame,
 };
 use bytes::BytesMut;
 use fanfare_broker::{
@@ -181,7 +178,8 @@ impl State {
             end_event(&mut bytes, id.as_deref());
         }
         self.node.metrics.delivered[shape as usize].inc();
-        self.outgoing.queue_unbounded(index, Frames { bytes: bytes.freeze(), count: 1 });
+        let frames = self.outgoing.held.own(bytes.freeze());
+        self.outgoing.queue_unbounded(index, frames);
     }
 
     /// Takes a page of history. The first one decides the cursor and the gap in `joined`; a later one may show a gap.

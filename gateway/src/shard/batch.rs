@@ -4,7 +4,7 @@
 use super::members::Members;
 use crate::{
     protocol::{FrameShape, end_event, name_event, native, put_frame},
-    session::Frames,
+    session::{Frames, HeldBytes},
 };
 use bytes::BytesMut;
 use fanfare_broker::{Cursor, SessionId};
@@ -96,9 +96,8 @@ impl Batch {
         }
     }
 
-    pub(super) fn seal(self) -> SealedBatch {
-        let count = self.count;
-        SealedBatch { frames: self.bytes.map(|bytes| Frames { bytes: bytes.freeze(), count }), marks: self.marks }
+    pub(super) fn seal(self, held: &HeldBytes) -> SealedBatch {
+        SealedBatch { frames: self.bytes.map(|bytes| held.shared(bytes, self.count)), marks: self.marks }
     }
 }
 
@@ -106,7 +105,7 @@ impl SealedBatch {
     /// Cuts the batch into the runs of frames that a member wants: stretches between the messages that it excludes.
     /// Without any, the whole batch is one run. Runs share the batch's bytes.
     pub(super) fn pick(&self, shape: FrameShape, excluded: &[SessionId], mut take: impl FnMut(Frames)) {
-        let bytes = &self.frames[shape as usize].bytes;
+        let frames = &self.frames[shape as usize];
         let (mut start, mut end, mut count) = (0, 0, 0);
         for mark in &self.marks {
             let frame_end = mark.ends[shape as usize];
@@ -115,12 +114,12 @@ impl SealedBatch {
                 continue;
             }
             if count > 0 {
-                take(Frames { bytes: bytes.slice(start..end), count });
+                take(frames.slice(start..end, count));
             }
             (start, end, count) = (frame_end, frame_end, 0);
         }
         if count > 0 {
-            take(Frames { bytes: bytes.slice(start..end), count });
+            take(frames.slice(start..end, count));
         }
     }
 }
@@ -133,18 +132,18 @@ mod tests {
     #[test]
     fn a_member_gets_runs_of_frames_without_the_messages_it_excludes() {
         let (mine, other) = (SessionId([1; 12]), SessionId([2; 12]));
-        let bytes = Bytes::from_static(b"aabbccdd");
+        let bytes = b"aabbccdd";
         let authors = [Some(other), Some(mine), None, Some(other)];
         let mark = |(author, end)| Mark { ends: [end, 0, 0], id_at: 0, author, at: None };
         let marks = authors.into_iter().zip([2, 4, 6, 8]).map(mark).collect();
-        let frames = [&bytes, &Bytes::new(), &Bytes::new()].map(|bytes| Frames { bytes: bytes.clone(), count: 4 });
+        let frames = [&bytes[..], b"", b""].map(|bytes| HeldBytes::default().shared(BytesMut::from(bytes), 4));
         let batch = SealedBatch { frames, marks };
         let runs = |excluded: &[SessionId]| {
             let mut runs = vec![];
-            batch.pick(FrameShape::WebSocket, excluded, |f| runs.push((f.bytes, f.count)));
+            batch.pick(FrameShape::WebSocket, excluded, |f| runs.push((f.bytes().clone(), f.count())));
             runs
         };
-        assert_eq!(runs(&[]), [(bytes, 4)]);
+        assert_eq!(runs(&[]), [(Bytes::from_static(bytes), 4)]);
         assert_eq!(runs(&[mine]), [(Bytes::from("aa"), 1), (Bytes::from("ccdd"), 2)]);
         assert_eq!(runs(&[other]), [(Bytes::from("bbcc"), 2)]);
     }

@@ -4,11 +4,23 @@
 use super::{Shard, State, room::RoomRef};
 use crate::protocol::command::HISTORY_LIMIT_MAX;
 use fanfare_broker::{Cursor, HistoryQuery, Page, Purpose};
-use std::{rc::Rc, time::Duration};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 /// The wait after the first failed attempt, and the longest wait.
 const FIRST: Duration = Duration::from_millis(100);
 const LAST: Duration = Duration::from_secs(2);
+
+/// Messages of the first page, whose sizes are not known: 2 MiB if each is as large as messages may be by default.
+const PAGE_FIRST: usize = 32;
+/// Payload bytes of each later page, roughly.
+const PAGE_BYTES: usize = 1 << 20;
+/// Payload bytes that are delivered at a time.
+const PART_BYTES: usize = 64 << 10;
+/// How long the sockets may take for one part; then the next one is delivered all the same.
+const PART_TIME: Duration = Duration::from_millis(250);
 
 /// How often a read may fail for another reason than that the backplane is away. The waits in between add up to 7 s.
 const FAILURES_MAX: u32 = 6;
@@ -27,8 +39,6 @@ impl State {
             Some(page) => feed.on_page(page),
             None => feed.give_up(),
         };
-        let metrics = &self.node.metrics;
-        if filled.gap.is_some() { &metrics.gaps_told } else { &metrics.gaps_filled }.inc();
         self.pass(|pass| {
             if let Some(gap) = filled.gap {
                 pass.append_gap(room.index, gap);
@@ -41,15 +51,18 @@ impl State {
 
 impl Shard {
     async fn catch_up(self: Rc<Self>, room: RoomRef, mut since: Cursor) {
-        let (mut retry, mut failures) = (Retry::new(), 0);
+        let (mut retry, mut failures, mut limit) = (Retry::new(), 0, PAGE_FIRST);
+        let metrics = &self.node.metrics;
         loop {
-            let query = HistoryQuery { since: Some(since), limit: HISTORY_LIMIT_MAX, purpose: Purpose::CatchUp };
-            let page = match self.read_history(room, query).await {
+            let query = HistoryQuery { since: Some(since), limit, purpose: Purpose::CatchUp };
+            let again = match self.read_history(room, query).await {
                 None => return,
                 Some(Ok(page)) => {
                     retry.reset();
                     failures = 0;
-                    Some(page)
+                    if page.gap.is_some() { &metrics.gaps_told } else { &metrics.gaps_filled }.inc();
+                    limit = next_limit(&page);
+                    self.fill_in_parts(room, page).await
                 }
                 Some(Err(why)) => {
                     tracing::debug!(%why, "cannot catch up yet");
@@ -58,13 +71,39 @@ impl Shard {
                         retry.wait().await;
                         continue;
                     }
-                    None
+                    metrics.gaps_told.inc();
+                    self.state.borrow_mut().fill(room, None)
                 }
             };
-            let Some(again) = self.state.borrow_mut().fill(room, page) else { return };
+            let Some(again) = again else { return };
             since = again;
         }
     }
+
+    /// Delivers a page, and lets the members' sockets take one part before the next is delivered. So a large hole does
+    /// not fill the outboxes at once, and other rooms are served in between.
+    async fn fill_in_parts(&self, room: RoomRef, mut page: Page) -> Option<Cursor> {
+        loop {
+            let part = page.take_oldest(PART_BYTES);
+            let again = self.state.borrow_mut().fill(room, Some(part));
+            if page.publications.is_empty() {
+                return again;
+            }
+            again?;
+            let began = Instant::now();
+            while !self.state.borrow().outgoing.is_idle() && began.elapsed() < PART_TIME {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+/// How many messages to read next: by the size of those of this page, so that the next page is not much larger than
+/// [`PAGE_BYTES`].
+fn next_limit(page: &Page) -> usize {
+    let bytes: usize = page.publications.iter().map(|publication| publication.payload.len()).sum();
+    let mean = bytes / page.publications.len().max(1);
+    (PAGE_BYTES / mean.max(1)).clamp(1, HISTORY_LIMIT_MAX)
 }
 
 /// Waits longer each time that the broker fails. It never gives up: the caller stops when the room is no longer wanted.

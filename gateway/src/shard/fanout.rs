@@ -1,6 +1,7 @@
 //! The hot path: a message is encoded once, appended to its room's batch, and at the end of the pass each member's
 //! outbox gets a reference to the batch. Per member there is no lock, no clock reading, no copy and no metric look-up.
-//! Only event streams of several rooms need more: they get copies (`hand_out_with_ids`).
+//! Only event streams of several rooms need more: each event of theirs ends in an id of their own
+//! (`hand_out_with_ids`).
 //!
 //! [`Pass`] is the only way to a batch, and [`Pass::run`] the only way to a `Pass`. Since it borrows the rooms until it
 //! has handed out every batch, no member can come or go while a batch exists.
@@ -14,13 +15,10 @@ use super::{
     room::{RoomEntry, RoomRef},
     rooms::{Reached, Rooms},
 };
-use crate::{
-    protocol::{
-        FrameShape, end_event,
-        event::{Event, MemberView},
-        native,
-    },
-    session::Frames,
+use crate::protocol::{
+    FrameShape, end_event,
+    event::{Event, MemberView},
+    native,
 };
 use bytes::BytesMut;
 use fanfare_broker::{Cursor, Delivery, Offset, PresenceEvent, PresenceKind, Publication, Room, RoomEvent};
@@ -140,54 +138,57 @@ impl<'a> Pass<'a> {
         let mut batched = std::mem::take(&mut self.batched);
         for index in batched.drain(..) {
             let Some(batch) = self.rooms.get_mut(index).and_then(|entry| entry.batch.take()) else { continue };
-            let batch = batch.seal();
-            self.hand_out(index, &batch, now_ms);
-            self.hand_out_with_ids(index, &batch);
+            let batch = batch.seal(&self.outgoing.held);
+            let Some(entry) = self.rooms.get(index) else { continue };
+            let queue = if entry.members.len() <= SMALL_ROOM { FlushQueue::Urgent } else { FlushQueue::Bulk };
+            self.hand_out(index, &batch, queue, now_ms);
+            self.hand_out_with_ids(index, &batch, queue, now_ms);
         }
         self.rooms.spare_indices = batched; // for the next pass
     }
 
     /// Queues a batch for the members who share frames: `plain` members, and those `custom` members who do not have
     /// event ids of their own.
-    fn hand_out(&mut self, index: u32, batch: &SealedBatch, now_ms: u32) {
+    fn hand_out(&mut self, index: u32, batch: &SealedBatch, queue: FlushQueue, now_ms: u32) {
         let Some(RoomEntry { members, .. }) = self.rooms.get(index) else { return };
-        let queue = if members.len() <= SMALL_ROOM { FlushQueue::Urgent } else { FlushQueue::Bulk };
         // Plain members get every message: each gets a reference to the same bytes.
         for shape in FrameShape::ALL {
             let (indices, frames) = (&members.plain[shape as usize], &batch.frames[shape as usize]);
-            self.result.delivered[shape as usize] += u64::from(frames.count) * indices.len() as u64;
-            self.result.ended.extend(self.outgoing.queue_for_all(indices, frames, queue, now_ms));
+            self.result.delivered[shape as usize] += u64::from(frames.count()) * indices.len() as u64;
+            self.result.ended.extend(self.outgoing.queue_for_all(indices, std::array::from_ref(frames), queue, now_ms));
         }
         // Custom members may exclude messages: they get references to the stretches of bytes between those.
         for member in members.custom.iter().filter(|member| !member.has_own_ids) {
             batch.pick(member.shape, &member.excluded, |run| {
-                self.result.delivered[member.shape as usize] += u64::from(run.count);
-                self.result.ended.extend(self.outgoing.queue_for_all(&[member.session], &run, queue, now_ms));
+                self.result.delivered[member.shape as usize] += u64::from(run.count());
+                self.result.ended.extend(self.outgoing.queue_for_all(&[member.session], &[run], queue, now_ms));
             });
         }
     }
 
-    /// Queues a batch for event streams of several rooms: each event's id names the client's cursors in all of them, so
-    /// the frames are copied for each client. The batch's marks say where each event ends and where its id begins.
-    fn hand_out_with_ids(&mut self, index: u32, batch: &SealedBatch) {
+    /// Queues a batch for event streams of several rooms: each event's id names the client's cursors in all of them. So
+    /// the client shares an event up to its id, and gets a buffer of its own with all the ids of the batch. The batch's
+    /// marks say where each event ends and where its id begins.
+    fn hand_out_with_ids(&mut self, index: u32, batch: &SealedBatch, queue: FlushQueue, now_ms: u32) {
         let Some(entry) = self.rooms.get(index) else { return };
-        let events = &batch.frames[FrameShape::Sse as usize].bytes;
+        let events = &batch.frames[FrameShape::Sse as usize];
         for CustomMember { session, excluded, .. } in entry.members.custom.iter().filter(|member| member.has_own_ids) {
             let Some(conn) = self.outgoing.sessions.at(*session) else { continue };
-            let (mut bytes, mut count, mut start) = (BytesMut::new(), 0, 0);
+            let (mut ids, mut parts, mut start) = (BytesMut::new(), Vec::with_capacity(batch.marks.len()), 0);
             for mark in &batch.marks {
-                let end = mark.ends[FrameShape::Sse as usize];
                 if !mark.is_excluded(excluded) {
-                    bytes.extend_from_slice(&events[start..mark.id_at]);
                     let here = Reached { room: index, cursor: mark.at };
-                    end_event(&mut bytes, Some(&self.rooms.cursors(conn, Some(here))));
-                    count += 1;
+                    let id_at = ids.len();
+                    end_event(&mut ids, Some(&self.rooms.cursors(conn, Some(here))));
+                    parts.push((start..mark.id_at, id_at..ids.len()));
                 }
-                start = end;
+                start = mark.ends[FrameShape::Sse as usize];
             }
-            if count > 0 {
-                self.result.delivered[FrameShape::Sse as usize] += u64::from(count);
-                self.result.ended.extend(self.outgoing.queue(*session, &Frames { bytes: bytes.freeze(), count }));
+            self.result.delivered[FrameShape::Sse as usize] += parts.len() as u64;
+            let ids = self.outgoing.held.own(ids.freeze());
+            for (event, id) in parts {
+                let parts = [events.slice(event, 0), ids.slice(id, 1)];
+                self.result.ended.extend(self.outgoing.queue_for_all(&[*session], &parts, queue, now_ms));
             }
         }
     }
@@ -212,7 +213,8 @@ impl<'a> Pass<'a> {
             PresenceKind::Joined => Event::MemberJoined { room, member },
             PresenceKind::Left => Event::MemberLeft { room, member },
         };
-        let frames = FrameShape::ALL.map(|shape| Frames { bytes: native::frame(shape, &change, None), count: 1 });
+        let counted = &self.outgoing.held;
+        let frames = FrameShape::ALL.map(|shape| counted.shared(native::frame(shape, &change, None).into(), 1));
         let wants = |member: &&CustomMember| matches!(member.presence, PresenceEvents::After(at) if event.version > at);
         for member in entry.members.custom.iter().filter(wants) {
             self.result.ended.extend(self.outgoing.queue(member.session, &frames[member.shape as usize]));

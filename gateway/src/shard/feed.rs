@@ -8,7 +8,7 @@ use std::ops::Range;
 /// At most this many live messages are held while history is read; later ones are dropped and read from history.
 const HELD_MAX: usize = 1024;
 /// The limit of their payload bytes together.
-const HELD_BYTES_MAX: usize = 1 << 20;
+const HELD_BYTES_MAX: usize = 256 << 10;
 
 /// A room's sequence of messages, and how far this shard has come in it.
 #[derive(Debug)]

@@ -8,8 +8,9 @@ use crate::{
         event::{Event, MemberView},
         native,
     },
-    session::Frames,
+    session::{Frames, HeldBytes},
 };
+use bytes::Bytes;
 use fanfare_broker::{Member, Presence, Room, Who};
 use std::{cell::OnceCell, collections::VecDeque, rc::Rc, sync::Arc};
 
@@ -42,6 +43,7 @@ pub(super) struct HeldEvents {
 pub(super) struct Pages {
     pub(super) presence: Arc<Presence>,
     page_bytes: usize,
+    counted: HeldBytes,
     frames: [OnceCell<Vec<Frames>>; FrameShape::COUNT],
 }
 
@@ -99,8 +101,8 @@ pub(super) fn split(members: &[Member], page_bytes: usize) -> impl Iterator<Item
 }
 
 impl Pages {
-    pub(super) fn new(presence: Arc<Presence>, page_bytes: usize) -> Self {
-        Self { presence, page_bytes, frames: Default::default() }
+    pub(super) fn new(presence: Arc<Presence>, page_bytes: usize, counted: HeldBytes) -> Self {
+        Self { presence, page_bytes, counted, frames: Default::default() }
     }
 
     pub(super) fn of(&self, shape: FrameShape, room: &Room) -> &[Frames] {
@@ -110,26 +112,27 @@ impl Pages {
             }
             let pages: Vec<_> = split(&self.presence.members, self.page_bytes).collect();
             let last = pages.len().saturating_sub(1);
-            let frame = |(at, page): (usize, &&[Member])| members_frame(shape, None, room, page, at < last);
+            let frame = |(at, page): (usize, &&[Member])| {
+                self.counted.shared(members_frame(shape, None, room, page, at < last).into(), 1)
+            };
             pages.iter().enumerate().map(frame).collect()
         })
     }
 }
 
-pub(super) fn members_frame(shape: FrameShape, id: RequestId, room: &Room, page: &[Member], more: bool) -> Frames {
+pub(super) fn members_frame(shape: FrameShape, id: RequestId, room: &Room, page: &[Member], more: bool) -> Bytes {
     let members = page.iter().map(Into::into).collect();
     let event = Event::Members { id, room: room.as_str(), members, more };
-    Frames { bytes: native::frame(shape, &event, None), count: 1 }
+    native::frame(shape, &event, None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
     use fanfare_broker::SessionId;
 
     fn frames() -> [Frames; FrameShape::COUNT] {
-        FrameShape::ALL.map(|_| Frames { bytes: Bytes::new(), count: 1 })
+        FrameShape::ALL.map(|_| HeldBytes::default().own(Bytes::new()))
     }
 
     /// The room used to keep the first events and drop the later ones, which no list has.
@@ -154,12 +157,15 @@ mod tests {
         };
         let list = |count| Arc::new(Presence { members: (0..count).map(member).collect(), ..Presence::default() });
         let room = Room::parse("a").unwrap();
-        assert!(Pages::new(list(100), 1024).of(FrameShape::Line, &room).is_empty(), "it is part of another frame");
-        let pages = Pages::new(list(1_000), 1024);
+        assert!(
+            Pages::new(list(100), 1024, HeldBytes::default()).of(FrameShape::Line, &room).is_empty(),
+            "it is part of another frame"
+        );
+        let pages = Pages::new(list(1_000), 1024, HeldBytes::default());
         let frames = pages.of(FrameShape::Line, &room);
-        assert!(frames.len() > 40 && frames.iter().all(|frame| frame.bytes.len() < 1_100), "{}", frames.len());
-        assert_eq!(pages.of(FrameShape::Line, &room)[3].bytes.as_ptr(), frames[3].bytes.as_ptr(), "encoded once");
-        let text = |frame: &Frames| String::from_utf8(frame.bytes.to_vec()).unwrap();
+        assert!(frames.len() > 40 && frames.iter().all(|frame| frame.bytes().len() < 1_100), "{}", frames.len());
+        assert_eq!(pages.of(FrameShape::Line, &room)[3].bytes().as_ptr(), frames[3].bytes().as_ptr(), "encoded once");
+        let text = |frame: &Frames| String::from_utf8(frame.bytes().to_vec()).unwrap();
         let users = frames.iter().map(|frame| text(frame).matches("\"user\"").count()).sum::<usize>();
         assert_eq!(users, 1_000);
         let more = frames.iter().filter(|frame| text(frame).contains("\"more\":true")).count();

@@ -12,10 +12,11 @@ use crate::{
     node::inbox::Inbox,
     protocol::{FrameShape, close::CloseReason, control_frame, event::Event, native},
     random::random_below,
-    session::{Frames, OutboxLimits, SLICES_MAX},
+    session::{Frames, HeldBytes, Outbox, OutboxLimits, SLICES_MAX},
 };
 use bytes::Bytes;
 use std::{
+    cmp::Reverse,
     collections::VecDeque,
     io::{self, IoSlice},
     net::Shutdown,
@@ -26,6 +27,9 @@ use std::{
 /// all return in one moment.
 const AFTER_MS_MAX: u64 = 500;
 
+/// When memory is short, sessions whose times without progress differ by less are told apart by what waits for them.
+const EVICT_IDLE_MS: u32 = 1_000;
+
 /// The sessions of a shard, what waits for their clients, and who is next to be written to.
 pub(super) struct Outgoing {
     pub(super) sessions: Sessions,
@@ -34,9 +38,11 @@ pub(super) struct Outgoing {
     /// Sessions whose sockets have just refused bytes. The loop starts a task for each that waits until it takes bytes
     /// again.
     pub(super) refused: Vec<SessionRef>,
-    /// Bytes in all outboxes.
-    bytes: usize,
-    /// The value of `bytes` when the metric was last updated.
+    /// The buffers that outboxes refer to.
+    pub(super) held: HeldBytes,
+    /// The answers to polls that are being made or written.
+    pub(super) answers: HeldBytes,
+    /// The bytes of both when the metric was last updated.
     bytes_reported: usize,
     limits: OutboxLimits,
     clock: Clock,
@@ -54,7 +60,8 @@ pub(super) struct Ended {
 impl Outgoing {
     pub(super) fn new(sessions: Sessions, limits: OutboxLimits, clock: Clock, inbox: Arc<Inbox>) -> Self {
         let (urgent, bulk, refused) = (VecDeque::new(), VecDeque::new(), Vec::new());
-        Self { sessions, urgent, bulk, refused, bytes: 0, bytes_reported: 0, limits, clock, inbox }
+        let (held, answers) = (HeldBytes::default(), HeldBytes::default());
+        Self { sessions, urgent, bulk, refused, held, answers, bytes_reported: 0, limits, clock, inbox }
     }
 
     pub(super) fn now_ms(&self) -> u32 {
@@ -65,15 +72,15 @@ impl Outgoing {
 
     /// Queues frames for one open session, ahead of the messages of large rooms.
     pub(super) fn queue(&mut self, index: u32, frames: &Frames) -> Option<Ended> {
-        self.queue_for_all(&[index], frames, FlushQueue::Urgent, self.now_ms()).pop()
+        self.queue_for_all(&[index], std::array::from_ref(frames), FlushQueue::Urgent, self.now_ms()).pop()
     }
 
-    /// Queues frames for many sessions, each at most once: the hot loop. Returns the sessions that it has ended because
+    /// Queues frames for many sessions, each at most once: the hot loop. `parts` is queued as a whole or not at all. Returns the sessions that it has ended because
     /// their clients read too slowly.
-    pub(super) fn queue_for_all(
+    pub(super) fn queue_for_all<const PARTS: usize>(
         &mut self,
         indices: &[u32],
-        frames: &Frames,
+        parts: &[Frames; PARTS],
         queued_in: FlushQueue,
         now_ms: u32,
     ) -> Vec<Ended> {
@@ -82,11 +89,10 @@ impl Outgoing {
         let mut full = Vec::new();
         for index in indices {
             let Some(conn) = self.sessions.at(*index).filter(|conn| conn.phase == Phase::Open) else { continue };
-            if conn.outbox.push(frames.clone(), now_ms, &self.limits).is_err() {
+            if conn.outbox.push(parts, conn.blocked, now_ms, &self.limits).is_err() {
                 full.push(*index);
                 continue;
             }
-            self.bytes += frames.bytes.len();
             if !conn.blocked && conn.queued_in != FlushQueue::Urgent && conn.queued_in != queued_in {
                 conn.queued_in = queued_in;
                 queue.push_back(*index);
@@ -95,12 +101,12 @@ impl Outgoing {
         if was_empty && !queue.is_empty() {
             self.inbox.wake();
         }
-        full.into_iter().filter_map(|index| self.queue_after_flush(index, frames)).collect()
+        full.into_iter().filter_map(|index| self.queue_after_flush(index, parts)).collect()
     }
 
     /// Queues frames for a session whose outbox is full. Its socket is written to first, because the loop may not have
     /// written to this session in this turn.
-    fn queue_after_flush(&mut self, index: u32, frames: &Frames) -> Option<Ended> {
+    fn queue_after_flush<const PARTS: usize>(&mut self, index: u32, parts: &[Frames; PARTS]) -> Option<Ended> {
         if self.sessions.at(index).is_some_and(|conn| !conn.blocked) {
             self.flush(index);
             if !self.refused.is_empty() {
@@ -108,11 +114,10 @@ impl Outgoing {
             }
         }
         let conn = self.sessions.at(index)?;
-        if conn.outbox.push(frames.clone(), self.clock.now_ms(), &self.limits).is_err() {
+        if conn.outbox.push(parts, conn.blocked, self.clock.now_ms(), &self.limits).is_err() {
             let session = SessionRef { index, generation: conn.generation };
             return self.close(session, CloseReason::TooSlow, None);
         }
-        self.bytes += frames.bytes.len();
         self.mark(index, FlushQueue::Urgent);
         None
     }
@@ -120,7 +125,6 @@ impl Outgoing {
     /// Queues a frame past the outbox's limits, for a caller that paces itself.
     pub(super) fn queue_unbounded(&mut self, index: u32, frames: Frames) {
         let Some(conn) = self.sessions.at(index) else { return };
-        self.bytes += frames.bytes.len();
         conn.outbox.push_unbounded(frames, self.clock.now_ms());
         self.mark(index, FlushQueue::Urgent);
     }
@@ -147,39 +151,42 @@ impl Outgoing {
         let conn = self.sessions.get_open(session)?;
         conn.phase = Phase::Closing;
         conn.joins = None;
-        let before = conn.outbox.bytes();
         if matches!(reason, CloseReason::TooSlow | CloseReason::Silent | CloseReason::Gone) {
             conn.outbox.discard(); // what waits would not be read
         }
         let shape = conn.shape;
         let bytes = reply.unwrap_or_else(|| close_frame(shape, reason));
-        conn.outbox.push_unbounded(Frames { bytes, count: 1 }, self.clock.now_ms());
-        self.bytes = self.bytes + conn.outbox.bytes() - before;
+        conn.outbox.push_unbounded(self.held.own(bytes), self.clock.now_ms());
         self.mark(session.index, FlushQueue::Urgent);
         Some(Ended { session, shape, reason })
     }
 
-    pub(super) fn remove(&mut self, session: SessionRef) {
-        if let Some(conn) = self.sessions.remove(session) {
-            self.bytes -= conn.outbox.bytes();
-        }
-    }
-
-    /// If the outboxes exceed the shard's budget, closes the sessions with the fullest ones until the rest fits. Only
-    /// sessions whose sockets have refused bytes count: frames that are about to be written are shared among members.
-    /// It looks at all sessions, so only the timer task calls it, once per tick; within a tick only the limit of each
-    /// outbox holds.
+    /// If the buffers that wait exceed the shard's budget, closes sessions whose sockets have refused bytes until the
+    /// rest fits: first those that have taken nothing for longest, and of several the one for which most waits. Closing a
+    /// session frees what no other one waits for. It looks at all sessions, so only the timer task calls it, once per
+    /// tick; within a tick only the limit of each outbox holds.
     pub(super) fn evict(&mut self, bytes_max: usize) -> Vec<Ended> {
         let mut ended = Vec::new();
-        if self.bytes <= bytes_max {
+        if self.held.total() <= bytes_max {
             return ended;
         }
-        let mut refused: usize = self.sessions.blocked().map(|(_, conn)| conn.outbox.bytes()).sum();
-        while refused > bytes_max {
-            let sizes = self.sessions.blocked().map(|(session, conn)| (session, conn.outbox.bytes()));
-            let Some((session, bytes)) = sizes.max_by_key(|(_, bytes)| *bytes) else { break };
-            refused -= bytes;
+        let now_ms = self.now_ms();
+        let slow = self
+            .sessions
+            .blocked()
+            .map(|(session, conn)| (conn.outbox.idle_ms(now_ms) / EVICT_IDLE_MS, conn.outbox.bytes(), session));
+        let mut slow: Vec<_> = slow.collect();
+        slow.sort_unstable_by_key(|(idle, bytes, _)| Reverse((*idle, *bytes)));
+        for (_, _, session) in slow {
+            if self.held.total() <= bytes_max {
+                break;
+            }
             ended.extend(self.close(session, CloseReason::TooSlow, None));
+            if let Some(conn) = self.sessions.get(session) {
+                // Its socket takes nothing, so a close frame would wait too, behind the rest of a frame.
+                conn.outbox = Outbox::default();
+                conn.shut(Shutdown::Both);
+            }
         }
         ended
     }
@@ -227,9 +234,7 @@ impl Outgoing {
             // The reader sees the end of the socket and removes the session.
             Err(_) => conn.shut(Shutdown::Both),
         }
-        let taken = before - conn.outbox.bytes();
-        self.bytes -= taken;
-        taken
+        before - conn.outbox.bytes()
     }
 
     /// A socket that was full takes bytes again.
@@ -242,21 +247,24 @@ impl Outgoing {
 
     // --- figures ---
 
-    /// By how much the bytes in all outboxes have grown since the last call.
+    /// By how much the bytes that wait have grown since the last call.
     pub(super) fn report_bytes(&mut self) -> i64 {
-        let reported = std::mem::replace(&mut self.bytes_reported, self.bytes);
-        self.bytes as i64 - reported as i64
+        let bytes = self.held.total() + self.answers.total();
+        let reported = std::mem::replace(&mut self.bytes_reported, bytes);
+        bytes as i64 - reported as i64
     }
 
     /// Empties all outboxes as if their sockets had taken everything; how many bytes that was. For the benchmark.
     pub(super) fn discard_all(&mut self) -> usize {
+        let mut bytes = 0;
         for index in self.urgent.drain(..).chain(self.bulk.drain(..)) {
             if let Some(conn) = self.sessions.at(index) {
                 conn.queued_in = FlushQueue::None;
+                bytes += conn.outbox.bytes();
                 conn.outbox.advance(conn.outbox.bytes(), 0);
             }
         }
-        std::mem::take(&mut self.bytes)
+        bytes
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     room::{RoomEntry, RoomRef},
     rooms::Linger,
 };
-use crate::{policy::class::Class, time::unix_ms};
+use crate::{policy::class::Class, session::Hold, time::unix_ms};
 use fanfare_broker::{BrokerError, Cursor, HistoryQuery, Page, Position, Publication, Room};
 use std::{
     rc::Rc,
@@ -17,6 +17,9 @@ use tokio::sync::Notify;
 
 /// The time between two checks whether the backplane is up and the node drains.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// The space that is left for answers to polls is enough for this many of them.
+const ANSWERS_MIN: usize = 8;
 
 /// A loss of the backplane that is shorter is not told to waiting polls.
 const AWAY_AFTER: Duration = Duration::from_millis(1_500);
@@ -45,6 +48,17 @@ pub(crate) enum Look {
 }
 
 impl Shard {
+    /// Space for one more answer to a poll: at most so many bytes of messages, and what counts them. The more answers are
+    /// on their way, the smaller the next one is; what does not fit comes with the client's next poll.
+    /// An error: there is no space left.
+    pub(crate) fn answer_space(&self, most: usize) -> Result<(usize, Hold), BrokerError> {
+        let answers = &self.state.borrow().outgoing.answers;
+        match self.node.shard_answer_bytes().saturating_sub(answers.total()) {
+            0 => Err(BrokerError::Overloaded),
+            left => Ok((most.min(left / ANSWERS_MIN), answers.hold(0))),
+        }
+    }
+
     /// Begins to watch a room. `wake` is notified of each message from then on.
     /// An error: this shard follows as many rooms for polls as it may.
     pub(crate) fn watch(self: &Rc<Self>, room: &Room, class: Class, wake: &Rc<Notify>) -> Result<Watch, BrokerError> {

@@ -49,7 +49,8 @@ impl State {
         entry.hold_presence(session.index);
         let held = entry.held.get_or_insert_default();
         let known = held.pages.take().filter(|pages| Arc::ptr_eq(&pages.presence, presence));
-        let pages = known.unwrap_or_else(|| Rc::new(Pages::new(Arc::clone(presence), page_bytes)));
+        let pages =
+            known.unwrap_or_else(|| Rc::new(Pages::new(Arc::clone(presence), page_bytes, self.outgoing.held.clone())));
         held.pages = Some(Rc::clone(&pages));
         let version = presence.version;
         let mut listing = Listing { session, room, join: membership.join, pages, sent: 0, version };
@@ -87,7 +88,7 @@ impl State {
             }
             listing.sent += 1;
             listing.version = version;
-            self.queue(session.index, &frames);
+            self.queue_frames(session.index, &frames);
         }
     }
 
@@ -185,7 +186,7 @@ impl Shard {
             }
             let state = &mut *self.state.borrow_mut();
             let Some(shape) = state.outgoing.sessions.get_open(session).map(|conn| conn.shape) else { return };
-            state.queue(session.index, &members_frame(shape, id, &room, page, pages.peek().is_some()));
+            state.queue(session.index, members_frame(shape, id, &room, page, pages.peek().is_some()));
         }
     }
 

@@ -63,7 +63,7 @@ impl Shard {
         node.metrics.sessions_opened[shape as usize].inc();
         let ping_ms = state.ping_ms(session.index, shape);
         state.file(Timer::Keepalive(session), ping_ms);
-        state.queue(session.index, &Frames { bytes: head, count: 1 });
+        state.queue(session.index, head);
         let post = secret.map(|secret| {
             let address = PostAddress { node: node.id, shard: self.me.0, slot: session.to_u64(), secret };
             format!("/v1/sessions/{address}")
@@ -85,7 +85,7 @@ impl Shard {
     pub(crate) fn remove(&self, session: SessionRef) {
         let state = &mut *self.state.borrow_mut();
         state.end(session, CloseReason::Gone, Some(Bytes::new()));
-        state.outgoing.remove(session);
+        state.outgoing.sessions.remove(session);
     }
 
     /// Notes that bytes came from the client. Any bytes show that it is alive.
@@ -100,7 +100,7 @@ impl Shard {
     pub(crate) fn answer_control(&self, session: SessionRef, frames: Bytes) {
         let state = &mut *self.state.borrow_mut();
         if state.outgoing.sessions.get_open(session).is_some() {
-            state.queue(session.index, &Frames { bytes: frames, count: 1 });
+            state.queue(session.index, frames);
         }
     }
 
@@ -134,8 +134,13 @@ impl State {
 
     // --- sending to one session ---
 
-    /// Queues frames for one open session, ahead of the messages of large rooms. A session that reads too slowly ends.
-    pub(super) fn queue(&mut self, index: u32, frames: &Frames) {
+    /// Queues bytes for one open session, ahead of the messages of large rooms. A session that reads too slowly ends.
+    pub(super) fn queue(&mut self, index: u32, bytes: Bytes) {
+        let frames = self.outgoing.held.own(bytes);
+        self.queue_frames(index, &frames);
+    }
+
+    pub(super) fn queue_frames(&mut self, index: u32, frames: &Frames) {
         if let Some(ended) = self.outgoing.queue(index, frames) {
             self.depart(ended);
         }
@@ -153,14 +158,14 @@ impl State {
 
     fn send_with_id(&mut self, index: u32, event: &Event<'_>, id: Option<&[u8]>) {
         let Some(shape) = self.outgoing.sessions.at(index).map(|conn| conn.shape) else { return };
-        self.queue(index, &Frames { bytes: native::frame(shape, event, id), count: 1 });
+        self.queue(index, native::frame(shape, event, id));
     }
 
     /// Sends a WebSocket's client a text that is encoded already.
     pub(super) fn send_text(&mut self, index: u32, text: &[u8]) {
         let mut bytes = BytesMut::new();
         put_frame(&mut bytes, FrameShape::WebSocket, &[text]);
-        self.queue(index, &Frames { bytes: bytes.freeze(), count: 1 });
+        self.queue(index, bytes.freeze());
     }
 
     // --- streams ---
@@ -202,7 +207,7 @@ impl State {
             let cursor = std::str::from_utf8(&cursors).unwrap_or_default();
             native::frame(shape, &Event::Ping { cursor }, None)
         };
-        self.queue(session.index, &Frames { bytes, count: 1 });
+        self.queue(session.index, bytes);
         let ping_ms = self.ping_ms(session.index, shape);
         self.file(Timer::Keepalive(session), ping_ms.min(ends_ms.wrapping_sub(now_ms)));
     }

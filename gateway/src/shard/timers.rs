@@ -9,10 +9,7 @@ use super::{
 };
 use crate::{
     protocol::{FrameShape, close::CloseReason, control_frame},
-    session::{
-        Frames,
-        keepalive::{Due, PONG_MS},
-    },
+    session::keepalive::{Due, PONG_MS},
 };
 use std::{net::Shutdown, rc::Rc, time::Duration};
 
@@ -40,7 +37,7 @@ impl State {
             self.on_timer(timer);
         }
         self.unfollow_expired();
-        for ended in self.outgoing.evict(self.node.shard_outbox_bytes) {
+        for ended in self.outgoing.evict(self.node.shard_outbox_bytes - self.node.shard_answer_bytes()) {
             self.depart(ended);
         }
         self.node.metrics.outbox_bytes.add(self.outgoing.report_bytes());
@@ -98,7 +95,7 @@ impl State {
         match conn.keepalive.check(now_ms, ping_ms) {
             Due::Later(ms) => self.file(Timer::Keepalive(session), ms),
             Due::Ping => {
-                self.queue(session.index, &Frames { bytes: control_frame::ping(), count: 1 });
+                self.queue(session.index, control_frame::ping());
                 self.file(Timer::Keepalive(session), PONG_MS);
             }
             Due::Close => self.end(session, CloseReason::Silent, None),

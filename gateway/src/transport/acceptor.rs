@@ -40,11 +40,11 @@ const NOTSENT_BYTES: u32 = 32 << 10;
 const UNACKED: Duration = Duration::from_secs(30);
 
 /// A socket on its way to its shard, not registered with any runtime, and the address of its peer.
-pub(crate) type Arrival = (TcpStream, IpAddr);
+pub(crate) type AcceptedSocket = (TcpStream, IpAddr);
 
 /// One shard, as the acceptor sees it.
 pub(crate) struct ShardHandle {
-    pub(crate) arrivals: mpsc::Sender<Arrival>,
+    pub(crate) arrivals: mpsc::Sender<AcceptedSocket>,
     pub(crate) load: Arc<AtomicUsize>,
 }
 
@@ -140,7 +140,7 @@ fn clients_fds() -> u64 {
 /// Gives a socket to the least loaded shard, as soon as one has room; `true` if it had to wait for that. `turn` decides
 /// between shards of equal load. In a storm of connects all loads are equal until the shards have counted their new
 /// sessions.
-async fn deliver(mut arrival: Arrival, shards: &[ShardHandle], turn: &mut usize) -> bool {
+async fn deliver(mut arrival: AcceptedSocket, shards: &[ShardHandle], turn: &mut usize) -> bool {
     let mut delayed = false;
     loop {
         let mut order: Vec<usize> = (0..shards.len()).map(|i| (i + *turn) % shards.len()).collect();
@@ -187,7 +187,7 @@ mod tests {
     use std::future::{pending, ready};
     use tokio::net::TcpStream;
 
-    fn shards(count: usize, room: usize) -> (Vec<ShardHandle>, Vec<mpsc::Receiver<Arrival>>) {
+    fn shards(count: usize, room: usize) -> (Vec<ShardHandle>, Vec<mpsc::Receiver<AcceptedSocket>>) {
         let shard = |_| {
             let (arrivals, arriving) = mpsc::channel(room);
             (ShardHandle { arrivals, load: Arc::default() }, arriving)

@@ -48,8 +48,8 @@ pub(crate) struct HttpServer {
 
 /// What is to take a socket over.
 enum Takeover {
-    WebSocket(Box<ws::Ready>),
-    Stream(stream::Ready),
+    WebSocket(Box<ws::ReadyWebSocket>),
+    Stream(stream::ReadyStream),
     Poll(Box<poll::Ready>),
 }
 

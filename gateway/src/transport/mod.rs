@@ -13,8 +13,9 @@
 //! | `poll` | long and short polling |
 //! | `post` | commands of sessions that cannot send |
 //!
-//! Three transports take sockets over, each in two steps: `prepare` checks a request and returns a `Ready`, and
-//! `Ready::open` makes a session, or a poll that waits, of the socket once hyper has given it up.
+//! Three transports take sockets over, each in two steps: `prepare` checks a request and returns what is ready to be
+//! opened (`ReadyWebSocket`, `ReadyStream`, `poll::Ready`), and its `open` makes a session, or a poll that waits, of the
+//! socket once hyper has given it up.
 
 mod acceptor;
 mod detach;
@@ -26,5 +27,5 @@ mod request;
 mod stream;
 mod ws;
 
-pub(crate) use acceptor::{Arrival, ShardHandle, WAITING_MAX, accept};
+pub(crate) use acceptor::{AcceptedSocket, ShardHandle, WAITING_MAX, accept};
 pub(crate) use http::HttpServer;

@@ -33,7 +33,7 @@ const REFUSE_BY_STATUS: HeaderName = HeaderName::from_static("x-fanfare-refuse")
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// A stream that may be opened.
-pub(super) struct Ready {
+pub(super) struct ReadyStream {
     shape: FrameShape,
     rooms: Vec<(Room, Class, JoinOptions)>,
     permit: Option<ConnectionPermit>,
@@ -46,7 +46,7 @@ pub(super) fn prepare(
     exchange: &Exchange,
     asked: &TransportRequest,
     headers: &HeaderMap,
-) -> Result<Ready, Refusal> {
+) -> Result<ReadyStream, Refusal> {
     if node.drain.is_draining() {
         return Err(Refusal::draining());
     }
@@ -71,7 +71,7 @@ pub(super) fn prepare(
     let permit = node.permit_connection(exchange.client)?;
     let join = |((room, class), since)| (room, class, JoinOptions { since, ..asked.options.clone() });
     let rooms = rooms.into_iter().zip(since).map(join).collect();
-    Ok(Ready { shape, rooms, permit, response: exchange.finish.response(response(shape)) })
+    Ok(ReadyStream { shape, rooms, permit, response: exchange.finish.response(response(shape)) })
 }
 
 fn shape(asked: &TransportRequest) -> FrameShape {
@@ -116,7 +116,7 @@ fn between((least, spread): (u64, u64)) -> u64 {
     least + random_below(spread)
 }
 
-impl Ready {
+impl ReadyStream {
     /// Opens a session on the socket. The response's head is the first thing in its outbox.
     pub(super) fn open(self, shard: Rc<Shard>, socket: TcpStream) {
         let socket = Rc::new(socket);

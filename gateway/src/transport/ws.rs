@@ -44,7 +44,7 @@ thread_local! {
 }
 
 /// A handshake that may be completed.
-pub(super) struct Ready {
+pub(super) struct ReadyWebSocket {
     asked: TransportRequest,
     permit: Option<ConnectionPermit>,
     response: Response<()>,
@@ -56,7 +56,7 @@ pub(super) fn prepare(
     exchange: &Exchange,
     asked: TransportRequest,
     request: &Request<body::Incoming>,
-) -> Result<Ready, Refusal> {
+) -> Result<ReadyWebSocket, Refusal> {
     if request.version() != Version::HTTP_11 {
         return Err(Refusal::bad_request("WebSocket needs HTTP/1.1"));
     }
@@ -84,10 +84,10 @@ pub(super) fn prepare(
     if has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
         out.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
-    Ok(Ready { asked, permit, response: exchange.finish.response(response) })
+    Ok(ReadyWebSocket { asked, permit, response: exchange.finish.response(response) })
 }
 
-impl Ready {
+impl ReadyWebSocket {
     /// Opens a session on the socket. `early` are client bytes that were read together with the handshake. Reading
     /// continues in a new, small task; the HTTP task would keep its larger future in memory for the life of the
     /// connection.

@@ -1,6 +1,7 @@
 //! Defects that were found and fixed. Each test is named after a defect, in the past tense, and fails on the code that had it.
 //! A new test goes beside those that it resembles; the protocol as a whole is tested in `protocol`.
 
+mod bursts;
 mod foreign_clients;
 mod joins;
 mod polls;

@@ -30,6 +30,8 @@ struct Module {
     file: String,
     /// The names that it defines, child modules left out.
     defines: BTreeSet<String>,
+    /// The names of its types, traits and aliases, those inside of functions and inline modules too.
+    types: Vec<String>,
     /// The names that `use` brings in, with the paths that they stand for.
     imports: HashMap<String, Vec<String>>,
     /// Modules all of whose names it re-exports (`pub use a::*`).
@@ -81,6 +83,7 @@ fn name(item: &Item) -> Option<String> {
         Item::Struct(item) => &item.ident,
         Item::Trait(item) => &item.ident,
         Item::Type(item) => &item.ident,
+        Item::Union(item) => &item.ident,
         _ => return None,
     };
     Some(ident.to_string())
@@ -133,6 +136,9 @@ impl<'ast> Visit<'ast> for Reader<'_> {
             _ => {
                 if let Some(name) = name(item).filter(|_| self.depth == 0) {
                     self.module.defines.insert(name);
+                }
+                if matches!(item, Item::Struct(_) | Item::Enum(_) | Item::Union(_) | Item::Trait(_) | Item::Type(_)) {
+                    self.module.types.extend(name(item));
                 }
                 self.depth += 1;
                 visit::visit_item(self, item);
@@ -301,6 +307,12 @@ fn circles(graph: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
 /// The modules at the top of a crate.
 pub(super) fn top_modules(root_file: &Path) -> BTreeSet<String> {
     modules(root_file).into_keys().filter(|path| path.len() == 1).flatten().collect()
+}
+
+/// The names of all types, traits and aliases of a crate, each with the file that defines it.
+pub(super) fn types(root_file: &Path) -> Vec<(String, String)> {
+    let named = |module: Module| module.types.into_iter().map(move |name| (name, module.file.clone()));
+    modules(root_file).into_values().flat_map(named).collect()
 }
 
 /// Every dependency of one file of a crate on another, as the paths of the two modules.

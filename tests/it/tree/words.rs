@@ -1,8 +1,15 @@
 //! One vocabulary: words that the glossary of docs/architecture.md has replaced do not come back, neither in sources nor in
-//! documents.
+//! documents, and the name of a type means one thing in the whole workspace.
 
-use super::root;
-use std::path::PathBuf;
+use super::{imports, root};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// Names of private types with a meaning of their own in one file of the broker and in one of the gateway.
+const TWO_MEANINGS: &[&str] = &["Entry", "State"];
+
+/// The crates of the product, by the files at their roots.
+const PRODUCT: &[&str] =
+    &["broker-adapter/src/lib.rs", "gateway/src/lib.rs", "gateway/src/main.rs", "gateway/client/src/lib.rs"];
 
 /// Retired words, each with the words to use. Compared whole and as they are written here.
 const RETIRED: &[(&str, &str)] = &[
@@ -83,6 +90,18 @@ fn only_words_of_the_glossary_are_used() {
             }
         }
     }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn each_type_name_has_one_meaning() {
+    let mut definitions: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, file) in PRODUCT.iter().flat_map(|root_file| imports::types(&root().join(root_file))) {
+        definitions.entry(name).or_default().push(file);
+    }
+    assert!(definitions.len() > 200, "the types were not found");
+    definitions.retain(|name, files| files.len() > 1 && !TWO_MEANINGS.contains(&&**name));
+    let faults: Vec<_> = definitions.iter().map(|(name, files)| format!("{name}: {}", files.join(", "))).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 

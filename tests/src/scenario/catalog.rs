@@ -5,7 +5,7 @@ use futures_util::future::LocalBoxFuture;
 use super::outcome::Outcome;
 use super::settings::RunSettings;
 use super::{any_node, churn, failover, ghosts, killed_node, lost_subscriptions, mixed_transports, random_faults};
-use super::{redis_away, redis_forgets, redis_stalls, rolling_restart, stampede};
+use super::{redis_away, redis_forgets, redis_refuses, redis_stalls, rolling_restart, stampede, unread_log};
 
 /// A fault run.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,8 @@ scenarios! {
     "r13" churn "rooms are joined and left again and again",
     "r14" any_node "every request goes to another node than the last",
     "r22" random_faults "random faults for --minutes",
+    "r36" redis_refuses "Redis refuses what it is asked for, in each of its ways",
+    "r37" unread_log "nobody reads the nodes' log",
 }
 
 /// The run with this name; `chaos` is another name of r22.

@@ -16,10 +16,12 @@ mod progress;
 mod random_faults;
 mod redis_away;
 mod redis_forgets;
+mod redis_refuses;
 mod redis_stalls;
 mod rolling_restart;
 mod settings;
 mod stampede;
+mod unread_log;
 
 pub use catalog::{ALL, Scenario, named};
 pub use outcome::{Outcome, Promise};

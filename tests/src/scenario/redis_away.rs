@@ -21,11 +21,11 @@ use crate::transport::Ended;
 use crate::wait::{eventually, pause, ticks};
 
 /// An attempt to publish.
-struct Attempt {
+pub(super) struct Attempt {
     sent: Instant,
     /// The time until the reply.
-    took: Duration,
-    acknowledged: bool,
+    pub(super) took: Duration,
+    pub(super) acknowledged: bool,
 }
 
 /// The interval between two attempts of a publisher.
@@ -126,7 +126,7 @@ async fn publish(client: &mut Client, id: usize) -> Result<Value, Ended> {
 }
 
 /// Like [`publish_over_ws`], with a connection for each request, so that no connection can be closed between two.
-async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Attempt>, u32) {
+pub(super) async fn publish_over_http(address: SocketAddr, stopped: watch::Receiver<bool>) -> (Vec<Attempt>, u32) {
     let mut tick = ticks(EVERY);
     let mut attempts = Vec::new();
     while !*stopped.borrow() {

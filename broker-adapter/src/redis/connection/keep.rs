@@ -3,8 +3,8 @@
 
 use crate::redis::{
     ConnectError, ConnectionStatus, GRACE, OpenConnection, Scripts, Signals, Target, connection::open::open,
-    connection::supervisor::Crowd, connection::supervisor::Input, connection::supervisor::State,
-    connection::supervisor::Step, connection::supervisor::Supervisor,
+    connection::supervisor::ConnectionAction, connection::supervisor::ConnectionState, connection::supervisor::Input,
+    connection::supervisor::ReconnectSpread, connection::supervisor::Supervisor,
 };
 use futures_util::future::{BoxFuture, OptionFuture};
 use redis::{PushInfo, PushKind};
@@ -47,7 +47,8 @@ pub(crate) async fn keep(
 ) {
     let supervisor = Supervisor::new(Instant::now());
     // The first failure is not logged: the status reports it.
-    let mut task = ConnectionTask { status: &status, target, scripts, supervisor, shown: State::Down, is_logged: true };
+    let mut task =
+        ConnectionTask { status: &status, target, scripts, supervisor, shown: ConnectionState::Down, is_logged: true };
     let keeping = async {
         loop {
             let (connection, signals) = task.connect(&mut driver).await;
@@ -59,7 +60,7 @@ pub(crate) async fn keep(
         () = keeping => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
-    status.set_state(State::Down);
+    status.set_state(ConnectionState::Down);
 }
 
 /// The task that keeps one connection.
@@ -69,7 +70,7 @@ struct ConnectionTask<'a> {
     scripts: Arc<Scripts>,
     supervisor: Supervisor,
     /// The state that other tasks and the log know.
-    shown: State,
+    shown: ConnectionState,
     /// The log has a warning that Redis cannot be reached, since the last connection.
     is_logged: bool,
 }
@@ -79,18 +80,18 @@ impl ConnectionTask<'_> {
     async fn connect(&mut self, driver: &mut impl Driver) -> (OpenConnection, Arc<Signals>) {
         loop {
             match self.step() {
-                Step::Wait(until) => {
+                ConnectionAction::Wait(until) => {
                     let moved = timeout_at(until.into(), self.target.moved());
                     if idle_until(driver, moved).await.is_ok() {
                         self.input(Input::Moved);
                     }
                 }
-                Step::Connect => {
+                ConnectionAction::Connect => {
                     if let Some(connected) = self.attempt(driver).await {
                         return connected;
                     }
                 }
-                Step::Probe | Step::Drop => {}
+                ConnectionAction::Probe | ConnectionAction::Drop => {}
             }
         }
     }
@@ -144,12 +145,12 @@ impl ConnectionTask<'_> {
         let mut probe: Option<BoxFuture<'static, Input>> = None;
         loop {
             let until = match self.step() {
-                Step::Wait(until) => until,
-                Step::Probe => {
+                ConnectionAction::Wait(until) => until,
+                ConnectionAction::Probe => {
                     probe = Some(Box::pin(connection.clone().probe()));
                     continue;
                 }
-                Step::Drop | Step::Connect => return,
+                ConnectionAction::Drop | ConnectionAction::Connect => return,
             };
             let input = tokio::select! {
                 biased;
@@ -180,20 +181,20 @@ impl ConnectionTask<'_> {
         }
     }
 
-    fn step(&mut self) -> Step {
-        let step = self.supervisor.step(Instant::now(), self.crowd());
+    fn step(&mut self) -> ConnectionAction {
+        let step = self.supervisor.step(Instant::now(), self.spread());
         self.show();
         step
     }
 
     fn input(&mut self, input: Input) {
-        self.supervisor.on(input, Instant::now(), self.crowd());
+        self.supervisor.on(input, Instant::now(), self.spread());
         self.show();
     }
 
-    fn crowd(&self) -> Crowd {
+    fn spread(&self) -> ReconnectSpread {
         let jitter = crate::cursor::random_u64() as f64 / u64::MAX as f64;
-        Crowd { nodes: self.status.events.nodes.load(Ordering::Relaxed).max(1), jitter }
+        ReconnectSpread { nodes: self.status.events.nodes.load(Ordering::Relaxed).max(1), jitter }
     }
 
     /// Shows a change of state to the other tasks, and to the log.
@@ -207,9 +208,11 @@ impl ConnectionTask<'_> {
         status.set_state(now);
         let connection = &status.name;
         match now {
-            State::Up => tracing::info!(%connection, reconnects = status.reconnects(), "Redis connection up"),
-            State::Suspect => tracing::warn!(%connection, "Redis connection suspect: Redis replies late"),
-            State::Down if was != State::Connecting => tracing::warn!(%connection, "Redis connection down"),
+            ConnectionState::Up => tracing::info!(%connection, reconnects = status.reconnects(), "Redis connection up"),
+            ConnectionState::Suspect => tracing::warn!(%connection, "Redis connection suspect: Redis replies late"),
+            ConnectionState::Down if was != ConnectionState::Connecting => {
+                tracing::warn!(%connection, "Redis connection down");
+            }
             _ => tracing::debug!(%connection, state = ?now, "Redis connection"),
         }
     }

@@ -1,6 +1,8 @@
 //! What a connection's task shows to other tasks (`ConnectionStatus`), and what its driver reports to it (`Signals`).
 
-use crate::redis::{ConnectError, Fence, TopologyEvents, connection::supervisor::Input, connection::supervisor::State};
+use crate::redis::{
+    ConnectError, Fence, TopologyEvents, connection::supervisor::ConnectionState, connection::supervisor::Input,
+};
 use redis::ConnectionInfo;
 use std::sync::{
     Arc,
@@ -74,8 +76,8 @@ impl ConnectionStatus {
         self.last.send_replace(Some(server));
     }
 
-    pub(crate) fn set_state(&self, state: State) {
-        let up = state == State::Up;
+    pub(crate) fn set_state(&self, state: ConnectionState) {
+        let up = state == ConnectionState::Up;
         if self.up.swap(up, Ordering::AcqRel) != up && up {
             self.set_first(Ok(()));
             self.events.reconnected.notify_one();

@@ -36,7 +36,7 @@ const SPREAD: Duration = Duration::from_millis(1);
 
 /// Where a connection is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum ConnectionState {
     /// There is no connection. The next attempt begins when its time has come.
     Down,
     /// An attempt is under way.
@@ -70,7 +70,7 @@ pub(crate) enum Input {
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum ConnectionAction {
     /// Connect.
     Connect,
     /// Ask the server whether it is alive.
@@ -83,7 +83,7 @@ pub(crate) enum Step {
 
 /// What spreads the attempts of a cluster's nodes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Crowd {
+pub(crate) struct ReconnectSpread {
     /// How many nodes use this Redis.
     pub(crate) nodes: u32,
     /// A fresh random number from 0 to 1.
@@ -93,7 +93,7 @@ pub(crate) struct Crowd {
 /// Decides when to connect, to probe and to drop one connection.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    state: State,
+    state: ConnectionState,
     /// Failed attempts since the last connection that was in use.
     failures: u32,
     /// Since when the connection has been up.
@@ -107,69 +107,73 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { state: State::Down, failures: 0, up_since: None, due: now, probed: None, drop_first: false }
+        Self { state: ConnectionState::Down, failures: 0, up_since: None, due: now, probed: None, drop_first: false }
     }
 
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> ConnectionState {
         self.state
     }
 
     /// Takes what happened.
-    pub(crate) fn on(&mut self, input: Input, now: Instant, crowd: Crowd) {
+    pub(crate) fn on(&mut self, input: Input, now: Instant, spread: ReconnectSpread) {
         match (self.state, input) {
-            (State::Connecting, Input::Connected) => {
-                self.state = State::Syncing;
+            (ConnectionState::Connecting, Input::Connected) => {
+                self.state = ConnectionState::Syncing;
                 self.probed = None;
                 self.due = now + PROBE_EVERY;
             }
-            (State::Syncing, Input::Synced) => {
-                self.state = State::Up;
+            (ConnectionState::Syncing, Input::Synced) => {
+                self.state = ConnectionState::Up;
                 self.up_since = Some(now);
             }
-            (State::Syncing | State::Up | State::Suspect, Input::Answered) => self.answered(now),
-            (State::Up, Input::Late) => {
-                self.state = State::Suspect;
+            (ConnectionState::Syncing | ConnectionState::Up | ConnectionState::Suspect, Input::Answered) => {
+                self.answered(now);
+            }
+            (ConnectionState::Up, Input::Late) => {
+                self.state = ConnectionState::Suspect;
                 self.due = now;
             }
-            (State::Down, Input::Moved) => {
+            (ConnectionState::Down, Input::Moved) => {
                 self.due = self.due.min(now + RETRY_MIN);
                 self.failures = 0;
             }
-            (State::Down, _) => {}
-            (State::Syncing | State::Up | State::Suspect, Input::Moved) => {
-                self.fall(now, Crowd { jitter: 0.0, ..crowd });
+            (ConnectionState::Down, _) => {}
+            (ConnectionState::Syncing | ConnectionState::Up | ConnectionState::Suspect, Input::Moved) => {
+                self.fall(now, ReconnectSpread { jitter: 0.0, ..spread });
                 self.failures = 0;
             }
-            (_, Input::Lost | Input::Refused) => self.fall(now, crowd),
+            (_, Input::Lost | Input::Refused) => self.fall(now, spread),
             _ => {}
         }
     }
 
     /// Returns what to do now. Called again after that is done, and after every input.
-    pub(crate) fn step(&mut self, now: Instant, crowd: Crowd) -> Step {
+    pub(crate) fn step(&mut self, now: Instant, spread: ReconnectSpread) -> ConnectionAction {
         if std::mem::take(&mut self.drop_first) {
-            return Step::Drop;
+            return ConnectionAction::Drop;
         }
         match (self.state, self.probed) {
-            (State::Down, _) if now >= self.due => {
-                self.state = State::Connecting;
+            (ConnectionState::Down, _) if now >= self.due => {
+                self.state = ConnectionState::Connecting;
                 self.due = now + CONNECT_MAX;
-                Step::Connect
+                ConnectionAction::Connect
             }
-            (State::Connecting, _) if now >= self.due => self.end(now, crowd),
-            (State::Down | State::Connecting, _) => Step::Wait(self.due),
+            (ConnectionState::Connecting, _) if now >= self.due => self.end(now, spread),
+            (ConnectionState::Down | ConnectionState::Connecting, _) => ConnectionAction::Wait(self.due),
             (_, None) if now >= self.due => {
                 self.probed = Some(now);
-                Step::Probe
+                ConnectionAction::Probe
             }
-            (_, None) => Step::Wait(self.due),
-            (_, Some(probed)) if now >= probed + DEAD_AFTER => self.end(now, crowd),
-            (State::Up, Some(probed)) if now < probed + SUSPECT_AFTER => Step::Wait(probed + SUSPECT_AFTER),
+            (_, None) => ConnectionAction::Wait(self.due),
+            (_, Some(probed)) if now >= probed + DEAD_AFTER => self.end(now, spread),
+            (ConnectionState::Up, Some(probed)) if now < probed + SUSPECT_AFTER => {
+                ConnectionAction::Wait(probed + SUSPECT_AFTER)
+            }
             (state, Some(probed)) => {
-                if state == State::Up {
-                    self.state = State::Suspect;
+                if state == ConnectionState::Up {
+                    self.state = ConnectionState::Suspect;
                 }
-                Step::Wait(probed + DEAD_AFTER)
+                ConnectionAction::Wait(probed + DEAD_AFTER)
             }
         }
     }
@@ -177,35 +181,35 @@ impl Supervisor {
     fn answered(&mut self, now: Instant) {
         self.probed = None;
         self.due = now + PROBE_EVERY;
-        if self.state != State::Syncing {
-            self.state = State::Up;
+        if self.state != ConnectionState::Syncing {
+            self.state = ConnectionState::Up;
         }
     }
 
     /// A deadline has passed: the connection is dropped by this very step.
-    fn end(&mut self, now: Instant, crowd: Crowd) -> Step {
-        self.fall(now, crowd);
+    fn end(&mut self, now: Instant, spread: ReconnectSpread) -> ConnectionAction {
+        self.fall(now, spread);
         self.drop_first = false;
-        Step::Drop
+        ConnectionAction::Drop
     }
 
     /// Goes down. A connection that was in use is replaced at once. After a failed attempt the next one comes after a
     /// random time, whose upper end doubles with each failure, so that nodes which lost their connections together do
     /// not return together.
-    fn fall(&mut self, now: Instant, crowd: Crowd) {
+    fn fall(&mut self, now: Instant, spread: ReconnectSpread) {
         let was_in_use = self.up_since.take().is_some_and(|since| now.duration_since(since) >= IN_USE);
         let (least, longest) = if was_in_use {
             self.failures = 0;
-            (Duration::ZERO, SPREAD.saturating_mul(crowd.nodes.saturating_sub(1)).min(RETRY_MAX))
+            (Duration::ZERO, SPREAD.saturating_mul(spread.nodes.saturating_sub(1)).min(RETRY_MAX))
         } else {
-            let most = RETRY_SMALL.saturating_mul(crowd.nodes.div_ceil(SMALL).max(1)).min(RETRY_MAX);
+            let most = RETRY_SMALL.saturating_mul(spread.nodes.div_ceil(SMALL).max(1)).min(RETRY_MAX);
             let longest = (RETRY_MIN * 2).saturating_mul(1 << self.failures.min(10)).min(most);
             self.failures = self.failures.saturating_add(1);
             (RETRY_MIN, longest)
         };
-        self.state = State::Down;
+        self.state = ConnectionState::Down;
         self.probed = None;
-        self.due = now + least + (longest - least).mul_f64(crowd.jitter.clamp(0.0, 1.0));
+        self.due = now + least + (longest - least).mul_f64(spread.jitter.clamp(0.0, 1.0));
         self.drop_first = true;
     }
 }
@@ -215,14 +219,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ALONE: Crowd = Crowd { nodes: 1, jitter: 0.5 };
+    const ALONE: ReconnectSpread = ReconnectSpread { nodes: 1, jitter: 0.5 };
 
     fn up(now: Instant) -> Supervisor {
         let mut supervisor = Supervisor::new(now);
-        assert_eq!(supervisor.step(now, ALONE), Step::Connect);
+        assert_eq!(supervisor.step(now, ALONE), ConnectionAction::Connect);
         supervisor.on(Input::Connected, now, ALONE);
         supervisor.on(Input::Synced, now, ALONE);
-        assert_eq!(supervisor.state(), State::Up);
+        assert_eq!(supervisor.state(), ConnectionState::Up);
         supervisor
     }
 
@@ -233,29 +237,31 @@ mod tests {
         for _ in 0..5 {
             now += Duration::from_secs(1);
             supervisor.on(Input::Lost, now, ALONE);
-            assert_eq!(supervisor.state(), State::Down);
-            assert_eq!(supervisor.step(now, ALONE), Step::Drop);
-            assert_eq!(supervisor.step(now, ALONE), Step::Connect);
+            assert_eq!(supervisor.state(), ConnectionState::Down);
+            assert_eq!(supervisor.step(now, ALONE), ConnectionAction::Drop);
+            assert_eq!(supervisor.step(now, ALONE), ConnectionAction::Connect);
             supervisor.on(Input::Connected, now, ALONE);
             supervisor.on(Input::Synced, now, ALONE);
         }
         // In a large cluster the nodes do not all come in one moment.
         now += Duration::from_secs(1);
-        let crowd = Crowd { nodes: 101, jitter: 1.0 };
-        supervisor.on(Input::Lost, now, crowd);
-        assert_eq!(supervisor.step(now, crowd), Step::Drop);
-        assert_eq!(supervisor.step(now, crowd), Step::Wait(now + Duration::from_millis(100)));
+        let spread = ReconnectSpread { nodes: 101, jitter: 1.0 };
+        supervisor.on(Input::Lost, now, spread);
+        assert_eq!(supervisor.step(now, spread), ConnectionAction::Drop);
+        assert_eq!(supervisor.step(now, spread), ConnectionAction::Wait(now + Duration::from_millis(100)));
     }
 
     /// The waits between ten failed attempts, with the longest jitter.
     fn waits(nodes: u32) -> Vec<u128> {
-        let (mut now, crowd) = (Instant::now(), Crowd { nodes, jitter: 1.0 });
+        let (mut now, spread) = (Instant::now(), ReconnectSpread { nodes, jitter: 1.0 });
         let mut supervisor = Supervisor::new(now);
         let attempt = |_| {
-            assert_eq!(supervisor.step(now, crowd), Step::Connect);
-            supervisor.on(Input::Refused, now, crowd);
-            assert_eq!(supervisor.step(now, crowd), Step::Drop);
-            let Step::Wait(until) = supervisor.step(now, crowd) else { panic!("an attempt follows at once") };
+            assert_eq!(supervisor.step(now, spread), ConnectionAction::Connect);
+            supervisor.on(Input::Refused, now, spread);
+            assert_eq!(supervisor.step(now, spread), ConnectionAction::Drop);
+            let ConnectionAction::Wait(until) = supervisor.step(now, spread) else {
+                panic!("an attempt follows at once")
+            };
             let wait = until - now;
             now = until;
             wait.as_millis()
@@ -275,8 +281,8 @@ mod tests {
         let now = Instant::now();
         let mut supervisor = up(now);
         supervisor.on(Input::Lost, now + Duration::from_millis(50), ALONE);
-        assert_eq!(supervisor.step(now + Duration::from_millis(50), ALONE), Step::Drop);
-        assert!(matches!(supervisor.step(now + Duration::from_millis(50), ALONE), Step::Wait(_)));
+        assert_eq!(supervisor.step(now + Duration::from_millis(50), ALONE), ConnectionAction::Drop);
+        assert!(matches!(supervisor.step(now + Duration::from_millis(50), ALONE), ConnectionAction::Wait(_)));
     }
 
     #[test]
@@ -284,16 +290,16 @@ mod tests {
         let now = Instant::now();
         let mut supervisor = up(now);
         let probed = now + PROBE_EVERY;
-        assert_eq!(supervisor.step(probed, ALONE), Step::Probe);
-        assert_eq!(supervisor.step(probed, ALONE), Step::Wait(probed + SUSPECT_AFTER));
-        assert_eq!(supervisor.step(probed + SUSPECT_AFTER, ALONE), Step::Wait(probed + DEAD_AFTER));
-        assert_eq!(supervisor.state(), State::Suspect);
+        assert_eq!(supervisor.step(probed, ALONE), ConnectionAction::Probe);
+        assert_eq!(supervisor.step(probed, ALONE), ConnectionAction::Wait(probed + SUSPECT_AFTER));
+        assert_eq!(supervisor.step(probed + SUSPECT_AFTER, ALONE), ConnectionAction::Wait(probed + DEAD_AFTER));
+        assert_eq!(supervisor.state(), ConnectionState::Suspect);
         supervisor.on(Input::Answered, probed + SUSPECT_AFTER, ALONE);
-        assert_eq!(supervisor.state(), State::Up);
+        assert_eq!(supervisor.state(), ConnectionState::Up);
         let probed = probed + SUSPECT_AFTER + PROBE_EVERY;
-        assert_eq!(supervisor.step(probed, ALONE), Step::Probe);
-        assert_eq!(supervisor.step(probed + DEAD_AFTER, ALONE), Step::Drop);
-        assert_eq!(supervisor.state(), State::Down);
+        assert_eq!(supervisor.step(probed, ALONE), ConnectionAction::Probe);
+        assert_eq!(supervisor.step(probed + DEAD_AFTER, ALONE), ConnectionAction::Drop);
+        assert_eq!(supervisor.state(), ConnectionState::Down);
     }
 
     #[test]
@@ -301,14 +307,18 @@ mod tests {
         let now = Instant::now();
         let mut supervisor = up(now);
         supervisor.on(Input::Late, now, ALONE);
-        assert_eq!(supervisor.state(), State::Suspect);
-        assert_eq!(supervisor.step(now, ALONE), Step::Probe);
+        assert_eq!(supervisor.state(), ConnectionState::Suspect);
+        assert_eq!(supervisor.step(now, ALONE), ConnectionAction::Probe);
     }
 
     #[derive(Debug, Clone, Copy)]
     enum Stimulus {
         Pass(u64),
         Happens(Input),
+    }
+
+    fn has_connection(state: ConnectionState) -> bool {
+        matches!(state, ConnectionState::Syncing | ConnectionState::Up | ConnectionState::Suspect)
     }
 
     fn stimulus() -> impl Strategy<Value = Stimulus> {
@@ -330,7 +340,7 @@ mod tests {
             jitter in 0.0f64..=1.0,
             nodes in 1u32..200,
         ) {
-            let crowd = Crowd { nodes, jitter };
+            let spread = ReconnectSpread { nodes, jitter };
             let start = Instant::now();
             let (mut now, mut last_reply) = (start, start);
             let mut supervisor = Supervisor::new(now);
@@ -342,21 +352,21 @@ mod tests {
                         let target = now + Duration::from_millis(ms);
                         loop {
                             let was = supervisor.state();
-                            match supervisor.step(now, crowd) {
-                                Step::Connect => {
-                                    prop_assert!(!connection && was == State::Down);
+                            match supervisor.step(now, spread) {
+                                ConnectionAction::Connect => {
+                                    prop_assert!(!connection && was == ConnectionState::Down);
                                     if let Some(ended) = ended {
                                         prop_assert!(now <= ended + RETRY_MAX);
                                     }
                                     last_reply = now;
                                 }
-                                Step::Probe => prop_assert!(connection),
-                                Step::Drop => {
+                                ConnectionAction::Probe => prop_assert!(connection),
+                                ConnectionAction::Drop => {
                                     connection = false;
                                     ended = Some(now);
-                                    prop_assert_eq!(supervisor.state(), State::Down);
+                                    prop_assert_eq!(supervisor.state(), ConnectionState::Down);
                                 }
-                                Step::Wait(until) => {
+                                ConnectionAction::Wait(until) => {
                                     prop_assert!(until > now, "waits for a time that has passed");
                                     if until > target { break; }
                                     now = until;
@@ -370,20 +380,20 @@ mod tests {
                     }
                     Stimulus::Happens(input) => {
                         let before = supervisor.state();
-                        supervisor.on(input, now, crowd);
+                        supervisor.on(input, now, spread);
                         match (before, input) {
-                            (State::Connecting, Input::Connected) => { connection = true; last_reply = now; }
-                            (State::Syncing | State::Up | State::Suspect, Input::Answered) => last_reply = now,
+                            (ConnectionState::Connecting, Input::Connected) => { connection = true; last_reply = now; }
+                            (before, Input::Answered) if has_connection(before) => last_reply = now,
                             _ => {}
                         }
-                        if before != State::Down && supervisor.state() == State::Down {
-                            prop_assert_eq!(supervisor.step(now, crowd), Step::Drop);
+                        if before != ConnectionState::Down && supervisor.state() == ConnectionState::Down {
+                            prop_assert_eq!(supervisor.step(now, spread), ConnectionAction::Drop);
                             connection = false;
                             ended = Some(now);
                         }
                     }
                 }
-                prop_assert_eq!(connection, matches!(supervisor.state(), State::Syncing | State::Up | State::Suspect));
+                prop_assert_eq!(connection, has_connection(supervisor.state()));
             }
         }
     }

@@ -7,7 +7,8 @@
 use crate::{
     BrokerError, NodeId, PresenceUpdate, Room, User, Who, envelope,
     redis::{
-        Command, Membership, PresenceChange, PresenceCommand, PresenceEntry, Publisher, write::publisher::Refused,
+        Membership, PresenceChange, PresenceCommand, PresenceEntry, Publisher, WriteCommand,
+        write::publisher::RefusedCommand,
     },
 };
 use bytes::Bytes;
@@ -147,7 +148,7 @@ impl Roster {
         }
         // Completing takes the lock.
         drop(state);
-        refused.into_iter().for_each(|(command, why): Refused| command.complete(Err(why)));
+        refused.into_iter().for_each(|(command, why): RefusedCommand| command.complete(Err(why)));
         results
     }
 
@@ -158,9 +159,9 @@ impl Roster {
         change: NumberedChange,
         done: oneshot::Sender<Written>,
         to: &Publisher,
-    ) -> Option<Refused> {
+    ) -> Option<RefusedCommand> {
         let membership = change.1.membership.clone();
-        let refused = to.send(Command::Presence(self.command(change, done)));
+        let refused = to.send(WriteCommand::Presence(self.command(change, done)));
         if let Some(entry) = state.entries.get_mut(&membership) {
             entry.was_sent |= refused.is_none();
         }

@@ -16,12 +16,12 @@ use std::{
 
 /// Reads under way, by what they read.
 pub(super) struct SingleFlight<K, V> {
-    latest: Mutex<HashMap<K, Read<V>>>,
+    latest: Mutex<HashMap<K, SharedRead<V>>>,
     tasks: Tasks,
 }
 
 /// The latest read of one key. It waits for the one before it, or is under way.
-struct Read<V> {
+struct SharedRead<V> {
     has_begun: Arc<AtomicBool>,
     result: Shared<BrokerFuture<'static, V>>,
 }
@@ -63,7 +63,7 @@ where
             value
         };
         let result = self.tasks.ask(result).shared();
-        latest.insert(key, Read { has_begun, result: result.clone() });
+        latest.insert(key, SharedRead { has_begun, result: result.clone() });
         result
     }
 }

@@ -4,9 +4,9 @@
 use crate::{
     BrokerError, Cursor, Room,
     redis::{
-        CommandBuilder, Driver, Fence, NodeContext, OpenConnection, Pace, Part, Partition, PubSubConnection, Redirect,
-        Signals, commands, errors::Refusals, scripts::is_forgotten, subscribe::interest::Batch,
-        subscribe::interest::STEP,
+        CommandBuilder, ComparisonPace, Driver, Fence, NodeContext, OpenConnection, Part, Partition, PubSubConnection,
+        Redirect, Signals, commands, errors::Refusals, scripts::is_forgotten, subscribe::interest::STEP,
+        subscribe::interest::SubscriptionBatch,
     },
 };
 use futures_util::{
@@ -83,7 +83,7 @@ impl SubscriberDriver {
         let (mut conn, fence) = (open.conn, open.server.fence);
         let connection = Arc::clone(&self.connection);
         let NodeContext { config, builder, subscribers, refusals, .. } = &*connection.context;
-        let pace = Pace::new(config.subscriber_connections, config.sweep);
+        let pace = ComparisonPace::new(config.subscriber_connections, config.sweep);
         self.subscribe_controls(&mut conn).await?;
         connection.interest.lock().begin(self.number);
         let mut running = FuturesOrdered::new();
@@ -128,7 +128,7 @@ async fn send(
     conn: MultiplexedConnection,
     fence: Fence,
     builder: CommandBuilder,
-    batch: Batch,
+    batch: SubscriptionBatch,
 ) -> RedisResult<Vec<Value>> {
     let channels = |rooms: &[Room]| rooms.iter().map(|r| builder.keys.of(Part::CHANNEL, r)).collect::<Vec<_>>();
     let (new, old) = (channels(&batch.subscribe), channels(&batch.unsubscribe));

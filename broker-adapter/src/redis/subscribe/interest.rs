@@ -32,14 +32,14 @@ const QUEUE_MIN: usize = 1024;
 
 /// How fast one connection compares heads.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
+pub(crate) struct ComparisonPace {
     /// Heads in one step.
     heads: usize,
     /// Steps over which a sweep of all rooms is spread.
     steps: usize,
 }
 
-impl Pace {
+impl ComparisonPace {
     /// Divides the node's pace equally among its connections. `sweep` is the time in which every room is looked at
     /// once.
     pub(crate) fn new(connections: usize, sweep: Duration) -> Self {
@@ -56,8 +56,8 @@ pub(crate) type HeadReply = oneshot::Sender<HeadResult>;
 /// The rooms of one subscriber connection, their followers, and the queue of what is to be sent.
 #[derive(Default)]
 pub(crate) struct Interest {
-    rooms: HashMap<Room, Entry>,
-    queue: VecDeque<Item>,
+    rooms: HashMap<Room, RoomInterest>,
+    queue: VecDeque<QueueItem>,
     /// What the batches in flight wait for, the oldest batch first.
     in_flight: VecDeque<Vec<PendingReply>>,
     /// The number of the current connection. What an earlier one delivers is dropped.
@@ -75,13 +75,13 @@ pub(crate) struct Interest {
 }
 
 /// One followed room.
-struct Entry {
+struct RoomInterest {
     room: Room,
     followers: Vec<SubscriberId>,
     retention: Option<Retention>,
     /// The last command sent for it over this connection was SUBSCRIBE.
     is_subscribed: bool,
-    /// An [`Item::Change`] of it is in the queue.
+    /// A [`QueueItem::Change`] of it is in the queue.
     is_queued: bool,
     /// The last cursor that followers have got, by a message or a head.
     last: Option<Cursor>,
@@ -91,7 +91,7 @@ struct Entry {
 }
 
 /// An item of the queue.
-enum Item {
+enum QueueItem {
     /// Subscribe or unsubscribe, whichever is right when the item's turn comes.
     Change(Room),
     /// Read a head, or only wait for the items before it.
@@ -112,13 +112,13 @@ pub(crate) enum PendingReply {
 /// Rooms on their way from one connection to another, with their followers and the replies that callers wait for.
 #[derive(Default)]
 pub(crate) struct MovedRooms {
-    entries: Vec<Entry>,
+    entries: Vec<RoomInterest>,
     replies: Vec<PendingReply>,
 }
 
 /// What to send at once: SUBSCRIBE, then the commands for heads, then UNSUBSCRIBE.
 #[derive(Default, Debug)]
-pub(crate) struct Batch {
+pub(crate) struct SubscriptionBatch {
     pub(crate) subscribe: Vec<Room>,
     pub(crate) heads: Vec<(Room, Retention)>,
     pub(crate) unsubscribe: Vec<Room>,
@@ -132,7 +132,7 @@ impl Interest {
     /// Adds a follower. `reply` gets the room's head once the subscription is in force; every follower needs a head of
     /// its own to begin from.
     pub(crate) fn follow(&mut self, who: SubscriberId, room: &Room, retention: Option<Retention>, reply: HeadReply) {
-        let entry = self.rooms.entry(room.clone()).or_insert_with(|| Entry {
+        let entry = self.rooms.entry(room.clone()).or_insert_with(|| RoomInterest {
             room: room.clone(),
             followers: Vec::new(),
             retention,
@@ -148,7 +148,7 @@ impl Interest {
         }
         if !entry.is_subscribed && !entry.is_queued {
             entry.is_queued = true;
-            self.queue.push_back(Item::Change(room.clone()));
+            self.queue.push_back(QueueItem::Change(room.clone()));
         }
         self.enqueue(PendingReply::Head(room.clone(), retention, reply));
     }
@@ -163,9 +163,9 @@ impl Interest {
         // up. A search pays only if many are cancelled, which is likely if there are four items for each room: a room
         // needs one change and few replies.
         if self.queue.len() >= QUEUE_MIN && self.queue.len() >= 4 * self.rooms.len() {
-            self.queue.retain(|item| !matches!(item, Item::Reply(pending) if pending.is_cancelled()));
+            self.queue.retain(|item| !matches!(item, QueueItem::Reply(pending) if pending.is_cancelled()));
         }
-        self.queue.push_back(Item::Reply(pending));
+        self.queue.push_back(QueueItem::Reply(pending));
     }
 
     pub(crate) fn unfollow(&mut self, who: SubscriberId, room: &Room) {
@@ -173,7 +173,7 @@ impl Interest {
         entry.followers.retain(|follower| *follower != who);
         if entry.followers.is_empty() && !entry.is_queued {
             entry.is_queued = true;
-            self.queue.push_back(Item::Change(room.clone()));
+            self.queue.push_back(QueueItem::Change(room.clone()));
         }
     }
 
@@ -182,9 +182,9 @@ impl Interest {
         self.connection = connection;
         // Heads that callers wait for are asked for again. Everything else that waited belongs to the old connection.
         let in_flight = take(&mut self.in_flight).into_iter().flatten();
-        let in_flight = in_flight.map(Item::Reply);
-        let is_head = |item: &Item| matches!(item, Item::Reply(PendingReply::Head(..)));
-        let heads: Vec<Item> = in_flight.chain(take(&mut self.queue)).filter(is_head).collect();
+        let in_flight = in_flight.map(QueueItem::Reply);
+        let is_head = |item: &QueueItem| matches!(item, QueueItem::Reply(PendingReply::Head(..)));
+        let heads: Vec<QueueItem> = in_flight.chain(take(&mut self.queue)).filter(is_head).collect();
         // Every room that is followed is subscribed again, and its head is compared later, at the pace of `step`.
         self.rooms.retain(|_, entry| !entry.followers.is_empty());
         self.uncertain.clear();
@@ -193,7 +193,7 @@ impl Interest {
             entry.subscribe_again(&mut self.queue, &mut self.uncertain);
         }
         // Behind all rooms, so its reply proves that they are subscribed.
-        self.queue.push_back(Item::Reply(PendingReply::Synced));
+        self.queue.push_back(QueueItem::Reply(PendingReply::Synced));
         self.queue.extend(heads);
     }
 
@@ -201,13 +201,13 @@ impl Interest {
     /// rooms that were quiet since the last sweep. A room that had messages is skipped once, so a lost message is found
     /// by the second sweep at the latest. Reading a head also extends the expiry of the room's epoch and offset in
     /// Redis.
-    pub(crate) fn step(&mut self, pace: Pace) {
+    pub(crate) fn step(&mut self, pace: ComparisonPace) {
         self.credit = (self.credit + pace.heads).min(pace.heads * SAVED_STEPS);
         self.steps_left = self.steps_left.saturating_sub(1);
         let uncertain = self.uncertain.len().min(self.credit);
         self.credit -= uncertain;
         for room in self.uncertain.drain(..uncertain) {
-            self.queue.extend(self.rooms.get(&room).and_then(Entry::compare));
+            self.queue.extend(self.rooms.get(&room).and_then(RoomInterest::compare));
         }
         // A new sweep spreads all rooms evenly over its steps.
         if self.steps_left == 0 && self.sweep.is_empty() {
@@ -230,8 +230,8 @@ impl Interest {
     pub(crate) fn release(&mut self, these: impl Fn(&Room) -> bool) -> MovedRooms {
         let entries = self.rooms.extract_if(|room, _| these(room)).map(|(_, entry)| entry).collect();
         let queued = self.queue.iter_mut().filter_map(|item| match item {
-            Item::Reply(pending) => Some(pending),
-            Item::Change(_) => None,
+            QueueItem::Reply(pending) => Some(pending),
+            QueueItem::Change(_) => None,
         });
         // A reply in flight leaves a cancelled one behind, because Redis's replies are matched by their order.
         let pending = self.in_flight.iter_mut().flatten().chain(queued);
@@ -246,18 +246,18 @@ impl Interest {
             entry.subscribe_again(&mut self.queue, &mut self.uncertain);
             self.rooms.insert(entry.room.clone(), entry);
         }
-        self.queue.extend(moved.replies.into_iter().map(Item::Reply));
+        self.queue.extend(moved.replies.into_iter().map(QueueItem::Reply));
     }
 
     /// Takes the next batch from the queue; `None` if nothing is to be sent. Its replies are in flight until
     /// [`Interest::settle`] takes them.
-    pub(crate) fn batch(&mut self) -> Option<Batch> {
-        let mut batch = Batch::default();
+    pub(crate) fn batch(&mut self) -> Option<SubscriptionBatch> {
+        let mut batch = SubscriptionBatch::default();
         let mut pending_replies = Vec::new();
         for item in self.queue.drain(..self.queue.len().min(BATCH)) {
             match item {
-                Item::Reply(pending) if pending.is_cancelled() => {}
-                Item::Reply(pending) => {
+                QueueItem::Reply(pending) if pending.is_cancelled() => {}
+                QueueItem::Reply(pending) => {
                     if let PendingReply::Head(room, Some(retention), _) | PendingReply::Compare(room, retention) =
                         &pending
                     {
@@ -265,7 +265,7 @@ impl Interest {
                     }
                     pending_replies.push(pending);
                 }
-                Item::Change(room) => {
+                QueueItem::Change(room) => {
                     let Some(entry) = self.rooms.get_mut(&room) else { continue };
                     entry.is_queued = false;
                     match (entry.followers.is_empty(), entry.is_subscribed) {
@@ -360,18 +360,18 @@ impl Interest {
     }
 }
 
-impl Entry {
+impl RoomInterest {
     /// Queues the SUBSCRIBE on a connection that does not have the room, and the comparison of its head.
-    fn subscribe_again(&mut self, queue: &mut VecDeque<Item>, uncertain: &mut VecDeque<Room>) {
+    fn subscribe_again(&mut self, queue: &mut VecDeque<QueueItem>, uncertain: &mut VecDeque<Room>) {
         (self.is_subscribed, self.is_queued) = (false, true);
-        queue.push_back(Item::Change(self.room.clone()));
+        queue.push_back(QueueItem::Change(self.room.clone()));
         uncertain.extend(self.last.map(|_| self.room.clone()));
     }
 
     /// The item that compares the room's head; `None` in a room without history, and before the first head is known.
-    fn compare(&self) -> Option<Item> {
+    fn compare(&self) -> Option<QueueItem> {
         let pending = |retention| PendingReply::Compare(self.room.clone(), retention);
-        self.last.and(self.retention).map(|retention| Item::Reply(pending(retention)))
+        self.last.and(self.retention).map(|retention| QueueItem::Reply(pending(retention)))
     }
 
     fn deliver(&self, event: &RoomEvent, subscribers: &[Arc<dyn Subscriber>]) {

@@ -43,7 +43,7 @@ struct FakeRedis {
 }
 
 impl FakeRedis {
-    fn take(&mut self, batch: Batch) -> Result<(), TestCaseError> {
+    fn take(&mut self, batch: SubscriptionBatch) -> Result<(), TestCaseError> {
         for room in batch.subscribe {
             prop_assert!(self.subscribed.insert(room), "subscribed twice");
         }
@@ -146,7 +146,7 @@ fn a_head_is_delivered_only_if_followers_have_not_got_everything_up_to_it() {
         interest.begin(2);
         assert_eq!(interest.batch().unwrap().subscribe.len(), 1);
         assert!(interest.settle(Vec::new(), &seen), "synced");
-        interest.step(Pace::new(1, Duration::from_secs(30)));
+        interest.step(ComparisonPace::new(1, Duration::from_secs(30)));
         // Once because of the reconnect, and once more if a sweep begins.
         let compared = interest.batch().unwrap().heads.len();
         assert!((1..=2).contains(&compared), "{compared}");
@@ -162,7 +162,7 @@ fn the_sweep_compares_quiet_rooms_and_finds_a_lost_message() {
     let mut interest = Interest::default();
     interest.begin(1);
     (0..5).for_each(|room| follow_at(&mut interest, room, 5, &seen));
-    let pace = Pace::new(1, STEP * 5);
+    let pace = ComparisonPace::new(1, STEP * 5);
     let sweep = |interest: &mut Interest, head: u64| {
         let mut compared = HashSet::new();
         for _ in 0..5 {
@@ -198,7 +198,7 @@ fn after_a_reconnect_heads_are_compared_no_faster_than_the_pace() {
     heads(&mut interest);
     interest.begin(2);
     assert_eq!(heads(&mut interest), 0, "all rooms are subscribed before a head is read");
-    let pace = Pace::new(2, Duration::from_secs(30));
+    let pace = ComparisonPace::new(2, Duration::from_secs(30));
     // Two connections: each has half of the node's pace, and has saved up nothing so far.
     let compared: Vec<usize> = (0..80)
         .map(|_| {
@@ -231,7 +231,7 @@ fn rooms_move_with_their_followers_and_the_joins_in_flight() {
     from.batch();
 
     // The sweep of `to` begins before it has the rooms.
-    let pace = Pace::new(1, Duration::from_secs(30));
+    let pace = ComparisonPace::new(1, Duration::from_secs(30));
     to.step(pace);
     to.adopt(from.release(|room| *room != name(3)));
     from.settle(vec![Ok(cursor(8)), Ok(cursor(9))], &seen);

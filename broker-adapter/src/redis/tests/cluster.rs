@@ -1,6 +1,6 @@
 //! A cluster of real servers: three masters, each with a third of the slots.
 
-use super::{Config, Gateway, Server, holds_the_contract, room_where, server::free_port, until};
+use super::{Gateway, RedisConfig, Server, holds_the_contract, room_where, server::free_port, until};
 use crate::{
     Broker, Cursor, Gap, NodeTarget, Offset, PresenceDetail, PresenceUpdate, RoomQuery, SessionId,
     contract::{WAIT_MAX, message, room, texts},
@@ -64,9 +64,9 @@ impl Cluster {
         .await;
     }
 
-    fn config(&self) -> Config {
+    fn config(&self) -> RedisConfig {
         let hosts: Vec<_> = self.servers[1..].iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
-        Config::parse(&format!("redis+cluster://{}", hosts.join(","))).unwrap()
+        RedisConfig::parse(&format!("redis+cluster://{}", hosts.join(","))).unwrap()
     }
 
     /// Moves one slot with its keys, as redis-cli does.

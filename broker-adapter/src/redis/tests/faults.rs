@@ -4,7 +4,7 @@
 use super::{Gateway, connect, server::Server, until};
 use crate::{
     Broker, BrokerError, Cursor, Gap, Offset, Publication, Publish, Reply, Room, Ticket,
-    contract::{Node, WAIT_MAX, message, offsets, room, texts},
+    contract::{TestNode, WAIT_MAX, message, offsets, room, texts},
     redis::{
         ConnectError, RedisBroker,
         keys::{Keys, Part},
@@ -17,7 +17,7 @@ use std::sync::{
 };
 
 /// Reads everything after `since` from history, page by page.
-async fn caught_up(node: &Node, room: &Room, since: Cursor) -> (Vec<String>, Option<Gap>) {
+async fn caught_up(node: &TestNode, room: &Room, since: Cursor) -> (Vec<String>, Option<Gap>) {
     let (mut at, mut seen, mut gap) = (since, Vec::new(), None);
     loop {
         let page = node.since(room, at, 500).await;
@@ -32,7 +32,7 @@ async fn caught_up(node: &Node, room: &Room, since: Cursor) -> (Vec<String>, Opt
 
 /// Waits for the results of all publishes by ticket, and returns the numbers of the acknowledged ones. A busy machine
 /// may refuse some.
-async fn acknowledged(node: &Node, count: usize) -> Vec<u64> {
+async fn acknowledged(node: &TestNode, count: usize) -> Vec<u64> {
     let all = |seen: &crate::contract::Seen| Some(seen.results.clone()).filter(|results| results.len() == count);
     let results = node.seen.wait_for("every result", all).await;
     results.iter().filter(|(_, _, result)| result.is_ok()).map(|(ticket, _, _)| ticket.0[0]).collect()
@@ -173,6 +173,33 @@ async fn forgotten_scripts_are_loaded_again_and_messages_keep_their_order() {
     assert!(acknowledged.iter().all(|i| seen.contains(i)), "nothing acknowledged is lost");
     server.command("SCRIPT FLUSH").await;
     a.node.subscribe(&other).await;
+}
+
+/// Between two pipelines of one node, another node loaded the scripts that Redis had forgotten: the second pipeline was
+/// published, and then the first one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_that_another_node_loaded_again_did_not_keep_the_order() {
+    const COUNT: usize = 4000;
+    let server = Server::start().await;
+    let (a, b) = (Gateway::connect(server.config()).await, Gateway::connect(server.config()).await);
+    let (room, other) = (room("order"), room("others"));
+    a.node.subscribe(&room).await;
+    for i in 0..COUNT {
+        if i % 20 == 10 {
+            server.command("SCRIPT FLUSH").await;
+        }
+        b.node.broker.publish(message(&other, "x"), Reply::Nobody);
+        a.node.broker.publish(message(&room, &i.to_string()), Reply::Ticket(a.node.me, Ticket([i as u64; 3])));
+    }
+    let acknowledged = acknowledged(&a.node, COUNT).await;
+    let last = acknowledged.last().copied().expect("some publishes are acknowledged");
+    let all = |seen: &crate::contract::Seen| {
+        let numbers: Vec<u64> = seen.messages(&room).iter().map(number).collect();
+        numbers.contains(&last).then_some(numbers)
+    };
+    let seen = a.node.seen.wait_for("the last message", all).await;
+    let inversions = seen.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    assert_eq!(inversions, 0, "of {} messages", seen.len());
 }
 
 #[tokio::test]

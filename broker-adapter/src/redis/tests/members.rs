@@ -1,6 +1,6 @@
 //! Presence when nodes die and Redis forgets.
 
-use super::{Config, Gateway, room_where, server::Server, until};
+use super::{Gateway, RedisConfig, room_where, server::Server, until};
 use crate::{
     Broker, PresenceDetail, PresenceKind, PresenceUpdate, Room, RoomQuery, SessionId, User, Who,
     contract::{WAIT_MAX, room},
@@ -18,8 +18,8 @@ fn leave(n: u8) -> PresenceUpdate {
 }
 
 /// A configuration with times short enough for tests.
-fn hasty(server: &Server) -> Config {
-    Config { heartbeat: Duration::from_millis(100), dead_after: Duration::from_secs(1), ..server.config() }
+fn hasty(server: &Server) -> RedisConfig {
+    RedisConfig { heartbeat: Duration::from_millis(100), dead_after: Duration::from_secs(1), ..server.config() }
 }
 
 async fn users(gateway: &Gateway, room: &Room) -> Vec<String> {

@@ -9,10 +9,10 @@ mod server;
 mod sharding;
 mod silence;
 
-use super::{Config, RedisBroker, keys::Partition};
+use super::{RedisBroker, RedisConfig, keys::Partition};
 use crate::{
     Broker, Room, Subscriber, SubscriberId,
-    contract::{Node, Recorder},
+    contract::{Recorder, TestNode},
 };
 use server::Server;
 use std::{future::Future, sync::Arc, time::Duration};
@@ -21,27 +21,27 @@ use tokio::time::{Instant, sleep_until};
 /// A broker with one subscriber.
 struct Gateway {
     broker: Arc<RedisBroker>,
-    node: Node,
+    node: TestNode,
 }
 
 impl Gateway {
-    async fn connect(config: Config) -> Self {
+    async fn connect(config: RedisConfig) -> Self {
         let (broker, mut nodes) = connect(config, 1).await;
         Self { broker, node: nodes.remove(0) }
     }
 }
 
-async fn connect(config: Config, subscribers: u16) -> (Arc<RedisBroker>, Vec<Node>) {
+async fn connect(config: RedisConfig, subscribers: u16) -> (Arc<RedisBroker>, Vec<TestNode>) {
     let seen: Vec<Arc<Recorder>> = (0..subscribers).map(|_| Arc::default()).collect();
     let dynamic = seen.iter().map(|s| Arc::clone(s) as Arc<dyn Subscriber>).collect();
     let broker = RedisBroker::connect(config, dynamic).await.unwrap();
-    let node = |(n, seen)| Node { broker: Arc::clone(&broker) as Arc<dyn Broker>, me: SubscriberId(n), seen };
+    let node = |(n, seen)| TestNode { broker: Arc::clone(&broker) as Arc<dyn Broker>, me: SubscriberId(n), seen };
     let nodes = (0..).zip(seen).map(node).collect();
     (broker, nodes)
 }
 
 /// Three nodes; the first of them has a second subscriber.
-async fn nodes(config: &Config) -> Vec<Node> {
+async fn nodes(config: &RedisConfig) -> Vec<TestNode> {
     let (_, mut nodes) = connect(config.clone(), 2).await;
     for at in [1, 2] {
         nodes.insert(at, connect(config.clone(), 1).await.1.remove(0));
@@ -49,13 +49,13 @@ async fn nodes(config: &Config) -> Vec<Node> {
     nodes
 }
 
-async fn nodes_over_one_server() -> (Vec<Node>, Server) {
+async fn nodes_over_one_server() -> (Vec<TestNode>, Server) {
     let server = Server::start().await;
     (nodes(&server.config()).await, server)
 }
 
 /// Runs every case of the contract, one after the other.
-async fn holds_the_contract(config: &Config) {
+async fn holds_the_contract(config: &RedisConfig) {
     crate::contract_tests!(@one_by_one nodes(config));
 }
 

@@ -1,6 +1,6 @@
 //! Redis over TLS, and with a user who has no more rights than a node needs.
 
-use super::{Config, Gateway, Server, holds_the_contract, server::free_port};
+use super::{Gateway, RedisConfig, Server, holds_the_contract, server::free_port};
 use crate::{
     contract::room,
     redis::{ConnectError, RedisBroker},
@@ -22,7 +22,7 @@ fn acl(dir: &Path) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_deployed_user_has_every_right_that_is_needed() {
     let server = Server::start_with(acl).await;
-    let config = Config::parse(&format!("redis://fanfare:change-me@127.0.0.1:{}", server.port)).unwrap();
+    let config = RedisConfig::parse(&format!("redis://fanfare:change-me@127.0.0.1:{}", server.port)).unwrap();
     holds_the_contract(&config).await;
     let denied: Vec<redis::Value> = server.ask("ACL LOG").await;
     // The client library tries to set its name, and goes on without it.
@@ -52,7 +52,7 @@ async fn the_deployed_user_has_no_other_rights() {
         assert_eq!(why.code(), Some("NOPERM"), "{command}: {why}");
     }
     for wrong in ["redis://fanfare:wrong@", "redis://nobody:change-me@"] {
-        let config = Config::parse(&format!("{wrong}127.0.0.1:{}", server.port)).unwrap();
+        let config = RedisConfig::parse(&format!("{wrong}127.0.0.1:{}", server.port)).unwrap();
         let why = RedisBroker::connect(config, Vec::new()).await.err().unwrap();
         assert!(matches!(why, ConnectError::Refused { .. }), "{why}");
     }
@@ -86,7 +86,7 @@ async fn over_tls_the_contract_holds_and_certificates_are_checked() {
         words.into_iter().chain(files.flat_map(|(option, file)| [option, file])).collect()
     })
     .await;
-    let mut config = Config::parse(&format!("rediss://127.0.0.1:{port}")).unwrap();
+    let mut config = RedisConfig::parse(&format!("rediss://127.0.0.1:{port}")).unwrap();
     let why = RedisBroker::connect(config.clone(), Vec::new()).await.err().unwrap();
     assert!(why.to_string().contains("UnknownIssuer"), "{why}");
     config.trust(&std::fs::read(server.dir.join("ca.pem")).unwrap()).unwrap();

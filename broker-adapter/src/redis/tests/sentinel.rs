@@ -1,6 +1,6 @@
 //! A master, its replica and three sentinels: the broker finds the master, also after a failover.
 
-use super::{Config, Gateway, Server, holds_the_contract, server::free_port, until};
+use super::{Gateway, RedisConfig, Server, holds_the_contract, server::free_port, until};
 use crate::{
     Broker, Cursor, Gap, Offset,
     contract::{WAIT_MAX, message, room, texts},
@@ -65,9 +65,9 @@ impl Sentinels {
         setup
     }
 
-    fn config(&self) -> Config {
+    fn config(&self) -> RedisConfig {
         let hosts: Vec<_> = self.sentinels.iter().map(|(_, port)| format!("127.0.0.1:{port}")).collect();
-        Config::parse(&format!("redis+sentinel://{}/main", hosts.join(","))).unwrap()
+        RedisConfig::parse(&format!("redis+sentinel://{}/main", hosts.join(","))).unwrap()
     }
 
     /// Waits until a sentinel names the second server as the master.

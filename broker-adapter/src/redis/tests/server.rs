@@ -1,7 +1,7 @@
 //! `Server`: a real Redis server for one test, on a free port of the loopback and in its own directory. Ends with the
 //! test.
 
-use crate::redis::Config;
+use crate::redis::RedisConfig;
 use redis::{FromRedisValue, RedisResult, Value};
 use std::{
     fs::File,
@@ -82,8 +82,8 @@ impl Server {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    pub(super) fn config(&self) -> Config {
-        Config::parse(&self.url()).unwrap()
+    pub(super) fn config(&self) -> RedisConfig {
+        RedisConfig::parse(&self.url()).unwrap()
     }
 
     fn client(&self) -> redis::Client {

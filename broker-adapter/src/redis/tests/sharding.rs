@@ -1,14 +1,15 @@
 //! Several independent Redis servers: each has a part of the rooms.
 
-use super::{Config, Gateway, Server, holds_the_contract, room_where, until};
+use super::{Gateway, RedisConfig, Server, holds_the_contract, room_where, until};
 use crate::{
     Broker, BrokerError, NodeTarget, PresenceDetail, PresenceUpdate, RoomQuery, SessionId,
     contract::{WAIT_MAX, message},
 };
 use bytes::Bytes;
 
-fn both(servers: &[Server; 2]) -> Config {
-    Config::parse(&servers.each_ref().map(|server| format!("redis://127.0.0.1:{}", server.port)).join(",")).unwrap()
+fn both(servers: &[Server; 2]) -> RedisConfig {
+    RedisConfig::parse(&servers.each_ref().map(|server| format!("redis://127.0.0.1:{}", server.port)).join(","))
+        .unwrap()
 }
 
 fn names(servers: &[Server; 2]) -> [String; 2] {

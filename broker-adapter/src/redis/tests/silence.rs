@@ -1,7 +1,7 @@
 //! Losses without any sign: messages whose push is lost while every connection stays up, and keys that Redis evicts one
 //! by one. The sweep of quiet rooms finds them.
 
-use super::{Config, Gateway, server::Server};
+use super::{Gateway, RedisConfig, server::Server};
 use crate::{
     Broker, Cursor, Offset, Room,
     contract::{room, texts},
@@ -10,8 +10,8 @@ use crate::{
 use std::time::Duration;
 
 /// A configuration that sweeps often enough for tests.
-fn swept(server: &Server) -> Config {
-    Config { sweep: Duration::from_millis(200), ..server.config() }
+fn swept(server: &Server) -> RedisConfig {
+    RedisConfig { sweep: Duration::from_millis(200), ..server.config() }
 }
 
 /// A room's meta and stream.

@@ -3,7 +3,7 @@
 
 use crate::{
     BrokerError, Cursor, Offset, Published, Room,
-    redis::{Command, CommandBuilder, Fence, Messages, QueuedCommand, commands},
+    redis::{CommandBuilder, Fence, Messages, QueuedCommand, WriteCommand, commands},
 };
 use redis::{Cmd, Value};
 use std::{collections::HashMap, iter::once};
@@ -19,16 +19,16 @@ type OpenCalls = HashMap<Room, usize>;
 
 /// Packs commands into fewer ones. Keeps the order of publishes and presence changes of each room; `Other` commands
 /// have no order among those.
-pub(crate) fn calls(commands: Vec<QueuedCommand>) -> Vec<Command> {
-    let mut calls: Vec<Command> = Vec::with_capacity(commands.len());
+pub(crate) fn calls(commands: Vec<QueuedCommand>) -> Vec<WriteCommand> {
+    let mut calls: Vec<WriteCommand> = Vec::with_capacity(commands.len());
     let mut open = OpenCalls::new();
     for queued in commands {
         match queued.command {
-            Command::Publish(messages) => add(&mut calls, &mut open, messages),
-            Command::Presence(command) => {
+            WriteCommand::Publish(messages) => add(&mut calls, &mut open, messages),
+            WriteCommand::Presence(command) => {
                 // A message that follows must not be added to an earlier call, which would publish it before the event.
                 open.remove(&command.change.membership.room);
-                calls.push(Command::Presence(command));
+                calls.push(WriteCommand::Presence(command));
             }
             other => calls.push(other),
         }
@@ -38,12 +38,12 @@ pub(crate) fn calls(commands: Vec<QueuedCommand>) -> Vec<Command> {
 
 /// Adds a queued message to its room's open call, or makes it a call. A message with an idempotency key gets a call of
 /// its own, and closes the room's open call, so that later messages come after it.
-fn add(calls: &mut Vec<Command>, open: &mut OpenCalls, messages: Messages) {
+fn add(calls: &mut Vec<WriteCommand>, open: &mut OpenCalls, messages: Messages) {
     let publish = &messages.first.publish;
     if publish.key.is_some() {
         open.remove(&publish.room);
     } else if let Some(at) = open.get(&publish.room)
-        && let Some(Command::Publish(call)) = calls.get_mut(*at)
+        && let Some(WriteCommand::Publish(call)) = calls.get_mut(*at)
         && call.len() < MESSAGES_MAX
         && call.bytes + messages.bytes <= BYTES_MAX
         && call.first.publish.retention == publish.retention
@@ -53,10 +53,27 @@ fn add(calls: &mut Vec<Command>, open: &mut OpenCalls, messages: Messages) {
     } else {
         open.insert(publish.room.clone(), calls.len());
     }
-    calls.push(Command::Publish(messages));
+    calls.push(WriteCommand::Publish(messages));
 }
 
-impl Command {
+/// Refuses the calls among `again`, whose script Redis had forgotten, that `later` has overtaken: another node has loaded
+/// the scripts between the two. Sent again, they would come after it.
+pub(crate) fn refuse_overtaken(again: &mut Vec<WriteCommand>, later: &WriteCommand) {
+    for overtaken in again.extract_if(.., |call| call.has_order_with(later)) {
+        overtaken.complete(Err(BrokerError::Unavailable));
+    }
+}
+
+impl WriteCommand {
+    /// Whether the order of the two matters: messages of one room, or one session that enters and leaves a room.
+    fn has_order_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Publish(one), Self::Publish(other)) => one.first.publish.room == other.first.publish.room,
+            (Self::Presence(one), Self::Presence(other)) => one.change.membership == other.change.membership,
+            _ => false,
+        }
+    }
+
     /// Whether Redis has to write for it, so that its success shows that Redis takes writes.
     pub(crate) fn is_write(&self) -> bool {
         match self {
@@ -115,7 +132,7 @@ mod tests {
             retention: Some(Retention { messages: 10, ttl: Duration::from_secs(60) }),
         };
         let pending = PendingPublish::new(publish, number, Reply::Nobody, Arc::new([]), Arc::default());
-        QueuedCommand { command: Command::Publish(Messages::of(pending)), since: Instant::now() }
+        QueuedCommand { command: WriteCommand::Publish(Messages::of(pending)), since: Instant::now() }
     }
 
     proptest! {
@@ -129,7 +146,7 @@ mod tests {
             let commands = (0..).zip(&list).map(command).collect();
             let mut seen: HashMap<Room, Vec<u64>> = HashMap::new();
             for call in calls(commands) {
-                let Command::Publish(messages) = call else { panic!("only publishes went in") };
+                let WriteCommand::Publish(messages) = call else { panic!("only publishes went in") };
                 prop_assert!(messages.len() <= MESSAGES_MAX);
                 prop_assert!(messages.len() == 1 || messages.bytes <= BYTES_MAX);
                 prop_assert!(messages.len() == 1 || messages.iter().all(|m| m.publish.key.is_none()));
@@ -145,11 +162,22 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_a_later_one_of_its_room_has_overtaken_is_refused() {
+        let call = |room, number| calls(vec![publish(room, false, 10, number)]).remove(0);
+        let mut again = vec![call(1, 0), call(2, 1), call(1, 2)];
+        refuse_overtaken(&mut again, &call(3, 3));
+        assert_eq!(again.len(), 3);
+        refuse_overtaken(&mut again, &call(1, 4));
+        let rooms: Vec<_> = again.iter().map(|call| call.has_order_with(&again[0])).collect();
+        assert_eq!(rooms, [true], "the call of the other room is left");
+    }
+
+    #[test]
     fn messages_of_one_room_that_wait_together_become_one_call() {
         let commands = [(1, false), (2, false), (1, false), (1, true), (1, false)];
         let commands = (0..).zip(commands).map(|(n, (room, keyed))| publish(room, keyed, 10, n)).collect();
-        let numbers = |call: &Command| match call {
-            Command::Publish(messages) => messages.iter().map(|message| message.number).collect::<Vec<_>>(),
+        let numbers = |call: &WriteCommand| match call {
+            WriteCommand::Publish(messages) => messages.iter().map(|message| message.number).collect::<Vec<_>>(),
             _ => vec![],
         };
         assert_eq!(calls(commands).iter().map(numbers).collect::<Vec<_>>(), [vec![0, 2], vec![1], vec![3], vec![4]]);

@@ -15,13 +15,13 @@ use tokio::sync::oneshot;
 
 /// A command in the queue.
 pub(crate) struct QueuedCommand {
-    pub(crate) command: Command,
+    pub(crate) command: WriteCommand,
     /// When it was queued.
     pub(crate) since: Instant,
 }
 
 /// A command for one master.
-pub(crate) enum Command {
+pub(crate) enum WriteCommand {
     Publish(Messages),
     Presence(PresenceCommand),
     /// Asks whether Redis takes writes again.

@@ -5,8 +5,8 @@
 use crate::{
     BrokerError,
     redis::{
-        Command, ConnectionStatus, Driver, GRACE, HOME, NodeContext, OpenConnection, Partition, QueuedCommand,
-        Redirect, Signals, scripts::is_forgotten, write::batch,
+        ConnectionStatus, Driver, GRACE, HOME, NodeContext, OpenConnection, Partition, QueuedCommand, Redirect,
+        Signals, WriteCommand, scripts::is_forgotten, write::batch,
     },
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
@@ -48,7 +48,7 @@ pub(crate) struct PublisherDriver {
 }
 
 /// The calls of one pipeline with Redis's replies; `None`: the replies did not come in time.
-type Replied = (Vec<Command>, Option<RedisResult<Vec<Value>>>);
+type Replied = (Vec<WriteCommand>, Option<RedisResult<Vec<Value>>>);
 
 impl Driver for PublisherDriver {
     /// The deadline is REPLY_MAX and GRACE in `send`; the client library's must not come before it.
@@ -72,7 +72,7 @@ impl PublisherDriver {
     async fn write(&mut self, mut connection: OpenConnection, signals: &Signals) {
         let mut running = FuturesOrdered::new();
         // Calls whose script Redis has forgotten.
-        let mut again: Vec<Command> = Vec::new();
+        let mut again: Vec<WriteCommand> = Vec::new();
         let mut next = Vec::with_capacity(BATCH);
         signals.synced.notify_one();
         let mut probes = interval(PROBE_EVERY);
@@ -91,7 +91,8 @@ impl PublisherDriver {
                 biased;
                 Some(replied) = running.next(), if !running.is_empty() => self.settle(replied, &mut again, signals),
                 _ = probes.tick(), if self.is_refused.load(Ordering::Relaxed) => {
-                    let probe = Command::Probe(self.context.builder.write_probe(self.partitions.borrow().first().copied().unwrap_or(HOME)));
+                    let partition = self.partitions.borrow().first().copied().unwrap_or(HOME);
+                    let probe = WriteCommand::Probe(self.context.builder.write_probe(partition));
                     running.push_back(self.send(&connection, vec![probe]));
                 }
                 count = self.queue.recv_many(&mut next, BATCH), if running.len() < BATCHES && again.is_empty() => {
@@ -113,7 +114,7 @@ impl PublisherDriver {
     }
 
     /// Builds one pipeline; the future sends it when it is first polled.
-    fn send(&self, connection: &OpenConnection, calls: Vec<Command>) -> BoxFuture<'static, Replied> {
+    fn send(&self, connection: &OpenConnection, calls: Vec<WriteCommand>) -> BoxFuture<'static, Replied> {
         let mut pipe = Pipeline::with_capacity(calls.len());
         for call in &calls {
             pipe.add_command(call.cmd(&self.context.builder, &connection.server.fence));
@@ -132,7 +133,7 @@ impl PublisherDriver {
     }
 
     /// Completes the calls of one pipeline. Calls whose script Redis has forgotten are moved to `again`, in order.
-    fn settle(&self, (calls, replies): Replied, again: &mut Vec<Command>, signals: &Signals) {
+    fn settle(&self, (calls, replies): Replied, again: &mut Vec<WriteCommand>, signals: &Signals) {
         let replies = match replies {
             Some(Ok(replies)) => replies,
             // Without replies the calls are dropped, and so report an error.
@@ -144,6 +145,7 @@ impl PublisherDriver {
                 again.push(call);
                 continue;
             }
+            batch::refuse_overtaken(again, &call);
             let result = match reply {
                 Value::ServerError(error) => {
                     match Redirect::of(&error) {
@@ -167,7 +169,7 @@ impl PublisherDriver {
 
 /// Packs commands into calls, and refuses those that have waited for too long. If nothing is in flight (`busy` is
 /// false), they did not wait for Redis but for this process, and the wait is over.
-fn calls_in_time(mut commands: Vec<QueuedCommand>, busy: bool) -> Vec<Command> {
+fn calls_in_time(mut commands: Vec<QueuedCommand>, busy: bool) -> Vec<WriteCommand> {
     let now = Instant::now();
     for late in commands.extract_if(.., |queued| busy && now.duration_since(queued.since) >= REPLY_MAX) {
         late.command.complete(Err(BrokerError::Overloaded));

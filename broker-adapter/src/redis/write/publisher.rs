@@ -4,8 +4,8 @@
 use crate::{
     BrokerError, Publish, Reply,
     redis::{
-        Command, ConnectionStatus, InFlight, Messages, NodeContext, Partition, PendingPublish, PublisherDriver,
-        QueuedCommand,
+        ConnectionStatus, InFlight, Messages, NodeContext, Partition, PendingPublish, PublisherDriver, QueuedCommand,
+        WriteCommand,
     },
 };
 use redis::{Cmd, Value};
@@ -39,7 +39,7 @@ pub(crate) struct Publisher {
 }
 
 /// A command that was not taken, and why. The caller completes it.
-pub(crate) type Refused = (Command, BrokerError);
+pub(crate) type RefusedCommand = (WriteCommand, BrokerError);
 
 impl Publisher {
     /// The publisher, and the driver that sends its commands.
@@ -70,24 +70,24 @@ impl Publisher {
         if self.in_flight.bytes.load(Ordering::Relaxed) > QUEUE_BYTES || self.queue.capacity() <= RESERVED {
             return pending.complete(Err(BrokerError::Overloaded));
         }
-        self.send_or_complete(Command::Publish(Messages::of(pending)));
+        self.send_or_complete(WriteCommand::Publish(Messages::of(pending)));
     }
 
     /// Queues any command at once; the future waits for the reply.
     pub(crate) fn submit(&self, cmd: Cmd) -> impl Future<Output = Result<Value, BrokerError>> + use<> {
         let (reply, result) = oneshot::channel();
-        self.send_or_complete(Command::Other { cmd, reply });
+        self.send_or_complete(WriteCommand::Other { cmd, reply });
         async { result.await.unwrap_or(Err(BrokerError::Unavailable)) }
     }
 
-    fn send_or_complete(&self, command: Command) {
+    fn send_or_complete(&self, command: WriteCommand) {
         if let Some((command, why)) = self.send(command) {
             command.complete(Err(why));
         }
     }
 
     /// Queues a command, or returns it.
-    pub(crate) fn send(&self, command: Command) -> Option<Refused> {
+    pub(crate) fn send(&self, command: WriteCommand) -> Option<RefusedCommand> {
         if !self.status.is_up() {
             return Some((command, BrokerError::Unavailable));
         }

@@ -21,13 +21,13 @@ pub(super) const SCRATCH_BYTES: usize = 2 * frame::FRAME_BYTES_MAX;
 const RESPONSE_BYTES_MAX: usize = 8192;
 
 /// A node of the gateway: its address, and the request that opens a WebSocket there.
-pub(super) struct Node {
+pub(super) struct BenchNode {
     gateway: Gateway,
     pub(super) address: SocketAddr,
     request: Vec<u8>,
 }
 
-impl Node {
+impl BenchNode {
     /// Resolves the URL once for all connections.
     pub(super) async fn find(options: &GatewayOptions) -> Result<Self, Failure> {
         let gateway = Gateway::new(options)?;

@@ -69,7 +69,7 @@ pub(crate) struct BenchOptions {
 
 /// How fast to publish.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Pace {
+pub(crate) enum LoadModel {
     /// Open loop: this many messages a second by the clock, however long earlier messages take.
     Rate(f64),
     /// Closed loop: at most this many messages in flight. A message is in flight until every member of its room has it or,
@@ -106,15 +106,15 @@ impl BenchOptions {
         // One session publishes all messages of a room, so that their order is known: with more sessions than rooms, or
         // than messages in flight, the others would have nothing to do.
         self.publishers = self.publishers.min(self.rooms);
-        if let Pace::InFlight(messages) = self.pace() {
+        if let LoadModel::InFlight(messages) = self.pace() {
             self.publishers = self.publishers.min(messages);
         }
         Ok(self)
     }
 
     /// How fast to publish.
-    pub(super) fn pace(&self) -> Pace {
-        self.rate.map_or(Pace::InFlight(self.in_flight), Pace::Rate)
+    pub(super) fn pace(&self) -> LoadModel {
+        self.rate.map_or(LoadModel::InFlight(self.in_flight), LoadModel::Rate)
     }
 
     /// The gateway's nodes; members are spread over them.

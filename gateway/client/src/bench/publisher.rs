@@ -4,7 +4,7 @@
 
 use super::{
     link::{self, Link},
-    options::Pace,
+    options::LoadModel,
     run_context::RunContext,
 };
 use crate::connection::Connection;
@@ -143,19 +143,19 @@ fn acknowledged_id(text: &[u8]) -> Option<u64> {
 }
 
 /// How much too early publishers are woken at this pace.
-fn lead(pace: Pace) -> Duration {
+fn lead(pace: LoadModel) -> Duration {
     match pace {
-        Pace::Rate(rate) if rate <= LEAD_RATE_MAX => LEAD,
-        Pace::Rate(_) | Pace::InFlight(_) => Duration::ZERO,
+        LoadModel::Rate(rate) if rate <= LEAD_RATE_MAX => LEAD,
+        LoadModel::Rate(_) | LoadModel::InFlight(_) => Duration::ZERO,
     }
 }
 
 /// Starts the thread that wakes publishers by the clock. It is a thread because the runtime's timers are a millisecond
 /// coarse, which is more than the latency to be measured. It ends when the result is dropped; without a rate there is
 /// none.
-pub(super) fn start_pacer(pace: Pace, wakers: Vec<Arc<Notify>>) -> io::Result<Arc<()>> {
+pub(super) fn start_pacer(pace: LoadModel, wakers: Vec<Arc<Notify>>) -> io::Result<Arc<()>> {
     let alive = Arc::new(());
-    let Pace::Rate(rate) = pace else { return Ok(alive) };
+    let LoadModel::Rate(rate) = pace else { return Ok(alive) };
     let step = Duration::from_secs_f64(1.0 / rate).max(STEP_MIN);
     let watch = Arc::downgrade(&alive);
     let begun = Instant::now();

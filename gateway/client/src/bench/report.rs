@@ -1,7 +1,7 @@
 //! What a load run found: the figures, as a table and as the JSON object of `--json`, whose fields are those of [`Report`].
 //! Names of fields end in their unit; what was not measured is null.
 
-use super::{costs::Costs, counters::Latencies, options::Pace, run_context::RunContext};
+use super::{costs::Costs, counters::Latencies, options::LoadModel, run_context::RunContext};
 use serde::Serialize;
 use std::fmt;
 
@@ -102,7 +102,7 @@ impl Report {
         let seconds = costs.window.wall.as_secs_f64().min(options.seconds);
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let is_measured = !options.pids.is_empty();
-        let in_flight = if let Pace::InFlight(messages) = options.pace() { Some(messages) } else { None };
+        let in_flight = if let LoadModel::InFlight(messages) = options.pace() { Some(messages) } else { None };
         Self {
             target: options.nodes().map(|node| node.url).collect(),
             transport: options.transport.clone(),

@@ -2,7 +2,7 @@
 //! of the publishers. Everything runs on one thread; no cell is borrowed across an await.
 
 use super::{
-    link::{Node, SCRATCH_BYTES},
+    link::{BenchNode, SCRATCH_BYTES},
     options::BenchOptions,
     scoreboard::Scoreboard,
 };
@@ -18,9 +18,9 @@ use tokio::sync::Notify;
 pub(super) struct RunContext {
     pub(super) options: BenchOptions,
     /// The gateway's nodes; members are spread over them.
-    pub(super) nodes: Vec<Node>,
+    pub(super) nodes: Vec<BenchNode>,
     /// The node that the publishers use, if it is not the first.
-    pub(super) publish_node: Option<Node>,
+    pub(super) publish_node: Option<BenchNode>,
     pub(super) scoreboard: RefCell<Scoreboard>,
     /// All links read into it, one after the other.
     pub(super) scratch: RefCell<Vec<u8>>,
@@ -39,10 +39,10 @@ impl RunContext {
     pub(super) async fn new(options: BenchOptions) -> Result<Self, Failure> {
         let mut nodes = Vec::new();
         for node in options.nodes() {
-            nodes.push(Node::find(&node).await?);
+            nodes.push(BenchNode::find(&node).await?);
         }
         let publish_node = match options.publish_node() {
-            Some(node) => Some(Node::find(&node).await?),
+            Some(node) => Some(BenchNode::find(&node).await?),
             None => None,
         };
         let begun = Instant::now();

@@ -7,7 +7,7 @@
 use super::{
     counters::Counters,
     frame,
-    options::{BenchOptions, Pace},
+    options::{BenchOptions, LoadModel},
     sequence::{Arrival, Sequence},
     stamp::Stamp,
 };
@@ -23,10 +23,10 @@ pub(super) struct Scoreboard {
     /// The run whose messages count; `None` counts those of any run, because this one publishes nothing.
     run: Option<u32>,
     pub(super) counters: Counters,
-    rooms: Vec<Room>,
-    members: Vec<Member>,
-    publishers: Vec<Publisher>,
-    pace: Pace,
+    rooms: Vec<BenchRoom>,
+    members: Vec<BenchMember>,
+    publishers: Vec<BenchPublisher>,
+    pace: LoadModel,
     payload_bytes: usize,
     /// When there is publishing, in nanoseconds.
     window: Range<u64>,
@@ -37,7 +37,7 @@ pub(super) struct Scoreboard {
 }
 
 #[derive(Debug, Default)]
-struct Room {
+struct BenchRoom {
     name: String,
     members: u32,
     published: u64,
@@ -50,7 +50,7 @@ struct Room {
 }
 
 #[derive(Debug)]
-struct Member {
+struct BenchMember {
     room: usize,
     sequence: Sequence,
     /// The run whose sequence that is.
@@ -59,19 +59,19 @@ struct Member {
 }
 
 #[derive(Debug, Default)]
-struct Publisher {
+struct BenchPublisher {
     /// The number of its next message in the whole run. Message `n` goes to room `n % rooms`, and a session has the rooms
     /// that leave its own index when divided by the number of sessions.
     next: u64,
     in_flight: usize,
     in_flight_max: usize,
     /// Publishes in the order of their request ids; `requests[0]` has the id `answered`.
-    requests: VecDeque<Request>,
+    requests: VecDeque<SentPublish>,
     answered: u64,
 }
 
 #[derive(Debug)]
-struct Request {
+struct SentPublish {
     at_ns: u64,
     room: usize,
     sequence: u64,
@@ -84,14 +84,14 @@ pub(super) struct NoStamp;
 
 impl Scoreboard {
     pub(super) fn new(options: &BenchOptions, run: u32) -> Self {
-        let room = |index| Room { name: options.room(index), ..Room::default() };
-        let publisher = |index: usize| Publisher {
+        let room = |index| BenchRoom { name: options.room(index), ..BenchRoom::default() };
+        let publisher = |index: usize| BenchPublisher {
             next: index as u64,
             in_flight_max: match options.pace() {
-                Pace::Rate(_) => usize::MAX,
-                Pace::InFlight(all) => all / options.publishers + usize::from(index < all % options.publishers),
+                LoadModel::Rate(_) => usize::MAX,
+                LoadModel::InFlight(all) => all / options.publishers + usize::from(index < all % options.publishers),
             },
-            ..Publisher::default()
+            ..BenchPublisher::default()
         };
         Self {
             run: (options.publishers > 0).then_some(run),
@@ -109,7 +109,7 @@ impl Scoreboard {
 
     /// Adds a member that will join a room; gives its index.
     pub(super) fn add_member(&mut self, room: usize) -> usize {
-        self.members.push(Member { room, sequence: Sequence::default(), run: self.run, is_open: false });
+        self.members.push(BenchMember { room, sequence: Sequence::default(), run: self.run, is_open: false });
         self.members.len() - 1
     }
 
@@ -162,12 +162,12 @@ impl Scoreboard {
         let room = &mut self.rooms[index];
         room.published += 1;
         self.counters.lateness.record(now_ns - at_ns);
-        if matches!(self.pace, Pace::InFlight(_)) {
+        if matches!(self.pace, LoadModel::InFlight(_)) {
             own.in_flight += 1;
             room.in_flight.push_back(room.members.max(1));
         }
         let id = own.answered + own.requests.len() as u64;
-        own.requests.push_back(Request { at_ns, room: index, sequence: room.published, is_open: true });
+        own.requests.push_back(SentPublish { at_ns, room: index, sequence: room.published, is_open: true });
         self.counters.published += 1;
         self.text.clear();
         // Writing to memory cannot fail.
@@ -246,7 +246,7 @@ impl Scoreboard {
         self.open_requests().count() as u64
     }
 
-    fn open_requests(&self) -> impl Iterator<Item = &Request> {
+    fn open_requests(&self) -> impl Iterator<Item = &SentPublish> {
         self.publishers.iter().flat_map(|publisher| &publisher.requests).filter(|request| request.is_open)
     }
 
@@ -259,7 +259,7 @@ impl Scoreboard {
             excused[request.room].push(request.sequence);
         }
         excused.iter_mut().for_each(|room| room.sort_unstable());
-        let lacks = |member: &Member| -> u64 {
+        let lacks = |member: &BenchMember| -> u64 {
             let excused = &excused[member.room];
             let below = |number: u64| excused.partition_point(|sequence| *sequence < number) as u64;
             let holes = member.sequence.missing(self.rooms[member.room].published);
@@ -270,14 +270,14 @@ impl Scoreboard {
 }
 
 /// When the message `number` of a run, counted from 0, is scheduled; `None` in a closed loop.
-fn scheduled_ns(pace: Pace, begin_ns: u64, number: u64) -> Option<u64> {
+fn scheduled_ns(pace: LoadModel, begin_ns: u64, number: u64) -> Option<u64> {
     match pace {
-        Pace::Rate(rate) => Some(begin_ns.saturating_add((number as f64 * 1e9 / rate) as u64)),
-        Pace::InFlight(_) => None,
+        LoadModel::Rate(rate) => Some(begin_ns.saturating_add((number as f64 * 1e9 / rate) as u64)),
+        LoadModel::InFlight(_) => None,
     }
 }
 
-impl Member {
+impl BenchMember {
     /// Counts the messages of another run from now on: of the first run that the member hears, from the message it hears
     /// first; of later runs, from their beginning. Gives the number of messages missing of the run before.
     fn begin(&mut self, stamp: Stamp) -> u64 {
@@ -290,12 +290,12 @@ impl Member {
     }
 }
 
-impl Publisher {
+impl BenchPublisher {
     /// Takes the reply to a request; `None` when no reply to this id is waited for.
-    fn close_request(&mut self, id: u64) -> Option<Request> {
+    fn close_request(&mut self, id: u64) -> Option<SentPublish> {
         let index = usize::try_from(id.checked_sub(self.answered)?).ok()?;
         let request = self.requests.get_mut(index).filter(|request| request.is_open)?;
-        let closed = Request { is_open: false, ..*request };
+        let closed = SentPublish { is_open: false, ..*request };
         request.is_open = false;
         while self.requests.front().is_some_and(|request| !request.is_open) {
             self.requests.pop_front();

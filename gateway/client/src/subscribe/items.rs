@@ -9,7 +9,7 @@ const TOO_LONG: &str = "the server sent more than 16777216 bytes in one piece";
 
 /// An item of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Item {
+pub(super) enum StreamItem {
     /// How long to wait before the next reconnect, in milliseconds.
     Retry(u64),
     /// A line, or the data of an event of any name.
@@ -28,7 +28,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Takes the next bytes; gives the lines that end in them.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Item>, &'static str> {
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<StreamItem>, &'static str> {
         let mut lines = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.rest.extend_from_slice(piece);
@@ -39,7 +39,7 @@ impl Lines {
                 let line = std::mem::take(&mut self.rest);
                 let text = String::from_utf8_lossy(&line);
                 let text = text.trim_end_matches(['\r', '\n']);
-                lines.extend((!text.is_empty()).then(|| Item::Event(text.to_owned())));
+                lines.extend((!text.is_empty()).then(|| StreamItem::Event(text.to_owned())));
             }
         }
         Ok(lines)
@@ -63,7 +63,7 @@ pub(super) struct EventStream {
 
 impl EventStream {
     /// Takes the next bytes; gives the items that end in them.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Item>, &'static str> {
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<StreamItem>, &'static str> {
         let mut items = Vec::new();
         let mut rest = bytes;
         while let Some(first) = rest.first() {
@@ -84,7 +84,7 @@ impl EventStream {
         Ok(items)
     }
 
-    fn end_line(&mut self, items: &mut Vec<Item>) {
+    fn end_line(&mut self, items: &mut Vec<StreamItem>) {
         let line = std::mem::take(&mut self.line);
         let mut line = &*line;
         if !std::mem::replace(&mut self.has_begun, true) {
@@ -102,18 +102,20 @@ impl EventStream {
                 self.data.push('\n');
             }
             "id" if !value.contains('\0') => self.id = Some(value.to_owned()),
-            "retry" if value.bytes().all(|byte| byte.is_ascii_digit()) => items.extend(value.parse().map(Item::Retry)),
+            "retry" if value.bytes().all(|byte| byte.is_ascii_digit()) => {
+                items.extend(value.parse().map(StreamItem::Retry));
+            }
             // `event:` repeats the `type` in the data. A line that begins with a colon is a comment.
             _ => {}
         }
     }
 
-    fn end_event(&mut self, items: &mut Vec<Item>) {
+    fn end_event(&mut self, items: &mut Vec<StreamItem>) {
         let mut data = std::mem::take(&mut self.data);
         if data.pop().is_some() {
-            items.push(Item::Event(data));
+            items.push(StreamItem::Event(data));
         }
-        items.extend(self.id.take().map(Item::Id));
+        items.extend(self.id.take().map(StreamItem::Id));
     }
 }
 
@@ -122,16 +124,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(text: &str) -> Vec<Item> {
+    fn read(text: &str) -> Vec<StreamItem> {
         EventStream::default().feed(text.as_bytes()).unwrap()
     }
 
-    fn event(data: &str) -> Item {
-        Item::Event(data.to_owned())
+    fn event(data: &str) -> StreamItem {
+        StreamItem::Event(data.to_owned())
     }
 
-    fn id(id: &str) -> Item {
-        Item::Id(id.to_owned())
+    fn id(id: &str) -> StreamItem {
+        StreamItem::Id(id.to_owned())
     }
 
     #[test]
@@ -140,7 +142,7 @@ mod tests {
                     event:joined\ndata:{\"type\":\"joined\"}\nid:Epoch000.1~-\n\n\
                     data:{\"a\": \"b:  c\"}\nid:Epoch000.2~-\n\nid:Epoch000.3~-\n\n";
         let expected = [
-            Item::Retry(1500),
+            StreamItem::Retry(1500),
             event(r#"{"type":"welcome"}"#),
             event(r#"{"type":"joined"}"#),
             id("Epoch000.1~-"),
@@ -149,7 +151,7 @@ mod tests {
             id("Epoch000.3~-"),
         ];
         assert_eq!(read(text), expected);
-        assert_eq!(read("retry: 5100\n\n"), [Item::Retry(5100)], "as nginx writes it");
+        assert_eq!(read("retry: 5100\n\n"), [StreamItem::Retry(5100)], "as nginx writes it");
     }
 
     /// The `format-*` cases of web-platform-tests' `eventsource/`.
@@ -209,7 +211,7 @@ mod tests {
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
             let mut stream = EventStream::default();
-            let pieces: Vec<Item> =
+            let pieces: Vec<StreamItem> =
                 cuts.windows(2).flat_map(|cut| stream.feed(&bytes[cut[0]..cut[1]]).unwrap()).collect();
             prop_assert_eq!(pieces, read(&text));
         }
@@ -231,7 +233,7 @@ mod tests {
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
             let mut reader = Lines::default();
-            let read: Vec<Item> =
+            let read: Vec<StreamItem> =
                 cuts.windows(2).flat_map(|cut| reader.feed(&bytes[cut[0]..cut[1]]).unwrap()).collect();
             prop_assert_eq!(read, lines.iter().map(|line| event(line)).collect::<Vec<_>>());
         }

@@ -10,7 +10,7 @@ mod ws;
 use crate::{
     connection::{Gateway, GatewayOptions},
     output::{Failure, finish, note},
-    subscription::{Step, Subscription},
+    subscription::{Subscription, SubscriptionAction},
 };
 use clap::{Args, ValueEnum};
 use items::{EventStream, Lines};
@@ -37,15 +37,15 @@ pub(crate) struct SubscribeOptions {
     #[arg(long, value_name = "N", conflicts_with = "since")]
     history: Option<u32>,
     /// How messages come: WebSocket, server-sent events, HTTP streaming, long or short polling.
-    #[arg(long, value_name = "NAME", value_enum, default_value_t = Transport::Ws)]
-    transport: Transport,
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = SubscribeTransport::Ws)]
+    transport: SubscribeTransport,
     #[command(flatten)]
     gateway: GatewayOptions,
 }
 
 /// A transport; its name on the command line is that of the variant, in lower case with a hyphen between words.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Transport {
+enum SubscribeTransport {
     Ws,
     Sse,
     Stream,
@@ -71,8 +71,8 @@ async fn follow(options: SubscribeOptions) -> Result<(), Failure> {
         let begun = Instant::now();
         let Err(end) = attempt(options.transport, &gateway, &mut subscription).await;
         let (after, why) = match end {
-            Step::Reconnect { after, why } => (after, why),
-            Step::Stop(why) => return Err(Failure::refused(why)),
+            SubscriptionAction::Reconnect { after, why } => (after, why),
+            SubscriptionAction::Stop(why) => return Err(Failure::refused(why)),
             _ => return Ok(()),
         };
         if begun.elapsed() >= GOOD {
@@ -86,19 +86,23 @@ async fn follow(options: SubscribeOptions) -> Result<(), Failure> {
 }
 
 /// Connects once and follows; gives the step that ended it.
-async fn attempt(transport: Transport, gateway: &Gateway, subscription: &mut Subscription) -> Result<Infallible, Step> {
+async fn attempt(
+    transport: SubscribeTransport,
+    gateway: &Gateway,
+    subscription: &mut Subscription,
+) -> Result<Infallible, SubscriptionAction> {
     match transport {
-        Transport::Ws => ws::follow(gateway, subscription).await,
-        Transport::Sse => {
+        SubscribeTransport::Ws => ws::follow(gateway, subscription).await,
+        SubscribeTransport::Sse => {
             let mut events = EventStream::default();
             stream::follow(gateway, subscription, "sse", "text/event-stream", |bytes| events.feed(bytes)).await
         }
-        Transport::Stream => {
+        SubscribeTransport::Stream => {
             let mut lines = Lines::default();
             stream::follow(gateway, subscription, "stream", "application/x-ndjson", |bytes| lines.feed(bytes)).await
         }
-        Transport::Poll => poll::follow(gateway, subscription, poll::WAIT_S).await,
-        Transport::ShortPoll => poll::follow(gateway, subscription, 0).await,
+        SubscribeTransport::Poll => poll::follow(gateway, subscription, poll::WAIT_S).await,
+        SubscribeTransport::ShortPoll => poll::follow(gateway, subscription, 0).await,
     }
 }
 

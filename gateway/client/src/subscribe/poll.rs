@@ -6,7 +6,7 @@ use crate::{
     connection::Gateway,
     http::{HttpClient, refusal},
     output::note,
-    subscription::{PollRequest, Step, Subscription, unknown_protocol},
+    subscription::{PollRequest, Subscription, SubscriptionAction, unknown_protocol},
 };
 use bytes::Bytes;
 use http_body_util::Full;
@@ -30,11 +30,11 @@ pub(super) async fn follow(
     gateway: &Gateway,
     subscription: &mut Subscription,
     wait_s: u64,
-) -> Result<Infallible, Step> {
+) -> Result<Infallible, SubscriptionAction> {
     let mut client = HttpClient::new(gateway, CONNECT_LIMIT + Duration::from_secs(wait_s));
     // The first poll never waits, so that the user learns at once that the rooms are followed, and which gaps there are.
     let mut is_first = true;
-    let mut pace = Pace::default();
+    let mut pace = PollInterval::default();
     let mut tag: Option<HeaderValue> = None;
     loop {
         let begun = Instant::now();
@@ -45,7 +45,7 @@ pub(super) async fn follow(
                 let body = str::from_utf8(response.body()).map_err(|_| unknown_protocol())?;
                 let result = subscription.poll_response(body, is_first)?;
                 result.notes.iter().for_each(|text| note("sub", text));
-                result.messages.iter().try_for_each(|message| perform(Step::Message, message))?;
+                result.messages.iter().try_for_each(|message| perform(SubscriptionAction::Message, message))?;
                 let has_messages = result.more || !result.messages.is_empty();
                 match std::mem::take(&mut is_first) && wait_s > 0 {
                     true => Duration::ZERO,
@@ -62,7 +62,11 @@ pub(super) async fn follow(
     }
 }
 
-fn request(gateway: &Gateway, wanted: PollRequest, tag: Option<HeaderValue>) -> Result<Request<Full<Bytes>>, Step> {
+fn request(
+    gateway: &Gateway,
+    wanted: PollRequest,
+    tag: Option<HeaderValue>,
+) -> Result<Request<Full<Bytes>>, SubscriptionAction> {
     let request = match wanted {
         PollRequest::Get(target) => {
             let request = gateway.request(Method::GET, &target);
@@ -73,16 +77,16 @@ fn request(gateway: &Gateway, wanted: PollRequest, tag: Option<HeaderValue>) -> 
             request.body(Full::from(body))
         }
     };
-    request.map_err(|error| Step::Stop(error.to_string()))
+    request.map_err(|error| SubscriptionAction::Stop(error.to_string()))
 }
 
 /// How long to pause between two polls.
 #[derive(Debug, Default)]
-struct Pace {
+struct PollInterval {
     last: Duration,
 }
 
-impl Pace {
+impl PollInterval {
     /// The pause after a response that took `took`: what the server asks for, but no tight loop without messages.
     fn answered(&mut self, next: Duration, has_messages: bool, took: Duration) -> Duration {
         self.last = next;
@@ -107,7 +111,7 @@ mod tests {
     #[test]
     fn the_server_sets_the_pace() {
         let ms = Duration::from_millis;
-        let mut pace = Pace::default();
+        let mut pace = PollInterval::default();
         assert_eq!(pace.answered(ms(0), true, ms(3)), ms(0), "messages: poll again at once");
         assert_eq!(pace.answered(ms(0), false, ms(25_000)), ms(0), "the poll was held");
         assert_eq!(pace.answered(ms(0), false, ms(100)), ms(400), "the poll was not held: no tight loop");

@@ -3,7 +3,7 @@
 
 use crate::{
     output::{Failure, note, print},
-    subscription::{AFTER_MAX, Step},
+    subscription::{AFTER_MAX, SubscriptionAction},
 };
 use hyper::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use std::time::Duration;
@@ -12,34 +12,34 @@ use std::time::Duration;
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Acts on the step that the frame `text` led to. The error is a step that ends the connection.
-pub(super) fn perform(step: Step, text: &str) -> Result<(), Step> {
+pub(super) fn perform(step: SubscriptionAction, text: &str) -> Result<(), SubscriptionAction> {
     match step {
         // A closed output ends a pipeline; it is no failure.
-        Step::Message => print(text).map_err(|_| Step::Nothing),
-        Step::Note(text) => {
+        SubscriptionAction::Message => print(text).map_err(|_| SubscriptionAction::Nothing),
+        SubscriptionAction::Note(text) => {
             note("sub", &text);
             Ok(())
         }
-        Step::Nothing | Step::Begin { .. } => Ok(()),
-        Step::Reconnect { .. } | Step::Stop(_) => Err(step),
+        SubscriptionAction::Nothing | SubscriptionAction::Begin { .. } => Ok(()),
+        SubscriptionAction::Reconnect { .. } | SubscriptionAction::Stop(_) => Err(step),
     }
 }
 
 /// The step after a response with another status than the one that was asked for. A client error stays one, everything else
 /// may pass. A success with another status (204) is how a server ends an EventSource.
-pub(super) fn refused(status: StatusCode, headers: &HeaderMap, why: String) -> Step {
+pub(super) fn refused(status: StatusCode, headers: &HeaderMap, why: String) -> SubscriptionAction {
     let passes = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS].contains(&status);
     if (status.is_client_error() || status.is_success()) && !passes {
-        return Step::Stop(why);
+        return SubscriptionAction::Stop(why);
     }
     let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    Step::Reconnect { after: seconds.map(|seconds| Duration::from_secs(seconds).min(AFTER_MAX)), why }
+    SubscriptionAction::Reconnect { after: seconds.map(|seconds| Duration::from_secs(seconds).min(AFTER_MAX)), why }
 }
 
-pub(super) fn not_connected(failure: Failure) -> Step {
+pub(super) fn not_connected(failure: Failure) -> SubscriptionAction {
     match failure.is_permanent {
-        true => Step::Stop(failure.text),
-        false => Step::Reconnect { after: None, why: failure.text },
+        true => SubscriptionAction::Stop(failure.text),
+        false => SubscriptionAction::Reconnect { after: None, why: failure.text },
     }
 }
 
@@ -54,12 +54,15 @@ mod tests {
         };
         let mut headers = HeaderMap::new();
         for status in [204, 400, 401, 403, 404] {
-            assert!(matches!(step(status, &headers), Step::Stop(_)), "{status}");
+            assert!(matches!(step(status, &headers), SubscriptionAction::Stop(_)), "{status}");
         }
         headers.insert(RETRY_AFTER, "7".parse().unwrap());
         for status in [429, 500, 502, 503] {
             let step = step(status, &headers);
-            assert!(matches!(step, Step::Reconnect { after: Some(after), .. } if after.as_secs() == 7), "{status}");
+            assert!(
+                matches!(step, SubscriptionAction::Reconnect { after: Some(after), .. } if after.as_secs() == 7),
+                "{status}"
+            );
         }
     }
 }

@@ -2,13 +2,13 @@
 //! response; `items` splits it, `subscription` reads the frames.
 
 use super::{
-    items::Item,
+    items::StreamItem,
     steps::{CONNECT_LIMIT, not_connected, perform, refused},
 };
 use crate::{
     connection::Gateway,
     http::{open_stream, read_whole, refusal},
-    subscription::{Step, Subscription, unknown_protocol},
+    subscription::{Subscription, SubscriptionAction, unknown_protocol},
 };
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -26,8 +26,8 @@ pub(super) async fn follow(
     subscription: &mut Subscription,
     transport: &str,
     content_type: &str,
-    mut split: impl FnMut(&[u8]) -> Result<Vec<Item>, &'static str>,
-) -> Result<Infallible, Step> {
+    mut split: impl FnMut(&[u8]) -> Result<Vec<StreamItem>, &'static str>,
+) -> Result<Infallible, SubscriptionAction> {
     let mut body = open(gateway, &subscription.target(transport), content_type).await?;
     let mut silence = CONNECT_LIMIT;
     loop {
@@ -38,12 +38,12 @@ pub(super) async fn follow(
             // Trailers have no data.
             Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
         };
-        for item in split(&bytes).map_err(|too_long| Step::Stop(too_long.to_owned()))? {
+        for item in split(&bytes).map_err(|too_long| SubscriptionAction::Stop(too_long.to_owned()))? {
             match item {
-                Item::Retry(ms) => subscription.retry(ms),
-                Item::Id(cursor) => subscription.advance(&cursor),
-                Item::Event(data) => match subscription.frame(&data) {
-                    Step::Begin { silence: allowed } => silence = allowed,
+                StreamItem::Retry(ms) => subscription.retry(ms),
+                StreamItem::Id(cursor) => subscription.advance(&cursor),
+                StreamItem::Event(data) => match subscription.frame(&data) {
+                    SubscriptionAction::Begin { silence: allowed } => silence = allowed,
                     step => perform(step, &data)?,
                 },
             }
@@ -52,9 +52,9 @@ pub(super) async fn follow(
 }
 
 /// The body of the response, or the step that follows from any other response.
-async fn open(gateway: &Gateway, target: &str, content_type: &str) -> Result<Incoming, Step> {
+async fn open(gateway: &Gateway, target: &str, content_type: &str) -> Result<Incoming, SubscriptionAction> {
     let request = gateway.request(Method::GET, target).header(ACCEPT, content_type).body(Full::default());
-    let request = request.map_err(|error| Step::Stop(error.to_string()))?;
+    let request = request.map_err(|error| SubscriptionAction::Stop(error.to_string()))?;
     let response = open_stream(gateway, request, CONNECT_LIMIT).await.map_err(not_connected)?;
     let status = response.status();
     if status == StatusCode::OK {

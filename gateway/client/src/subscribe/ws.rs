@@ -4,7 +4,7 @@ use super::steps::{CONNECT_LIMIT, not_connected, perform, refused};
 use crate::{
     connection::{Connection, Gateway},
     http::FRAME_BYTES_MAX,
-    subscription::{Step, Subscription},
+    subscription::{Subscription, SubscriptionAction},
 };
 use futures_util::{SinkExt as _, StreamExt as _, stream};
 use hyper::header::AUTHORIZATION;
@@ -16,13 +16,16 @@ use tokio_tungstenite::{
 };
 
 /// Follows until the connection ends; gives the step that ended it.
-pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -> Result<Infallible, Step> {
+pub(super) async fn follow(
+    gateway: &Gateway,
+    subscription: &mut Subscription,
+) -> Result<Infallible, SubscriptionAction> {
     let mut socket = match timeout(CONNECT_LIMIT, connect(gateway)).await {
         Ok(connected) => connected?,
         Err(_) => {
             let why =
                 format!("{} did not open a WebSocket within {} s", gateway.url.authority, CONNECT_LIMIT.as_secs());
-            return Err(Step::Reconnect { after: None, why });
+            return Err(SubscriptionAction::Reconnect { after: None, why });
         }
     };
     let mut silence = CONNECT_LIMIT;
@@ -41,7 +44,7 @@ pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -
             Ok(Some(Ok(_))) => continue,
         };
         match subscription.frame(&text) {
-            Step::Begin { silence: allowed } => {
+            SubscriptionAction::Begin { silence: allowed } => {
                 silence = allowed;
                 let mut joins = stream::iter(subscription.joins()).map(|join| Ok(Message::text(join)));
                 let sent = socket.send_all(&mut joins).await;
@@ -53,9 +56,9 @@ pub(super) async fn follow(gateway: &Gateway, subscription: &mut Subscription) -
 }
 
 /// Opens the socket, or gives the step to take instead.
-async fn connect(gateway: &Gateway) -> Result<WebSocketStream<Connection>, Step> {
+async fn connect(gateway: &Gateway) -> Result<WebSocketStream<Connection>, SubscriptionAction> {
     let url = format!("ws://{}{}", gateway.url.authority, gateway.url.path("/ws"));
-    let mut request = url.into_client_request().map_err(|error| Step::Stop(error.to_string()))?;
+    let mut request = url.into_client_request().map_err(|error| SubscriptionAction::Stop(error.to_string()))?;
     if let Some(token) = &gateway.authorization {
         request.headers_mut().insert(AUTHORIZATION, token.clone());
     }
@@ -73,7 +76,7 @@ async fn connect(gateway: &Gateway) -> Result<WebSocketStream<Connection>, Step>
         }
         Err(error) => {
             let why = format!("{} did not open a WebSocket: {error}", gateway.url.authority);
-            Err(Step::Reconnect { after: None, why })
+            Err(SubscriptionAction::Reconnect { after: None, why })
         }
     }
 }

@@ -17,7 +17,7 @@ pub(crate) const AFTER_MAX: Duration = Duration::from_secs(300);
 
 /// What to do about a frame or the end of a connection.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum SubscriptionAction {
     /// Nothing.
     Nothing,
     /// The session has begun: after `silence` without any byte the connection is dead.
@@ -58,7 +58,7 @@ pub(crate) struct Subscription {
 
 /// The server's frames: the fields that matter here. Unknown ones are ignored, as the protocol asks.
 #[derive(Deserialize)]
-struct Frame {
+struct ServerFrame {
     #[serde(rename = "type")]
     kind: String,
     id: Option<usize>,
@@ -69,7 +69,7 @@ struct Frame {
     code: Option<Code>,
     message: Option<String>,
     resumed: Option<bool>,
-    gap: Option<Gap>,
+    gap: Option<GapSize>,
     retryable: Option<bool>,
     reconnect: Option<bool>,
     after_ms: Option<u64>,
@@ -87,7 +87,7 @@ enum Code {
 
 /// How many messages are missing at a gap; `None` where the server cannot know.
 #[derive(Debug, Clone, Copy, Deserialize)]
-struct Gap {
+struct GapSize {
     missed: Option<u64>,
 }
 
@@ -122,35 +122,38 @@ impl Subscription {
     }
 
     /// Takes a frame.
-    pub(crate) fn frame(&mut self, text: &str) -> Step {
-        let Ok(frame) = serde_json::from_str::<Frame>(text) else { return unknown_protocol() };
+    pub(crate) fn frame(&mut self, text: &str) -> SubscriptionAction {
+        let Ok(frame) = serde_json::from_str::<ServerFrame>(text) else { return unknown_protocol() };
         match frame.kind.as_str() {
             "welcome" => {
                 // Two pings may be late or lost in a stall; the 10 s are for the network.
                 let ping = Duration::from_millis(frame.ping_ms.unwrap_or(25_000).clamp(1_000, 600_000));
-                Step::Begin { silence: ping * 2 + Duration::from_secs(10) }
+                SubscriptionAction::Begin { silence: ping * 2 + Duration::from_secs(10) }
             }
             "message" => {
                 if let Some(room) = self.room_of(&frame) {
                     room.cursor = frame.cursor.or(room.cursor.take());
                 }
-                Step::Message
+                SubscriptionAction::Message
             }
             "joined" => self.joined(frame),
             "gap" => self.gap(&frame),
             // The heartbeat of a stream.
             "ping" => {
                 self.advance(frame.cursor.as_deref().unwrap_or_default());
-                Step::Nothing
+                SubscriptionAction::Nothing
             }
             "left" => self.end(&frame, frame.reason.as_deref().unwrap_or("left")),
             "error" => self.error(&frame),
             "reconnect" => {
                 self.retry(frame.after_ms.unwrap_or_default());
-                Step::Note(format!("the server asks to reconnect: {}", frame.reason.as_deref().unwrap_or("no reason")))
+                SubscriptionAction::Note(format!(
+                    "the server asks to reconnect: {}",
+                    frame.reason.as_deref().unwrap_or("no reason")
+                ))
             }
             "close" => self.close(&frame),
-            _ => Step::Nothing,
+            _ => SubscriptionAction::Nothing,
         }
     }
 
@@ -174,65 +177,71 @@ impl Subscription {
     }
 
     /// Takes the end of a connection: the code and reason of a close frame, or what broke.
-    pub(crate) fn closed(&mut self, code: Option<u16>, why: &str) -> Step {
+    pub(crate) fn closed(&mut self, code: Option<u16>, why: &str) -> SubscriptionAction {
         let why = code.map_or_else(|| why.to_owned(), |code| format!("closed with {code} {why}").trim_end().to_owned());
         match code {
-            Some(1009 | 4400..=4499) => Step::Stop(why),
-            _ => Step::Reconnect { after: self.reconnect_after.take(), why },
+            Some(1009 | 4400..=4499) => SubscriptionAction::Stop(why),
+            _ => SubscriptionAction::Reconnect { after: self.reconnect_after.take(), why },
         }
     }
 
     /// Takes the last frame of a one-way transport, which has no close codes of its own.
-    fn close(&mut self, frame: &Frame) -> Step {
+    fn close(&mut self, frame: &ServerFrame) -> SubscriptionAction {
         if let Some(ms) = frame.after_ms {
             self.retry(ms);
         }
         let code = if let Some(Code::Close(code)) = &frame.code { Some(*code) } else { None };
         match self.closed(code, frame.reason.as_deref().unwrap_or_default()) {
-            Step::Reconnect { why, .. } if frame.reconnect == Some(false) => Step::Stop(why),
+            SubscriptionAction::Reconnect { why, .. } if frame.reconnect == Some(false) => {
+                SubscriptionAction::Stop(why)
+            }
             step => step,
         }
     }
 
-    fn joined(&mut self, frame: Frame) -> Step {
-        let Some(room) = self.room_of(&frame) else { return Step::Nothing };
+    fn joined(&mut self, frame: ServerFrame) -> SubscriptionAction {
+        let Some(room) = self.room_of(&frame) else { return SubscriptionAction::Nothing };
         room.cursor = frame.cursor;
         room.history = None;
         let is_resumed = frame.resumed == Some(true);
-        Step::Note(room.joined_note(is_resumed, frame.gap.filter(|_| !is_resumed)))
+        SubscriptionAction::Note(room.joined_note(is_resumed, frame.gap.filter(|_| !is_resumed)))
     }
 
-    fn gap(&mut self, frame: &Frame) -> Step {
-        let Some(room) = self.room_of(frame) else { return Step::Nothing };
-        let Some(to) = frame.to.as_deref() else { return Step::Nothing };
-        let gap = Gap::between(room.cursor.as_deref(), to);
+    fn gap(&mut self, frame: &ServerFrame) -> SubscriptionAction {
+        let Some(room) = self.room_of(frame) else { return SubscriptionAction::Nothing };
+        let Some(to) = frame.to.as_deref() else { return SubscriptionAction::Nothing };
+        let gap = GapSize::between(room.cursor.as_deref(), to);
         room.cursor = Some(to.to_owned());
-        Step::Note(room.gap_note(gap))
+        SubscriptionAction::Note(room.gap_note(gap))
     }
 
-    fn error(&mut self, frame: &Frame) -> Step {
+    fn error(&mut self, frame: &ServerFrame) -> SubscriptionAction {
         let code = if let Some(Code::Error(code)) = &frame.code { code } else { "unknown" };
         let what = format!("{code}: {}", frame.message.as_deref().unwrap_or_default());
         if self.room_of(frame).is_none() {
-            return Step::Note(what);
+            return SubscriptionAction::Note(what);
         }
         if frame.retryable == Some(true) {
             // A join that failed for now is tried again from the start: a new connection joins every room.
             let hint = self.reconnect_after.take();
-            return Step::Reconnect { after: frame.retry_after_ms.map(bounded).or(hint), why: what };
+            return SubscriptionAction::Reconnect { after: frame.retry_after_ms.map(bounded).or(hint), why: what };
         }
         self.end(frame, &what)
     }
 
     /// Stops following a room; the last one ends the command.
-    fn end(&mut self, frame: &Frame, why: &str) -> Step {
-        let Some(room) = self.room_of(frame) else { return Step::Note(why.to_owned()) };
+    fn end(&mut self, frame: &ServerFrame, why: &str) -> SubscriptionAction {
+        let Some(room) = self.room_of(frame) else { return SubscriptionAction::Note(why.to_owned()) };
         room.has_ended = true;
         let text = format!("{}: {why}", room.name);
-        if self.rooms.iter().all(|room| room.has_ended) { Step::Stop(text) } else { Step::Note(text) }
+        if self.rooms.iter().all(|room| room.has_ended) {
+            SubscriptionAction::Stop(text)
+        } else {
+            SubscriptionAction::Note(text)
+        }
     }
 
-    fn room_of(&mut self, frame: &Frame) -> Option<&mut FollowedRoom> {
+    fn room_of(&mut self, frame: &ServerFrame) -> Option<&mut FollowedRoom> {
         match frame.room.as_deref() {
             Some(name) => self.rooms.iter_mut().find(|room| room.name == name),
             None => self.rooms.get_mut(frame.id?),
@@ -242,7 +251,7 @@ impl Subscription {
 
 impl FollowedRoom {
     /// A join, for the user.
-    fn joined_note(&self, is_resumed: bool, gap: Option<Gap>) -> String {
+    fn joined_note(&self, is_resumed: bool, gap: Option<GapSize>) -> String {
         let how = match gap {
             Some(gap) => format!(", after a gap: {}", gap.text(self.cursor.as_deref())),
             None if is_resumed => ", resumed".to_owned(),
@@ -257,15 +266,15 @@ impl FollowedRoom {
     }
 
     /// A gap in a room that is being followed, for the user.
-    fn gap_note(&self, gap: Gap) -> String {
+    fn gap_note(&self, gap: GapSize) -> String {
         let what = gap.text(self.cursor.as_deref());
         format!("gap in {}: {what}; the room goes on after {}", self.name, self.position())
     }
 }
 
 /// The step for a response of another server, or of a proxy.
-pub(crate) fn unknown_protocol() -> Step {
-    Step::Stop("the server does not speak this protocol".to_owned())
+pub(crate) fn unknown_protocol() -> SubscriptionAction {
+    SubscriptionAction::Stop("the server does not speak this protocol".to_owned())
 }
 
 /// A wait that a server asks for, at most [`AFTER_MAX`].
@@ -273,7 +282,7 @@ fn bounded(ms: u64) -> Duration {
     Duration::from_millis(ms).min(AFTER_MAX)
 }
 
-impl Gap {
+impl GapSize {
     /// The gap after `from`, the last message that a client has, up to `to`. Offsets of two epochs do not compare.
     fn between(from: Option<&str>, to: &str) -> Self {
         let offset_after = |(epoch, offset): (&str, &str)| {

@@ -1,7 +1,7 @@
 //! Requests that name all rooms at once, and what the response to a poll says. `subscribe` sends and receives them. The
 //! server counts the parts of a cursor of several rooms in the order in which the request named them.
 
-use super::{Gap, Step, Subscription, bounded, unknown_protocol};
+use super::{GapSize, Subscription, SubscriptionAction, bounded, unknown_protocol};
 use crate::url::percent_encoded;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -22,7 +22,7 @@ pub(crate) enum PollRequest {
 
 /// What to do about a poll's response: show the notes, print the messages, then poll again.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct PollResult<'a> {
+pub(crate) struct PollOutcome<'a> {
     /// For the user.
     pub(crate) notes: Vec<String>,
     /// The messages, in order.
@@ -43,7 +43,7 @@ struct PollResponse<'a> {
     messages: Vec<&'a RawValue>,
     #[serde(default)]
     more: bool,
-    gap: Option<BTreeMap<String, Gap>>,
+    gap: Option<BTreeMap<String, GapSize>>,
     #[serde(default)]
     next_ms: u64,
 }
@@ -106,12 +106,16 @@ impl Subscription {
 
     /// Takes the body of a poll's response, which may be the first one of its connection. The error is the step for a
     /// body that is not of this protocol.
-    pub(crate) fn poll_response<'a>(&mut self, body: &'a str, is_first: bool) -> Result<PollResult<'a>, Step> {
+    pub(crate) fn poll_response<'a>(
+        &mut self,
+        body: &'a str,
+        is_first: bool,
+    ) -> Result<PollOutcome<'a>, SubscriptionAction> {
         let response: PollResponse<'a> = serde_json::from_str(body).map_err(|_| unknown_protocol())?;
         let messages: Vec<_> = response.messages.iter().map(|message| message.get()).collect();
         let had_cursor: Vec<_> = self.requested.iter().map(|index| self.rooms[*index].cursor.is_some()).collect();
         for message in &messages {
-            if self.frame(message) != Step::Message {
+            if self.frame(message) != SubscriptionAction::Message {
                 return Err(unknown_protocol());
             }
         }
@@ -125,12 +129,12 @@ impl Subscription {
         }
         self.poll_session = response.session.or(self.poll_session.take());
         let notes = self.poll_notes(is_first, &had_cursor, &response.gap.unwrap_or_default());
-        Ok(PollResult { notes, messages, more: response.more, next: bounded(response.next_ms) })
+        Ok(PollOutcome { notes, messages, more: response.more, next: bounded(response.next_ms) })
     }
 
     /// The first response of a connection tells where each room goes on, later ones only their gaps. `had_cursor` says for
     /// each requested room whether the request had a cursor for it.
-    fn poll_notes(&mut self, is_first: bool, had_cursor: &[bool], gaps: &BTreeMap<String, Gap>) -> Vec<String> {
+    fn poll_notes(&mut self, is_first: bool, had_cursor: &[bool], gaps: &BTreeMap<String, GapSize>) -> Vec<String> {
         let mut notes = Vec::new();
         for (index, had_cursor) in self.requested.iter().zip(had_cursor) {
             let room = &mut self.rooms[*index];

@@ -11,7 +11,7 @@ fn of(rooms: &[&str], since: Option<&str>, history: Option<u32>) -> Subscription
 
 fn joins(subscription: &mut Subscription) -> Vec<String> {
     match subscription.frame(WELCOME) {
-        Step::Begin { silence } => assert_eq!(silence.as_secs(), 20),
+        SubscriptionAction::Begin { silence } => assert_eq!(silence.as_secs(), 20),
         other => panic!("{other:?}"),
     }
     subscription.joins()
@@ -22,17 +22,17 @@ fn every_room_resumes_after_the_last_message_seen() {
     let mut subscription = of(&["a", "b", "c"], None, Some(3));
     assert_eq!(joins(&mut subscription)[0], r#"{"history":3,"id":0,"room":"a","type":"join"}"#);
     let note = subscription.frame(r#"{"type":"joined","room":"a","cursor":"Epoch000.4"}"#);
-    assert_eq!(note, Step::Note("joined a at Epoch000.4".to_owned()));
+    assert_eq!(note, SubscriptionAction::Note("joined a at Epoch000.4".to_owned()));
     subscription.frame(r#"{"type":"joined","room":"b","cursor":"Epoch001.0"}"#);
     subscription.frame(r#"{"type":"joined","room":"c"}"#);
     let message =
         r#"{"type":"message","room":"a","cursor":"Epoch000.5","data":{"type":"x"},"from":{"session":"s"},"ts":1}"#;
-    assert_eq!(subscription.frame(message), Step::Message);
-    assert_eq!(subscription.frame(r#"{"type":"message","room":"c","data":1,"ts":1}"#), Step::Message);
+    assert_eq!(subscription.frame(message), SubscriptionAction::Message);
+    assert_eq!(subscription.frame(r#"{"type":"message","room":"c","data":1,"ts":1}"#), SubscriptionAction::Message);
     let gap = subscription.frame(r#"{"type":"gap","room":"b","from":"Epoch001.0","to":"Epoch002.9"}"#);
     let unknown =
         "gap in b: messages may be missing (a new epoch: nobody knows how many); the room goes on after Epoch002.9";
-    assert_eq!(gap, Step::Note(unknown.to_owned()));
+    assert_eq!(gap, SubscriptionAction::Note(unknown.to_owned()));
     assert_eq!(
         joins(&mut subscription),
         [
@@ -55,11 +55,11 @@ fn a_cursor_of_several_rooms_is_split_into_its_parts() {
 #[test]
 fn close_codes_that_forbid_a_reconnect_end_the_command() {
     for code in [1009, 4400, 4401, 4403, 4408, 4429, 4499] {
-        assert!(matches!(of(&["a"], None, None).closed(Some(code), "no"), Step::Stop(_)), "{code}");
+        assert!(matches!(of(&["a"], None, None).closed(Some(code), "no"), SubscriptionAction::Stop(_)), "{code}");
     }
     for code in [None, Some(1000), Some(1001), Some(1006), Some(1012), Some(1013), Some(4500), Some(4508)] {
         let step = of(&["a"], None, None).closed(code, "away");
-        assert!(matches!(step, Step::Reconnect { after: None, .. }), "{code:?}");
+        assert!(matches!(step, SubscriptionAction::Reconnect { after: None, .. }), "{code:?}");
     }
 }
 
@@ -68,23 +68,25 @@ fn a_reconnect_frame_sets_the_wait_of_the_next_close_only() {
     let mut subscription = of(&["a"], None, None);
     subscription.frame(r#"{"type":"reconnect","after_ms":1500,"reason":"draining"}"#);
     let step = subscription.closed(Some(1012), "draining");
-    let expected =
-        Step::Reconnect { after: Some(Duration::from_millis(1500)), why: "closed with 1012 draining".into() };
+    let expected = SubscriptionAction::Reconnect {
+        after: Some(Duration::from_millis(1500)),
+        why: "closed with 1012 draining".into(),
+    };
     assert_eq!(step, expected);
-    assert!(matches!(subscription.closed(None, "gone"), Step::Reconnect { after: None, .. }));
+    assert!(matches!(subscription.closed(None, "gone"), SubscriptionAction::Reconnect { after: None, .. }));
 }
 
 #[test]
 fn the_end_of_the_last_room_ends_the_command() {
     let mut subscription = of(&["a", "b"], None, None);
     let refused = r#"{"type":"error","room":"a","code":"room_invalid","message":"no","retryable":false}"#;
-    assert_eq!(subscription.frame(refused), Step::Note("a: room_invalid: no".to_owned()));
+    assert_eq!(subscription.frame(refused), SubscriptionAction::Note("a: room_invalid: no".to_owned()));
     assert_eq!(joins(&mut subscription).len(), 1);
     let later = r#"{"type":"error","room":"b","code":"draining","message":"","retryable":true,"retry_after_ms":9}"#;
-    assert!(matches!(subscription.frame(later), Step::Reconnect { after: Some(_), .. }));
+    assert!(matches!(subscription.frame(later), SubscriptionAction::Reconnect { after: Some(_), .. }));
     assert_eq!(
         subscription.frame(r#"{"type":"left","room":"b","reason":"kicked"}"#),
-        Step::Stop("b: kicked".to_owned())
+        SubscriptionAction::Stop("b: kicked".to_owned())
     );
 }
 
@@ -92,16 +94,16 @@ fn the_end_of_the_last_room_ends_the_command() {
 fn an_error_without_a_room_is_about_the_join_with_its_id() {
     let mut subscription = of(&["a", "b"], Some("x~"), None);
     let error = r#"{"type":"error","id":0,"code":"bad_request","message":"since is not a cursor","retryable":false}"#;
-    assert_eq!(subscription.frame(error), Step::Note("a: bad_request: since is not a cursor".to_owned()));
+    assert_eq!(subscription.frame(error), SubscriptionAction::Note("a: bad_request: since is not a cursor".to_owned()));
     assert_eq!(joins(&mut subscription), [r#"{"id":1,"room":"b","type":"join"}"#]);
     let error = r#"{"type":"error","code":"rate_limited","message":"slower","retryable":true}"#;
-    assert_eq!(subscription.frame(error), Step::Note("rate_limited: slower".to_owned()));
+    assert_eq!(subscription.frame(error), SubscriptionAction::Note("rate_limited: slower".to_owned()));
 }
 
 #[test]
 fn another_protocol_ends_the_command_and_unknown_frames_are_ignored() {
-    assert!(matches!(of(&["a"], None, None).frame("hello"), Step::Stop(_)));
-    assert_eq!(of(&["a"], None, None).frame(r#"{"type":"novelty","x":1}"#), Step::Nothing);
+    assert!(matches!(of(&["a"], None, None).frame("hello"), SubscriptionAction::Stop(_)));
+    assert_eq!(of(&["a"], None, None).frame(r#"{"type":"novelty","x":1}"#), SubscriptionAction::Nothing);
 }
 
 #[test]
@@ -119,7 +121,7 @@ fn a_url_names_the_rooms_and_where_each_continues() {
         r#"{"type":"joined","room":"a,b"}"#,
         r#"{"type":"joined","room":"c/d","cursor":"Epoch001.0"}"#,
     ] {
-        assert!(matches!(subscription.frame(joined), Step::Note(_)));
+        assert!(matches!(subscription.frame(joined), SubscriptionAction::Note(_)));
     }
     let expected = "/v1/rooms/chat%3A1,c%2Fd/sse?room=a%2Cb&since=Epoch000.2~Epoch001.0~";
     assert_eq!(subscription.target("sse"), expected, "a room without history has no cursor");
@@ -138,7 +140,7 @@ fn a_url_names_the_rooms_and_where_each_continues() {
 fn ids_and_heartbeats_move_idle_rooms_along() {
     let mut subscription = of(&["a", "b"], Some("Epoch000.1~Epoch001.1"), None);
     assert_eq!(subscription.target("stream"), "/v1/rooms/a,b/stream?since=Epoch000.1~Epoch001.1");
-    assert_eq!(subscription.frame(r#"{"type":"ping","cursor":"Epoch000.4~Epoch001.1"}"#), Step::Nothing);
+    assert_eq!(subscription.frame(r#"{"type":"ping","cursor":"Epoch000.4~Epoch001.1"}"#), SubscriptionAction::Nothing);
     subscription.advance("Epoch000.4~Epoch001.8");
     assert_eq!(subscription.target("stream"), "/v1/rooms/a,b/stream?since=Epoch000.4~Epoch001.8");
 }
@@ -146,7 +148,7 @@ fn ids_and_heartbeats_move_idle_rooms_along() {
 #[test]
 fn the_last_frame_says_whether_and_when_to_reconnect() {
     let after = |text: &str| match of(&["a"], None, None).frame(text) {
-        Step::Reconnect { after, .. } => after.map(|after| after.as_millis()),
+        SubscriptionAction::Reconnect { after, .. } => after.map(|after| after.as_millis()),
         other => panic!("{text}: {other:?}"),
     };
     assert_eq!(after(r#"{"type":"close","code":1012,"reconnect":true,"after_ms":1500}"#), Some(1500));
@@ -157,7 +159,7 @@ fn the_last_frame_says_whether_and_when_to_reconnect() {
         r#"{"type":"close","code":4401,"reconnect":true,"after_ms":1}"#,
         r#"{"type":"close","code":1000,"reconnect":false}"#,
     ] {
-        assert!(matches!(of(&["a"], None, None).frame(over), Step::Stop(_)), "{over}");
+        assert!(matches!(of(&["a"], None, None).frame(over), SubscriptionAction::Stop(_)), "{over}");
     }
 }
 
@@ -165,8 +167,10 @@ fn the_last_frame_says_whether_and_when_to_reconnect() {
 fn retry_sets_the_wait_of_the_next_end_and_a_later_hint_wins() {
     let mut subscription = of(&["a"], None, None);
     subscription.retry(2500);
-    assert!(matches!(subscription.frame(WELCOME), Step::Begin { .. }), "retry comes before welcome");
-    let ms = |step| if let Step::Reconnect { after, .. } = step { after.map(|after| after.as_millis()) } else { None };
+    assert!(matches!(subscription.frame(WELCOME), SubscriptionAction::Begin { .. }), "retry comes before welcome");
+    let ms = |step| {
+        if let SubscriptionAction::Reconnect { after, .. } = step { after.map(|after| after.as_millis()) } else { None }
+    };
     assert_eq!(ms(subscription.closed(None, "the connection ended")), Some(2500));
     assert_eq!(ms(subscription.closed(None, "cannot connect")), None, "then the client's own back-off");
     subscription.retry(u64::MAX);
@@ -206,7 +210,7 @@ fn polls_go_on_from_cursor_to_cursor_and_are_one_member() {
         "a response without a session keeps the last one"
     );
     for wrong in ["<html>", "{}", r#"{"cursor":"x","messages":[1]}"#, r#"{"messages":[{"type":"pong"}]}"#] {
-        assert!(matches!(subscription.poll_response(wrong, true), Err(Step::Stop(_))), "{wrong}");
+        assert!(matches!(subscription.poll_response(wrong, true), Err(SubscriptionAction::Stop(_))), "{wrong}");
     }
 }
 
@@ -232,13 +236,13 @@ fn a_gap_within_an_epoch_tells_how_many_messages_are_missing() {
         |to: &str| subscription.frame(&format!(r#"{{"type":"gap","room":"a","from":"Epoch000.4","to":"{to}"}}"#));
     assert_eq!(
         gap("Epoch000.7"),
-        Step::Note("gap in a: 3 messages are missing; the room goes on after Epoch000.7".into())
+        SubscriptionAction::Note("gap in a: 3 messages are missing; the room goes on after Epoch000.7".into())
     );
     assert_eq!(
         gap("Epoch000.8"),
-        Step::Note("gap in a: 1 message is missing; the room goes on after Epoch000.8".into())
+        SubscriptionAction::Note("gap in a: 1 message is missing; the room goes on after Epoch000.8".into())
     );
     let joined = r#"{"type":"joined","room":"a","resumed":false,"gap":{"missed":null}}"#;
-    let Step::Note(note) = subscription.frame(joined) else { panic!("a note") };
+    let SubscriptionAction::Note(note) = subscription.frame(joined) else { panic!("a note") };
     assert!(note.ends_with("after a gap: messages may be missing (the room keeps no history)"), "{note}");
 }

@@ -2,8 +2,9 @@
 //! Filled by `look`, sent by `wait`. Pure.
 
 use crate::{
-    http::json,
+    http::json_bytes,
     protocol::{address::PollSession, native},
+    session::Hold,
 };
 use axum::{body::Body, response::IntoResponse as _};
 use fanfare_broker::{Cursor, Gap, Page, Room};
@@ -14,7 +15,7 @@ use hyper::{
 use std::io::Write as _;
 
 /// Bytes of an answer. The first message is taken whatever its size, or no poll would ever get it.
-const BYTES_MAX: usize = 256 << 10;
+pub(super) const BYTES_MAX: usize = 256 << 10;
 /// Bytes of it that are not messages: the session and punctuation, and for each room its cursor (at most 49), its gap and
 /// punctuation.
 const AROUND_BYTES: usize = 256;
@@ -32,6 +33,8 @@ pub(super) struct PollResult {
     bytes_max: usize,
     /// Message objects, separated by commas.
     messages: Vec<u8>,
+    /// Counts them in the shard's budget.
+    hold: Hold,
     pub(super) count: usize,
     /// The client's cursors afterwards, in the order of the rooms.
     pub(super) ends: Vec<Cursor>,
@@ -43,7 +46,8 @@ pub(super) struct PollResult {
 }
 
 impl PollResult {
-    pub(super) fn new(session: PollSession, names: Vec<Room>, by_name: bool) -> Self {
+    /// Nothing yet, and space for messages up to `bytes_max` with all that is around them.
+    pub(super) fn new(session: PollSession, names: Vec<Room>, by_name: bool, bytes_max: usize, hold: Hold) -> Self {
         // A name can occur twice: with its cursor and with its gap.
         let around: usize = names.iter().map(|room| ROOM_BYTES + 2 * room.as_str().len()).sum();
         Self {
@@ -51,8 +55,9 @@ impl PollResult {
             names,
             by_name,
             is_tagged: false,
-            bytes_max: BYTES_MAX.saturating_sub(AROUND_BYTES + around),
+            bytes_max: bytes_max.saturating_sub(AROUND_BYTES + around),
             messages: Vec::new(),
+            hold,
             count: 0,
             ends: Vec::new(),
             gaps: Vec::new(),
@@ -104,6 +109,7 @@ impl PollResult {
             self.count += 1;
             end = publication.cursor.unwrap_or(end);
         }
+        self.hold.set(self.messages.capacity());
         self.more |= end != page.head;
         self.ends.push(end);
     }
@@ -120,7 +126,7 @@ impl PollResult {
         self.gaps.is_empty() && tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == own)
     }
 
-    pub(super) fn response(&self) -> Response<Body> {
+    pub(super) fn into_response(mut self) -> Response<Body> {
         let mut body = Vec::with_capacity(self.messages.len() + 256);
         // Writing to memory cannot fail, here and below.
         let _ = write!(body, "{{\"session\":\"{}\",", self.session);
@@ -137,8 +143,9 @@ impl PollResult {
             let _ = write!(body, ",\"gap\":{{{}}}", gaps.join(","));
         }
         let next_ms = if self.more { 0 } else { self.next_ms };
-        let _ = write!(body, ",\"next_ms\":{next_ms}}}");
-        let mut response = json(StatusCode::OK, body);
+        let _ = writeln!(body, ",\"next_ms\":{next_ms}}}");
+        self.hold.set(body.capacity());
+        let mut response = json_bytes(StatusCode::OK, std::mem::take(&mut self.hold).with(body));
         if self.is_tagged {
             self.tag(&mut response);
         }
@@ -194,7 +201,7 @@ mod tests {
     }
 
     fn empty(room: &Room) -> PollResult {
-        PollResult::new(PollSession::random(), vec![room.clone()], false)
+        PollResult::new(PollSession::random(), vec![room.clone()], false, BYTES_MAX, Hold::default())
     }
 
     #[test]

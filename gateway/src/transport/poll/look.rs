@@ -2,7 +2,7 @@
 //! then at history. Called by `http`, which makes it, and by `wait`. It holds a watch on each of its rooms, so that
 //! their messages reach this shard.
 
-use super::answer::PollResult;
+use super::answer::{BYTES_MAX, PollResult};
 use crate::{
     policy::{class::Class, rights::Act},
     protocol::{
@@ -186,7 +186,8 @@ impl Poll {
     /// What there is after the poll's cursors. An error: the backplane does not serve all its rooms.
     pub(super) async fn collect(&mut self) -> Result<PollResult, Refusal> {
         let names = self.rooms.iter().map(|room| room.name.clone()).collect();
-        let mut found = PollResult::new(self.session, names, self.by_name);
+        let (bytes_max, hold) = self.shard.answer_space(BYTES_MAX)?;
+        let mut found = PollResult::new(self.session, names, self.by_name, bytes_max, hold);
         found.is_tagged = self.wait.is_zero() && !self.by_name;
         // The shard has to know where all rooms stand before the first one is looked at. Otherwise a message that arrives
         // in a room during the wait for another one would wake that wait only, and not this poll afterwards.

@@ -14,6 +14,7 @@ use crate::{
     transport::exchange::Exchange,
 };
 use axum::body::Body;
+use bytes::Buf as _;
 use fanfare_broker::BrokerError;
 use http_body_util::BodyExt as _;
 use hyper::{
@@ -61,26 +62,26 @@ pub(in crate::transport) async fn prepare(mut poll: Poll, exchange: Exchange) ->
     let found = poll.collect().await?;
     let node = &poll.shard.node;
     if found.is_news() || poll.wait.is_zero() || node.drain.is_draining() {
-        return Ok(Prepared::Response(answer(&poll, &found)));
+        return Ok(Prepared::Response(answer(&poll, found)));
     }
     let permit = node.permit_connection(exchange.client)?;
     let Exchange { finish, is_kept, counted, .. } = exchange;
     Ok(Prepared::Wait(Box::new(Ready { poll, finish, is_kept, _counted: counted, _permit: permit })))
 }
 
-fn answer(poll: &Poll, found: &PollResult) -> Response<Body> {
+fn answer(poll: &Poll, found: PollResult) -> Response<Body> {
     let metrics = &poll.shard.node.metrics;
     metrics.delivered_poll.inc_by(found.count as u64);
     if poll.wait.is_zero() {
         let _ = poll.renew_lease(found.next_ms); // a kick since the poll began is told to the next poll
     }
-    if poll.is_unmodified(found) {
+    if poll.is_unmodified(&found) {
         metrics.polls_unmodified.inc();
-        return not_modified(found);
+        return not_modified(&found);
     }
     let counter = if found.count > 0 { &metrics.polls_with_messages } else { &metrics.polls_empty };
     counter.inc();
-    let response = found.response();
+    let response = found.into_response();
     metrics.delivered_bytes.inc_by(response.body().size_hint().exact().unwrap_or(0));
     response
 }
@@ -140,7 +141,7 @@ impl Ready {
             tokio::time::sleep(LINGER).await;
         }
         match self.poll.collect().await {
-            Ok(found) if found.is_news() || is_time_up => Some(answer(&self.poll, &found)),
+            Ok(found) if found.is_news() || is_time_up => Some(answer(&self.poll, found)),
             Ok(_) => None,
             Err(refusal) => Some(problem(&refusal)),
         }
@@ -157,9 +158,8 @@ impl Ready {
         if !is_kept && parts.status != StatusCode::NOT_MODIFIED {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let mut bytes = response_head(&Response::from_parts(parts, ()));
-        bytes.extend_from_slice(&body);
-        let written = tokio::time::timeout(WRITE_TIME, socket.write_all(&bytes)).await;
+        let mut bytes = response_head(&Response::from_parts(parts, ())).chain(body);
+        let written = tokio::time::timeout(WRITE_TIME, socket.write_all_buf(&mut bytes)).await;
         (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
     }
 }
