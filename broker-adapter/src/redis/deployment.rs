@@ -5,7 +5,7 @@ use crate::{
     BrokerError, PresenceUpdate, Room,
     redis::{
         Address, AddressKind, ClusterTopology, ConnectError, Heartbeat, Master, NodeContext, REFRESH_EVERY, Roster,
-        Routes, Sentinels, Target, presence::roster::Written,
+        Routes, Sentinels, Sweeper, Target, presence::roster::Written,
     },
 };
 use futures_util::future::try_join_all;
@@ -53,7 +53,8 @@ impl Deployment {
         };
         let roster = Arc::new(Roster::new(context.builder.node));
         let tasks = context.tasks.clone();
-        let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster });
+        let sweeper = Arc::new(Sweeper { context: Arc::clone(&context), routes: Arc::clone(&routes) });
+        let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster, sweeper });
         heartbeat.begin().await.map_err(|why: BrokerError| refused(why.to_string()))?;
         tasks.essential("Redis heartbeat", Arc::clone(&heartbeat).run(stopped));
         Ok(Self { routes, heartbeat, stop })

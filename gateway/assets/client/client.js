@@ -46,6 +46,7 @@ class Emitter {
 // What the application holds: the options, cursor, members and listeners of a room. It outlives every connection.
 class Room extends Emitter {
   members = [];
+  list = []; // what has come of a long list
   options = {};
 
   constructor(client, name) { Object.assign(super(), { client, name }); }
@@ -100,8 +101,13 @@ class Room extends Emitter {
       members = this.members.filter(({ user }) => user !== member.user);
       if (type === "member_joined") members.push(member);
     }
+    if (members && !member) {
+      // A long list comes in several frames; the last one has no `more`.
+      members = this.list = type === "members" ? [...this.list, ...members] : members;
+      if (frame.more) members = null;
+    }
     if (members) this.emit("members", (this.members = members));
-    this.emit(type, frame);
+    if (type !== "members") this.emit(type, frame);
     if (gap) this.emit("gap", { type: "gap", room, from, to: cursor, ...gap });
   }
 }
@@ -241,7 +247,9 @@ class Client extends Emitter {
       asked.until = Date.now() + (asked.risk ? 11_000 : asked.rated * 1000);
     }
     if (frame.reason) link.rooms.delete(name); // a `left`
-    if (entry) this.answer(entry, frame);
+    if (entry && type === "members") frame = { ...entry.part, more: frame.more, members: [...entry.part.members, ...frame.members] };
+    if (entry && frame.more) entry.part = frame;
+    else if (entry) this.answer(entry, frame);
     else if (type === "error") {
       // The answer to a leave, or to a join that a later one has overtaken, is nobody's.
       if (!owner || owner.joinId === id) this.refused(owner, frame);

@@ -269,7 +269,7 @@ impl State {
         let enter = is_present.then(|| {
             let who = entry.user.clone().map_or(Who::Session(membership.session), Who::User);
             let payload = envelope::presence_payload(&who, entry.info.as_deref());
-            PresenceEntry { payload, announce_leave: entry.announce }
+            PresenceEntry { payload, announce_leave: entry.announce, lease: None }
         });
         self.unwritten.remove(&membership);
         let announce = entry.announce && !entry.is_silent;
