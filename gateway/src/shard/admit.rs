@@ -14,6 +14,7 @@ use super::{
     catch_up::Retry,
     member_list::{inline, is_inline},
     members::{CustomMember, PresenceEvents},
+    reply_to::ReplyTo,
     room::{Join, RoomRef},
     rooms::Reached,
 };
@@ -253,6 +254,8 @@ impl State {
         // cursor.
         self.send_at(join.session().index, &joined, Reached { room: join.room.index, cursor });
         self.reply_if_posted(join.reply_to, &joined);
+        // The join is answered. What becomes of it from here on is no reply.
+        join.reply_to = ReplyTo::without_id(join.session());
     }
 
     /// Makes the session a member: from the next pass on it gets what the feed delivers.

@@ -176,13 +176,13 @@ impl State {
         self.reply(join.reply_to, &Event::refusal(id, Some(Cow::Borrowed(name.as_str())), &refusal));
     }
 
-    /// Ends a join with an error, and takes the session out of the room; does nothing if the join is complete, was left
-    /// or was replaced.
+    /// Ends a join with an error, and takes the session out of the room. A join that was left or replaced is answered as
+    /// such.
     pub(super) fn abandon(&mut self, join: &Join, refusal: Refusal) {
         let session = join.session();
         let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
         if !conn.session.is_joining(join.room.index, join.number) {
-            return;
+            return self.answer_superseded(join);
         }
         let Some(membership) = conn.session.leave(join.room.index) else { return };
         let has_joined = membership.stage.is_member() || conn.reached(join.room.index).is_some();

@@ -289,3 +289,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod model_tests;
