@@ -101,12 +101,9 @@ class Room extends Emitter {
       members = this.members.filter(({ user }) => user !== member.user);
       if (type === "member_joined") members.push(member);
     }
-    if (members && !member) {
-      // A long list comes in several frames; the last one has no `more`.
-      members = this.list = type === "members" ? [...this.list, ...members] : members;
-      if (frame.more) members = null;
-    }
-    if (members) this.emit("members", (this.members = members));
+    // A long list comes in several frames; the last one has no `more`.
+    if (members && !member) members = this.list = type === "members" ? [...this.list, ...members] : members;
+    if (members && !frame.more) this.emit("members", (this.members = members));
     if (type !== "members") this.emit(type, frame);
     if (gap) this.emit("gap", { type: "gap", room, from, to: cursor, ...gap });
   }
@@ -228,8 +225,7 @@ class Client extends Emitter {
     } else {
       this.queue.delete(id);
       if (now < this.slowUntil) this.holdUntil = now + this.pace;
-      if (type === "error") entry.reject(failure(frame));
-      else entry.resolve(frame);
+      type === "error" ? entry.reject(failure(frame)) : entry.resolve(frame);
       if (key && cursor && room?.options.echo === false) {
         // The next message of the room is an own one that does not come back: the cursor moves past it.
         if (distance(room.cursor, cursor) === 1) room.cursor = cursor;
@@ -284,8 +280,7 @@ class Client extends Emitter {
     this.link = new Link(this, this.level);
   }
 
-  // A transport is welcome. A better one that was tried beside the one in use replaces it here: the old one is dropped, and
-  // every room goes on from its cursor.
+  // A transport is welcome. One that was tried beside a worse one replaces it, and every room goes on from its cursor.
   opened(link, { session, node, post, route = this.route, limits = this.limits }) {
     const { level, name: transport } = link;
     clearTimeout(this.retry);
@@ -316,8 +311,7 @@ class Client extends Emitter {
     } else if (final || /^(1009|44..|401)$/.test(code)) {
       return this.close({ code, reason });
     } else if (fault && ++this.tries >= (this.worked === link.level ? 3 : 1)) {
-      // It falls to the next transport, and from the last one to the first. One that has worked gets three tries: the
-      // gateway is more likely to be away than the network to block it since.
+      // The next transport, after the last one the first. One that has worked gets three tries: the gateway may be away.
       this.tries = 0;
       this.level = (this.level + 1) % this.transports.length;
     }
@@ -423,8 +417,7 @@ class Link {
   lost = ({ message: reason }) => this.end({ reason });
   url(path, query) { return this.client.base + path + "?" + new URLSearchParams(defined({ n: this.client.route, ...query })); }
 
-  // A request of this link. Gives the body of the answer. A refusal of what was asked goes to `refused`; everything else that
-  // is not 200 ends the link.
+  // Gives the body of the answer. A refusal of the request goes to `refused`; everything else that is not 200 ends the link.
   async fetch(path, query, refused, body, signal) {
     const late = setTimeout(() => this.end({ reason: "silent" }), 30_000);
     try {
@@ -511,8 +504,7 @@ function sse(link) {
   async function send(command) {
     waiting.push(JSON.stringify(command));
     while (waiting[0] && !busy && !link.dead) {
-      // One POST at a time, since POSTs overtake each other. It takes what waits: up to 100 commands and a megabyte, in which a
-      // character may take three bytes.
+      // One POST at a time, since they overtake each other: up to 100 commands and a megabyte, where a character may take 3 bytes.
       let space = 300_000;
       const end = waiting.findIndex((text, i) => i > 99 || ((space -= text.length) < 0 && i));
       busy = `[${waiting.splice(0, end < 0 ? 100 : end)}]`;
@@ -533,8 +525,7 @@ function poll(link) {
   const { client } = link, known = new Set(), unpollable = new Set(); // rooms that have been polled; rooms without history
   let session, posting = Promise.resolve(), most = Infinity;
 
-  // Polls until rooms come or go, which starts another turn. An answer that is lost comes again: the cursors of the next
-  // poll acknowledge what has arrived.
+  // Polls until rooms come or go, which starts another turn. A lost answer comes again: the next cursors acknowledge it.
   async function turn() {
     link.abort?.abort();
     const { signal } = (link.abort = new AbortController());
