@@ -55,11 +55,11 @@ struct HeartbeatReply {
     /// How many nodes live.
     nodes: u32,
     /// What this node is to sweep, if it is the one that does.
-    due: Option<Due>,
+    due: Option<DeadOwners>,
 }
 
 /// Who is to be swept.
-struct Due {
+struct DeadOwners {
     owners: Vec<NodeId>,
     /// When the next owner may be dead, from now.
     next: Duration,
@@ -143,7 +143,7 @@ impl Heartbeat {
     }
 
     /// Sends one heartbeat and writes what is unwritten. Returns what to sweep.
-    async fn round(&self, progress: &mut Progress) -> Result<Option<Due>, BrokerError> {
+    async fn round(&self, progress: &mut Progress) -> Result<Option<DeadOwners>, BrokerError> {
         // A changed fence means that a Redis process has other data than before. It may be an old snapshot that still
         // holds members who have left, so all members are written again under a new owner.
         let fences = self.fences();
@@ -244,5 +244,5 @@ fn read(reply: Value) -> Option<HeartbeatReply> {
     let nodes = words.next()?.parse().ok()?;
     let next = words.next().map(|word| word.parse().map(Duration::from_millis)).transpose().ok()?;
     let owners = words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect();
-    Some(HeartbeatReply { loss, nodes, due: next.map(|next| Due { owners, next }) })
+    Some(HeartbeatReply { loss, nodes, due: next.map(|next| DeadOwners { owners, next }) })
 }
