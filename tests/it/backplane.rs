@@ -6,7 +6,7 @@ use std::time::Duration;
 use fanfare_tests::load::{Load, heads};
 use fanfare_tests::member::{settle, stop_all};
 use fanfare_tests::wait::eventually;
-use fanfare_tests::{Client, Cluster, Target, http};
+use fanfare_tests::{Client, Cluster, Target, http, prometheus};
 use serde_json::json;
 
 use crate::fixtures::{metric, split};
@@ -164,6 +164,17 @@ async fn killed_subscriber_connections_lose_nothing_under_load() {
     assert!(reports.iter().all(|report| report.nodes.len() == 1), "no client had to reconnect");
 }
 
+/// How often rooms have begun a new epoch under their members, at all nodes together.
+async fn epochs_told(cluster: &Cluster) -> f64 {
+    let mut told = 0.0;
+    for node in &cluster.nodes {
+        let scrape = prometheus::parse(&http::get(node.admin, "/metrics").send().await.text).expect("a valid scrape");
+        let gaps = scrape.series("fanfare_backplane_gaps_total");
+        told += gaps.filter(|(series, _)| series.contains("cause=\"epoch\"")).map(|(_, count)| count).sum::<f64>();
+    }
+    told
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_loses_its_data_under_load_causes_no_silent_loss() {
     let mut cluster = Cluster::over_redis(3).config(KEEP_ALL).start().await;
@@ -182,5 +193,6 @@ async fn a_redis_that_loses_its_data_under_load_causes_no_silent_loss() {
     let verdict = judge(&target, &published, &reports);
     assert!(verdict.reports_every_loss() && verdict.published == 3_000, "{verdict}");
     assert!(verdict.gaps >= 30, "every member got a gap: {verdict}");
+    assert!(epochs_told(&cluster).await >= 10.0, "each of the rooms has begun a new epoch at some node");
     assert!(reports.iter().all(|report| report.nodes.len() == 1), "no client had to reconnect");
 }

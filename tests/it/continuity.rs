@@ -239,6 +239,7 @@ async fn requests_beyond_their_rate_are_counted_under_their_own_label() {
             let Ok(frame) = client.try_next().await else { break 'rounds };
             if frame.kind() == "error" {
                 assert_eq!(frame.json["code"], "rate_limited", "{}", frame.text);
+                assert_eq!(frame.json["room"], "a", "{}", frame.text);
                 refused += 1;
             }
         }

@@ -1,9 +1,9 @@
-//! The errors of the Redis broker, and what an error reply of Redis means: to the caller who asked, and about which
-//! server has the room. Retries nothing.
+//! The errors of the Redis broker, and what an error reply of Redis means: to the caller who asked, and for the
+//! connection. Retries nothing.
 
 use crate::BrokerError;
 use parking_lot::Mutex;
-use redis::{ErrorKind, RedisError, ServerError, ServerErrorKind};
+use redis::{RedisError, ServerError};
 use std::time::{Duration, Instant};
 
 /// Between two lines of the log about refusals of one class.
@@ -68,41 +68,20 @@ pub enum ConnectError {
     Config(#[from] ConfigError),
 }
 
-/// Why a server refused a command on a room that another server has, or will have soon.
+/// What it means that Redis refuses a command: what the caller gets, and what becomes of the connection. Nothing else
+/// knows Redis's error codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Redirect {
-    /// The server is not a master, or not yet: a new connection may find the master.
+pub(crate) enum RefusalClass {
+    /// The server is a replica, or has not loaded its data yet.
     NotMaster,
-    /// Another master has the room's slot, or the cluster has no master for it at the moment.
+    /// Another master has the room's slot.
     Moved,
     /// The room's slot is on its way from one master to another.
     Migrating,
-}
-
-impl Redirect {
-    /// `None`: the error is about something else.
-    pub(crate) fn of(error: &ServerError) -> Option<Self> {
-        Self::of_kind(error.kind()?)
-    }
-
-    fn of_kind(kind: ServerErrorKind) -> Option<Self> {
-        use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
-        match kind {
-            ReadOnly | BusyLoading | MasterDown => Some(Self::NotMaster),
-            Moved | ClusterDown => Some(Self::Moved),
-            Ask | TryAgain => Some(Self::Migrating),
-            _ => None,
-        }
-    }
-}
-
-/// What it means that Redis refuses a command. Nothing else knows Redis's error codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RefusalClass {
-    /// Redis takes no writes at present: a full memory, too few replicas, a failed snapshot, a replica.
+    /// The cluster has no master for the room's slot at present.
+    ClusterDown,
+    /// Redis takes no writes at present: a full memory, too few replicas, a failed snapshot.
     NotWritable,
-    /// Redis has no data to answer from at present: it is loading, or has lost its master or its cluster.
-    NotReadable,
     /// An operator has to act: rights, passwords, a command that is switched off, keys of another program.
     Misconfigured,
     /// Redis does something else at present.
@@ -111,28 +90,52 @@ enum RefusalClass {
     Bug,
 }
 
+/// What can lead to a server that takes the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// A new connection, which looks for the master.
+    Reconnect,
+    /// To learn which master has which slots.
+    RefreshTopology,
+}
+
 /// What refusals without a code of their own say if an operator has to act.
 const MISCONFIGURED: [&str; 6] =
     ["unknown command", "unknown subcommand", "can't run this command", "not allowed", "disabled", "DB index"];
 
 impl RefusalClass {
-    const COUNT: usize = 5;
+    const COUNT: usize = 8;
+
+    pub(crate) fn of(error: &ServerError) -> Self {
+        Self::of_code(error.code(), error.details().unwrap_or_default())
+    }
 
     /// `details` is the text after the code. A script that was refused inside has the inner code there in Redis 6, and as
     /// its own code since Redis 7.
-    fn of(code: &str, details: &str) -> Self {
+    fn of_code(code: &str, details: &str) -> Self {
         match code {
-            "OOM" | "NOREPLICAS" | "NOGOODSLAVE" | "MISCONF" | "READONLY" => Self::NotWritable,
-            "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOMASTERLINK" => Self::NotReadable,
+            "READONLY" | "LOADING" | "MASTERDOWN" | "NOMASTERLINK" => Self::NotMaster,
+            "MOVED" => Self::Moved,
+            "ASK" | "TRYAGAIN" => Self::Migrating,
+            "CLUSTERDOWN" => Self::ClusterDown,
+            "OOM" | "NOREPLICAS" | "NOGOODSLAVE" | "MISCONF" => Self::NotWritable,
             "NOAUTH" | "WRONGPASS" | "NOPERM" | "NOPROTO" | "DENIED" | "CROSSSLOT" | "WRONGTYPE" => Self::Misconfigured,
-            "BUSY" | "TRYAGAIN" => Self::Busy,
+            "BUSY" => Self::Busy,
             "ERR" => match inner_code(details) {
-                Some((code, details)) => Self::of(code, details),
+                Some((code, details)) => Self::of_code(code, details),
                 None if details.contains("max number of clients") => Self::Busy,
                 None if MISCONFIGURED.iter().any(|part| details.contains(part)) => Self::Misconfigured,
                 None => Self::Bug,
             },
             _ => Self::Bug,
+        }
+    }
+
+    pub(crate) fn remedy(self) -> Option<Remedy> {
+        match self {
+            Self::NotMaster => Some(Remedy::Reconnect),
+            Self::Moved | Self::ClusterDown => Some(Remedy::RefreshTopology),
+            Self::Migrating | Self::NotWritable | Self::Misconfigured | Self::Busy | Self::Bug => None,
         }
     }
 }
@@ -155,19 +158,12 @@ pub(crate) struct Refusals {
 impl Refusals {
     /// Of one command of a pipeline.
     pub(crate) fn of(&self, error: &ServerError) -> BrokerError {
-        if matches!(Redirect::of(error), Some(Redirect::Moved | Redirect::Migrating)) {
-            return BrokerError::Unavailable;
-        }
         self.refusal(error.code(), error.details().unwrap_or_default())
     }
 
     /// Of a whole read.
     pub(crate) fn of_read(&self, error: &RedisError) -> BrokerError {
-        let redirect = match error.kind() {
-            ErrorKind::Server(kind) => Redirect::of_kind(kind),
-            _ => None,
-        };
-        if redirect.is_some() || error.is_io_error() || error.is_connection_dropped() || error.is_timeout() {
+        if error.is_io_error() || error.is_connection_dropped() || error.is_timeout() {
             return BrokerError::Unavailable;
         }
         match error.code() {
@@ -177,22 +173,21 @@ impl Refusals {
     }
 
     fn refusal(&self, code: &str, details: &str) -> BrokerError {
-        let class = RefusalClass::of(code, details);
-        if self.is_line_due(class) {
-            // Redis's error texts name commands, but neither rooms nor payloads.
-            match class {
-                RefusalClass::Misconfigured | RefusalClass::Bug => {
-                    tracing::error!(?class, code, details, "Redis refuses a command");
-                }
-                _ => tracing::warn!(?class, code, details, "Redis refuses a command"),
-            }
+        use RefusalClass as C;
+        let class = C::of_code(code, details);
+        // Redis's error texts name commands, but neither rooms nor payloads. That slots move is no fault.
+        match class {
+            C::Moved | C::Migrating => {}
+            _ if !self.is_line_due(class) => {}
+            C::Misconfigured | C::Bug => tracing::error!(?class, code, details, "Redis refuses a command"),
+            _ => tracing::warn!(?class, code, details, "Redis refuses a command"),
         }
         match class {
-            RefusalClass::NotWritable => BrokerError::NotWritable,
-            RefusalClass::NotReadable => BrokerError::Unavailable,
-            RefusalClass::Misconfigured => BrokerError::Misconfigured,
-            RefusalClass::Busy => BrokerError::Overloaded,
-            RefusalClass::Bug => BrokerError::Protocol(format!("{code} {details}")),
+            C::NotMaster | C::Moved | C::Migrating | C::ClusterDown => BrokerError::Unavailable,
+            C::NotWritable => BrokerError::NotWritable,
+            C::Misconfigured => BrokerError::Misconfigured,
+            C::Busy => BrokerError::Overloaded,
+            C::Bug => BrokerError::Protocol(format!("{code} {details}")),
         }
     }
 
@@ -217,9 +212,12 @@ mod tests {
             ("OOM", "command not allowed when used memory > 'maxmemory'.", RefusalClass::NotWritable),
             ("NOREPLICAS", "Not enough good replicas to write.", RefusalClass::NotWritable),
             ("MISCONF", "Redis is configured to save RDB snapshots, but …", RefusalClass::NotWritable),
-            ("READONLY", "You can't write against a read only replica.", RefusalClass::NotWritable),
-            ("LOADING", "Redis is loading the dataset in memory", RefusalClass::NotReadable),
-            ("MASTERDOWN", "Link with MASTER is down", RefusalClass::NotReadable),
+            ("READONLY", "You can't write against a read only replica.", RefusalClass::NotMaster),
+            ("LOADING", "Redis is loading the dataset in memory", RefusalClass::NotMaster),
+            ("MASTERDOWN", "Link with MASTER is down", RefusalClass::NotMaster),
+            ("CLUSTERDOWN", "Hash slot not served", RefusalClass::ClusterDown),
+            ("MOVED", "3999 127.0.0.1:6381", RefusalClass::Moved),
+            ("TRYAGAIN", "Multiple keys request during rehashing of slot", RefusalClass::Migrating),
             ("NOPERM", "this user has no permissions to run the 'xadd' command", RefusalClass::Misconfigured),
             ("WRONGTYPE", "Operation against a key holding the wrong kind of value", RefusalClass::Misconfigured),
             ("ERR", "unknown command 'SPUBLISH', with args beginning with: ", RefusalClass::Misconfigured),
@@ -234,11 +232,43 @@ mod tests {
             ),
             (
                 "ERR",
+                "Error running script (call to f_1): @user_script:25: @user_script: 25: -READONLY You can't write",
+                RefusalClass::NotMaster,
+            ),
+            (
+                "ERR",
                 "Error running script (call to f_1): @user_script:3: @user_script: 3: -ERR value is not an integer",
                 RefusalClass::Bug,
             ),
         ] {
-            assert_eq!(RefusalClass::of(code, details), class, "{code} {details}");
+            assert_eq!(RefusalClass::of_code(code, details), class, "{code} {details}");
+        }
+    }
+
+    /// A read of a server that was no master any more was answered "unavailable", and a write "takes no writes".
+    #[test]
+    fn a_read_and_a_write_are_answered_alike() {
+        for code in [
+            "READONLY",
+            "LOADING",
+            "MASTERDOWN",
+            "CLUSTERDOWN",
+            "MOVED",
+            "ASK",
+            "TRYAGAIN",
+            "OOM",
+            "MISCONF",
+            "NOPERM",
+            "BUSY",
+            "SOMETHING",
+        ] {
+            let Ok(redis::Value::ServerError(error)) =
+                redis::parse_redis_value(format!("-{code} 1 127.0.0.1:1\r\n").as_bytes())
+            else {
+                panic!("{code} is an error");
+            };
+            let refusals = Refusals::default();
+            assert_eq!(refusals.of(&error), refusals.of_read(&error.into()), "{code}");
         }
     }
 

@@ -22,6 +22,8 @@ const HEAD_MAX: Duration = Duration::from_secs(2);
 const READY_MAX: Duration = CONNECT_MAX.saturating_add(HEAD_MAX);
 /// How long a read may wait until a failover's last connection leads to the new master: one retry and its handshake.
 const SWITCH_MAX: Duration = RETRY_MAX.saturating_add(CONNECT_MAX);
+/// How long a page of history may take, with all that it waits for: callers have deadlines of their own.
+const PAGE_MAX: Duration = Duration::from_secs(6);
 
 /// The connections to one master. They follow it when it moves to another server.
 pub(crate) struct Master {
@@ -113,6 +115,10 @@ impl Master {
         retention: Retention,
         query: HistoryQuery,
     ) -> Result<Page, BrokerError> {
+        timeout(PAGE_MAX, self.page_in_turns(room, retention, query)).await.unwrap_or(Err(BrokerError::Unavailable))
+    }
+
+    async fn page_in_turns(&self, room: &Room, retention: Retention, query: HistoryQuery) -> Result<Page, BrokerError> {
         let (connection, publisher) = (&self.connection(Partition::of(room)).status, &self.publisher.status);
         // The second turn is for a failover that came during the first.
         for _ in 0..2 {

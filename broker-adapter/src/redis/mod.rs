@@ -48,7 +48,7 @@ use self::{
     },
     context::{NodeContext, TopologyEvents},
     deployment::Deployment,
-    errors::Redirect,
+    errors::{RefusalClass, Remedy},
     keys::{Fence, HOME, Keys, PARTITIONS, Part, Partition},
     master::Master,
     presence::{heartbeat::Heartbeat, roster::Loss, roster::Roster, sweep::Sweeper},

@@ -88,7 +88,7 @@ pub(super) const LIMITS: &[Limit] = &[
     },
     Limit {
         name: "connections_per_ip",
-        help: "Connections from one client address; 0 = no limit",
+        help: "Connections from one client address, or from one IPv6 network of 64 bits; 0 = no limit",
         range: 0..=10_000_000,
         get: |l| l.connections_per_ip.into(),
         set: |l, n| l.connections_per_ip = n as u32,

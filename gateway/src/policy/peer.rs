@@ -15,14 +15,17 @@ pub(crate) struct PeerPolicy {
     trusted: Vec<Network>,
     /// 0: no limit.
     per_ip: u32,
-    connections: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    connections: Connections,
 }
+
+/// Connections by [`site`].
+type Connections = Arc<Mutex<HashMap<IpAddr, u32>>>;
 
 /// Counts one connection of an address for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
-    address: IpAddr,
-    connections: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    site: IpAddr,
+    connections: Connections,
 }
 
 impl PeerPolicy {
@@ -48,13 +51,24 @@ impl PeerPolicy {
         if self.per_ip == 0 {
             return Ok(None);
         }
+        let site = site(address);
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = connections.entry(address).or_default();
+        let taken = connections.entry(site).or_default();
         if *taken >= self.per_ip {
             return Err(());
         }
         *taken += 1;
-        Ok(Some(ConnectionPermit { address, connections: Arc::clone(&self.connections) }))
+        Ok(Some(ConnectionPermit { site, connections: Arc::clone(&self.connections) }))
+    }
+}
+
+/// What shares one limit of connections: an IPv4 address, or the 64 bits of an IPv6 address that its network gives to one
+/// site (RFC 6177). A host may take any address below them.
+fn site(address: IpAddr) -> IpAddr {
+    const HOST_BITS: u128 = u64::MAX as u128;
+    match address {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !HOST_BITS).into()),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -68,10 +82,10 @@ fn hop_address(hop: &str) -> Option<IpAddr> {
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = connections.get_mut(&self.address) {
+        if let Some(taken) = connections.get_mut(&self.site) {
             *taken -= 1;
             if *taken == 0 {
-                connections.remove(&self.address);
+                connections.remove(&self.site);
             }
         }
     }
@@ -134,5 +148,17 @@ mod tests {
         assert!(policy.permit(address).is_err());
         drop(permit);
         assert!(policy.permit(address).is_ok());
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_share_one_limit() {
+        let policy = PeerPolicy::new(vec![], 1);
+        let permit = |address: &str| policy.permit(address.parse().unwrap());
+        let first = permit("2001:db8:1:2::1").unwrap();
+        assert!(permit("2001:db8:1:2:ffff::9").is_err(), "the same network");
+        let _other = permit("2001:db8:1:3::1").unwrap();
+        let _v4 = (permit("192.0.2.1").unwrap(), permit("192.0.2.2").unwrap());
+        drop(first);
+        permit("2001:db8:1:2:ffff::9").unwrap();
     }
 }

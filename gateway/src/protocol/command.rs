@@ -27,6 +27,19 @@ pub(crate) enum Request<'a> {
     Ping,
 }
 
+impl<'a> Request<'a> {
+    /// The room that it names.
+    pub(crate) fn into_room(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Join { room, .. } | Self::Leave { room } | Self::Presence { room } | Self::History { room, .. } => {
+                Some(room)
+            }
+            Self::Publish(request) => Some(request.room),
+            Self::Auth | Self::Ping => None,
+        }
+    }
+}
+
 /// A message to publish, before any check.
 #[derive(Debug)]
 pub(crate) struct PublishRequest<'a> {

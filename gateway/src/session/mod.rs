@@ -112,7 +112,7 @@ impl Session {
             && let Err(ms) = self.requests.take(REQUESTS_PER_SECOND, now_ms)
         {
             let refusal = Refusal::new(ErrorCode::RateLimited, "too many requests").retry_after(ms);
-            return self.refuse(None, refusal, now_ms);
+            return self.refuse(command.request.into_room(), refusal, now_ms);
         }
         match self.decide(command.request, limits, now_ms) {
             Ok(action) => action,

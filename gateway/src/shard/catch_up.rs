@@ -2,7 +2,7 @@
 //! history no longer has the messages. [`Retry`] is the wait between two attempts of a catch-up or a join.
 
 use super::{Shard, State, room::RoomRef};
-use crate::protocol::command::HISTORY_LIMIT_MAX;
+use crate::{protocol::command::HISTORY_LIMIT_MAX, random::random_below};
 use fanfare_broker::{Cursor, HistoryQuery, Page, Purpose};
 use std::{
     rc::Rc,
@@ -60,7 +60,11 @@ impl Shard {
                 Some(Ok(page)) => {
                     retry.reset();
                     failures = 0;
-                    if page.gap.is_some() { &metrics.gaps_told } else { &metrics.gaps_filled }.inc();
+                    match page.gap {
+                        None => metrics.gaps_filled.inc(),
+                        Some(_) if page.from.epoch == since.epoch => metrics.gaps_told.inc(),
+                        Some(_) => metrics.gaps_epoch.inc(),
+                    }
                     limit = next_limit(&page);
                     self.fill_in_parts(room, page).await
                 }
@@ -122,9 +126,12 @@ impl Retry {
         self.next = FIRST;
     }
 
-    /// An attempt failed: waits before the next one.
+    /// An attempt failed: waits before the next one; up to a quarter less than it could, so that those who fail in one
+    /// moment do not try again in one moment.
     pub(super) async fn wait(&mut self) {
-        tokio::time::sleep(self.step()).await;
+        let wait = self.step();
+        let less = random_below(wait.as_millis() as u64 / 4);
+        tokio::time::sleep(wait - Duration::from_millis(less)).await;
     }
 
     fn step(&mut self) -> Duration {

@@ -74,9 +74,7 @@ impl State {
             return self.abandon(&join, BrokerError::Unavailable.into());
         }
         // Only the session's latest join of the room waits; an earlier one is answered now.
-        let earlier = entry.waiting.iter().position(|earlier| earlier.session() == join.session());
-        let earlier = earlier.map(|index| entry.waiting.swap_remove(index));
-        entry.waiting.push(join);
+        let earlier = entry.waiting.insert(join.session().index, join);
         if let Some(earlier) = earlier {
             self.answer_superseded(&earlier);
         }
@@ -148,7 +146,7 @@ impl State {
         if let Some(since) = hole {
             self.start_catch_up(room, since);
         }
-        for join in waiting {
+        for join in waiting.into_values() {
             self.admit(join);
         }
     }
@@ -156,8 +154,10 @@ impl State {
     /// Gives up the joins that wait for the subscription: all of them, or those that would need more than that.
     pub(super) fn refuse_waiting(&mut self, room: RoomRef, why: &BrokerError) {
         let Some(entry) = self.rooms.resolve(room) else { return };
-        let is_refused = |join: &mut Join| *why != BrokerError::Unavailable || join.options.wants_presence;
-        let refused: Vec<Join> = entry.waiting.extract_if(.., is_refused).collect();
+        let is_refused = |join: &Join| *why != BrokerError::Unavailable || join.options.wants_presence;
+        let sessions = entry.waiting.iter().filter(|(_, join)| is_refused(join)).map(|(session, _)| *session);
+        let sessions: Vec<u32> = sessions.collect();
+        let refused: Vec<Join> = sessions.iter().filter_map(|session| entry.waiting.remove(session)).collect();
         for join in refused {
             self.abandon(&join, why.clone().into());
         }
@@ -202,7 +202,11 @@ impl State {
         let Some(index) = self.rooms.find(room) else { return false };
         let Some(conn) = self.outgoing.sessions.get_open(session) else { return false };
         let Some(membership) = conn.session.leave(index) else { return false };
+        let waiting = self.rooms.get_mut(index).and_then(|entry| entry.waiting.remove(&session.index));
         self.vacate(session, index, membership.stage);
+        if let Some(join) = waiting {
+            self.answer_superseded(&join);
+        }
         true
     }
 
@@ -229,6 +233,7 @@ impl State {
             entry.members.remove(session.index, conn.shape);
         }
         entry.release_presence(session.index);
+        entry.waiting.remove(&session.index);
         let leave = PresenceUpdate::Leave { session: conn.session.id, announce: entry.class.presence };
         drop(self.node.broker.update_presence(&entry.name, leave));
         self.node.metrics.members.dec();

@@ -17,12 +17,14 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
 };
 use tokio::sync::oneshot;
 
 /// At most this many posts for the sessions of one shard, and as many that one shard has taken from clients.
 const POSTS_MAX: usize = 4096;
+/// At most this many of them for one session.
+const POSTS_OF_SESSION_MAX: u32 = 64;
 /// At most this many bytes of replies to one post. Histories and member lists that exceed it are refused.
 const REPLY_BYTES_MAX: usize = 1 << 20;
 /// A reply up to this size is never refused, so that the client learns the result of every command.
@@ -52,6 +54,8 @@ impl Destination {
 pub(super) struct Posts {
     /// Posts for this shard's sessions, by the number of their first reply.
     under_way: BTreeMap<u32, Post>,
+    /// How many of them each session has, by its index.
+    of_sessions: HashMap<u32, u32>,
     numbers: u32,
     /// Posts taken from clients, by ticket.
     awaited: HashMap<u64, Awaited>,
@@ -132,7 +136,7 @@ impl Posts {
     // --- posts for this shard's sessions ---
 
     /// Adds a post and returns the number of its first reply, which identifies the post; `None` if there are
-    /// [`POSTS_MAX`] already.
+    /// [`POSTS_MAX`] already, or [`POSTS_OF_SESSION_MAX`] for its session.
     pub(super) fn insert(
         &mut self,
         session: SessionRef,
@@ -140,9 +144,11 @@ impl Posts {
         commands: Vec<&RawValue>,
         is_array: bool,
     ) -> Option<u32> {
-        if self.under_way.len() >= POSTS_MAX {
+        let of_session = self.of_sessions.get(&session.index).copied().unwrap_or_default();
+        if self.under_way.len() >= POSTS_MAX || of_session >= POSTS_OF_SESSION_MAX {
             return None;
         }
+        self.of_sessions.insert(session.index, of_session + 1);
         let missing = commands.len();
         let first = self.number(missing as u32);
         let commands = commands.into_iter().map(ToOwned::to_owned).collect();
@@ -213,7 +219,13 @@ impl Posts {
     }
 
     fn finish(&mut self, first: u32) -> Option<(ReplyAddress, Bytes)> {
-        let Post { back, is_array, replies, .. } = self.under_way.remove(&first)?;
+        let Post { session, back, is_array, replies, .. } = self.under_way.remove(&first)?;
+        if let Entry::Occupied(mut of_session) = self.of_sessions.entry(session.index) {
+            *of_session.get_mut() -= 1;
+            if *of_session.get() == 0 {
+                of_session.remove();
+            }
+        }
         let replies: Vec<Vec<u8>> = replies.into_iter().flatten().collect();
         let text = if is_array { [b"[", &replies.join(&b","[..])[..], b"]"].concat() } else { replies.concat() };
         Some((back, text.into()))
@@ -223,6 +235,25 @@ impl Posts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_session_cannot_take_the_posts_of_all() {
+        let mut posts = Posts::default();
+        let back = ReplyAddress { node: fanfare_broker::NodeId(1), shard: 0, ticket: 1 };
+        let insert = |posts: &mut Posts, index| {
+            let ping: &RawValue = serde_json::from_str(r#"{"type":"ping"}"#).unwrap();
+            posts.insert(SessionRef { index, generation: 1 }, back, vec![ping], false)
+        };
+        let taken: Vec<u32> = (0..POSTS_OF_SESSION_MAX + 5).filter_map(|_| insert(&mut posts, 7)).collect();
+        assert_eq!(taken.len(), POSTS_OF_SESSION_MAX as usize);
+        assert!(insert(&mut posts, 8).is_some(), "another session has its own");
+        posts.give_up(taken[0], &Refusal::session_gone()).unwrap();
+        assert!(insert(&mut posts, 7).is_some());
+        for first in posts.under_way.keys().copied().collect::<Vec<_>>() {
+            posts.give_up(first, &Refusal::session_gone()).unwrap();
+        }
+        assert!(posts.of_sessions.is_empty());
+    }
 
     #[test]
     fn reply_numbers_begin_again_before_they_run_out() {

@@ -6,7 +6,10 @@ use crate::{policy::class::Class, protocol::command::JoinOptions};
 use fanfare_broker::{Cursor, Position, Publication, Room, SessionId};
 use slab::Slab;
 use smallvec::SmallVec;
-use std::{collections::VecDeque, rc::Rc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
 use tokio::sync::Notify;
 
 /// Messages that are kept of one room.
@@ -40,8 +43,8 @@ pub(super) struct RoomEntry {
     pub(super) held: Option<Box<HeldEvents>>,
     /// The version of the latest presence event; 0 while no member gets any.
     pub(super) presence_version: u64,
-    /// Joins that wait for the subscription.
-    pub(super) waiting: Vec<Join>,
+    /// Joins that wait for the subscription, by their sessions' indices.
+    pub(super) waiting: BTreeMap<u32, Join>,
     /// The frames of the present pass.
     pub(super) batch: Option<Box<Batch>>,
     /// The last few messages.
@@ -90,7 +93,7 @@ impl RoomEntry {
             parked: None,
             held: None,
             presence_version: 0,
-            waiting: Vec::new(),
+            waiting: BTreeMap::new(),
             batch: None,
             ring: Ring::default(),
         }

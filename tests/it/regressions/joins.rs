@@ -103,6 +103,25 @@ async fn a_join_overtaken_by_a_leave_while_the_room_was_subscribed_got_no_answer
     assert_eq!(client.refused(json!({"type": "leave", "room": "new"})).await, "not_joined", "it is not in the room");
 }
 
+/// The room was let go, and the join that waited for its subscription with it.
+#[tokio::test]
+async fn a_join_that_was_left_while_redis_was_away_got_no_answer() {
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let mut client = Client::connect(cluster.address(0)).await;
+    cluster.redis().signal("STOP");
+    for command in [join(901, "new"), join(902, "new"), leave(903, "new")] {
+        client.send(command).await;
+    }
+    let mut answered = Vec::new();
+    while answered.len() < 3 {
+        let frame = client.next().await.json;
+        answered.push((frame["id"].clone(), frame.get("code").unwrap_or(&frame["type"]).clone()));
+    }
+    let of = |id: u64, answer: &str| (json!(id), json!(answer));
+    assert_eq!(answered, [of(901, "not_joined"), of(902, "not_joined"), of(903, "left")]);
+    cluster.redis().signal("CONT");
+}
+
 #[tokio::test]
 async fn a_resume_overtaken_by_a_leave_while_history_was_read_got_no_answer() {
     let mut cluster = Cluster::over_redis(1).start().await;

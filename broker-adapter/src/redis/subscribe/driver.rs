@@ -5,7 +5,7 @@ use crate::{
     BrokerError, Cursor, Room,
     redis::{
         CommandBuilder, ComparisonPace, Driver, Fence, NodeContext, OpenConnection, Part, Partition, PubSubConnection,
-        Redirect, Signals, commands, errors::Refusals, scripts::is_forgotten, subscribe::interest::STEP,
+        RefusalClass, Signals, commands, errors::Refusals, scripts::is_forgotten, subscribe::interest::STEP,
         subscribe::interest::SubscriptionBatch,
     },
 };
@@ -155,13 +155,11 @@ async fn send(
 /// Reads the heads of one batch. Fails, and so ends the connection, if this server does not have the rooms.
 fn heads(replies: &[Value], signals: &Signals, refusals: &Refusals) -> RedisResult<Vec<Result<Cursor, BrokerError>>> {
     let head = |reply: &Value| match reply {
-        Value::ServerError(error) => match Redirect::of(error) {
-            Some(Redirect::NotMaster | Redirect::Moved) => {
-                signals.events.refresh.notify_one();
-                Err(error.clone().into())
-            }
-            Some(Redirect::Migrating) | None => Ok(Err(refusals.of(error))),
-        },
+        Value::ServerError(error) if RefusalClass::of(error).remedy().is_some() => {
+            signals.events.refresh.notify_one();
+            Err(error.clone().into())
+        }
+        Value::ServerError(error) => Ok(Err(refusals.of(error))),
         Value::Push { .. } => Err((ErrorKind::UnexpectedReturnType, "the reply to another command").into()),
         reply => Ok(commands::head(reply).ok_or_else(|| BrokerError::Protocol("malformed head".into()))),
     };

@@ -5,8 +5,8 @@
 use crate::{
     BrokerError,
     redis::{
-        ConnectionStatus, Driver, GRACE, HOME, NodeContext, OpenConnection, Partition, QueuedCommand, Redirect,
-        Signals, WriteCommand, scripts::is_forgotten, write::batch,
+        ConnectionStatus, Driver, GRACE, HOME, NodeContext, OpenConnection, Partition, QueuedCommand, RefusalClass,
+        Remedy, Signals, WriteCommand, scripts::is_forgotten, write::batch,
     },
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
@@ -148,10 +148,10 @@ impl PublisherDriver {
             batch::refuse_overtaken(again, &call);
             let result = match reply {
                 Value::ServerError(error) => {
-                    match Redirect::of(&error) {
-                        Some(Redirect::NotMaster) => signals.lost.notify_one(),
-                        Some(Redirect::Moved) => signals.events.refresh.notify_one(),
-                        Some(Redirect::Migrating) | None => {}
+                    match RefusalClass::of(&error).remedy() {
+                        Some(Remedy::Reconnect) => signals.lost.notify_one(),
+                        Some(Remedy::RefreshTopology) => signals.events.refresh.notify_one(),
+                        None => {}
                     }
                     Err(self.context.refusals.of(&error))
                 }
