@@ -68,7 +68,9 @@ struct DeadOwners {
 /// The sweeps under way. Dropped with all of them when the node stops.
 #[derive(Default)]
 struct Sweeps {
-    tasks: JoinSet<NodeId>,
+    tasks: JoinSet<Option<NodeId>>,
+    /// Ends leases.
+    leases: Option<AbortHandle>,
     owners: HashMap<NodeId, AbortHandle>,
 }
 
@@ -79,14 +81,21 @@ impl Progress {
 }
 
 impl Sweeps {
-    /// Sweeps the owners that are not being swept yet.
+    /// Ends leases, and sweeps the owners that are not being swept yet.
     fn start(&mut self, owners: Vec<NodeId>, sweeper: &Arc<Sweeper>) {
+        if self.leases.as_ref().is_none_or(AbortHandle::is_finished) {
+            let sweeper = Arc::clone(sweeper);
+            self.leases = Some(self.tasks.spawn(async move {
+                sweeper.end_leases().await;
+                None
+            }));
+        }
         self.owners.retain(|_, task| !task.is_finished());
         for owner in owners {
             let sweeper = Arc::clone(sweeper);
             let sweep = async move {
                 sweeper.sweep(owner).await;
-                owner
+                Some(owner)
             };
             self.owners.entry(owner).or_insert_with(|| self.tasks.spawn(sweep));
         }
@@ -116,7 +125,7 @@ impl Heartbeat {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 Some(done) = sweeps.tasks.join_next(), if !sweeps.tasks.is_empty() => {
-                    progress.swept.extend(done.ok()); // not of one that was stopped
+                    progress.swept.extend(done.ok().flatten()); // not of one that was stopped
                     continue;
                 }
                 () = self.context.events.reconnected.notified() => false,
