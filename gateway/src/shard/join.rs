@@ -232,8 +232,8 @@ impl State {
         if stage.is_member() {
             entry.members.remove(session.index, conn.shape);
         }
-        entry.release_presence(session.index);
         entry.waiting.remove(&session.index);
+        entry.release_presence(session.index);
         let leave = PresenceUpdate::Leave { session: conn.session.id, announce: entry.class.presence };
         drop(self.node.broker.update_presence(&entry.name, leave));
         self.node.metrics.members.dec();
