@@ -24,7 +24,6 @@ pub(crate) enum Over {
     /// All: the owner is dead.
     All,
     /// Those whose leases have ended.
-    #[expect(dead_code, reason = "leases are in the memory of nodes")]
     Ended,
 }
 

@@ -33,6 +33,9 @@ pub(crate) const PARTITIONS: usize = 256;
 /// The partition of the key that holds all heartbeats, in a cluster.
 pub(crate) const HOME: Partition = Partition(0);
 
+/// The owner of the sessions that are present by lease. Their lists are those of all nodes together.
+pub(crate) const LEASES: NodeId = NodeId(0);
+
 /// One of the 256 parts into which all rooms are divided, by the hash of their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Partition(pub(crate) u8);

@@ -49,7 +49,7 @@ use self::{
     context::{NodeContext, TopologyEvents},
     deployment::Deployment,
     errors::{RefusalClass, Remedy},
-    keys::{Fence, HOME, Keys, PARTITIONS, Part, Partition},
+    keys::{Fence, HOME, Keys, LEASES, PARTITIONS, Part, Partition},
     master::Master,
     presence::{heartbeat::Heartbeat, roster::Loss, roster::Roster, sweep::Sweeper},
     read::ReadPool,

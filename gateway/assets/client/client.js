@@ -116,6 +116,7 @@ class Client extends Emitter {
   ids = 0;
   keys = crypto.getRandomValues(new Uint32Array(4)).join(""); // what idempotency keys begin with
   sessions = []; // this session and earlier ones
+  polled; // the session of its polls, which outlives their connections
   own = new Set(); // cursors of own messages that are to be left out when they arrive
   limits = { message_bytes: 65_536, rooms: Infinity };
   level = 0; // the transport in use or tried next, as an index of `transports`
@@ -284,7 +285,10 @@ class Client extends Emitter {
   opened(link, { session, node, post, route = this.route, limits = this.limits }) {
     const { level, name: transport } = link;
     clearTimeout(this.retry);
-    if (this.link !== link) this.link?.drop();
+    if (this.link !== link) {
+      if (link.name !== "poll") this.link?.leave?.();
+      this.link?.drop();
+    }
     if (this.worked !== level) {
       this.failed = 0;
       this.emit("transport", transport);
@@ -329,6 +333,7 @@ class Client extends Emitter {
     clearInterval(this.ticker);
     clearTimeout(this.retry);
     this.abort.abort();
+    this.link?.leave?.();
     this.link?.drop();
     this.next?.drop();
     this.transport = undefined;
@@ -523,7 +528,7 @@ function sse(link) {
 // Asks for all rooms at once, and carries their frames out of the answers. Requests are requests of plain HTTP.
 function poll(link) {
   const { client } = link, known = new Set(), unpollable = new Set(); // rooms that have been polled; rooms without history
-  let session, posting = Promise.resolve(), most = Infinity;
+  let posting = Promise.resolve(), most = Infinity;
 
   // Polls until rooms come or go, which starts another turn. A lost answer comes again: the next cursors acknowledge it.
   async function turn() {
@@ -549,7 +554,7 @@ function poll(link) {
           most *= 2;
         }
       };
-      const body = JSON.stringify({ rooms, wait: first ? 0 : 25, last, session });
+      const body = JSON.stringify({ rooms, wait: first ? 0 : 25, last, session: client.polled });
       const answer = await (all[0] && link.fetch("v1/poll", {}, refused, body, signal));
       if (all[0] && !answer) continue;
       if (!link.open) link.frame({ type: "welcome", ping_ms: 25_000 });
@@ -557,7 +562,7 @@ function poll(link) {
       if (!answer || signal.aborted) return;
       most *= 2;
       link.seen = Date.now();
-      ({ session } = answer);
+      client.polled = answer.session;
       for (const room of group) deliver(room, answer);
       if (answer.next_ms && !first) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
     }
@@ -589,11 +594,18 @@ function poll(link) {
     if (answer) client.frame({ type, ...answer, id });
   }
 
+  // Others see at once that this client polls these rooms no longer.
+  function leave(names) {
+    const body = { rooms: Object.fromEntries(names.map((name) => [name, null])), session: client.polled, leave: true };
+    if (names[0] && client.polled) link.fetch("v1/poll", {}, () => {}, JSON.stringify(body));
+  }
+
   function send(command) {
+    if (command.type === "leave") leave([command.room]);
     if (/join|leave/.test(command.type)) link.name === "sse" ? link.end({ after: 0 }) : turn();
     else if (command.room) posting = posting.then(() => link.dead || call(command));
   }
 
   turn();
-  return { send, carries: () => true, free: true };
+  return { send, carries: () => true, free: true, leave: () => leave([...known].map(({ name }) => name)) };
 }

@@ -237,3 +237,51 @@ async fn a_kicked_poller_loses_its_membership() {
         assert_eq!(reply.problem(403), "forbidden", "node {node} does not let it in again");
     }
 }
+
+/// The lease was in the memory of the node that was polled last, and a drain announced that its pollers left: to the others
+/// a poller that came back a moment later left and joined with each deploy.
+#[tokio::test]
+async fn a_poller_whose_node_drains_stays_the_same_member() {
+    let mut cluster = Cluster::over_redis(2).drain(1).start().await;
+    let mut watcher = watcher(&cluster, 1, "a").await;
+    let first = poll::once(cluster.address(0), &RoomRequest::of(&["a"])).await;
+    let request = RoomRequest::of(&["a"]).since(first.cursor()).with(&format!("wait=0&session={}", first.session));
+    assert_eq!(poll::get(cluster.address(0), &request).send().await.status, 200);
+    let joined = presence_event(&mut watcher, Duration::from_secs(10)).await;
+    assert_eq!(joined["type"], "member_joined", "{joined}");
+    cluster.nodes[0].terminate();
+    cluster.nodes[0].exit(patient(Duration::from_secs(20))).await;
+    assert_eq!(poll::get(cluster.address(1), &request).send().await.status, 200);
+    assert!(listed(&cluster, 1, "a", &joined["member"]["user"]).await);
+    assert_eq!(presence_events_so_far(&mut watcher).await, [json!(null); 0], "neither left nor joined again");
+}
+
+/// A client that stops polling used to be listed until its lease was over.
+#[tokio::test]
+async fn a_poller_gives_its_lease_back() {
+    let cluster = Cluster::over_redis(2).start().await;
+    for (room, by_body) in [("a", false), ("b", true)] {
+        let mut watcher = watcher(&cluster, 0, room).await;
+        let first = poll::once(cluster.address(0), &RoomRequest::of(&[room])).await;
+        let request = RoomRequest::of(&[room]).since(first.cursor());
+        let call = poll::get(cluster.address(0), &request.clone().with(&format!("wait=0&session={}", first.session)));
+        assert_eq!(call.send().await.status, 200);
+        let joined = presence_event(&mut watcher, Duration::from_secs(10)).await;
+        assert_eq!(joined["type"], "member_joined", "{joined}");
+        let publish = http::post(cluster.address(0), &format!("/v1/rooms/{room}"), &json!("last")).send().await;
+        assert_eq!(publish.status, 200);
+        let reply = if by_body {
+            let mut body = poll::body(&[(room, Some(first.cursor()))], 25);
+            body["session"] = json!(first.session);
+            body["leave"] = json!(true);
+            poll::post(cluster.address(1), &body).send().await
+        } else {
+            let leave = format!("leave=1&session={}", first.session);
+            poll::get(cluster.address(1), &request.with(&leave)).send().await
+        };
+        let answer = poll::served(&reply);
+        assert_eq!(answer.messages().count(), 1, "it is a poll that does not wait");
+        let left = presence_event(&mut watcher, Duration::from_secs(10)).await;
+        assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &joined["member"]));
+    }
+}

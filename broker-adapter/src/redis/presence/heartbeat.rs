@@ -55,11 +55,11 @@ struct HeartbeatReply {
     /// How many nodes live.
     nodes: u32,
     /// What this node is to sweep, if it is the one that does.
-    due: Option<DueSweep>,
+    due: Option<DeadOwners>,
 }
 
 /// Who is to be swept.
-struct DueSweep {
+struct DeadOwners {
     owners: Vec<NodeId>,
     /// When the next owner may be dead, from now.
     next: Duration,
@@ -68,7 +68,9 @@ struct DueSweep {
 /// The sweeps under way. Dropped with all of them when the node stops.
 #[derive(Default)]
 struct Sweeps {
-    tasks: JoinSet<NodeId>,
+    tasks: JoinSet<Option<NodeId>>,
+    /// Ends leases.
+    leases: Option<AbortHandle>,
     owners: HashMap<NodeId, AbortHandle>,
 }
 
@@ -79,14 +81,21 @@ impl Progress {
 }
 
 impl Sweeps {
-    /// Sweeps the owners that are not being swept yet.
+    /// Ends leases, and sweeps the owners that are not being swept yet.
     fn start(&mut self, owners: Vec<NodeId>, sweeper: &Arc<Sweeper>) {
+        if self.leases.as_ref().is_none_or(AbortHandle::is_finished) {
+            let sweeper = Arc::clone(sweeper);
+            self.leases = Some(self.tasks.spawn(async move {
+                sweeper.end_leases().await;
+                None
+            }));
+        }
         self.owners.retain(|_, task| !task.is_finished());
         for owner in owners {
             let sweeper = Arc::clone(sweeper);
             let sweep = async move {
                 sweeper.sweep(owner).await;
-                owner
+                Some(owner)
             };
             self.owners.entry(owner).or_insert_with(|| self.tasks.spawn(sweep));
         }
@@ -116,7 +125,7 @@ impl Heartbeat {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 Some(done) = sweeps.tasks.join_next(), if !sweeps.tasks.is_empty() => {
-                    progress.swept.extend(done.ok()); // not of one that was stopped
+                    progress.swept.extend(done.ok().flatten()); // not of one that was stopped
                     continue;
                 }
                 () = self.context.events.reconnected.notified() => false,
@@ -143,7 +152,7 @@ impl Heartbeat {
     }
 
     /// Sends one heartbeat and writes what is unwritten. Returns what to sweep.
-    async fn round(&self, progress: &mut Progress) -> Result<Option<DueSweep>, BrokerError> {
+    async fn round(&self, progress: &mut Progress) -> Result<Option<DeadOwners>, BrokerError> {
         // A changed fence means that a Redis process has other data than before. It may be an old snapshot that still
         // holds members who have left, so all members are written again under a new owner.
         let fences = self.fences();
@@ -244,5 +253,5 @@ fn read(reply: Value) -> Option<HeartbeatReply> {
     let nodes = words.next()?.parse().ok()?;
     let next = words.next().map(|word| word.parse().map(Duration::from_millis)).transpose().ok()?;
     let owners = words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect();
-    Some(HeartbeatReply { loss, nodes, due: next.map(|next| DueSweep { owners, next }) })
+    Some(HeartbeatReply { loss, nodes, due: next.map(|next| DeadOwners { owners, next }) })
 }

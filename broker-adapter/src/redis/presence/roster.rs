@@ -241,6 +241,8 @@ impl RosterState {
                 self.entries.insert(membership.clone(), entry);
                 self.next_change(membership)
             }
+            // No node keeps a lease: `Deployment` writes it.
+            PresenceUpdate::Lease { .. } | PresenceUpdate::EndLease { .. } => None,
             PresenceUpdate::Leave { session, announce } => {
                 let membership = Membership { room: room.clone(), session };
                 let entry = self.entries.get_mut(&membership)?;

@@ -1,10 +1,10 @@
-//! `Sweeper`: removes the members of owners that died, on the one node of the cluster that sweeps. `heartbeat.rs` says
-//! when. What is done is gone from the owner's list in Redis, so a sweep that fails goes on where it stopped, here or on
+//! `Sweeper`: removes the members of owners that died and those whose leases have ended, on the one node of the cluster that
+//! sweeps. `heartbeat.rs` says when. What is done is gone from the owner's list in Redis, so a sweep that fails goes on where it stopped, here or on
 //! another node.
 
 use crate::{
     BrokerError, NodeId,
-    redis::{Master, Membership, NodeContext, Over, Partition, Routes},
+    redis::{LEASES, Master, Membership, NodeContext, Over, Partition, Routes},
 };
 use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use std::sync::{
@@ -46,6 +46,14 @@ impl Sweeper {
         let members = sweep.removed.into_inner();
         if members > 0 {
             tracing::info!(owner = %dead, members, "removed a dead node's members");
+        }
+    }
+
+    /// Ends the leases whose time is over. What fails is done by the next call.
+    pub(crate) async fn end_leases(&self) {
+        let sweep = Sweep { owner: LEASES, over: Over::Ended, removed: AtomicUsize::new(0) };
+        if let Err(why) = self.remove(&sweep).await {
+            tracing::debug!(%why, "leases are ended later");
         }
     }
 
