@@ -249,6 +249,23 @@ pub enum PresenceUpdate {
         /// Whether members get an event ([`RoomEvent::Presence`]). The session counts either way.
         announce: bool,
     },
+    /// An anonymous session is in the room for `ttl` from now, unless it has longer already. Any node may say so again,
+    /// and none keeps it: the leases outlive the nodes.
+    Lease {
+        /// The session.
+        session: SessionId,
+        /// As of [`PresenceUpdate::Enter`].
+        announce: bool,
+        /// How long it stays unless the lease is renewed, to about a second.
+        ttl: Duration,
+    },
+    /// The session gives its lease back: it leaves now.
+    EndLease {
+        /// The session.
+        session: SessionId,
+        /// The same as of its lease.
+        announce: bool,
+    },
     /// The session leaves. The leave of an unknown session changes nothing.
     Leave {
         /// The session.
@@ -500,6 +517,9 @@ pub trait Broker: Send + Sync + 'static {
     /// means that the change is not written yet: it is written once the backplane can be reached again, unless a later
     /// change of the session replaces it.
     fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()>;
+
+    /// Ends the leases whose time is over, if the broker does not do so by itself. To be called about once a second.
+    fn end_leases(&self) {}
 
     /// Reads who is in a room, in the whole cluster.
     fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Arc<Presence>>;

@@ -133,7 +133,7 @@ macro_rules! contract_tests {
             a_cursor_of_another_epoch_is_a_gap, a_cursor_beyond_the_head_is_a_gap, an_empty_room_has_a_stable_head,
             at_least_the_configured_number_of_messages_is_kept, each_message_is_kept_for_its_ttl,
             counts_and_members_are_listed, one_event_per_user, anonymous_sessions_are_users_of_their_own,
-            entering_again_replaces_the_info, versions_merge_with_the_listing, unannounced_members_count,
+            entering_again_replaces_the_info, versions_merge_with_the_listing, unannounced_members_count, a_lease_is_renewed_by_any_node_and_ends_once,
             leaving_twice_changes_nothing, rooms_with_members_are_listed,
             control_messages_reach_all_nodes_or_one, every_publish_reports_its_result_as_asked,
             a_success_is_never_reported_as_a_failure,

@@ -6,6 +6,7 @@ use crate::{
     Who,
 };
 use bytes::Bytes;
+use std::time::Duration;
 
 fn session(n: u8) -> SessionId {
     let mut bytes = *b"session-0000";
@@ -200,4 +201,39 @@ pub async fn rooms_with_members_are_listed(nodes: &[TestNode]) {
     assert_eq!((&page.rooms[..], page.more), (&present[4..], false));
     let none = RoomQuery { prefix: format!("{base}/x"), after: None, limit: 10 };
     assert!(nodes[0].broker.rooms(none).await.unwrap().rooms.is_empty());
+}
+
+pub async fn a_lease_is_renewed_by_any_node_and_ends_once(nodes: &[TestNode]) {
+    let room = room("lease");
+    nodes[1].subscribe(&room).await;
+    let lease =
+        |n, ttl_ms| PresenceUpdate::Lease { session: session(n), announce: true, ttl: Duration::from_millis(ttl_ms) };
+    let end = |n| PresenceUpdate::EndLease { session: session(n), announce: true };
+    update_presence(&nodes[0], &room, enter(1, None, None)).await;
+    update_presence(&nodes[0], &room, lease(2, 3_600_000)).await;
+    update_presence(&nodes[0], &room, lease(3, 1)).await;
+    update_presence(&nodes[1], &room, lease(2, 1)).await;
+    update_presence(&nodes[2], &room, lease(4, 3_600_000)).await;
+    // A session is given back at another node; one without a lease cannot be.
+    update_presence(&nodes[1], &room, end(4)).await;
+    update_presence(&nodes[1], &room, end(1)).await;
+    let ending = async {
+        loop {
+            nodes.iter().for_each(|node| node.broker.end_leases());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let seen = tokio::select! {
+        () = ending => unreachable!("it has no end"),
+        seen = nodes[1].seen.presence(&room, 6) => kinds(&seen),
+    };
+    let who = |n| Who::Session(session(n));
+    for n in [1, 2, 3, 4] {
+        assert!(seen.contains(&(PresenceKind::Joined, who(n))), "{n}: {seen:?}");
+        assert_eq!(seen.contains(&(PresenceKind::Left, who(n))), n > 2, "{n}: {seen:?}");
+    }
+    let listing = members(&nodes[2], &room).await;
+    assert_eq!(listing.members.iter().map(|member| member.who.clone()).collect::<Vec<_>>(), [who(1), who(2)]);
+    update_presence(&nodes[2], &room, end(2)).await;
+    assert_eq!(nodes[1].seen.presence(&room, 7).await.len(), 7);
 }

@@ -186,6 +186,17 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(())))
     }
 
+    fn end_leases(&self) {
+        let now = Instant::now();
+        for stripe in &self.stripes {
+            for (name, room) in &mut stripe.lock().rooms {
+                for event in room.end_leases(now) {
+                    self.deliver(name, room, &RoomEvent::Presence(event));
+                }
+            }
+        }
+    }
+
     fn presence(&self, room: &Room, detail: PresenceDetail) -> BrokerFuture<'_, Arc<Presence>> {
         Box::pin(ready(Ok(Arc::new(self.with_room(room, |state| state.presence(detail))))))
     }

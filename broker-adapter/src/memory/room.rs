@@ -41,6 +41,8 @@ struct KeptMessage {
 struct PresentSession {
     user: Option<User>,
     info: Option<Box<Bytes>>,
+    /// When its lease ends, and whether its leave is announced then; `None`: it stays until it leaves.
+    lease: Option<(Instant, bool)>,
 }
 
 /// Idempotency keys with the cursors of their first publishes, until they expire.
@@ -176,7 +178,7 @@ impl RoomState {
         match update {
             PresenceUpdate::Enter { session, user, info, announce } => {
                 let who = user.clone().map_or(Who::Session(session), Who::User);
-                let present = PresentSession { user: user.clone(), info: info.clone().map(Box::new) };
+                let present = PresentSession { user: user.clone(), info: info.clone().map(Box::new), lease: None };
                 if self.sessions.insert(session, present).is_some() {
                     return None;
                 }
@@ -189,8 +191,23 @@ impl RoomState {
                 }
                 self.change(PresenceKind::Joined, who, info, announce)
             }
+            PresenceUpdate::Lease { session, announce, ttl } => {
+                let until = Instant::now() + ttl;
+                if let Some(present) = self.sessions.get_mut(&session) {
+                    let lease = present.lease.get_or_insert((until, announce));
+                    lease.0 = lease.0.max(until);
+                    return None;
+                }
+                let present = PresentSession { user: None, info: None, lease: Some((until, announce)) };
+                self.sessions.insert(session, present);
+                self.change(PresenceKind::Joined, Who::Session(session), None, announce)
+            }
+            PresenceUpdate::EndLease { session, announce } => {
+                self.sessions.get(&session)?.lease?;
+                self.update_presence(PresenceUpdate::Leave { session, announce })
+            }
             PresenceUpdate::Leave { session, announce } => {
-                let PresentSession { user, info } = self.sessions.remove(&session)?;
+                let PresentSession { user, info, .. } = self.sessions.remove(&session)?;
                 let who = user.clone().map_or(Who::Session(session), Who::User);
                 if let Some(user) = user {
                     let count = self.users.get_mut(&user)?;
@@ -203,6 +220,15 @@ impl RoomState {
                 self.change(PresenceKind::Left, who, info.map(|i| *i), announce)
             }
         }
+    }
+
+    /// Ends the leases whose time is over, and returns the events to announce.
+    pub(super) fn end_leases(&mut self, now: Instant) -> Vec<PresenceEvent> {
+        let is_over = |lease: &(Instant, bool)| lease.0 <= now;
+        let over = self.sessions.iter().filter_map(|(session, s)| Some((*session, s.lease.filter(is_over)?.1)));
+        let over: Vec<_> = over.collect();
+        let leave = |(session, announce)| self.update_presence(PresenceUpdate::Leave { session, announce });
+        over.into_iter().filter_map(leave).collect()
     }
 
     fn change(&mut self, kind: PresenceKind, who: Who, info: Option<Bytes>, announce: bool) -> Option<PresenceEvent> {

@@ -1,7 +1,7 @@
 //! The commands that the broker sends to Redis, and how the replies of its scripts are read. Sends nothing itself.
 
 use crate::{
-    Cursor, Epoch, IdempotencyKey, MessageId, NodeId, Offset, Publish, Published, Retention, Room, envelope,
+    Cursor, Epoch, IdempotencyKey, MessageId, NodeId, Offset, Publish, Published, Retention, Room, SessionId, envelope,
     envelope::EnvelopeKind,
     redis::{Fence, Keys, Membership, Messages, Part, Partition, PendingPublish, PresenceChange, Scripts},
 };
@@ -17,6 +17,24 @@ const META_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A room's presence versions begin with the current time in milliseconds times this number. So they go on growing
 /// after Redis has lost the last one, as long as a room has at most a million changes in a second.
 const VERSIONS_PER_MS: u64 = 1000;
+
+/// Which members of an owner are over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// All: the owner is dead.
+    All,
+    /// Those whose leases have ended.
+    Ended,
+}
+
+/// The times that heartbeats need.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeartbeatTimes {
+    /// An owner without a heartbeat for this long is dead.
+    pub(crate) dead_after: Duration,
+    /// For how long the claim to sweep holds without another heartbeat.
+    pub(crate) claim: Duration,
+}
 
 /// Builds the commands of one node.
 #[derive(Debug, Clone)]
@@ -103,15 +121,15 @@ impl CommandBuilder {
         let mut tail = BytesMut::new();
         let id = MessageId { node: self.node, number: 0 };
         envelope::put_tail(&mut tail, id, now, Some(*session), &[]);
-        let (verb, payload, announce_leave) = match &change.enter {
-            Some(entry) => ("enter", &entry.payload[..], entry.announce_leave),
-            None => ("leave", &[][..], true),
+        let (verb, payload, announce_leave, lease) = match &change.enter {
+            Some(entry) => ("enter", &entry.payload[..], entry.announce_leave, entry.lease),
+            None => ("leave", &[][..], true, None),
         };
-        let mut cmd = self.scripts.presence.call(4, 12);
+        let mut cmd = self.scripts.presence.call(4, 13);
         cmd.arg(self.keys.of(Part::SESSIONS, room))
             .arg(self.keys.of(Part::USERS, room))
             .arg(self.keys.rooms(partition))
-            .arg(self.keys.rooms_of(change.owner, partition))
+            .arg(self.keys.members_of(change.owner, partition))
             .arg(verb)
             .arg(&session.0[..])
             .arg(&change.owner.0.to_be_bytes()[..])
@@ -123,16 +141,41 @@ impl CommandBuilder {
             .arg(&envelope::head(EnvelopeKind::Left, false)[..])
             .arg(&tail[..])
             .arg(room.as_str())
+            .arg(now * VERSIONS_PER_MS)
+            .arg(lease.map_or(0, millis));
+        cmd
+    }
+
+    /// The command that removes members of an owner if they are over. All are in rooms of one partition.
+    pub(crate) fn sweep(&self, owner: NodeId, over: Over, partition: Partition, members: &[Membership]) -> Cmd {
+        let now = now_ms();
+        let mut tail = BytesMut::new();
+        envelope::put_tail(&mut tail, MessageId { node: self.node, number: 0 }, now, None, &[]);
+        tail.truncate(tail.len() - SessionId::BYTES);
+        let mut cmd = self.scripts.sweep.call(2 + 2 * members.len(), 5 + 3 * members.len());
+        cmd.arg(self.keys.members_of(owner, partition)).arg(self.keys.rooms(partition));
+        for Membership { room, .. } in members {
+            cmd.arg(self.keys.of(Part::SESSIONS, room)).arg(self.keys.of(Part::USERS, room));
+        }
+        cmd.arg(&owner.0.to_be_bytes()[..])
+            .arg(if over == Over::All { "all" } else { "ended" })
+            .arg(&envelope::head(EnvelopeKind::Left, false)[..])
+            .arg(&tail[..])
             .arg(now * VERSIONS_PER_MS);
+        for Membership { room, session } in members {
+            cmd.arg(&session.0[..]).arg(room.as_str()).arg(self.keys.of(Part::CHANNEL, room));
+        }
         cmd
     }
 
     /// The command that records a heartbeat of `owner`, reports the dead owners that this node has `swept`, and claims
-    /// others that have died. `is_known`: Redis has acknowledged an earlier heartbeat of this owner.
-    pub(crate) fn heartbeat(&self, owner: NodeId, is_known: bool, dead_after: Duration, swept: &[NodeId]) -> Cmd {
+    /// that this node is the one that sweeps. `is_known`: Redis has acknowledged an earlier heartbeat of this owner.
+    pub(crate) fn heartbeat(&self, owner: NodeId, is_known: bool, times: &HeartbeatTimes, swept: &[NodeId]) -> Cmd {
         let state = if is_known { "known" } else { "new" };
-        let mut cmd = self.scripts.heartbeat.call(1, 3 + swept.len());
-        cmd.arg(self.keys.nodes()).arg(owner.to_string()).arg(millis(dead_after)).arg(state);
+        let mut cmd = self.scripts.heartbeat.call(2, 5 + swept.len());
+        cmd.arg(self.keys.nodes()).arg(self.keys.sweeper());
+        cmd.arg(owner.to_string()).arg(millis(times.dead_after)).arg(state);
+        cmd.arg(self.node.to_string()).arg(millis(times.claim));
         for dead in swept {
             cmd.arg(dead.to_string());
         }

@@ -2,10 +2,11 @@
 //! master and its sentinels, or a cluster. Each address has its own heartbeats and sweeps.
 
 use crate::{
-    BrokerError, PresenceUpdate, Room,
+    BrokerError, PresenceUpdate, Room, Who, envelope,
     redis::{
-        Address, AddressKind, ClusterTopology, ConnectError, Heartbeat, Master, NodeContext, REFRESH_EVERY, Roster,
-        Routes, Sentinels, Target, presence::roster::Written,
+        Address, AddressKind, ClusterTopology, ConnectError, Heartbeat, LEASES, Master, Membership, NodeContext,
+        PresenceChange, PresenceCommand, PresenceEntry, REFRESH_EVERY, Roster, Routes, Sentinels, Sweeper, Target,
+        WriteCommand, presence::roster::Written,
     },
 };
 use futures_util::future::try_join_all;
@@ -53,14 +54,27 @@ impl Deployment {
         };
         let roster = Arc::new(Roster::new(context.builder.node));
         let tasks = context.tasks.clone();
-        let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster });
+        let sweeper = Arc::new(Sweeper { context: Arc::clone(&context), routes: Arc::clone(&routes) });
+        let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster, sweeper });
         heartbeat.begin().await.map_err(|why: BrokerError| refused(why.to_string()))?;
         tasks.essential("Redis heartbeat", Arc::clone(&heartbeat).run(stopped));
         Ok(Self { routes, heartbeat, stop })
     }
 
     pub(crate) fn update_presence(&self, room: &Room, update: PresenceUpdate) -> oneshot::Receiver<Written> {
-        self.heartbeat.roster.update(room, update, &self.routes.master(room).publisher)
+        let publisher = &self.routes.master(room).publisher;
+        match lease(room, &update) {
+            Some(change) => {
+                let (done, written) = oneshot::channel();
+                let completion = Box::new(|result| drop(done.send(result))); // the caller may have stopped waiting
+                let refused = publisher.send(WriteCommand::Presence(PresenceCommand::new(change, completion)));
+                if let Some((command, why)) = refused {
+                    command.complete(Err(why));
+                }
+                written
+            }
+            None => self.heartbeat.roster.update(room, update, publisher),
+        }
     }
 
     /// Writes what is pending, and closes the connections.
@@ -69,6 +83,21 @@ impl Deployment {
         self.stop.send_replace(true);
         self.routes.masters().iter().for_each(|master| master.close());
     }
+}
+
+/// The change that renews or ends a lease, which no node keeps in its roster; `None` for another update.
+fn lease(room: &Room, update: &PresenceUpdate) -> Option<PresenceChange> {
+    let (session, announce, ttl) = match *update {
+        PresenceUpdate::Lease { session, announce, ttl } => (session, announce, Some(ttl)),
+        PresenceUpdate::EndLease { session, announce } => (session, announce, None),
+        PresenceUpdate::Enter { .. } | PresenceUpdate::Leave { .. } => return None,
+    };
+    let enter = ttl.map(|ttl| PresenceEntry {
+        payload: envelope::presence_payload(&Who::Session(session), None),
+        announce_leave: announce,
+        lease: Some(ttl),
+    });
+    Some(PresenceChange { membership: Membership { room: room.clone(), session }, owner: LEASES, enter, announce })
 }
 
 async fn routes_of_one(context: &Arc<NodeContext>, target: &Target, of: &str) -> Result<Arc<Routes>, ConnectError> {

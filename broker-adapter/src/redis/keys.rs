@@ -8,10 +8,11 @@
 //! <prefix>:{pNN}:m:<room>        hash: e epoch, s last offset, g fence (the Redis memory that gave out the offsets)
 //! <prefix>:{pNN}:i:<room> <key>  idempotency: the first publish's cursor (a room name holds no space)
 //! <prefix>:{pNN}:pr:<room>       hash: session -> owner, announce flag, presence payload
-//! <prefix>:{pNN}:pu:<room>       hash: u<user> sessions, n<owner> sessions, U users, v version
+//! <prefix>:{pNN}:pu:<room>       hash: u<user> sessions, U users, v version
 //! <prefix>:{pNN}:rooms           sorted set: the partition's rooms that have members
-//! <prefix>:{pNN}:nr:<owner>      set: the partition's rooms in which the owner has sessions
-//! <prefix>:nodes                 sorted set: owner -> last heartbeat; x<owner>: being swept; s<owner>: swept
+//! <prefix>:{pNN}:nm:<owner>      sorted set: the owner's members in the partition, <session><room> -> end of the lease, or 0
+//! <prefix>:nodes                 sorted set: owner -> last heartbeat; x<owner>: dead; s<owner>: swept
+//! <prefix>:sweeper               the node that removes the members of dead owners
 //! <prefix>:probe                 written to see whether Redis takes writes
 //! <prefix>:ctl                   channel: control messages to all nodes
 //! <prefix>:node:<id>             channel: control messages to one node
@@ -19,8 +20,8 @@
 //! Redis keeps its databases' keys apart, but not their channels. So the names of channels begin with `<prefix>/<database>`,
 //! or with the prefix alone in database 0.
 //!
-//! An owner is written in hexadecimal digits, so it begins with neither `x` nor `s`. In a cluster the last four have a
-//! slot too: `<prefix>:{p00}:nodes`, and in each partition `<prefix>:{pNN}:probe`, `<prefix>:{pNN}:ctl` and
+//! An owner is written in hexadecimal digits, so it begins with neither `x` nor `s`. In a cluster the last five have a
+//! slot too: `<prefix>:{p00}:nodes`, `<prefix>:{p00}:sweeper`, and in each partition `<prefix>:{pNN}:probe`, `<prefix>:{pNN}:ctl` and
 //! `<prefix>:{pNN}:node:<id>`.
 
 use crate::{IdempotencyKey, NodeId, Room};
@@ -31,6 +32,9 @@ pub(crate) const PARTITIONS: usize = 256;
 
 /// The partition of the key that holds all heartbeats, in a cluster.
 pub(crate) const HOME: Partition = Partition(0);
+
+/// The owner of the sessions that are present by lease. Their lists are those of all nodes together.
+pub(crate) const LEASES: NodeId = NodeId(0);
 
 /// One of the 256 parts into which all rooms are divided, by the hash of their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -129,9 +133,9 @@ impl Keys {
         tagged(&self.prefix, partition, 5) + "rooms"
     }
 
-    /// The set of the partition's rooms in which an owner has sessions.
-    pub(crate) fn rooms_of(&self, owner: NodeId, partition: Partition) -> String {
-        format!("{}nr:{owner}", tagged(&self.prefix, partition, 20))
+    /// The set of an owner's members in the partition.
+    pub(crate) fn members_of(&self, owner: NodeId, partition: Partition) -> String {
+        format!("{}nm:{owner}", tagged(&self.prefix, partition, 20))
     }
 
     /// A key that is only written, to see whether Redis takes writes.
@@ -142,6 +146,11 @@ impl Keys {
     /// The set of all owners with their heartbeats.
     pub(crate) fn nodes(&self) -> String {
         self.in_partition(&self.prefix, HOME) + "nodes"
+    }
+
+    /// The node that removes the members of dead owners.
+    pub(crate) fn sweeper(&self) -> String {
+        self.in_partition(&self.prefix, HOME) + "sweeper"
     }
 
     /// The channel of control messages to all nodes; a cluster has one in each partition.
@@ -214,7 +223,7 @@ mod tests {
         assert_eq!(keys.of(Part::USERS, &room), "fanfare:{p20}:pu:chat:1");
         let key = IdempotencyKey::parse("a b").unwrap();
         assert_eq!(keys.idempotency(&room, &key), "fanfare:{p20}:i:chat:1 a b");
-        assert_eq!(keys.rooms_of(NodeId(7), Partition(0)), "fanfare:{p00}:nr:0000000000000007");
+        assert_eq!(keys.members_of(NodeId(7), Partition(0)), "fanfare:{p00}:nm:0000000000000007");
         assert_eq!(Partition::all().count(), PARTITIONS);
     }
 

@@ -39,7 +39,7 @@ mod write;
 // What the files below use of each other.
 use self::{
     address::{Address, AddressKind},
-    commands::CommandBuilder,
+    commands::{CommandBuilder, HeartbeatTimes, Over},
     connection::{
         keep::Driver,
         open::OpenConnection,
@@ -49,9 +49,9 @@ use self::{
     context::{NodeContext, TopologyEvents},
     deployment::Deployment,
     errors::{RefusalClass, Remedy},
-    keys::{Fence, HOME, Keys, PARTITIONS, Part, Partition},
+    keys::{Fence, HOME, Keys, LEASES, PARTITIONS, Part, Partition},
     master::Master,
-    presence::{heartbeat::Heartbeat, roster::Loss, roster::Roster},
+    presence::{heartbeat::Heartbeat, roster::Loss, roster::Roster, sweep::Sweeper},
     read::ReadPool,
     routes::Routes,
     scripts::Scripts,

@@ -144,7 +144,7 @@ export interface History<T = any> {
 export interface RoomEvents<T = any> {
   message: Message<T>;
   /** The room is joined, for the first time or again: the messages that follow come after `cursor`. */
-  joined: { type: "joined"; room: string; cursor?: string; resumed?: boolean; gap?: { missed: number | null }; members?: Member[] };
+  joined: { type: "joined"; room: string; cursor?: string; resumed?: boolean; gap?: { missed: number | null }; members?: Member[]; more?: boolean };
   /**
    * Between `from` and `to` the room's messages cannot be had any more; it goes on after `to`. `missed` says how many they are.
    * It is `null` if nobody knows, as after a restart of Redis, which begins a new epoch: perhaps there were none.

@@ -1,10 +1,9 @@
-/*! The client of the Fanfare gateway; its README.md describes it. Apache-2.0 */
+/*! Fanfare client, Apache-2.0 */
 
-// A gateway serves this file without its comments. Room, Client, Link and the three transports follow each other; the steps of
-// joining, resuming, falling and climbing are explained where they are taken.
+// README.md describes it. A gateway serves it without these comments. Room, Client, Link and the three transports follow each
+// other; the steps of joining, resuming, falling and climbing are explained where they are taken.
 
-// More than 20 errors within 10 s end a session. So commands that may be refused, and errors of the last 11 s, are 20 at most.
-const ERRORS = 20;
+const ERRORS = 20; // commands that may be refused, and errors of the last 11 s; a session ends after more than 20 in 10 s
 const WINDOW = 8; // of them requests under way
 const JOINS = 12; // joins of rooms that have not been joined with these options before
 const RATE = 450; // joins, leaves and questions under way or answered within the last second; the gateway takes 500
@@ -12,8 +11,11 @@ const RATE = 450; // joins, leaves and questions under way or answered within th
 export const connect = (...options) => new Client(...options);
 
 const failure = (frame) => Object.assign(new Error(frame.message ?? frame.code), frame);
-// A cursor is an epoch, a dot, and the offset of a message in that epoch.
-const split = (cursor = "") => cursor.split(".");
+// A cursor is an epoch, a dot, and the offset of a message in that epoch. Offsets of two epochs have no distance.
+const distance = (from = "", to = "") => {
+  const [epoch, offset] = from.split("."), [at, number] = to.split(".");
+  return epoch === at ? number - offset : undefined;
+};
 const before = (cursor) => cursor?.replace(/\d+$/, (offset) => offset - 1);
 const delay = ({ retry_after_ms = 1000 }) => retry_after_ms * (1 + Math.random());
 const defined = (fields) => JSON.parse(JSON.stringify(fields));
@@ -23,15 +25,8 @@ const isDots = (name) => /^\.\.?$/.test(name);
 const refusal = (code, message) => ({ type: "error", code, message, retryable: false });
 const NO_ROOM = refusal("room_invalid", 'a room name is visible ASCII without { } " \\');
 
-// When a token expires, in ms; NaN for one that has no `exp` or is not a JWT.
-function expiry(token) {
-  const [, claims] = token.split(".");
-  try {
-    return JSON.parse(atob(claims.replace(/-/g, "+").replace(/_/g, "/"))).exp * 1000;
-  } catch {
-    return NaN;
-  }
-}
+// When a token expires, in ms; NaN if it does not. Rejects if it is not a JWT.
+const expiry = async (token) => JSON.parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/"))).exp * 1000;
 
 class Emitter {
   listeners = new Map();
@@ -51,12 +46,10 @@ class Emitter {
 // What the application holds: the options, cursor, members and listeners of a room. It outlives every connection.
 class Room extends Emitter {
   members = [];
+  list = []; // what has come of a long list
   options = {};
 
-  constructor(client, name) {
-    super();
-    Object.assign(this, { client, name });
-  }
+  constructor(client, name) { Object.assign(super(), { client, name }); }
 
   // Asynchronous, so that wrong arguments reject the promise.
   async publish(data = null, { event, key } = {}) {
@@ -65,7 +58,19 @@ class Room extends Emitter {
 
   presence() { return this.request("presence"); }
   async history({ since, limit } = {}) { return this.request("history", { since, limit }); }
-  request(type, fields) { return this.client.request({ ...fields, type, room: this.name }); }
+  async request(type, fields) {
+    const { client, name: room } = this, { queue, limits } = client, id = ++client.ids, isLost = (field) => fields[field] !== undefined && !(field in command);
+    let text, command = {}; // what JSON makes of the fields
+    try { command = JSON.parse((text = JSON.stringify({ ...fields, type, room, id }))); } catch {}
+    const large = new Blob([text]).size > limits.message_bytes + 4096 && "message_too_large";
+    const code = client.closed ? "closed" : queue.size >= 500 ? "queue_full" : large;
+    const why = !isRoom(room) ? NO_ROOM : Object.keys({ ...fields }).some(isLost) ? refusal("bad_request", "an argument is not JSON") : code && { code };
+    if (why) throw failure(why);
+    return new Promise((resolve, reject) => {
+      queue.set(id, { command, resolve, reject });
+      client.flush();
+    });
+  }
 
   leave() {
     const { client, name, proven } = this;
@@ -74,12 +79,11 @@ class Room extends Emitter {
 
   // Takes a frame of this room and moves the cursor, which is where the next join resumes.
   frame(frame) {
-    const { type, cursor, member } = frame, { client, options, name: room, cursor: from } = this, [epoch, offset] = split(from);
+    const { type, cursor, member, to } = frame, { client, options, name: room, cursor: from } = this;
     let { members, gap } = frame;
     if (type === "message") {
-      const [at, number] = split(cursor);
       // A connection that ended and the one that replaces it may both bring a message. Only the first counts.
-      if (epoch === at && +number <= +offset) return;
+      if (distance(from, cursor) <= 0) return;
       this.cursor = cursor;
       if (options.echo === false && (client.own.delete(cursor) || client.sessions.includes(frame.from?.session))) return;
     } else if (type === "joined") {
@@ -88,9 +92,8 @@ class Room extends Emitter {
       // After a resume the cursor stays: messages of the connection before may have moved it further.
       if (!frame.resumed) this.cursor = cursor;
     } else if (type === "gap") {
-      // Within an epoch the offsets tell how many messages are missing; between two epochs nobody knows.
-      const [at, number] = split(this.cursor = frame.to), [since, last] = split(frame.from);
-      frame = { missed: at === since ? number - last : null, ...frame };
+      frame = { missed: distance(frame.from, to) ?? null, ...frame }; // between two epochs nobody knows
+      this.cursor = to;
     } else if (type === "left") {
       if (!frame.reason) return; // the answer to a leave; the room may be joined again by now
       client.rooms.delete(room);
@@ -98,8 +101,10 @@ class Room extends Emitter {
       members = this.members.filter(({ user }) => user !== member.user);
       if (type === "member_joined") members.push(member);
     }
-    if (members) this.emit("members", (this.members = members));
-    this.emit(type, frame);
+    // A long list comes in several frames; the last one has no `more`.
+    if (members && !member) members = this.list = type === "members" ? [...this.list, ...members] : members;
+    if (members && !frame.more) this.emit("members", (this.members = members));
+    if (type !== "members") this.emit(type, frame);
     if (gap) this.emit("gap", { type: "gap", room, from, to: cursor, ...gap });
   }
 }
@@ -111,6 +116,7 @@ class Client extends Emitter {
   ids = 0;
   keys = crypto.getRandomValues(new Uint32Array(4)).join(""); // what idempotency keys begin with
   sessions = []; // this session and earlier ones
+  polled; // the session of its polls, which outlives their connections
   own = new Set(); // cursors of own messages that are to be left out when they arrive
   limits = { message_bytes: 65_536, rooms: Infinity };
   level = 0; // the transport in use or tried next, as an index of `transports`
@@ -146,34 +152,15 @@ class Client extends Emitter {
     return room;
   }
 
-  // --- requests ---
-
-  async request(fields) {
-    const id = ++this.ids, isLost = (name) => fields[name] !== undefined && !(name in command), wrong = refusal("bad_request", "an argument is not JSON");
-    let text, command = {};
-    try {
-      command = JSON.parse((text = JSON.stringify({ ...fields, id })));
-    } catch {}
-    const large = new Blob([text]).size > this.limits.message_bytes + 4096 && "message_too_large";
-    const code = this.closed ? "closed" : this.queue.size >= 500 ? "queue_full" : large;
-    const why = !isRoom(fields.room) ? NO_ROOM : Object.keys(fields).some(isLost) ? wrong : code && { code };
-    if (why) throw failure(why);
-    return new Promise((resolve, reject) => {
-      this.queue.set(id, { command, resolve, reject });
-      this.flush();
-    });
-  }
-
-  // Sends a command that has an answer. `risk` is 1 while it may be refused.
-  issue(command, owner, risk = 1) {
+  issue(command, owner, risk = true) { // a command that has an answer; `risk`: it may be refused
     const { link } = this, { id, type } = command;
-    if (!link.free) link.sent.push({ id, owner, risk, rated: +(type !== "publish") });
+    if (!link.free) link.sent.push({ id, owner, risk, rated: type !== "publish" });
     link.send(command);
   }
 
-  // Whether a command has to wait; asked again after each answer and after 100 ms.
+  // Whether a command has to wait; asked again after each answer, and after 100 ms.
   full(risks, rate) {
-    const { link } = this, now = Date.now(), count = (field) => link.sent.reduce((sum, one) => sum + one[field], 0);
+    const { link } = this, now = Date.now(), count = (field) => link.sent.filter((one) => one[field]).length;
     link.sent = link.sent.filter(({ until }) => !(until <= now));
     return (count("risk") >= risks || count("rated") >= rate) && this.later(100);
   }
@@ -190,8 +177,8 @@ class Client extends Emitter {
     this.flush();
   }
 
-  // Sends the joins and leaves whose turn has come, until one has to wait. A room that was left before its turn is skipped. 50 of
-  // the rate are kept for questions. A rejoin is not expected to be refused.
+  // Sends joins and leaves until one has to wait, except joins of rooms that were left since. A rejoin is not expected to be
+  // refused. 50 of the rate are kept for questions.
   take({ turns, rooms } = this.link) {
     for (const room of turns) {
       const { type, name, proven } = room, known = rooms.has(name);
@@ -200,7 +187,7 @@ class Client extends Emitter {
         else {
           if (this.full(proven ? Infinity : JOINS, RATE - 50)) return;
           rooms[type ? "delete" : "add"](name);
-          this.issue(type ? { type, id: ++this.ids, room: name } : this.joining(room), room, +!proven);
+          this.issue(type ? { type, id: ++this.ids, room: name } : this.joining(room), room, !proven);
         }
       }
       turns.delete(room);
@@ -208,7 +195,7 @@ class Client extends Emitter {
   }
 
   // Sends the first requests of the queue that this connection has not yet sent: after a reconnect all of them again, in
-  // order. The gateway recognises a publish by its key and publishes it once.
+  // order. The gateway publishes once by the key, which it knows for 5 minutes.
   flush() {
     const { link, holdUntil } = this, now = Date.now();
     let left = now < this.slowUntil ? 1 : WINDOW;
@@ -221,7 +208,6 @@ class Client extends Emitter {
       if (this.full(ERRORS, entry.command.type === "publish" ? Infinity : RATE)) return;
       entry.link = link;
       entry.sent ??= now;
-      // The gateway forgets keys after 5 minutes.
       if (entry.command.key && now - entry.sent > 280_000) this.answer(entry, { type: "error", code: "unacknowledged" });
       else this.issue(entry.command, entry);
     }
@@ -240,33 +226,27 @@ class Client extends Emitter {
     } else {
       this.queue.delete(id);
       if (now < this.slowUntil) this.holdUntil = now + this.pace;
-      if (type === "error") entry.reject(failure(frame));
-      else entry.resolve(frame);
+      type === "error" ? entry.reject(failure(frame)) : entry.resolve(frame);
       if (key && cursor && room?.options.echo === false) {
         // The next message of the room is an own one that does not come back: the cursor moves past it.
-        if (before(cursor) === room.cursor) room.cursor = cursor;
+        if (distance(room.cursor, cursor) === 1) room.cursor = cursor;
         if (type === "publish") this.own.add(cursor); // over HTTP, where a message does not show its session
       }
     }
     this.flush();
   }
 
-  send(command) {
-    if (this.transport) this.link.send(command);
-  }
-
-  // --- frames ---
-
   frame(frame) {
     const { type, id, room: name } = frame, { link } = this, asked = id && link?.sent.find((one) => one.id === id && !one.until);
     const entry = this.queue.get(id), room = this.rooms.get(name), owner = asked?.owner;
     if (asked) {
-      asked.risk = +(type === "error" && (!frame.retryable || frame.code === "rate_limited"));
-      if (asked.risk || asked.rated) asked.until = Date.now() + (asked.risk ? 11_000 : 1000);
-      else link.sent.splice(link.sent.indexOf(asked), 1);
+      asked.risk = type === "error" && (!frame.retryable || frame.code === "rate_limited");
+      asked.until = Date.now() + (asked.risk ? 11_000 : asked.rated * 1000);
     }
     if (frame.reason) link.rooms.delete(name); // a `left`
-    if (entry) this.answer(entry, frame);
+    if (entry && type === "members") frame = { ...entry.part, more: frame.more, members: [...entry.part.members, ...frame.members] };
+    if (entry && frame.more) entry.part = frame;
+    else if (entry) this.answer(entry, frame);
     else if (type === "error") {
       // The answer to a leave, or to a join that a later one has overtaken, is nobody's.
       if (!owner || owner.joinId === id) this.refused(owner, frame);
@@ -296,19 +276,19 @@ class Client extends Emitter {
     return { ...options, type: "join", id: (room.joinId = ++this.ids), room: name, since: cursor, exclude };
   }
 
-  // --- connections ---
-
   connect() {
     clearTimeout(this.retry);
     this.link = new Link(this, this.level);
   }
 
-  // A transport is welcome. A better one that was tried beside the one in use replaces it here: the old one is dropped, and
-  // every room goes on from its cursor.
+  // A transport is welcome. One that was tried beside a worse one replaces it, and every room goes on from its cursor.
   opened(link, { session, node, post, route = this.route, limits = this.limits }) {
     const { level, name: transport } = link;
     clearTimeout(this.retry);
-    if (this.link !== link) this.link?.drop();
+    if (this.link !== link) {
+      if (link.name !== "poll") this.link?.leave?.();
+      this.link?.drop();
+    }
     if (this.worked !== level) {
       this.failed = 0;
       this.emit("transport", transport);
@@ -330,14 +310,12 @@ class Client extends Emitter {
     this.link = this.session = this.transport = undefined;
     if (link.open && now - link.born > 10_000) this.failed = 0;
     if (/401$/.test(code) && this.token?.call && !this.renewed) {
-      // Once, with a new token: the old one may have expired on its way.
-      this.renewed = true;
+      this.renewed = true; // once: the old token may have expired on its way
       this.bearer = null;
     } else if (final || /^(1009|44..|401)$/.test(code)) {
       return this.close({ code, reason });
     } else if (fault && ++this.tries >= (this.worked === link.level ? 3 : 1)) {
-      // It falls to the next transport, and from the last one to the first. One that has worked gets three tries: the
-      // gateway is more likely to be away than the network to block it since.
+      // The next transport, after the last one the first. One that has worked gets three tries: the gateway may be away.
       this.tries = 0;
       this.level = (this.level + 1) % this.transports.length;
     }
@@ -354,16 +332,14 @@ class Client extends Emitter {
     this.closed = true;
     clearInterval(this.ticker);
     clearTimeout(this.retry);
-    clearTimeout(this.timer);
     this.abort.abort();
+    this.link?.leave?.();
     this.link?.drop();
     this.next?.drop();
     this.transport = undefined;
     for (const { reject } of this.queue.values()) reject(failure({ code: "closed" }));
     this.emit("close", { ...why, reconnect: false });
   }
-
-  // --- time ---
 
   // Every 5 s, late in pages that sleep: time stamps count, not ticks. Below the best transport it climbs: it tries a better
   // one, any of them, with a chance that makes one try in `climb_ms` on average.
@@ -381,20 +357,17 @@ class Client extends Emitter {
     if (!link && now >= this.rest) this.connect();
     else if (this.transport && now - link.seen >= ms) {
       if (link.name !== "ws") return link.end({ reason: "silent", after: 0 });
-      this.send({ type: "ping" });
+      link.send({ type: "ping" });
       setTimeout(() => link.seen < now && link.end({ reason: "silent" }), 4000);
     }
   }
-
-  // --- tokens ---
 
   auth() { return this.token?.call ? (this.bearer ??= this.fresh()) : this.token; }
 
   async fresh() {
     try {
-      const token = await this.token(), now = Date.now();
-      // NaN, if it does not expire, is never reached.
-      this.renewAt = now + Math.max(10_000, (expiry(token) - now) * 0.8);
+      const token = await this.token(), expires = await expiry(token).catch(() => NaN), now = Date.now();
+      this.renewAt = now + Math.max(10_000, (expires - now) * 0.8); // NaN is never reached
       return token;
     } catch (error) {
       this.bearer = null;
@@ -405,7 +378,8 @@ class Client extends Emitter {
 
   async renew() {
     this.renewAt += 30_000;
-    this.send({ type: "auth", token: await (this.bearer = this.fresh()) });
+    const token = await (this.bearer = this.fresh());
+    if (this.transport) this.link.send({ type: "auth", token });
   }
 }
 
@@ -430,8 +404,6 @@ class Link {
     Object.assign(this, { __proto__: null, ws, sse, poll }[this.name](this, token));
   }
 
-  async text(text) { this.frame(JSON.parse(text)); }
-
   frame(frame) {
     const { type, code, after_ms, ping_ms } = frame;
     if (this.dead) return;
@@ -446,16 +418,17 @@ class Link {
     else if (this.client.link === this) this.client.frame(frame);
   }
 
+  async text(text) { this.frame(JSON.parse(text)); }
+  lost = ({ message: reason }) => this.end({ reason });
   url(path, query) { return this.client.base + path + "?" + new URLSearchParams(defined({ n: this.client.route, ...query })); }
 
-  // A request of this link. Gives the body of the answer. A refusal of what was asked goes to `refused`; everything else that
-  // is not 200 ends the link.
-  async fetch(path, query, refused, signal, body) {
+  // Gives the body of the answer. A refusal of the request goes to `refused`; everything else that is not 200 ends the link.
+  async fetch(path, query, refused, body, signal) {
     const late = setTimeout(() => this.end({ reason: "silent" }), 30_000);
     try {
       const token = await this.client.auth();
       const headers = defined({ authorization: token && `Bearer ${token}`, "content-type": body && "application/json" });
-      const answer = await fetch(this.url(path, query), { method: body ? "POST" : "GET", body, headers, signal });
+      const answer = await fetch(this.url(path, query), { method: body && "POST", body, headers, signal });
       if (answer.ok) return path.endsWith("/sse") ? answer.body : await answer.json();
       const { status } = answer, { code, detail, ...problem } = await answer.json().catch(() => ({}));
       if (code && /400|403|413/.test(status)) return refused({ ...problem, type: "error", code, message: detail });
@@ -466,8 +439,6 @@ class Link {
       clearTimeout(late);
     }
   }
-
-  lost = ({ message: reason }) => this.end({ reason });
 
   // An end before the welcome speaks against the transport, unless the server said when to come back.
   end({ after = this.after, fault = !this.open && after === undefined, ...why }) {
@@ -495,8 +466,7 @@ function ws(link, token) {
   return { send: (command) => socket.send(JSON.stringify(command)), close: () => socket.close() };
 }
 
-// WHATWG HTML 9.2.6
-export function eventStream(onEvent, onRetry) {
+export function eventStream(onEvent, onRetry) { // WHATWG HTML 9.2.6
   let rest = "", cr, data = [], type, id = "";
   return (text) => {
     // A line ends with CR, LF or both; the piece before may have ended between the two.
@@ -529,7 +499,7 @@ function sse(link) {
     const { since, history: last, presence, echo } = client.joining(room);
     const refused = (frame) => link.end({ after: client.refused(room, frame) ?? 0 });
     const [path, name] = plain(room) ? [encodeURIComponent(room.name)] : ["", room.name];
-    const body = await link.fetch(`v1/rooms/${path}/sse`, { room: name, since, last, presence, echo }, refused, signal);
+    const body = await link.fetch(`v1/rooms/${path}/sse`, { room: name, since, last, presence, echo }, refused, undefined, signal);
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     const take = eventStream((data) => link.frame(JSON.parse(data)), (ms) => (link.after = ms));
     for (let piece; !(piece = await reader.read()).done; take(piece.value)) link.seen = Date.now();
@@ -539,13 +509,12 @@ function sse(link) {
   async function send(command) {
     waiting.push(JSON.stringify(command));
     while (waiting[0] && !busy && !link.dead) {
-      // One POST at a time, since POSTs overtake each other. It takes what waits: up to 100 commands and a megabyte, in which a
-      // character may take three bytes.
+      // One POST at a time, since they overtake each other: up to 100 commands and a megabyte, where a character may take 3 bytes.
       let space = 300_000;
       const end = waiting.findIndex((text, i) => i > 99 || ((space -= text.length) < 0 && i));
       busy = `[${waiting.splice(0, end < 0 ? 100 : end)}]`;
       const refused = (frame) => JSON.parse(busy).forEach(({ id }) => link.frame({ ...frame, id }));
-      const frames = await link.fetch(client.post.slice(1), {}, refused, signal, busy);
+      const frames = await link.fetch(client.post.slice(1), {}, refused, busy, signal);
       // `joined` and `left` come by the stream too, in order with the messages.
       for (const frame of frames ?? []) if (!/joined|left/.test(frame.type)) link.frame(frame);
       busy = null;
@@ -559,10 +528,9 @@ function sse(link) {
 // Asks for all rooms at once, and carries their frames out of the answers. Requests are requests of plain HTTP.
 function poll(link) {
   const { client } = link, known = new Set(), unpollable = new Set(); // rooms that have been polled; rooms without history
-  let session, posting = Promise.resolve(), most = Infinity;
+  let posting = Promise.resolve(), most = Infinity;
 
-  // Polls until rooms come or go, which starts another turn. An answer that is lost comes again: the cursors of the next
-  // poll acknowledge what has arrived.
+  // Polls until rooms come or go, which starts another turn. A lost answer comes again: the next cursors acknowledge it.
   async function turn() {
     link.abort?.abort();
     const { signal } = (link.abort = new AbortController());
@@ -574,8 +542,7 @@ function poll(link) {
       // are asked for, down to the one that the refusal is for.
       const fresh = all.filter((room) => !known.has(room)), [first] = fresh, last = first?.options.history;
       const group = last ? [first] : first ? fresh.filter(({ options }) => !options.history).slice(0, most) : all;
-      const rooms = { __proto__: null };
-      for (const { name, cursor = null } of group) rooms[name] = cursor;
+      const rooms = Object.fromEntries(group.map(({ name, cursor = null }) => [name, cursor]));
       const refused = (frame) => {
         // The text alone says how many rooms a poll may have.
         if (frame.code === "room_limit") client.limits = { ...client.limits, rooms: +/\d+/.exec(frame.message) || group.length - 1 };
@@ -587,22 +554,21 @@ function poll(link) {
           most *= 2;
         }
       };
-      const body = JSON.stringify({ rooms, wait: first ? 0 : 25, last, session });
-      const answer = await (all[0] && link.fetch("v1/poll", {}, refused, signal, body));
+      const body = JSON.stringify({ rooms, wait: first ? 0 : 25, last, session: client.polled });
+      const answer = await (all[0] && link.fetch("v1/poll", {}, refused, body, signal));
       if (all[0] && !answer) continue;
       if (!link.open) link.frame({ type: "welcome", ping_ms: 25_000 });
       if (group.some(({ options }) => options.echo === false)) await posting; // whose answers tell own messages
       if (!answer || signal.aborted) return;
       most *= 2;
       link.seen = Date.now();
-      ({ session } = answer);
+      client.polled = answer.session;
       for (const room of group) deliver(room, answer);
       if (answer.next_ms && !first) await new Promise((resolve) => setTimeout(resolve, answer.next_ms));
     }
   }
 
-  // Makes of an answer the frames that a WebSocket would have brought: `joined`, if it is the first or there is a gap, then
-  // the messages.
+  // Makes the frames of a WebSocket: `joined`, if the answer is the room's first or there is a gap, then the messages.
   function deliver(room, answer) {
     const { name, cursor: from } = room, messages = answer.messages.filter((message) => message.room === name);
     // Own fields only: a room may have the name `constructor`.
@@ -621,18 +587,25 @@ function poll(link) {
     const refused = ({ detail, ...frame }) => link.frame({ message: detail, ...frame, type: "error", room, id });
     let answer;
     if (type === "publish") {
-      [answer] = (await link.fetch("v1/publish", {}, refused, undefined, JSON.stringify([{ room, data, event, key }]))) ?? [];
+      [answer] = (await link.fetch("v1/publish", {}, refused, JSON.stringify([{ room, data, event, key }]))) ?? [];
       if (answer?.code) return refused(answer);
     } else if (isDots(room)) refused(refusal("room_invalid", "no URL can carry this name"));
     else answer = await link.fetch(`v1/rooms/${encodeURIComponent(room)}/${type}`, { since, limit }, refused);
     if (answer) client.frame({ type, ...answer, id });
   }
 
+  // Others see at once that this client polls these rooms no longer.
+  function leave(names) {
+    const body = { rooms: Object.fromEntries(names.map((name) => [name, null])), session: client.polled, leave: true };
+    if (names[0] && client.polled) link.fetch("v1/poll", {}, () => {}, JSON.stringify(body));
+  }
+
   function send(command) {
+    if (command.type === "leave") leave([command.room]);
     if (/join|leave/.test(command.type)) link.name === "sse" ? link.end({ after: 0 }) : turn();
     else if (command.room) posting = posting.then(() => link.dead || call(command));
   }
 
   turn();
-  return { send, carries: () => true, free: true };
+  return { send, carries: () => true, free: true, leave: () => leave([...known].map(({ name }) => name)) };
 }

@@ -107,7 +107,7 @@ pub(super) async fn presence(State(node): State<Arc<Node>>, path: Named<String>)
     rights::permit(None, Act::Presence, &room)?;
     let presence = node.presence(&room).await?;
     let members = presence.members.iter().map(MemberView::from).collect();
-    Ok(respond(&Event::Presence { id: None, room: room.as_str(), count: presence.users, members }))
+    Ok(respond(&Event::Presence { id: None, room: room.as_str(), count: presence.users, members, more: false }))
 }
 
 /// `DELETE /v1/rooms/{room}/members/{user}`.

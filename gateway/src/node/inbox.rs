@@ -5,7 +5,7 @@ use crate::node::metrics::Metrics;
 use bytes::Bytes;
 use fanfare_broker::{Delivery, PublishResult, Room, RoomEvent, Subscriber, Ticket};
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::Notify;
@@ -25,6 +25,8 @@ pub(crate) enum Item {
     Deliver(Delivery),
     /// Deliveries of this room did not fit: the shard reads them from history.
     Behind(Room),
+    /// Presence events of this room up to this version did not fit: its members get a new list.
+    PresenceBehind(Room, u64),
     Control(Bytes),
 }
 
@@ -60,6 +62,8 @@ struct Queue {
     bytes: usize,
     /// The rooms with an [`Item::Behind`] among the items. Bounded by the rooms the shard follows.
     behind: HashSet<Room>,
+    /// The rooms with an [`Item::PresenceBehind`], and the version of the latest event that did not fit.
+    presence_behind: HashMap<Room, u64>,
 }
 
 impl Queue {
@@ -80,13 +84,16 @@ impl Inbox {
         taken.published.extend(queue.published.drain(..count));
         let enough = queue.bytes.saturating_sub(TAKE_BYTES);
         while taken.items.len() < TAKE_MAX && (queue.bytes > enough || enough == 0) {
-            let Some(item) = queue.items.pop_front() else { break };
-            match &item {
+            let Some(mut item) = queue.items.pop_front() else { break };
+            match &mut item {
                 Item::Deliver(delivery) => {
                     queue.deliveries -= 1;
                     queue.bytes -= payload_bytes(delivery);
                 }
                 Item::Behind(room) => drop(queue.behind.remove(room)),
+                Item::PresenceBehind(room, version) => {
+                    *version = queue.presence_behind.remove(room).unwrap_or(*version);
+                }
                 Item::Control(_) => {}
             }
             taken.items.push(item);
@@ -148,11 +155,20 @@ impl Subscriber for Inbox {
                 return;
             }
             self.metrics.inbox_overflows.inc();
-            // Rooms without history are at-most-once: the counter is all that is left of the message.
-            if !matches!(&delivery.event, RoomEvent::Message(message) if message.cursor.is_none()) {
+            let Delivery { room, event } = delivery;
+            match event {
+                // Rooms without history are at-most-once: the counter is all that is left of the message.
+                RoomEvent::Message(message) if message.cursor.is_none() => {}
                 // The mark comes after what did fit, so the shard reads history only for the rest.
-                if queue.behind.insert(delivery.room.clone()) {
-                    queue.items.push_back(Item::Behind(delivery.room));
+                RoomEvent::Message(_) | RoomEvent::Head(_) => {
+                    if queue.behind.insert(room.clone()) {
+                        queue.items.push_back(Item::Behind(room));
+                    }
+                }
+                RoomEvent::Presence(event) => {
+                    if queue.presence_behind.insert(room.clone(), event.version).is_none() {
+                        queue.items.push_back(Item::PresenceBehind(room, event.version));
+                    }
                 }
             }
         });
@@ -164,5 +180,31 @@ impl Subscriber for Inbox {
 
     fn on_control(&self, message: Bytes) {
         self.push(|queue| queue.items.push_back(Item::Control(message)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fanfare_broker::{PresenceEvent, PresenceKind, SessionId, Who};
+
+    /// It used to lead to a read of history, which has no presence events.
+    #[test]
+    fn a_presence_event_that_does_not_fit_asks_for_a_new_list() {
+        let inbox = Inbox::new(Metrics::new("a"));
+        let room = Room::parse("a").unwrap();
+        let event = |version| {
+            let who = Who::Session(SessionId([0; 12]));
+            RoomEvent::Presence(PresenceEvent { kind: PresenceKind::Joined, who, info: None, version })
+        };
+        let last = DELIVERIES_MAX as u64 + 2;
+        (1..=last).for_each(|version| inbox.deliver(Delivery { room: room.clone(), event: event(version) }));
+        let mut taken = Taken::default();
+        while !inbox.is_empty() {
+            taken.items.clear();
+            inbox.take(&mut taken);
+        }
+        assert!(matches!(taken.items.last(), Some(Item::PresenceBehind(of, at)) if *of == room && *at == last));
+        assert!(!taken.items.iter().any(|item| matches!(item, Item::Behind(_))));
     }
 }

@@ -8,7 +8,7 @@ use crate::protocol::{
 use fanfare_broker::{Cursor, Member, SessionId, Who};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Not};
 
 /// One frame to one client. Names and order of the fields are those of the native protocol. A `None` field is left out.
 #[derive(Debug, Serialize)]
@@ -37,6 +37,9 @@ pub(crate) enum Event<'a> {
         gap: Option<Missed>,
         #[serde(skip_serializing_if = "Option::is_none")]
         members: Option<Vec<MemberView<'a>>>,
+        /// The list follows in `members` frames.
+        #[serde(skip_serializing_if = "Not::not")]
+        more: bool,
     },
     Left {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +61,17 @@ pub(crate) enum Event<'a> {
         room: &'a str,
         count: u64,
         members: Vec<MemberView<'a>>,
+        #[serde(skip_serializing_if = "Not::not")]
+        more: bool,
+    },
+    /// A portion of a long list of members.
+    Members {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: RequestId,
+        room: &'a str,
+        members: Vec<MemberView<'a>>,
+        #[serde(skip_serializing_if = "Not::not")]
+        more: bool,
     },
     MemberJoined {
         room: &'a str,

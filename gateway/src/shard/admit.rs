@@ -12,7 +12,8 @@
 use super::{
     Shard, State,
     catch_up::Retry,
-    members::CustomMember,
+    member_list::{inline, is_inline},
+    members::{CustomMember, PresenceEvents},
     reply_to::ReplyTo,
     room::{Join, RoomRef},
     rooms::Reached,
@@ -36,8 +37,6 @@ use tokio::sync::oneshot;
 const PAGE: usize = 100;
 /// How long a join waits for a feed that is behind its client, before it reads history once more.
 const FEED_WAIT: Duration = Duration::from_millis(20);
-/// Members in the reply to a join that was posted. The stream itself gets all of them.
-const POSTED_MEMBERS_MAX: usize = 1_000;
 
 /// A join on its way to membership.
 #[derive(Debug)]
@@ -81,6 +80,13 @@ impl State {
             if !conn.session.is_joining(join.room.index, join.number) {
                 self.answer_superseded(join);
                 return None;
+            }
+            // `joined` may have members, so that it waits for its turn too.
+            if admission.presence.is_some()
+                && !admission.has_started
+                && conn.outbox.is_half_full(&self.node.outbox_limits)
+            {
+                return Some(Wait::Outbox(conn.drained()));
             }
             if let Some(wait) = self.send_pending(admission) {
                 return Some(wait);
@@ -144,9 +150,7 @@ impl State {
         while !pending.is_empty() {
             let conn = self.outgoing.sessions.get_open(join.session())?;
             if conn.outbox.is_half_full(&self.node.outbox_limits) {
-                let (sender, drained) = oneshot::channel();
-                conn.joins.get_or_insert_default().waiters.push(sender);
-                return Some(Wait::Outbox(drained));
+                return Some(Wait::Outbox(conn.drained()));
             }
             let Some(publication) = pending.pop_front() else { break };
             let Some(cursor) = publication.cursor else { continue };
@@ -237,20 +241,18 @@ impl State {
             Some(false) => self.node.metrics.resumes_gap.inc(),
             None => {}
         }
-        let mut joined = Event::Joined {
+        let joined = Event::Joined {
             id: join.reply_to.id,
             room: name.as_str(),
             cursor,
             resumed,
             gap: gap.filter(|_| resumed.is_some()).map(|gap| Missed { missed: gap.missed }),
-            members: presence.as_ref().map(|presence| presence.members.iter().map(Into::into).collect()),
+            members: presence.as_deref().map(inline),
+            more: presence.as_deref().is_some_and(|presence| !is_inline(presence)),
         };
         // A session whose join was posted gets it over its own connection too, before the messages that follow from its
         // cursor.
         self.send_at(join.session().index, &joined, Reached { room: join.room.index, cursor });
-        if let Event::Joined { members, .. } = &mut joined {
-            members.take_if(|members| members.len() > POSTED_MEMBERS_MAX);
-        }
         self.reply_if_posted(join.reply_to, &joined);
         // The join is answered. What becomes of it from here on is no reply.
         join.reply_to = ReplyTo::without_id(join.session());
@@ -265,7 +267,6 @@ impl State {
             return;
         }
         let index = join.session().index;
-        let version = presence.as_ref().map_or(0, |presence| presence.version);
         conn.forget_reached(join.room.index);
         let Some(entry) = self.rooms.resolve(join.room) else { return };
         if membership.stage.is_member() {
@@ -275,14 +276,11 @@ impl State {
             session: index,
             shape: conn.shape,
             has_own_ids: !conn.shares_frames(&entry.name),
-            presence_after: join.options.wants_presence.then_some(version),
+            presence: if join.options.wants_presence { PresenceEvents::Held } else { PresenceEvents::No },
             excluded: join.excluded(conn.session.id),
         });
-        // Who came and went since the member list was read.
-        let pending = entry.pending_presence.iter().position(|pending| pending.session == index);
-        let Some(pending) = pending.map(|i| entry.pending_presence.swap_remove(i)) else { return };
-        for (_, frames) in pending.events.into_iter().filter(|(at, _)| *at > version) {
-            self.queue_frames(index, &frames);
+        if let Some(presence) = presence {
+            self.list_members(join.session(), join.room, presence);
         }
     }
 }

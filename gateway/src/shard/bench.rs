@@ -2,7 +2,10 @@
 //! outboxes, and one socket that stands for the sockets of all members and is never written to. Called by
 //! `crate::bench` alone.
 
-use super::{Opening, Shard, members::CustomMember};
+use super::{
+    Opening, Shard,
+    members::{CustomMember, PresenceEvents},
+};
 use crate::{
     node::{Node, inbox::Inbox},
     policy::class::Class,
@@ -37,7 +40,13 @@ impl Crowd {
             entry.occupants = members;
             for session in sessions {
                 let (shape, excluded) = (FrameShape::WebSocket, SmallVec::new());
-                entry.members.add(CustomMember { session, shape, has_own_ids: false, presence_after: None, excluded });
+                entry.members.add(CustomMember {
+                    session,
+                    shape,
+                    has_own_ids: false,
+                    presence: PresenceEvents::No,
+                    excluded,
+                });
             }
         }
         self.rooms.push(name);

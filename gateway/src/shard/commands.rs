@@ -168,22 +168,6 @@ impl State {
 // --- questions that the broker answers ---
 
 impl Shard {
-    async fn presence(self: Rc<Self>, reply_to: ReplyTo, room: Room) {
-        let presence = self.node.presence(&room).await;
-        let state = &mut *self.state.borrow_mut();
-        if state.outgoing.sessions.get_open(reply_to.session).is_none() {
-            return;
-        }
-        match presence {
-            Ok(presence) => {
-                let members = presence.members.iter().map(Into::into).collect();
-                let presence = Event::Presence { id: reply_to.id, room: room.as_str(), count: presence.users, members };
-                state.reply(reply_to, &presence);
-            }
-            Err(refusal) => state.refuse(reply_to, Some(room.as_str()), refusal),
-        }
-    }
-
     async fn history(self: Rc<Self>, reply_to: ReplyTo, room: Room, query: HistoryQuery) {
         let page = self.node.history(&room, query).await;
         let state = &mut *self.state.borrow_mut();

@@ -129,6 +129,13 @@ impl Stream {
 }
 
 impl Conn {
+    /// Ends when the outbox is empty, or the session.
+    pub(super) fn drained(&mut self) -> oneshot::Receiver<()> {
+        let (sender, drained) = oneshot::channel();
+        self.joins.get_or_insert_default().waiters.push(sender);
+        drained
+    }
+
     /// The cursor up to which messages were sent for a join that is not complete; `None` before its `joined`.
     pub(super) fn reached(&self, room: u32) -> Option<Cursor> {
         let reached = &self.joins.as_ref()?.reached;

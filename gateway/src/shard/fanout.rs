@@ -10,9 +10,9 @@ use super::{
     batch::{Batch, Entry, SealedBatch},
     conn::FlushQueue,
     feed::Step,
-    members::CustomMember,
+    members::{CustomMember, PresenceEvents},
     outgoing::{Ended, Outgoing},
-    room::{PENDING_PRESENCE_MAX, RoomEntry, RoomRef},
+    room::{RoomEntry, RoomRef},
     rooms::{Reached, Rooms},
 };
 use crate::protocol::{
@@ -47,6 +47,8 @@ pub(super) struct PassResult {
     pub(super) ended: Vec<Ended>,
     /// Holes to be filled from history after the cursor.
     pub(super) catch_ups: Vec<(RoomRef, Cursor)>,
+    /// Rooms whose members have missed presence events, and need a new list.
+    pub(super) relists: Vec<RoomRef>,
 }
 
 impl<'a> Pass<'a> {
@@ -89,6 +91,16 @@ impl<'a> Pass<'a> {
         let Some(entry) = self.rooms.get_mut(index) else { return };
         let room = entry.at(index);
         self.result.catch_ups.extend(entry.feed.on_behind().map(|since| (room, since)));
+    }
+
+    /// The inbox dropped presence events of this room, up to a version.
+    pub(super) fn on_presence_behind(&mut self, room: &Room, version: u64) {
+        let Some(index) = self.rooms.find(room.as_str()) else { return };
+        let Some(entry) = self.rooms.get_mut(index) else { return };
+        entry.misses_presence(version);
+        if entry.lose_presence(version) {
+            self.result.relists.push(entry.at(index));
+        }
     }
 
     /// Encodes a message into the room's batch, and keeps it for clients that resume.
@@ -183,14 +195,17 @@ impl<'a> Pass<'a> {
 
     // --- presence ---
 
-    /// Sends a presence event to the members that asked for presence, and keeps it for pending joins that did. It is
-    /// queued at once, so it comes before all messages of this pass.
+    /// Sends a presence event to the members that asked for presence, and holds it for those whose list is on its way.
+    /// It is queued at once, so it comes before all messages of this pass.
     fn announce(&mut self, index: u32, event: &PresenceEvent) {
         let Some(entry) = self.rooms.get_mut(index) else { return };
-        let wants = |member: &&CustomMember| member.presence_after.is_some_and(|after| event.version > after);
-        let mut receivers = entry.members.custom.iter().filter(wants).peekable();
-        if receivers.peek().is_none() && entry.pending_presence.is_empty() {
+        let gets_events = |member: &CustomMember| member.presence != PresenceEvents::No;
+        if entry.held.is_none() && !entry.members.custom.iter().any(gets_events) {
+            entry.presence_version = 0;
             return;
+        }
+        if entry.misses_presence(event.version) && entry.lose_presence(event.version) {
+            self.result.relists.push(entry.at(index));
         }
         let member = MemberView::new(&event.who, None, event.info.as_deref());
         let room = entry.name.as_str();
@@ -198,13 +213,14 @@ impl<'a> Pass<'a> {
             PresenceKind::Joined => Event::MemberJoined { room, member },
             PresenceKind::Left => Event::MemberLeft { room, member },
         };
-        let held = &self.outgoing.held;
-        let frames = FrameShape::ALL.map(|shape| held.shared(native::frame(shape, &change, None).into(), 1));
-        for member in receivers {
+        let counted = &self.outgoing.held;
+        let frames = FrameShape::ALL.map(|shape| counted.shared(native::frame(shape, &change, None).into(), 1));
+        let wants = |member: &&CustomMember| matches!(member.presence, PresenceEvents::After(at) if event.version > at);
+        for member in entry.members.custom.iter().filter(wants) {
             self.result.ended.extend(self.outgoing.queue(member.session, &frames[member.shape as usize]));
         }
-        for pending in entry.pending_presence.iter_mut().filter(|p| p.events.len() < PENDING_PRESENCE_MAX) {
-            pending.events.push((event.version, frames[pending.shape as usize].clone()));
+        if let Some(held) = &mut entry.held {
+            held.push(event.version, frames);
         }
     }
 }

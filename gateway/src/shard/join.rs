@@ -6,7 +6,7 @@ use super::{
     SessionRef, Shard, State,
     catch_up::Retry,
     reply_to::ReplyTo,
-    room::{Join, PendingPresence, RoomEntry, RoomRef},
+    room::{Join, RoomEntry, RoomRef},
     rooms::{Linger, Reached},
 };
 use crate::{
@@ -100,7 +100,7 @@ impl State {
         let room = self.followed_room(name, class);
         let conn = self.outgoing.sessions.get_open(session).ok_or_else(gone)?;
         let number = conn.session.begin_join(room.index);
-        let (id, user, shape) = (conn.session.id, conn.session.user().cloned(), conn.shape);
+        let (id, user) = (conn.session.id, conn.session.user().cloned());
         let entry = self.rooms.resolve(room).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the room is gone"))?;
         if present.is_none() {
             entry.occupants += 1;
@@ -109,10 +109,10 @@ impl State {
             // The call itself queues the update; the result is not needed, because the broker retries.
             drop(self.node.broker.update_presence(name, enter));
         }
-        entry.pending_presence.retain(|pending| pending.session != session.index);
+        entry.release_presence(session.index);
         if options.wants_presence {
             entry.members.pause_presence(session.index);
-            entry.pending_presence.push(PendingPresence { session: session.index, shape, events: Vec::new() });
+            entry.hold_presence(session.index);
         }
         Ok(Join { reply_to, room, number, options })
     }
@@ -233,7 +233,7 @@ impl State {
             entry.members.remove(session.index, conn.shape);
         }
         entry.waiting.remove(&session.index);
-        entry.pending_presence.retain(|pending| pending.session != session.index);
+        entry.release_presence(session.index);
         let leave = PresenceUpdate::Leave { session: conn.session.id, announce: entry.class.presence };
         drop(self.node.broker.update_presence(&entry.name, leave));
         self.node.metrics.members.dec();

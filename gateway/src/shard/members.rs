@@ -21,10 +21,19 @@ pub(super) struct CustomMember {
     pub(super) shape: FrameShape,
     /// The ids of its events name the cursors of several rooms, so its frames are encoded for it alone.
     pub(super) has_own_ids: bool,
-    /// It gets presence events later than this version; `None`: it gets no presence events.
-    pub(super) presence_after: Option<u64>,
+    pub(super) presence: PresenceEvents,
     /// It does not get messages that these sessions published.
     pub(super) excluded: SmallVec<[SessionId; 2]>,
+}
+
+/// Whether a member gets presence events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PresenceEvents {
+    No,
+    /// Not before it has the whole list of members.
+    Held,
+    /// Those later than this version.
+    After(u64),
 }
 
 impl Members {
@@ -42,18 +51,35 @@ impl Members {
     }
 
     pub(super) fn add(&mut self, member: CustomMember) {
-        if member.presence_after.is_none() && member.excluded.is_empty() && !member.has_own_ids {
+        if member.presence == PresenceEvents::No && member.excluded.is_empty() && !member.has_own_ids {
             self.plain[member.shape as usize].push(member.session);
         } else {
             self.custom.push(member);
         }
     }
 
-    /// A member that joins again gets no presence events until the new member list has been read.
+    /// A member that joins again gets no presence events until it has the new list.
     pub(super) fn pause_presence(&mut self, session: u32) {
         if let Some(member) = self.custom.iter_mut().find(|member| member.session == session) {
-            member.presence_after = None;
+            member.presence = PresenceEvents::Held;
         }
+    }
+
+    /// The member has the list of this version.
+    pub(super) fn resume_presence(&mut self, session: u32, version: u64) {
+        let member = self.custom.iter_mut().find(|member| member.session == session);
+        if let Some(member) = member.filter(|member| member.presence == PresenceEvents::Held) {
+            member.presence = PresenceEvents::After(version);
+        }
+    }
+
+    /// Holds presence events back from all members that get them, and returns those.
+    pub(super) fn hold_presence(&mut self) -> impl Iterator<Item = u32> {
+        let listed = self.custom.iter_mut().filter(|member| matches!(member.presence, PresenceEvents::After(_)));
+        listed.map(|member| {
+            member.presence = PresenceEvents::Held;
+            member.session
+        })
     }
 
     pub(super) fn remove(&mut self, session: u32, shape: FrameShape) {

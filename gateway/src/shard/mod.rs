@@ -54,11 +54,13 @@ mod drain;
 mod fanout;
 mod feed;
 mod join;
+mod member_list;
 mod members;
 mod outgoing;
 mod polls;
 mod posted;
 mod posts;
+mod presence;
 mod reply_to;
 mod room;
 mod rooms;
@@ -246,6 +248,7 @@ impl State {
                     match item {
                         Item::Deliver(delivery) => pass.deliver(delivery),
                         Item::Behind(room) => pass.on_behind(&room),
+                        Item::PresenceBehind(room, version) => pass.on_presence_behind(&room, version),
                         Item::Control(message) => return Some(message),
                     }
                 }
@@ -268,6 +271,9 @@ impl State {
         }
         for ended in result.ended {
             self.depart(ended);
+        }
+        for room in result.relists {
+            self.relist(room);
         }
         for (room, since) in result.catch_ups {
             self.start_catch_up(room, since);

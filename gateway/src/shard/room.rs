@@ -1,12 +1,8 @@
 //! One room on one shard: feed, members, the last few messages, and the polls and joins that wait for something. Data;
 //! `admit` adds members, `join` removes them, `fanout` delivers.
 
-use super::{batch::Batch, conn::SessionRef, feed::Feed, members::Members, reply_to::ReplyTo};
-use crate::{
-    policy::class::Class,
-    protocol::{FrameShape, command::JoinOptions},
-    session::Frames,
-};
+use super::{batch::Batch, conn::SessionRef, feed::Feed, member_list::HeldEvents, members::Members, reply_to::ReplyTo};
+use crate::{policy::class::Class, protocol::command::JoinOptions};
 use fanfare_broker::{Cursor, Position, Publication, Room, SessionId};
 use slab::Slab;
 use smallvec::SmallVec;
@@ -15,10 +11,6 @@ use std::{
     rc::Rc,
 };
 use tokio::sync::Notify;
-
-/// At most this many presence events wait for one join; later ones are dropped. A join reads the member list within
-/// seconds, and in that time a room has fewer changes.
-pub(super) const PENDING_PRESENCE_MAX: usize = 4096;
 
 /// Messages that are kept of one room.
 const RING_MESSAGES_MAX: usize = 64;
@@ -47,8 +39,10 @@ pub(super) struct RoomEntry {
     pub(super) made_ms: u32,
     /// Polls that wait for the next message. Most rooms have none.
     pub(super) parked: Option<Box<Slab<Rc<Notify>>>>,
-    /// Joins that asked for presence and are not complete.
-    pub(super) pending_presence: Vec<PendingPresence>,
+    /// Presence events that wait for members whose list is on its way.
+    pub(super) held: Option<Box<HeldEvents>>,
+    /// The version of the latest presence event; 0 while no member gets any.
+    pub(super) presence_version: u64,
     /// Joins that wait for the subscription, by their sessions' indices.
     pub(super) waiting: BTreeMap<u32, Join>,
     /// The frames of the present pass.
@@ -66,16 +60,6 @@ pub(super) struct Join {
     /// join is given up.
     pub(super) number: u32,
     pub(super) options: JoinOptions,
-}
-
-/// A pending join that asked for presence. Presence events that happen after the member list was read and before the
-/// session is a member wait here.
-#[derive(Debug)]
-pub(super) struct PendingPresence {
-    pub(super) session: u32,
-    pub(super) shape: FrameShape,
-    /// Frames of presence events, with their versions.
-    pub(super) events: Vec<(u64, Frames)>,
 }
 
 impl Join {
@@ -107,7 +91,8 @@ impl RoomEntry {
             is_lingering: false,
             made_ms: now_ms,
             parked: None,
-            pending_presence: Vec::new(),
+            held: None,
+            presence_version: 0,
             waiting: BTreeMap::new(),
             batch: None,
             ring: Ring::default(),
@@ -127,6 +112,50 @@ impl RoomEntry {
     pub(super) fn at(&self, index: u32) -> RoomRef {
         RoomRef { index, generation: self.generation }
     }
+
+    // --- presence events ---
+
+    /// Begins to hold presence events back for a session that is to get a list.
+    pub(super) fn hold_presence(&mut self, session: u32) {
+        let held = self.held.get_or_insert_default();
+        if !held.holders.contains(&session) {
+            held.holders.push(session);
+        }
+    }
+
+    /// The session has its list, or leaves.
+    pub(super) fn release_presence(&mut self, session: u32) {
+        let Some(held) = &mut self.held else { return };
+        held.holders.retain(|holder| *holder != session);
+        held.to_list.retain(|holder| *holder != session);
+        self.drop_held_events();
+    }
+
+    /// Drops the held events if they wait for no member.
+    pub(super) fn drop_held_events(&mut self) {
+        self.held.take_if(|held| held.holders.is_empty() && !held.is_reading);
+    }
+
+    /// Takes the version of an event that comes. `true`: events before it are missing.
+    pub(super) fn misses_presence(&mut self, version: u64) -> bool {
+        let before = self.presence_version;
+        self.presence_version = before.max(version);
+        before != 0 && version > before + 1
+    }
+
+    /// Presence events up to a version were lost: the members that were to get them need a new list. Returns whether
+    /// there are any.
+    pub(super) fn lose_presence(&mut self, version: u64) -> bool {
+        let lost: Vec<u32> = self.members.hold_presence().collect();
+        lost.iter().for_each(|session| self.hold_presence(*session));
+        let Some(held) = &mut self.held else { return false };
+        // Those whose list is on its way may lack the same events.
+        held.dropped = held.dropped.max(version);
+        held.to_list.extend(lost);
+        true
+    }
+
+    // --- messages ---
 
     /// Wakes the polls that wait for something new.
     pub(super) fn wake_polls(&self) {

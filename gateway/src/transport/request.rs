@@ -47,6 +47,8 @@ pub(super) struct TransportRequest {
     pub(super) limit: Option<usize>,
     /// The session that a poll belongs to.
     pub(super) session: Option<String>,
+    /// The session of a poll leaves its rooms.
+    pub(super) leaves: bool,
 }
 
 /// A room of the URL and how to join it, or what is wrong with that one.
@@ -81,7 +83,17 @@ impl TransportRequest {
 
     pub(super) fn new(transport: Transport, rooms: Vec<String>) -> Self {
         let options = JoinOptions::default();
-        Self { transport, rooms, since: None, last_event_id: None, options, wait: None, limit: None, session: None }
+        Self {
+            transport,
+            rooms,
+            since: None,
+            last_event_id: None,
+            options,
+            wait: None,
+            limit: None,
+            session: None,
+            leaves: false,
+        }
     }
 
     fn with_query(mut self, query: &str) -> Result<Self, Refusal> {
@@ -98,6 +110,7 @@ impl TransportRequest {
                 "wait" => self.wait = Some(Duration::from_secs(number("wait", &value)? as u64)),
                 "limit" => self.limit = Some(number("limit", &value)?),
                 "session" => self.session = Some(value),
+                "leave" => self.leaves = flag("leave", &value)?,
                 // Where an `EventSource` written in JavaScript cannot set the header without a preflight, it appends
                 // this: event-source-polyfill, Mercure's clients, and eventsource-polyfill, in this order.
                 "lastEventId" | "lastEventID" | "evs_last_event_id" => self.last_event_id = Some(value),

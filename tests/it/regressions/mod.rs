@@ -6,6 +6,7 @@ mod foreign_clients;
 mod joins;
 mod polls;
 mod posts;
+mod presence;
 mod refusals;
 mod requests;
 mod resumes;

@@ -141,7 +141,7 @@ async fn remains(cluster: &mut Cluster, calm: Duration) -> Remains {
 async fn count_presence_keys(cluster: &mut Cluster) -> usize {
     let mut count = 0;
     // Without `pu:`, the presence version of a room, which stays for an hour and is counted among all keys.
-    for part in ["pr:*", "nr:*", "rooms"] {
+    for part in ["pr:*", "nm:*", "rooms"] {
         count += cluster.redis().values(&format!("KEYS fanfare:{{p*}}:{part}")).await.len();
     }
     count

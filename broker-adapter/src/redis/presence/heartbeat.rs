@@ -1,26 +1,29 @@
 //! `Heartbeat`: keeps presence in Redis correct. At a fixed interval (1 s by default) it reports that this node is
-//! alive and writes changes that are not written yet. It writes everything again when Redis has lost it, and removes
-//! the members of nodes that died.
+//! alive and writes changes that are not written yet. It writes everything again when Redis has lost it. One node of the
+//! cluster also sweeps: the first to claim it, for as long as its heartbeats come.
 
 use crate::{
     BrokerError, NodeId, Room,
-    redis::{Fence, Loss, Master, Membership, NodeContext, Partition, PresenceChange, Roster, Routes},
+    redis::{Fence, HeartbeatTimes, Loss, NodeContext, Roster, Routes, Sweeper},
 };
 use futures_util::future::join_all;
 use redis::{FromRedisValue, Value};
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
     sync::watch,
-    task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 /// How many unwritten changes are sent at a time.
 const BATCH: usize = 256;
+/// The claim to sweep ends this many intervals after the last heartbeat: before the node counts as dead, so that
+/// another one is there to sweep it.
+const CLAIM_HEARTBEATS: u32 = 3;
 /// How long closing waits until the last changes are written.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
@@ -29,6 +32,7 @@ pub(crate) struct Heartbeat {
     pub(crate) context: Arc<NodeContext>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) sweeper: Arc<Sweeper>,
 }
 
 /// What the heartbeats so far have shown. An owner is the id under which this node writes its members. After a loss the
@@ -40,31 +44,88 @@ struct Progress {
     known_owner: NodeId,
     /// Dead owners whose members this node has removed since the last acknowledged heartbeat.
     swept: Vec<NodeId>,
+    /// Until when this node may sweep; `None`: another one does.
+    claim: Option<Instant>,
 }
 
-/// The reply to a heartbeat: whether Redis has lost this node's presence, and the dead owners whose members this node
-/// is to remove.
-type HeartbeatReply = (Option<Loss>, Vec<NodeId>);
+/// The reply to a heartbeat.
+struct HeartbeatReply {
+    /// Redis has lost this node's presence.
+    loss: Option<Loss>,
+    /// How many nodes live.
+    nodes: u32,
+    /// What this node is to sweep, if it is the one that does.
+    due: Option<DeadOwners>,
+}
+
+/// Who is to be swept.
+struct DeadOwners {
+    owners: Vec<NodeId>,
+    /// When the next owner may be dead, from now.
+    next: Duration,
+}
+
+/// The sweeps under way. Dropped with all of them when the node stops.
+#[derive(Default)]
+struct Sweeps {
+    tasks: JoinSet<Option<NodeId>>,
+    /// Ends leases.
+    leases: Option<AbortHandle>,
+    owners: HashMap<NodeId, AbortHandle>,
+}
+
+impl Progress {
+    fn new(heartbeat: &Heartbeat) -> Self {
+        Self { fences: heartbeat.fences(), known_owner: heartbeat.roster.owner(), swept: Vec::new(), claim: None }
+    }
+}
+
+impl Sweeps {
+    /// Ends leases, and sweeps the owners that are not being swept yet.
+    fn start(&mut self, owners: Vec<NodeId>, sweeper: &Arc<Sweeper>) {
+        if self.leases.as_ref().is_none_or(AbortHandle::is_finished) {
+            let sweeper = Arc::clone(sweeper);
+            self.leases = Some(self.tasks.spawn(async move {
+                sweeper.end_leases().await;
+                None
+            }));
+        }
+        self.owners.retain(|_, task| !task.is_finished());
+        for owner in owners {
+            let sweeper = Arc::clone(sweeper);
+            let sweep = async move {
+                sweeper.sweep(owner).await;
+                Some(owner)
+            };
+            self.owners.entry(owner).or_insert_with(|| self.tasks.spawn(sweep));
+        }
+    }
+
+    /// Ends all sweeps: another node goes on with them.
+    fn stop(&mut self) {
+        self.tasks.abort_all();
+        self.owners.clear();
+    }
+}
 
 impl Heartbeat {
     /// Sends the first heartbeat: from then on another node removes this node's members if it dies.
     pub(crate) async fn begin(&self) -> Result<(), BrokerError> {
-        self.beat(self.roster.owner(), false, &[]).await.map(drop)
+        self.beat(self.roster.owner(), false, &mut Progress::new(self)).await.map(drop)
     }
 
     /// Sends heartbeats until `stop` is true.
     pub(crate) async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut beats = interval(self.context.config.heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut progress = Progress { fences: self.fences(), known_owner: self.roster.owner(), swept: Vec::new() };
-        let mut sweeps: JoinSet<Option<NodeId>> = JoinSet::new();
+        let mut progress = Progress::new(&self);
+        let mut sweeps = Sweeps::default();
         loop {
             let is_tick = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                Some(done) = sweeps.join_next(), if !sweeps.is_empty() => {
-                    // An owner whose sweep has failed is claimed again when the claim expires.
-                    progress.swept.extend(done.ok().flatten());
+                Some(done) = sweeps.tasks.join_next(), if !sweeps.tasks.is_empty() => {
+                    progress.swept.extend(done.ok().flatten()); // not of one that was stopped
                     continue;
                 }
                 () = self.context.events.reconnected.notified() => false,
@@ -74,18 +135,24 @@ impl Heartbeat {
             if is_tick {
                 self.roster.end_round();
             }
-            if !self.routes.home().publisher.status.is_up() {
-                continue;
+            if self.routes.home().publisher.status.is_up() {
+                // After a heartbeat without a reply the claim still holds until its time is over.
+                if let Some(due) = self.round(&mut progress).await.ok().flatten() {
+                    sweeps.start(due.owners, &self.sweeper);
+                    // The next heartbeat comes when an owner may be dead, if that is before its time.
+                    if due.next < self.context.config.heartbeat {
+                        beats.reset_after(due.next + Duration::from_millis(1));
+                    }
+                }
             }
-            for dead in self.round(&mut progress).await.unwrap_or_default() {
-                let heartbeat = Arc::clone(&self);
-                sweeps.spawn(async move { heartbeat.sweep(dead).await.ok().map(|()| dead) });
+            if progress.claim.is_none_or(|until| until < Instant::now()) {
+                sweeps.stop();
             }
         }
     }
 
-    /// Sends one heartbeat and writes what is unwritten. Returns the owners to sweep.
-    async fn round(&self, progress: &mut Progress) -> Result<Vec<NodeId>, BrokerError> {
+    /// Sends one heartbeat and writes what is unwritten. Returns what to sweep.
+    async fn round(&self, progress: &mut Progress) -> Result<Option<DeadOwners>, BrokerError> {
         // A changed fence means that a Redis process has other data than before. It may be an old snapshot that still
         // holds members who have left, so all members are written again under a new owner.
         let fences = self.fences();
@@ -94,19 +161,19 @@ impl Heartbeat {
             self.roster.rewrite(Loss::Forgotten);
         }
         let owner = self.roster.owner();
-        let (loss, mut claimed) = self.beat(owner, owner == progress.known_owner, &progress.swept).await?;
+        let mut reply = self.beat(owner, owner == progress.known_owner, progress).await?;
         progress.swept.clear();
         progress.known_owner = owner;
         // All members are written again under a new owner, which `rewrite` makes; its first heartbeat follows at once.
-        if let Some(loss) = loss {
+        if let Some(loss) = reply.loss {
             tracing::warn!(?loss, "Redis has lost this node's presence; it is written again");
             self.roster.rewrite(loss);
             let owner = self.roster.owner();
-            claimed.extend(self.beat(owner, false, &[]).await?.1);
+            reply = self.beat(owner, false, progress).await?;
             progress.known_owner = owner;
         }
         self.write().await;
-        Ok(claimed)
+        Ok(reply.due)
     }
 
     fn fences(&self) -> Vec<Fence> {
@@ -116,12 +183,21 @@ impl Heartbeat {
         fences
     }
 
-    async fn beat(&self, owner: NodeId, is_known: bool, swept: &[NodeId]) -> Result<HeartbeatReply, BrokerError> {
-        let beat = self.context.builder.heartbeat(owner, is_known, self.context.config.dead_after, swept);
+    async fn beat(
+        &self,
+        owner: NodeId,
+        is_known: bool,
+        progress: &mut Progress,
+    ) -> Result<HeartbeatReply, BrokerError> {
+        let config = &self.context.config;
+        let times = HeartbeatTimes { dead_after: config.dead_after, claim: config.heartbeat * CLAIM_HEARTBEATS };
+        let beat = self.context.builder.heartbeat(owner, is_known, &times, &progress.swept);
+        let sent = Instant::now();
         let reply = read(self.routes.home().publisher.submit(beat).await?);
-        let (loss, nodes, claimed) = reply.ok_or_else(|| BrokerError::Protocol("malformed heartbeat reply".into()))?;
-        self.context.events.nodes.store(nodes, Ordering::Relaxed);
-        Ok((loss, claimed))
+        let reply = reply.ok_or_else(|| BrokerError::Protocol("malformed heartbeat reply".into()))?;
+        self.context.events.nodes.store(reply.nodes, Ordering::Relaxed);
+        progress.claim = reply.due.is_some().then_some(sent + times.claim);
+        Ok(reply)
     }
 
     /// Writes unwritten changes until none is left, one fails, or the next heartbeat is due. Returns whether a change
@@ -142,53 +218,6 @@ impl Heartbeat {
         // Changes that are left are written after the next heartbeat.
         let _ = timeout(self.context.config.heartbeat, writing).await;
         is_written
-    }
-
-    /// Removes a dead owner's members, and so announces their leaves.
-    async fn sweep(&self, dead: NodeId) -> Result<(), BrokerError> {
-        let mut result = Ok(());
-        for (master, partitions) in self.routes.masters_with_partitions() {
-            // A master that is away must not keep the others from being swept.
-            result = result.and(self.sweep_master(&master, &partitions, dead).await);
-        }
-        result
-    }
-
-    async fn sweep_master(&self, master: &Master, partitions: &[Partition], dead: NodeId) -> Result<(), BrokerError> {
-        let rooms = master.reads.rooms_of(dead, partitions).await?;
-        if !rooms.is_empty() {
-            tracing::info!(owner = %dead, rooms = rooms.len(), "removing a dead node's members");
-        }
-        for room in &rooms {
-            self.sweep_room(master, dead, room).await?;
-        }
-        // Rooms may be left in the owner's lists, because they are not removed there when another owner takes a session
-        // over.
-        let partitions: HashSet<Partition> = rooms.iter().map(Partition::of).collect();
-        for partition in partitions {
-            let mut forget = redis::cmd("DEL");
-            forget.arg(self.context.builder.keys.rooms_of(dead, partition));
-            master.publisher.submit(forget).await?;
-        }
-        Ok(())
-    }
-
-    async fn sweep_room(&self, master: &Master, dead: NodeId, room: &Room) -> Result<(), BrokerError> {
-        let mut step = Some(0);
-        while let Some(at) = step {
-            let (sessions, next) = master.reads.sessions_of(dead, room, at).await?;
-            let leaves = sessions.into_iter().map(|session| {
-                let membership = Membership { room: room.clone(), session };
-                // The stored entry says whether its leave is really announced: not in rooms without presence.
-                let change = PresenceChange { membership, owner: dead, enter: None, announce: true };
-                master.publisher.submit(self.context.builder.presence(&change))
-            });
-            for result in join_all(leaves).await {
-                result?;
-            }
-            step = next;
-        }
-        Ok(())
     }
 
     /// Writes the leaves of all sessions of this node, and takes the node off the list of nodes. Members whose leave
@@ -213,8 +242,8 @@ impl Heartbeat {
     }
 }
 
-/// Reads the reply to a heartbeat, with the number of living nodes; `None`: malformed reply.
-fn read(reply: Value) -> Option<(Option<Loss>, u32, Vec<NodeId>)> {
+/// Reads the reply to a heartbeat; `None`: malformed reply.
+fn read(reply: Value) -> Option<HeartbeatReply> {
     let mut words = Vec::<String>::from_redis_value(reply).ok()?.into_iter();
     let loss = match words.next()?.as_str() {
         "alive" => None,
@@ -222,5 +251,7 @@ fn read(reply: Value) -> Option<(Option<Loss>, u32, Vec<NodeId>)> {
         _ => Some(Loss::Forgotten),
     };
     let nodes = words.next()?.parse().ok()?;
-    Some((loss, nodes, words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect()))
+    let next = words.next().map(|word| word.parse().map(Duration::from_millis)).transpose().ok()?;
+    let owners = words.filter_map(|word| u64::from_str_radix(&word, 16).ok().map(NodeId)).collect();
+    Some(HeartbeatReply { loss, nodes, due: next.map(|next| DeadOwners { owners, next }) })
 }

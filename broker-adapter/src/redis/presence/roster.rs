@@ -39,15 +39,15 @@ pub(crate) enum Loss {
 /// Remembers the sessions of this node until Redis has their last change.
 #[derive(Debug)]
 pub(crate) struct Roster {
-    state: Mutex<State>,
+    state: Mutex<RosterState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct RosterState {
     /// The owner of this node's entries in Redis: a new one each time that they have to be written again, so that a
     /// node which removes the entries of the old owner leaves the new ones alone.
     owner: NodeId,
-    entries: HashMap<Membership, Entry>,
+    entries: HashMap<Membership, RosterEntry>,
     /// Changes that Redis does not have and that are not on their way to it.
     unwritten: HashSet<Membership>,
     /// The number of the latest change.
@@ -64,7 +64,7 @@ struct DeferredLeave {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct RosterEntry {
     user: Option<User>,
     info: Option<Bytes>,
     announce: bool,
@@ -89,7 +89,7 @@ type NumberedChange = (u64, PresenceChange);
 
 impl Roster {
     pub(crate) fn new(owner: NodeId) -> Self {
-        let state = State {
+        let state = RosterState {
             owner,
             entries: HashMap::new(),
             unwritten: HashSet::new(),
@@ -155,7 +155,7 @@ impl Roster {
     /// Sends a change. The caller completes a refused one after it has released the lock.
     fn send(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut RosterState,
         change: NumberedChange,
         done: oneshot::Sender<Written>,
         to: &Publisher,
@@ -181,7 +181,7 @@ impl Roster {
     /// Takes a new owner, and marks every entry to be written again under it.
     pub(crate) fn rewrite(&self, loss: Loss) {
         let mut state = self.state.lock();
-        let State { owner, entries, unwritten, .. } = &mut *state;
+        let RosterState { owner, entries, unwritten, .. } = &mut *state;
         *owner = NodeId::random();
         for (membership, entry) in entries.iter_mut() {
             entry.is_silent = loss == Loss::Forgotten && entry.was_written;
@@ -193,7 +193,7 @@ impl Roster {
     /// Counts a regular heartbeat: deferred leaves that have waited for [`LEAVE_ROUNDS`] of them are to be written now.
     pub(crate) fn end_round(&self) {
         let mut state = self.state.lock();
-        let State { entries, unwritten, deferred_leaves, .. } = &mut *state;
+        let RosterState { entries, unwritten, deferred_leaves, .. } = &mut *state;
         deferred_leaves.retain_mut(|DeferredLeave { membership, rounds_left }| {
             *rounds_left -= 1;
             if *rounds_left == 0 && entries.get(membership).is_some_and(|entry| !entry.is_present) {
@@ -206,7 +206,7 @@ impl Roster {
     /// Records that every session leaves.
     pub(crate) fn leave_all(&self) {
         let mut state = self.state.lock();
-        let State { entries, unwritten, .. } = &mut *state;
+        let RosterState { entries, unwritten, .. } = &mut *state;
         for (membership, entry) in entries.iter_mut() {
             (entry.is_present, entry.is_returning, entry.is_silent) = (false, false, false);
             unwritten.insert(membership.clone());
@@ -219,14 +219,14 @@ impl Roster {
     }
 }
 
-impl State {
+impl RosterState {
     /// Records a change and returns it; `None` if Redis does not need it.
     fn record(&mut self, room: &Room, update: PresenceUpdate) -> Option<NumberedChange> {
         match update {
             PresenceUpdate::Enter { session, user, info, announce } => {
                 let membership = Membership { room: room.clone(), session };
                 let was = self.entries.get(&membership);
-                let entry = Entry {
+                let entry = RosterEntry {
                     user,
                     info,
                     announce,
@@ -241,6 +241,8 @@ impl State {
                 self.entries.insert(membership.clone(), entry);
                 self.next_change(membership)
             }
+            // No node keeps a lease: `Deployment` writes it.
+            PresenceUpdate::Lease { .. } | PresenceUpdate::EndLease { .. } => None,
             PresenceUpdate::Leave { session, announce } => {
                 let membership = Membership { room: room.clone(), session };
                 let entry = self.entries.get_mut(&membership)?;
@@ -269,7 +271,7 @@ impl State {
         let enter = is_present.then(|| {
             let who = entry.user.clone().map_or(Who::Session(membership.session), Who::User);
             let payload = envelope::presence_payload(&who, entry.info.as_deref());
-            PresenceEntry { payload, announce_leave: entry.announce }
+            PresenceEntry { payload, announce_leave: entry.announce, lease: None }
         });
         self.unwritten.remove(&membership);
         let announce = entry.announce && !entry.is_silent;

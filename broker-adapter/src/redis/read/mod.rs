@@ -1,17 +1,24 @@
-//! The rare reads from one master: pages of history, presence, the list of rooms, a dead node's members. They go over a
-//! small pool of connections, so that a large reply delays neither publishes nor deliveries. Never writes.
+//! The rare reads from one master: pages of history, presence, the list of rooms. They go over a small pool of
+//! connections, so that a large reply delays neither publishes nor deliveries. And the broker's upkeep: what is read and
+//! run to remove members whose time is over.
 
 mod single_flight;
 
 use crate::{
     BrokerError, Cursor, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Page, Presence, PresenceDetail, Publication,
     Purpose, Room, RoomList, RoomQuery, SessionId, Who, envelope,
-    redis::{ConnectionStatus, Fence, Keys, NodeContext, Part, Partition, address::client, connection::status::Server},
+    redis::{
+        ConnectionStatus, Fence, Keys, Membership, NodeContext, Over, Part, Partition, address::client,
+        connection::status::Server,
+    },
 };
 use bytes::Bytes;
 use deadpool_redis::{Connection, Manager, Pool, PoolError, Runtime, TimeoutType};
 use parking_lot::Mutex;
-use redis::{AsyncConnectionConfig, ConnectionInfo, FromRedisValue, Pipeline, Value};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionInfo, FromRedisValue, Pipeline, ServerErrorKind, Value,
+    aio::MultiplexedConnection,
+};
 use single_flight::SingleFlight;
 use std::{
     error::Error,
@@ -103,12 +110,16 @@ impl ReadPool {
         &self.context.builder.keys
     }
 
-    async fn ask<T: FromRedisValue>(&self, purpose: Purpose, pipe: &Pipeline) -> Result<T, BrokerError> {
-        let mut conn: Connection = self.pool(purpose)?.get().await.map_err(|why| match why {
+    async fn connection(&self, purpose: Purpose) -> Result<Connection, BrokerError> {
+        self.pool(purpose)?.get().await.map_err(|why| match why {
             // All connections are busy with other reads.
             PoolError::Timeout(TimeoutType::Wait) => BrokerError::Overloaded,
             _ => BrokerError::Unavailable,
-        })?;
+        })
+    }
+
+    async fn ask<T: FromRedisValue>(&self, purpose: Purpose, pipe: &Pipeline) -> Result<T, BrokerError> {
+        let mut conn = self.connection(purpose).await?;
         pipe.query_async(&mut conn).await.map_err(|error| self.context.refusals.of_read(&error))
     }
 
@@ -248,32 +259,51 @@ impl ReadPool {
         Ok(RoomList { rooms, more })
     }
 
-    /// Reads the rooms in which an owner has sessions, of these partitions.
-    pub(crate) async fn rooms_of(&self, owner: NodeId, partitions: &[Partition]) -> Result<Vec<Room>, BrokerError> {
-        let mut pipe = Pipeline::with_capacity(partitions.len());
-        for partition in partitions {
-            pipe.cmd("SMEMBERS").arg(self.keys().rooms_of(owner, *partition));
-        }
-        let names: Vec<Vec<String>> = self.ask(Purpose::Upkeep, &pipe).await?;
-        Ok(names.iter().flatten().filter_map(|name| Room::parse(name).ok()).collect())
-    }
+    // --- upkeep ---
 
-    /// Reads an owner's sessions in a room, one step after the other; the first step begins at 0. Returns where the next
-    /// step begins too; `None` after the last one.
-    pub(crate) async fn sessions_of(
+    /// Reads members of an owner that are over, in each of these partitions at most `most`.
+    pub(crate) async fn members_of(
         &self,
         owner: NodeId,
-        room: &Room,
-        step: u64,
-    ) -> Result<(Vec<SessionId>, Option<u64>), BrokerError> {
-        let mut pipe = redis::pipe();
-        pipe.cmd("HSCAN").arg(self.keys().of(Part::SESSIONS, room)).arg(step).arg("COUNT").arg(512);
-        type Scanned = (u64, Vec<(Vec<u8>, Vec<u8>)>);
-        let ((next, entries),): (Scanned,) = self.ask(Purpose::Upkeep, &pipe).await?;
-        let owner = owner.0.to_be_bytes();
-        let sessions = entries.into_iter().filter(|(_, entry)| entry.starts_with(&owner));
-        let sessions = sessions.filter_map(|(session, _)| Some(SessionId(session.try_into().ok()?))).collect();
-        Ok((sessions, (next != 0).then_some(next)))
+        over: Over,
+        partitions: &[Partition],
+        most: usize,
+    ) -> Result<Vec<Vec<Membership>>, BrokerError> {
+        let until = match over {
+            Over::All => "+inf".to_owned(),
+            Over::Ended => {
+                let ((seconds, micros),): ((u64, u64),) = self.ask(Purpose::Upkeep, redis::pipe().cmd("TIME")).await?;
+                (seconds * 1000 + micros / 1000).to_string()
+            }
+        };
+        let mut pipe = Pipeline::with_capacity(partitions.len());
+        for partition in partitions {
+            pipe.cmd("ZRANGEBYSCORE").arg(self.keys().members_of(owner, *partition)).arg("-inf").arg(&until);
+            pipe.arg("LIMIT").arg(0).arg(most);
+        }
+        let lists: Vec<Vec<Vec<u8>>> = self.ask(Purpose::Upkeep, &pipe).await?;
+        Ok(lists.into_iter().map(|list| list.iter().filter_map(|member| read_member(member)).collect()).collect())
+    }
+
+    /// A connection for [`ReadPool::run`]. To get one costs a round trip.
+    pub(crate) async fn for_upkeep(&self) -> Result<MultiplexedConnection, BrokerError> {
+        self.connection(Purpose::Upkeep).await.map(|connection| MultiplexedConnection::clone(&connection))
+    }
+
+    /// Runs a script for the broker itself: the only writes that go over these connections, so that they take turns with
+    /// publishes in Redis and not in this node's queue.
+    pub(crate) async fn run<T: FromRedisValue>(
+        &self,
+        mut conn: MultiplexedConnection,
+        call: &Cmd,
+    ) -> Result<T, BrokerError> {
+        let mut reply = call.query_async::<T>(&mut conn).await;
+        if reply.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
+            let scripts = &self.context.builder.scripts;
+            scripts.load(&mut conn).await.map_err(|error| self.context.refusals.of_read(&error))?;
+            reply = call.query_async(&mut conn).await;
+        }
+        reply.map_err(|error| self.context.refusals.of_read(&error))
     }
 }
 
@@ -349,6 +379,13 @@ fn entries_of(entries: Value, head: Cursor) -> Entries {
         (1..=head.offset.0).contains(&offset.0).then_some((offset, publication))
     };
     entries.into_iter().filter_map(entry).collect()
+}
+
+/// Reads a member in an owner's list: the session's bytes, then the room's name.
+fn read_member(member: &[u8]) -> Option<Membership> {
+    let (session, room) = member.split_first_chunk::<{ SessionId::BYTES }>()?;
+    let room = Room::parse(std::str::from_utf8(room).ok()?).ok()?;
+    Some(Membership { room, session: SessionId(*session) })
 }
 
 /// Reads an entry of a room's sessions: owner (8 bytes), announce flag (1), presence payload.

@@ -1,14 +1,15 @@
--- Records a heartbeat, and gives the caller the dead owners whose members it is to remove. All times are Redis's own,
--- so the nodes' clocks need not agree.
--- KEYS: nodes (sorted set: owner -> last heartbeat; x<owner>: being swept; s<owner>: swept)
--- ARGV: owner, dead after ms, "new" for an owner's first heartbeat or "known", owners that the caller has swept...
--- Returns "alive", "unknown" or "swept", as the owner was known; how many owners live; then the owners to sweep.
-local nodes, me = KEYS[1], ARGV[1]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- Records a heartbeat, and tells the one node that sweeps which owners are dead. All times are Redis's own, so the
+-- nodes' clocks need not agree.
+-- KEYS: nodes (sorted set: owner -> last heartbeat; x<owner>: dead; s<owner>: swept), sweeper
+-- ARGV: owner, dead after ms, "new" for an owner's first heartbeat or "known", node, claim ms, owners that the caller
+--       has swept...
+-- Returns "alive", "unknown" or "swept", as the owner was known; how many owners live; and if the caller is the node that
+-- sweeps: in how many ms the next owner may be dead; then the dead owners.
+local nodes, sweeper, me = KEYS[1], KEYS[2], ARGV[1]
+local now = now_ms()
 
 -- Swept owners stay known for an hour, so that a node which was swept while it lived can learn of it.
-for i = 4, #ARGV do
+for i = 6, #ARGV do
   redis.call('ZREM', nodes, 'x' .. ARGV[i])
   redis.call('ZADD', nodes, now + 3600000, 's' .. ARGV[i])
 end
@@ -25,24 +26,28 @@ end
 
 -- Record the heartbeat. A known owner that Redis has lost stays unknown: if this reply is lost, the next one says so
 -- again. Its node comes back under a new owner.
-local reply = { 'alive' }
+local known = 'alive'
 if ARGV[3] == 'new' or redis.call('ZSCORE', nodes, me) then
   redis.call('ZADD', nodes, now, me)
 else
   local swept = redis.call('ZSCORE', nodes, 'x' .. me) or redis.call('ZSCORE', nodes, 's' .. me)
-  reply[1] = swept and 'swept' or 'unknown'
+  known = swept and 'swept' or 'unknown'
 end
 
--- Claim dead owners for the caller. A claim is an entry with a time too: if the caller dies, the claim expires and
--- another node claims the owner. Expired "s" entries are only removed.
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', now - dead_after, 'LIMIT', 0, 16)) do
+-- Owners that are dead now wait for the sweeper, without an end. Expired "s" entries are only removed.
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', now - dead_after, 'LIMIT', 0, 64)) do
   redis.call('ZREM', nodes, member)
-  local kind = string.sub(member, 1, 1)
-  if kind ~= 's' then
-    local dead = kind == 'x' and string.sub(member, 2) or member
-    redis.call('ZADD', nodes, now, 'x' .. dead)
-    reply[#reply + 1] = dead
-  end
+  if string.sub(member, 1, 1) ~= 's' then redis.call('ZADD', nodes, 'inf', 'x' .. member) end
 end
-table.insert(reply, 2, tostring(#redis.call('ZRANGEBYSCORE', nodes, now - dead_after, now)))
+local living = redis.call('ZRANGEBYSCORE', nodes, now - dead_after, now, 'WITHSCORES')
+local reply = { known, tostring(#living / 2) }
+
+-- One node sweeps. Each of its heartbeats renews its claim; if none comes, the claim expires and another node has it.
+local holder = redis.call('GET', sweeper)
+if holder and holder ~= ARGV[4] then return reply end
+redis.call('SET', sweeper, ARGV[4], 'PX', ARGV[5])
+reply[3] = tostring(math.floor((living[2] or now) + dead_after - now))
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', nodes, 'inf', 'inf', 'LIMIT', 0, 16)) do
+  reply[#reply + 1] = string.sub(member, 2)
+end
 return reply

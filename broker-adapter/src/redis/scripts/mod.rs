@@ -13,6 +13,7 @@ pub(crate) struct Scripts {
     pub(crate) publish_once: Lua,
     pub(crate) head: Lua,
     pub(crate) presence: Lua,
+    pub(crate) sweep: Lua,
     pub(crate) heartbeat: Lua,
 }
 
@@ -36,8 +37,9 @@ impl Scripts {
             publish: lua(include_str!("publish.lua")),
             publish_once: lua(include_str!("publish_once.lua")),
             head: lua(include_str!("head.lua")),
-            presence: lua(include_str!("presence.lua")),
-            heartbeat: lua(include_str!("heartbeat.lua")),
+            presence: lua(concat!(include_str!("members.lua"), include_str!("presence.lua"))),
+            sweep: lua(concat!(include_str!("members.lua"), include_str!("sweep.lua"))),
+            heartbeat: lua(concat!(include_str!("members.lua"), include_str!("heartbeat.lua"))),
         }
     }
 
@@ -47,9 +49,13 @@ impl Scripts {
         pipe.exec_async(conn).await
     }
 
+    fn all(&self) -> [&Lua; 6] {
+        [&self.publish, &self.publish_once, &self.head, &self.presence, &self.sweep, &self.heartbeat]
+    }
+
     /// Adds the commands that load all scripts.
     pub(crate) fn add_to(&self, pipe: &mut Pipeline) {
-        for lua in [&self.publish, &self.publish_once, &self.head, &self.presence, &self.heartbeat] {
+        for lua in self.all() {
             pipe.cmd("SCRIPT").arg("LOAD").arg(&lua.code).ignore();
         }
     }

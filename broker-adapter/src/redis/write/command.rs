@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
 
@@ -127,6 +127,8 @@ pub(crate) struct PresenceEntry {
     pub(crate) payload: Vec<u8>,
     /// Whether its leave will be announced.
     pub(crate) announce_leave: bool,
+    /// How long it stays unless it is renewed; `None`: until it leaves.
+    pub(crate) lease: Option<Duration>,
 }
 
 /// Called with the result of a presence command.

@@ -363,6 +363,7 @@ impl Broker for ScriptedBroker {
         let (kind, session, has_changed) = match update {
             PresenceUpdate::Enter { session, .. } => (PresenceKind::Joined, session, log.present.insert(session)),
             PresenceUpdate::Leave { session, .. } => (PresenceKind::Left, session, log.present.remove(&session)),
+            PresenceUpdate::Lease { .. } | PresenceUpdate::EndLease { .. } => unreachable!("nobody polls"),
         };
         if has_changed {
             log.presence_version += 1;

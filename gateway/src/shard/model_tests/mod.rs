@@ -205,7 +205,7 @@ impl World {
                 return;
             }
         }
-        panic!("after {ROUNDS} rounds: {}", lacking.join("\n"));
+        panic!("after {ROUNDS} rounds the broker is still asked, or something is lacking: {}", lacking.join("\n"));
     }
 }
 

@@ -55,6 +55,8 @@ pub(in crate::transport) struct Poll {
     session: PollSession,
     /// The client sent the session that an earlier poll was answered with: it is present in its rooms.
     is_present: bool,
+    /// The client gives its leases back, and is answered at once.
+    leaves: bool,
     /// For how long it may wait; zero: not at all.
     pub(super) wait: Duration,
     limit: usize,
@@ -84,6 +86,7 @@ struct PollBody {
     limit: Option<usize>,
     last: Option<usize>,
     session: Option<String>,
+    leave: Option<bool>,
 }
 
 impl Poll {
@@ -114,6 +117,7 @@ impl Poll {
             wait: body.wait.map(Duration::from_secs),
             limit: body.limit,
             session: body.session,
+            leaves: body.leave.unwrap_or(false),
             ..TransportRequest::new(Transport::Poll, body.rooms.into_keys().collect())
         };
         Ok(Self { by_name: true, ..Self::new(shard, &asked, since)? })
@@ -143,7 +147,8 @@ impl Poll {
             shard: Rc::clone(shard),
             session: given.unwrap_or_else(PollSession::random),
             is_present: given.is_some(),
-            wait: asked.wait.unwrap_or(WAIT).min(WAIT_MAX),
+            leaves: asked.leaves,
+            wait: if asked.leaves { Duration::ZERO } else { asked.wait.unwrap_or(WAIT).min(WAIT_MAX) },
             limit: asked.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX),
             last: asked.options.last,
             by_name: false,
@@ -163,7 +168,7 @@ impl Poll {
         self.rooms.iter().try_for_each(|room| self.shard.node.leases.admit(&room.name, session))
     }
 
-    /// Renews its presence lease for as long as it waits, and for the time until the next poll. A client that polls
+    /// Renews its presence lease for as long as it waits, and for the time until the next poll; or gives it back. A client that polls
     /// without waiting is to come back after `next_ms`; it may be late, so it has three times that.
     /// An error: its session has been kicked out of one of the rooms.
     pub(super) fn renew_lease(&self, next_ms: u64) -> Result<(), Refusal> {
@@ -174,8 +179,12 @@ impl Poll {
             Duration::ZERO => LEASE_SHORT.max(Duration::from_millis(3 * next_ms)),
             wait => wait + LEASE_SPARE,
         };
-        let session = self.session.id();
-        self.rooms.iter().try_for_each(|room| self.shard.node.leases.renew(&room.name, session, ttl))
+        let (session, leases) = (self.session.id(), &self.shard.node.leases);
+        if self.leaves {
+            self.rooms.iter().for_each(|room| leases.give_back(&room.name, session));
+            return Ok(());
+        }
+        self.rooms.iter().try_for_each(|room| leases.renew(&room.name, session, ttl))
     }
 
     /// Whether the client has this state already, by its `If-None-Match`.

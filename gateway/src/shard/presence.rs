@@ -1,0 +1,208 @@
+//! Who is in a room, as its members hear of it: the list in portions that wait for the client's outbox, then the events
+//! that came meanwhile, then each event as it comes. Begun by `admit` for a join, and here when events were lost.
+//!
+//! Presence versions of a room grow by one with each change. A member that has the list of a version needs every event
+//! after it. The room holds events back for all members whose list is on its way; if it had to drop one of them, or an
+//! event is missing between two that came, those members get a new list.
+
+use super::{
+    SessionRef, Shard, State,
+    catch_up::Retry,
+    member_list::{PAGE_BYTES_MAX, Pages, inline, is_inline, members_frame, split},
+    reply_to::ReplyTo,
+    room::RoomRef,
+};
+use crate::protocol::event::Event;
+use fanfare_broker::{Presence, PresenceDetail, Room};
+use std::{rc::Rc, sync::Arc, time::Duration};
+use tokio::{sync::oneshot, time::sleep};
+
+/// Between two lists that are read because events were lost: a storm goes on for a while.
+const RELIST_EVERY: Duration = Duration::from_millis(500);
+
+/// A member list on its way to one member.
+#[derive(Debug)]
+struct Listing {
+    session: SessionRef,
+    room: RoomRef,
+    /// The number of the member's join. If it joins again, that join sends a list of its own.
+    join: u32,
+    pages: Rc<Pages>,
+    /// How many of the pages have been sent.
+    sent: usize,
+    /// The list and the events that have been sent are up to this version.
+    version: u64,
+}
+
+impl State {
+    /// The largest page: four of them fill an outbox.
+    fn page_bytes(&self) -> usize {
+        PAGE_BYTES_MAX.min(self.node.outbox_limits.bytes / 4)
+    }
+
+    /// Sends a member the rest of its list, after the frame that began it, and then the events since.
+    pub(super) fn list_members(&mut self, session: SessionRef, room: RoomRef, presence: &Arc<Presence>) {
+        let page_bytes = self.page_bytes();
+        let Some(entry) = self.rooms.resolve(room) else { return };
+        let Some(conn) = self.outgoing.sessions.get_open(session) else { return };
+        let Some(membership) = conn.session.membership(room.index) else { return };
+        entry.hold_presence(session.index);
+        let held = entry.held.get_or_insert_default();
+        let known = held.pages.take().filter(|pages| Arc::ptr_eq(&pages.presence, presence));
+        let pages =
+            known.unwrap_or_else(|| Rc::new(Pages::new(Arc::clone(presence), page_bytes, self.outgoing.held.clone())));
+        held.pages = Some(Rc::clone(&pages));
+        let version = presence.version;
+        let mut listing = Listing { session, room, join: membership.join, pages, sent: 0, version };
+        if let Some(drained) = self.advance_listing(&mut listing) {
+            self.spawn(|shard| shard.list_slowly(listing, drained));
+        }
+    }
+
+    /// Sends what the client's outbox has space for. Returns what to wait for; `None`: the member has all, or gets another
+    /// list.
+    fn advance_listing(&mut self, listing: &mut Listing) -> Option<oneshot::Receiver<()>> {
+        let (session, room) = (listing.session, listing.room);
+        loop {
+            let entry = self.rooms.resolve(room)?;
+            let conn = self.outgoing.sessions.get_open(session)?;
+            conn.session.membership(room.index).filter(|membership| membership.join == listing.join)?;
+            let held = entry.held.as_mut()?;
+            if held.dropped > listing.version {
+                held.to_list.push(session.index);
+                self.relist(room);
+                return None;
+            }
+            let next = match listing.pages.of(conn.shape, &entry.name).get(listing.sent) {
+                Some(page) => Some((listing.version, page.clone())),
+                None => held.after(listing.version).map(|(at, frames)| (*at, frames[conn.shape as usize].clone())),
+            };
+            let Some((version, frames)) = next else {
+                entry.members.resume_presence(session.index, listing.version);
+                entry.release_presence(session.index);
+                entry.misses_presence(listing.version);
+                return None;
+            };
+            if conn.outbox.is_half_full(&self.node.outbox_limits) {
+                return Some(conn.drained());
+            }
+            listing.sent += 1;
+            listing.version = version;
+            self.queue_frames(session.index, &frames);
+        }
+    }
+
+    /// Begins to read a new list for those who need one, unless that is under way.
+    pub(super) fn relist(&mut self, room: RoomRef) {
+        let Some(held) = self.rooms.resolve(room).and_then(|entry| entry.held.as_mut()) else { return };
+        if !held.to_list.is_empty() && !std::mem::replace(&mut held.is_reading, true) {
+            self.spawn(|shard| shard.read_list(room));
+        }
+    }
+
+    /// Gives a new list to the members that need one.
+    fn give_list(&mut self, room: RoomRef, sessions: Vec<u32>, presence: &Arc<Presence>) {
+        for index in sessions {
+            let Some(entry) = self.rooms.resolve(room) else { return };
+            let name = entry.name.clone();
+            let Some(conn) = self.outgoing.sessions.at(index) else { continue };
+            let session = SessionRef { index, generation: conn.generation };
+            let more = !is_inline(presence);
+            let (count, members) = (presence.users, inline(presence));
+            self.send(index, &Event::Presence { id: None, room: name.as_str(), count, members, more });
+            self.list_members(session, room, presence);
+        }
+    }
+}
+
+impl Shard {
+    async fn list_slowly(self: Rc<Self>, mut listing: Listing, mut drained: oneshot::Receiver<()>) {
+        // A session that closes drops the sender.
+        while drained.await.is_ok() {
+            match self.state.borrow_mut().advance_listing(&mut listing) {
+                Some(next) => drained = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Reads lists until no member needs another one.
+    async fn read_list(self: Rc<Self>, room: RoomRef) {
+        let mut retry = Retry::new();
+        loop {
+            let Some(name) = self.room(room, |entry| entry.name.clone()) else { return };
+            let presence = self.node.broker.presence(&name, PresenceDetail::Members).await;
+            let presence = match presence {
+                Ok(presence) => presence,
+                Err(why) => {
+                    tracing::debug!(room = %name, %why, "cannot read the members yet");
+                    retry.wait().await;
+                    continue;
+                }
+            };
+            retry.reset();
+            let sessions = self.take_to_list(room);
+            self.state.borrow_mut().give_list(room, sessions, &presence);
+            sleep(RELIST_EVERY).await;
+            let state = &mut *self.state.borrow_mut();
+            let Some(entry) = state.rooms.resolve(room) else { return };
+            let Some(held) = &mut entry.held else { return };
+            if held.to_list.is_empty() {
+                held.is_reading = false;
+                return entry.drop_held_events();
+            }
+        }
+    }
+
+    fn take_to_list(&self, room: RoomRef) -> Vec<u32> {
+        let state = &mut *self.state.borrow_mut();
+        let held = state.rooms.resolve(room).and_then(|entry| entry.held.as_mut());
+        held.map(|held| std::mem::take(&mut held.to_list)).unwrap_or_default()
+    }
+
+    /// Answers the command `presence`; a long list follows in portions.
+    pub(super) async fn presence(self: Rc<Self>, reply_to: ReplyTo, room: Room) {
+        let presence = self.node.presence(&room).await;
+        let ReplyTo { session, id, post } = reply_to;
+        let presence = {
+            let state = &mut *self.state.borrow_mut();
+            if state.outgoing.sessions.get_open(session).is_none() {
+                return;
+            }
+            match presence {
+                Ok(presence) => presence,
+                Err(refusal) => return state.refuse(reply_to, Some(room.as_str()), refusal),
+            }
+        };
+        let is_whole = post.is_some() || is_inline(&presence);
+        let members = if is_whole { presence.members.iter().map(Into::into).collect() } else { Vec::new() };
+        let event = Event::Presence { id, room: room.as_str(), count: presence.users, members, more: !is_whole };
+        self.state.borrow_mut().reply(reply_to, &event);
+        let page_bytes = self.state.borrow().page_bytes();
+        let mut pages = split(&presence.members, page_bytes).peekable();
+        while let Some(page) = pages.next().filter(|_| !is_whole) {
+            if !self.has_space(session).await {
+                return;
+            }
+            let state = &mut *self.state.borrow_mut();
+            let Some(shape) = state.outgoing.sessions.get_open(session).map(|conn| conn.shape) else { return };
+            state.queue(session.index, members_frame(shape, id, &room, page, pages.peek().is_some()));
+        }
+    }
+
+    /// Waits until the session's outbox is less than half full; `false`: the session has ended.
+    async fn has_space(&self, session: SessionRef) -> bool {
+        loop {
+            let drained = {
+                let state = &mut *self.state.borrow_mut();
+                match state.outgoing.sessions.get_open(session) {
+                    Some(conn) if conn.outbox.is_half_full(&self.node.outbox_limits) => conn.drained(),
+                    open => return open.is_some(),
+                }
+            };
+            if drained.await.is_err() {
+                return false;
+            }
+        }
+    }
+}
