@@ -98,7 +98,7 @@ impl<'a> Pass<'a> {
         let Some(index) = self.rooms.find(room.as_str()) else { return };
         let Some(entry) = self.rooms.get_mut(index) else { return };
         entry.misses_presence(version);
-        if entry.lose_presence(version) {
+        if entry.lose_presence() {
             self.result.relists.push(entry.at(index));
         }
     }
@@ -204,7 +204,7 @@ impl<'a> Pass<'a> {
             entry.presence_version = 0;
             return;
         }
-        if entry.misses_presence(event.version) && entry.lose_presence(event.version) {
+        if entry.misses_presence(event.version) && entry.lose_presence() {
             self.result.relists.push(entry.at(index));
         }
         let member = MemberView::new(&event.who, None, event.info.as_deref());

@@ -28,8 +28,6 @@ pub(super) struct HeldEvents {
     pub(super) holders: Vec<u32>,
     /// The frames of each event, by shape, with its version; ascending.
     events: VecDeque<(u64, [Frames; FrameShape::COUNT])>,
-    /// The version of the latest event that did not fit.
-    pub(super) dropped: u64,
     /// Holders that need a new list. A task reads it.
     pub(super) to_list: Vec<u32>,
     /// The task runs.
@@ -50,7 +48,7 @@ pub(super) struct Pages {
 impl HeldEvents {
     pub(super) fn push(&mut self, version: u64, frames: [Frames; FrameShape::COUNT]) {
         if self.events.len() == EVENTS_MAX {
-            self.dropped = self.events.pop_front().map_or(0, |(version, _)| version);
+            self.events.pop_front();
         }
         self.events.push_back((version, frames));
     }
@@ -142,8 +140,9 @@ mod tests {
         for version in 1..=EVENTS_MAX as u64 + 100 {
             held.push(version, frames());
         }
-        assert_eq!((held.events.len(), held.dropped), (EVENTS_MAX, 100));
+        assert_eq!(held.events.len(), EVENTS_MAX);
         let next = |after| held.after(after).map(|(version, _)| *version);
+        assert_eq!(next(0), Some(101), "a list of version 0 lacks 100 events");
         assert_eq!((next(100), next(2_000)), (Some(101), Some(2_001)), "a list of version 100 needs no other");
         assert_eq!(next(EVENTS_MAX as u64 + 100), None);
     }

@@ -2,8 +2,8 @@
 //! that came meanwhile, then each event as it comes. Begun by `admit` for a join, and here when events were lost.
 //!
 //! Presence versions of a room grow by one with each change. A member that has the list of a version needs every event
-//! after it. The room holds events back for all members whose list is on its way; if it had to drop one of them, or an
-//! event is missing between two that came, those members get a new list.
+//! after it. The room holds events back for all members whose list is on its way. If one is missing after the list that a
+//! member has, because it was lost or did not fit, the member gets a new list.
 
 use super::{
     SessionRef, Shard, State,
@@ -68,19 +68,21 @@ impl State {
             let conn = self.outgoing.sessions.get_open(session)?;
             conn.session.membership(room.index).filter(|membership| membership.join == listing.join)?;
             let held = entry.held.as_mut()?;
-            if held.dropped > listing.version {
+            // Events between the list and the next one that the room holds were lost, or did not fit.
+            let next = held.after(listing.version).map(|(at, frames)| (*at, frames[conn.shape as usize].clone()));
+            if next.as_ref().map_or(entry.presence_version, |(at, _)| at - 1) > listing.version {
                 held.to_list.push(session.index);
                 self.relist(room);
                 return None;
             }
-            let next = match listing.pages.of(conn.shape, &entry.name).get(listing.sent) {
-                Some(page) => Some((listing.version, page.clone())),
-                None => held.after(listing.version).map(|(at, frames)| (*at, frames[conn.shape as usize].clone())),
-            };
-            let Some((version, frames)) = next else {
+            let page = listing.pages.of(conn.shape, &entry.name).get(listing.sent);
+            let Some((version, frames)) = page.map(|page| (listing.version, page.clone())).or(next) else {
                 entry.members.resume_presence(session.index, listing.version);
                 entry.release_presence(session.index);
-                entry.misses_presence(listing.version);
+                // A list may be ahead of the events, which the other members still have to get.
+                if entry.presence_version == 0 {
+                    entry.presence_version = listing.version;
+                }
                 return None;
             };
             if conn.outbox.is_half_full(&self.node.outbox_limits) {

@@ -41,7 +41,7 @@ pub(super) struct RoomEntry {
     pub(super) parked: Option<Box<Slab<Rc<Notify>>>>,
     /// Presence events that wait for members whose list is on its way.
     pub(super) held: Option<Box<HeldEvents>>,
-    /// The version of the latest presence event; 0 while no member gets any.
+    /// The version of the latest presence event, or of a list before the first one; 0 while no member gets any.
     pub(super) presence_version: u64,
     /// Joins that wait for the subscription, by their sessions' indices.
     pub(super) waiting: BTreeMap<u32, Join>,
@@ -143,14 +143,11 @@ impl RoomEntry {
         before != 0 && version > before + 1
     }
 
-    /// Presence events up to a version were lost: the members that were to get them need a new list. Returns whether
-    /// there are any.
-    pub(super) fn lose_presence(&mut self, version: u64) -> bool {
+    /// Presence events were lost: the members that were to get them need a new list. Returns whether there are any.
+    pub(super) fn lose_presence(&mut self) -> bool {
         let lost: Vec<u32> = self.members.hold_presence().collect();
         lost.iter().for_each(|session| self.hold_presence(*session));
         let Some(held) = &mut self.held else { return false };
-        // Those whose list is on its way may lack the same events.
-        held.dropped = held.dropped.max(version);
         held.to_list.extend(lost);
         true
     }

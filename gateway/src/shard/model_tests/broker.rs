@@ -226,6 +226,38 @@ impl ScriptedBroker {
         script.live.drain(..count).for_each(|delivery| self.inbox.deliver(delivery));
     }
 
+    fn set_present(&self, room: &Room, session: SessionId, is_present: bool) {
+        let Script { rooms, live, .. } = &mut *self.script();
+        let log = rooms.log_mut(room);
+        let has_changed = if is_present { log.present.insert(session) } else { log.present.remove(&session) };
+        if has_changed {
+            log.presence_version += 1;
+            let kind = if is_present { PresenceKind::Joined } else { PresenceKind::Left };
+            let event = PresenceEvent { kind, who: Who::Session(session), info: None, version: log.presence_version };
+            if log.is_followed {
+                live.push_back(Delivery { room: room.clone(), event: RoomEvent::Presence(event) });
+            }
+        }
+    }
+
+    /// Sessions of another node enter the room, or leave it.
+    pub(super) fn crowd(&self, room: &Room, count: u8, is_present: bool) {
+        (0..count).for_each(|number| self.set_present(room, SessionId([number; 12]), is_present));
+    }
+
+    /// Presence events on their way to the shard are lost, all but this many.
+    pub(super) fn lose_presence(&self, keeps: usize) {
+        let mut script = self.script();
+        let is_presence = |delivery: &Delivery| matches!(delivery.event, RoomEvent::Presence(_));
+        let count = script.live.iter().filter(|delivery| is_presence(delivery)).count();
+        let mut lost = count.saturating_sub(keeps);
+        script.live.retain(|delivery| {
+            let is_lost = is_presence(delivery) && lost > 0;
+            lost -= usize::from(is_lost);
+            !is_lost
+        });
+    }
+
     /// The shard learns of the room's head, if it may lack something of which it cannot know otherwise.
     pub(super) fn tell_head(&self, room: &Room) {
         let mut script = self.script();
@@ -358,21 +390,12 @@ impl Broker for ScriptedBroker {
     }
 
     fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()> {
-        let mut script = self.script();
-        let log = script.rooms.log_mut(room);
-        let (kind, session, has_changed) = match update {
-            PresenceUpdate::Enter { session, .. } => (PresenceKind::Joined, session, log.present.insert(session)),
-            PresenceUpdate::Leave { session, .. } => (PresenceKind::Left, session, log.present.remove(&session)),
+        let (session, is_present) = match update {
+            PresenceUpdate::Enter { session, .. } => (session, true),
+            PresenceUpdate::Leave { session, .. } => (session, false),
             PresenceUpdate::Lease { .. } | PresenceUpdate::EndLease { .. } => unreachable!("nobody polls"),
         };
-        if has_changed {
-            log.presence_version += 1;
-            let event = PresenceEvent { kind, who: Who::Session(session), info: None, version: log.presence_version };
-            if log.is_followed {
-                script.live.push_back(Delivery { room: room.clone(), event: RoomEvent::Presence(event) });
-            }
-        }
-        drop(script);
+        self.set_present(room, session, is_present);
         self.ask(true, |_| ())
     }
 

@@ -74,6 +74,8 @@ struct Membership {
     joined: u64,
     /// Who is in the room, if it asked for that.
     members: Option<BTreeSet<String>>,
+    /// The rest of that list follows.
+    has_more: bool,
 }
 
 #[derive(Debug)]
@@ -314,13 +316,20 @@ impl Check<'_> {
             ("gap", None) => self.gap(cursor("from").unwrap(), cursor("to").unwrap()),
             ("left", Some(Asked { join: None, .. })) => self.left(),
             ("left", None) if self.membership.must_leave => self.left(),
-            ("member_joined", None) => {
-                let members = self.membership.members.as_mut();
-                assert!(members.expect("it did not ask for members").insert(user()), "joined twice: {name}");
+            ("presence", None) => {
+                *self.members() = users(json).unwrap();
+                self.membership.has_more = json["more"] == true;
             }
-            ("member_left", None) => {
-                let members = self.membership.members.as_mut();
-                assert!(members.expect("it did not ask for members").remove(&user()), "left twice: {name}");
+            ("members", None) => {
+                assert!(self.membership.has_more, "the list is complete: {name}");
+                self.members().extend(users(json).unwrap());
+                self.membership.has_more = json["more"] == true;
+            }
+            ("member_joined" | "member_left", None) => {
+                assert!(!self.membership.has_more, "the list is not complete: {name}");
+                let has_joined = kind == "member_joined";
+                let is_new = if has_joined { self.members().insert(user()) } else { self.members().remove(&user()) };
+                assert!(is_new, "it has had this change: {name}");
             }
             (_, asked) => panic!("unexpected {name} as an answer to {asked:?}"),
         }
@@ -350,12 +359,15 @@ impl Check<'_> {
             }
             (None, _) => {}
         }
-        let members = json["members"].as_array().map(|members| {
-            let users = members.iter().map(|member| member["user"].as_str().unwrap().to_owned());
-            users.collect::<BTreeSet<_>>()
-        });
+        let members = users(json);
+        membership.has_more = json["more"] == true;
         assert_eq!(members.is_some(), wish.presence, "{name}");
         (membership.is_in, membership.at, membership.members) = (true, Some(cursor), members);
+    }
+
+    fn members(&mut self) -> &mut BTreeSet<String> {
+        let Self { membership, name, .. } = self;
+        membership.members.as_mut().unwrap_or_else(|| panic!("it did not ask for members: {name}"))
     }
 
     fn message(&mut self, json: &Value, cursor: Cursor) {
@@ -380,4 +392,10 @@ impl Check<'_> {
     fn left(&mut self) {
         (self.membership.is_in, self.membership.must_leave, self.membership.members) = (false, false, None);
     }
+}
+
+/// The users in a frame's list of members.
+fn users(json: &Value) -> Option<BTreeSet<String>> {
+    let members = json["members"].as_array()?.iter();
+    Some(members.map(|member| member["user"].as_str().unwrap().to_owned()).collect())
 }

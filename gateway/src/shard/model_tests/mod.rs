@@ -33,6 +33,8 @@ use tokio::{
 const ROOMS: usize = 2;
 /// One of each transport that stays open.
 const CLIENTS: usize = 3;
+/// Members whose list is too long for one frame.
+const CROWD: u8 = 160;
 /// Messages that may wait for a client: few, so that clients that stop to read are soon closed.
 const OUTBOX_MESSAGES: usize = 8;
 /// Rounds after which everything must have been answered and delivered, each of [`ROUND`].
@@ -63,6 +65,8 @@ enum Happening {
     Head { room: usize },
     Forget { room: usize, keeps: u64 },
     NewEpoch { room: usize },
+    Crowd { room: usize, count: u8, is_present: bool },
+    LosePresence { keeps: usize },
     Look(Pick),
     Reply(Pick),
     Fail(Pick, BrokerError),
@@ -89,6 +93,7 @@ fn happenings() -> impl Strategy<Value = Vec<(Happening, bool)>> {
     ];
     let (client, room) = (|| 0..CLIENTS, || 0..ROOMS);
     let join = (client(), room(), any::<bool>(), prop_oneof![2 => Just(0u64), 1 => 1u64..6], since);
+    let crowd = (room(), prop_oneof![8 => Just(1u8), 1 => Just(CROWD)], any::<bool>());
     let one = prop_oneof![
         12 => join.prop_map(|(client, room, presence, history, since)| {
             Happening::Join { client, room, presence, history, since }
@@ -99,6 +104,8 @@ fn happenings() -> impl Strategy<Value = Vec<(Happening, bool)>> {
         1 => room().prop_map(|room| Happening::Head { room }),
         1 => (room(), 0u64..3).prop_map(|(room, keeps)| Happening::Forget { room, keeps }),
         1 => room().prop_map(|room| Happening::NewEpoch { room }),
+        2 => crowd.prop_map(|(room, count, is_present)| Happening::Crowd { room, count, is_present }),
+        1 => (0usize..2).prop_map(|keeps| Happening::LosePresence { keeps }),
         4 => pick().prop_map(Happening::Look),
         12 => pick().prop_map(Happening::Reply),
         2 => (pick(), why).prop_map(|(pick, why)| Happening::Fail(pick, why)),
@@ -157,6 +164,8 @@ impl World {
             Happening::Head { room } => broker.tell_head(&rooms[room]),
             Happening::Forget { room, keeps } => broker.forget(&rooms[room], keeps),
             Happening::NewEpoch { room } => broker.begin_epoch(&rooms[room]),
+            Happening::Crowd { room, count, is_present } => broker.crowd(&rooms[room], count, is_present),
+            Happening::LosePresence { keeps } => broker.lose_presence(keeps),
             Happening::Look(pick) => broker.look(pick),
             Happening::Reply(pick) => drop(broker.reply(pick, None)),
             Happening::Fail(pick, why) => drop(broker.reply(pick, Some(why))),
@@ -191,6 +200,11 @@ impl World {
     /// Everything arrives and is answered: all clients come to have what they should.
     async fn end(&mut self) {
         self.clients.iter_mut().for_each(|client| client.reads = true);
+        // A presence event that was lost shows with the next one.
+        for room in &self.rooms {
+            self.broker.crowd(room, 1, true);
+            self.broker.crowd(room, 1, false);
+        }
         let mut lacking = Vec::new();
         for _ in 0..ROUNDS {
             self.broker.deliver(usize::MAX);
@@ -247,12 +261,17 @@ fn join(presence: bool, history: u64) -> Happening {
     Happening::Join { client: 0, room: 0, presence, history, since: Since::Nothing }
 }
 
+/// Plays a sequence in which the shard gets a turn after each happening.
+fn play_in_turns<const COUNT: usize>(happenings: [Happening; COUNT]) {
+    play(happenings.map(|happening| (happening, true)).into());
+}
+
 #[test]
 fn a_join_whose_listing_failed_after_another_join_had_overtaken_it_got_no_answer() {
     let subscribed = Happening::Reply(Pick::Oldest);
     let entered = Happening::Reply(Pick::Oldest);
     let listing_fails = Happening::Fail(Pick::Oldest, BrokerError::Unavailable);
-    play([join(true, 0), subscribed, entered, join(false, 0), listing_fails].map(|happening| (happening, true)).into());
+    play_in_turns([join(true, 0), subscribed, entered, join(false, 0), listing_fails]);
 }
 
 #[test]
@@ -261,6 +280,22 @@ fn a_join_that_had_been_answered_was_answered_again_when_another_join_overtook_i
     let published = Happening::Publish { room: 0, count: 2, fate: Fate::Waits };
     // The page is ahead of the live messages, so the first join is answered and waits for them.
     let page = Happening::Reply(Pick::Oldest);
-    let sequence = [join(false, 1), subscribed, published, page, join(false, 0), Happening::Wait { ms: 25 }];
-    play(sequence.map(|happening| (happening, true)).into());
+    play_in_turns([join(false, 1), subscribed, published, page, join(false, 0), Happening::Wait { ms: 25 }]);
+}
+
+#[test]
+fn a_presence_event_that_was_lost_between_a_list_and_the_next_event_went_unnoticed() {
+    let replies = || Happening::Reply(Pick::Oldest);
+    let listed = Happening::Look(Pick::Oldest);
+    let another_enters = Happening::Crowd { room: 0, count: 1, is_present: true };
+    let lost = Happening::LosePresence { keeps: 0 };
+    play_in_turns([join(true, 0), replies(), replies(), listed, another_enters, lost]);
+}
+
+#[test]
+fn a_member_list_that_was_ahead_of_the_events_hid_the_loss_of_one_from_the_other_members() {
+    let replies = || Happening::Reply(Pick::Oldest);
+    let joins = Happening::Join { client: 1, room: 0, presence: true, history: 0, since: Since::Nothing };
+    let lost = Happening::LosePresence { keeps: 0 };
+    play_in_turns([join(true, 0), replies(), replies(), replies(), joins, lost, replies(), replies()]);
 }
