@@ -285,10 +285,7 @@ class Client extends Emitter {
   opened(link, { session, node, post, route = this.route, limits = this.limits }) {
     const { level, name: transport } = link;
     clearTimeout(this.retry);
-    if (this.link !== link) {
-      if (link.name !== "poll") this.link?.leave?.();
-      this.link?.drop();
-    }
+    if (this.link !== link) this.link?.drop(link.name !== "poll");
     if (this.worked !== level) {
       this.failed = 0;
       this.emit("transport", transport);
@@ -296,10 +293,7 @@ class Client extends Emitter {
     Object.assign(this, { link, transport, level, worked: level, session, node, post, route, limits, next: null, tries: 0, renewed: false });
     if (session) this.sessions = [session, ...this.sessions].slice(0, 32);
     this.emit("open", { session, transport });
-    for (const room of this.rooms.values()) {
-      if (link.carries?.(room)) link.rooms.add(room.name);
-      else link.turns.add(room);
-    }
+    for (const room of this.rooms.values()) link.carries?.(room) ? link.rooms.add(room.name) : link.turns.add(room);
     this.flush();
   }
 
@@ -333,8 +327,7 @@ class Client extends Emitter {
     clearInterval(this.ticker);
     clearTimeout(this.retry);
     this.abort.abort();
-    this.link?.leave?.();
-    this.link?.drop();
+    this.link?.drop(true);
     this.next?.drop();
     this.transport = undefined;
     for (const { reject } of this.queue.values()) reject(failure({ code: "closed" }));
@@ -447,7 +440,8 @@ class Link {
     this.client.ended(this, { after, fault, ...why });
   }
 
-  drop() {
+  drop(leaves) { // for good: it gives back what it has at the gateway
+    if (leaves) this.leave?.();
     this.dead = true;
     clearTimeout(this.deadline);
     this.abort?.abort();
@@ -477,8 +471,7 @@ export function eventStream(onEvent, onRetry) { // WHATWG HTML 9.2.6
       const [, field, value] = /^([^:]*):? ?([^]*)/.exec(line);
       if (!line) {
         if (data.length) onEvent(data.join("\n"), type || "message", id);
-        data = [];
-        type = "";
+        [data, type] = [[], ""];
       } else if (field === "data") data.push(value);
       else if (field === "event") type = value;
       else if (field === "id" && !value.includes("\0")) id = value;

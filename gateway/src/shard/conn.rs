@@ -180,7 +180,7 @@ impl Conn {
 pub(super) enum Timer {
     /// The session is pinged, or closed if it has not answered.
     Keepalive(SessionRef),
-    /// The session is closed if its oldest frame has waited for too long.
+    /// The session is closed if its client has taken nothing for too long.
     Stale(SessionRef),
     /// The socket of a closing session is cut.
     Closed(SessionRef),

@@ -31,7 +31,7 @@ use tokio::{
 
 /// How long a poll that was woken by a message waits for more of them, so that a burst is one answer.
 const LINGER: Duration = Duration::from_millis(15);
-/// Time for the client to take an answer: as long as the oldest frame may wait in an outbox.
+/// Time for the client to take an answer: as long as a client may take nothing of its outbox.
 const WRITE_TIME: Duration = Duration::from_secs(5);
 
 /// What becomes of a poll.
@@ -157,6 +157,7 @@ impl Ready {
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         if !is_kept && parts.status != StatusCode::NOT_MODIFIED {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            parts.headers.remove("keep-alive");
         }
         let mut bytes = response_head(&Response::from_parts(parts, ())).chain(body);
         let written = tokio::time::timeout(WRITE_TIME, socket.write_all_buf(&mut bytes)).await;
