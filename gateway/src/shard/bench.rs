@@ -73,3 +73,24 @@ impl Crowd {
         self.shard.state.borrow_mut().outgoing.discard_all()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{SessionRef, conn::FlushQueue};
+    use bytes::Bytes;
+
+    /// Hundreds of members of a large room that were behind were written to before a member of a small room.
+    #[test]
+    fn a_socket_that_was_full_went_before_all_others() {
+        let (crowd, _runtime) = crate::bench::fan_out(1, 2).unwrap();
+        crowd.discard();
+        let state = &mut *crowd.shard.state.borrow_mut();
+        let conn = state.outgoing.sessions.at(0).unwrap();
+        (conn.blocked, conn.queued_in) = (true, FlushQueue::None);
+        let full = SessionRef { index: 0, generation: conn.generation };
+        state.queue(0, Bytes::from_static(b"behind"));
+        state.outgoing.on_writable(full);
+        state.queue(1, Bytes::from_static(b"in time"));
+        assert_eq!([state.outgoing.next_to_flush(false), state.outgoing.next_to_flush(false)], [Some(1), Some(0)]);
+    }
+}

@@ -99,8 +99,9 @@ use tokio::sync::Notify;
 const WRITES_MAX: usize = 64;
 /// How long a turn of the loop may write.
 const TIME_MAX: Duration = Duration::from_micros(500);
-/// Writes between two readings of the clock.
+/// Small writes between two readings of the clock, and the bytes of one after which it is read in any case.
 const CLOCK_EVERY: usize = 16;
+const LARGE_WRITE: usize = 4096;
 /// One write of this many goes to the bulk queue, so that many small rooms cannot starve a large one.
 const BULK_EVERY: usize = 8;
 
@@ -197,8 +198,10 @@ impl Shard {
         let mut bytes = 0;
         for writes in 1..=WRITES_MAX {
             let Some(index) = state.outgoing.next_to_flush(writes % BULK_EVERY == 0) else { break };
-            bytes += state.outgoing.flush(index);
-            if writes % CLOCK_EVERY == 0 && began.elapsed() > TIME_MAX {
+            let written = state.outgoing.flush(index);
+            bytes += written;
+            let is_clock_due = writes % CLOCK_EVERY == 0 || written > LARGE_WRITE;
+            if is_clock_due && began.elapsed() > TIME_MAX {
                 break;
             }
         }

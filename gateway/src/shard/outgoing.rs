@@ -237,11 +237,11 @@ impl Outgoing {
         before - conn.outbox.bytes()
     }
 
-    /// A socket that was full takes bytes again.
+    /// A socket that was full takes bytes again. Its client is behind, and others must not wait for it.
     pub(super) fn on_writable(&mut self, session: SessionRef) {
         if let Some(conn) = self.sessions.get(session) {
             conn.blocked = false;
-            self.mark(session.index, FlushQueue::Urgent);
+            self.mark(session.index, FlushQueue::Bulk);
         }
     }
 
