@@ -2,16 +2,13 @@
 //! what members get.
 
 use std::io::{PipeReader, pipe};
-use std::net::SocketAddr;
 
 use fanfare_tests::cluster::{Node, serve};
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
-use fanfare_tests::wait::{eventually, patience, within};
+use fanfare_tests::wait::{eventually, patience};
 use fanfare_tests::{Client, http};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::fixtures::metric;
 
@@ -34,15 +31,6 @@ async fn a_member_is_reached_after_the_subscriptions_are_lost(node: &Node, redis
         .await;
 }
 
-/// Each connection with a malformed request is a line of the level `debug`.
-async fn write_log_lines(address: SocketAddr, count: usize) {
-    for _ in 0..count {
-        let mut connection = TcpStream::connect(address).await.expect("a listener");
-        connection.write_all(b"nonsense\r\n\r\n").await.expect("the listener takes bytes");
-        let _ = within("the end of a malformed request", connection.read_to_end(&mut Vec::new())).await;
-    }
-}
-
 /// A line that could not be written panicked the task that logged it. After a short loss of Redis no connection to it was
 /// made again, and the node looked ready.
 #[tokio::test]
@@ -63,8 +51,7 @@ async fn a_reader_of_the_log_that_stopped_reading_froze_the_node() {
     let scratch = Scratch::new();
     let redis = Redis::start(scratch.path()).await;
     let (mut node, reader) = node_that_logs_to_a_pipe(&redis, &scratch).await;
-    // More than the pipe (64 KiB) and the queue of lines (4,096) take together.
-    write_log_lines(node.listen, 6_000).await;
+    node.fill_log().await;
     a_member_is_reached_after_the_subscriptions_are_lost(&node, &redis).await;
     assert!(metric(node.admin, "fanfare_log_lines_dropped_total").await > 0.0, "lines that do not fit are counted");
     node.terminate();

@@ -8,12 +8,14 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::ports::free_port;
 use crate::process::{Launch, Process};
 use crate::redis::Redis;
 use crate::scratch::Scratch;
-use crate::wait::eventually;
+use crate::wait::{eventually, within};
 
 /// The gateway under test: `FANFARE_BIN`, or the `fanfare` that cargo has built with the profile of this program.
 ///
@@ -251,6 +253,19 @@ impl Node {
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// Has it write more lines than a pipe (64 KiB) and its queue of lines (4,096) take together, if its log has the level
+    /// `debug`: one for each connection with a malformed request.
+    ///
+    /// # Panics
+    /// If it does not take a connection.
+    pub async fn fill_log(&self) {
+        for _ in 0..6_000 {
+            let mut connection = TcpStream::connect(self.listen).await.expect("a listener");
+            connection.write_all(b"nonsense\r\n\r\n").await.expect("the listener takes bytes");
+            let _ = within("the end of a malformed request", connection.read_to_end(&mut Vec::new())).await;
+        }
     }
 
     /// Its process id.

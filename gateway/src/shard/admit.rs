@@ -84,9 +84,9 @@ impl State {
             // `joined` may have members, so that it waits for its turn too.
             if admission.presence.is_some()
                 && !admission.has_started
-                && conn.outbox.is_half_full(&self.node.outbox_limits)
+                && let Some(drained) = conn.wait_for_space(&self.node.outbox_limits)
             {
-                return Some(Wait::Outbox(conn.drained()));
+                return Some(Wait::Outbox(drained));
             }
             if let Some(wait) = self.send_pending(admission) {
                 return Some(wait);
@@ -149,8 +149,8 @@ impl State {
         let excluded = join.excluded(conn.session.id);
         while !pending.is_empty() {
             let conn = self.outgoing.sessions.get_open(join.session())?;
-            if conn.outbox.is_half_full(&self.node.outbox_limits) {
-                return Some(Wait::Outbox(conn.drained()));
+            if let Some(drained) = conn.wait_for_space(&self.node.outbox_limits) {
+                return Some(Wait::Outbox(drained));
             }
             let Some(publication) = pending.pop_front() else { break };
             let Some(cursor) = publication.cursor else { continue };

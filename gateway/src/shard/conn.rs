@@ -5,7 +5,7 @@ use crate::{
     policy::peer::ConnectionPermit,
     protocol::{FrameShape, address::Secret},
     random::random_below,
-    session::{Outbox, Session, keepalive::Keepalive},
+    session::{Outbox, OutboxLimits, Session, keepalive::Keepalive},
 };
 use bytes::Bytes;
 use fanfare_broker::{Cursor, Room};
@@ -129,11 +129,15 @@ impl Stream {
 }
 
 impl Conn {
-    /// Ends when the outbox is empty, or the session.
-    pub(super) fn drained(&mut self) -> oneshot::Receiver<()> {
+    /// What a caller that paces itself has to wait for: it ends when the outbox is empty, or the session. `None`: less
+    /// than half of the outbox is in use.
+    pub(super) fn wait_for_space(&mut self, limits: &OutboxLimits) -> Option<oneshot::Receiver<()>> {
+        if !self.outbox.is_half_full(limits) {
+            return None;
+        }
         let (sender, drained) = oneshot::channel();
         self.joins.get_or_insert_default().waiters.push(sender);
-        drained
+        Some(drained)
     }
 
     /// The cursor up to which messages were sent for a join that is not complete; `None` before its `joined`.

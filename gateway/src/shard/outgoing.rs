@@ -75,8 +75,8 @@ impl Outgoing {
         self.queue_for_all(&[index], std::array::from_ref(frames), FlushQueue::Urgent, self.now_ms()).pop()
     }
 
-    /// Queues frames for many sessions, each at most once: the hot loop. `parts` is queued as a whole or not at all. Returns the sessions that it has ended because
-    /// their clients read too slowly.
+    /// Queues frames for many sessions, each at most once: the hot loop. `parts` is queued as a whole or not at all.
+    /// Returns the sessions that it has ended because their clients read too slowly.
     pub(super) fn queue_for_all<const PARTS: usize>(
         &mut self,
         indices: &[u32],

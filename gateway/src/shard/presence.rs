@@ -85,8 +85,8 @@ impl State {
                 }
                 return None;
             };
-            if conn.outbox.is_half_full(&self.node.outbox_limits) {
-                return Some(conn.drained());
+            if let Some(drained) = conn.wait_for_space(&self.node.outbox_limits) {
+                return Some(drained);
             }
             listing.sent += 1;
             listing.version = version;
@@ -197,10 +197,9 @@ impl Shard {
         loop {
             let drained = {
                 let state = &mut *self.state.borrow_mut();
-                match state.outgoing.sessions.get_open(session) {
-                    Some(conn) if conn.outbox.is_half_full(&self.node.outbox_limits) => conn.drained(),
-                    open => return open.is_some(),
-                }
+                let Some(conn) = state.outgoing.sessions.get_open(session) else { return false };
+                let Some(drained) = conn.wait_for_space(&self.node.outbox_limits) else { return true };
+                drained
             };
             if drained.await.is_err() {
                 return false;

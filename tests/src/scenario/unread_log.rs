@@ -2,11 +2,7 @@
 //! connections to Redis no client notices, and the lines that are lost are counted.
 
 use std::io::{PipeReader, pipe};
-use std::net::SocketAddr;
 use std::time::Duration;
-
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use super::measure::{check_history, reconnects_and_gaps, settle_and_stop};
 use super::outcome::{Outcome, Promise};
@@ -17,11 +13,8 @@ use crate::load::Load;
 use crate::redis::Redis;
 use crate::scratch::Scratch;
 use crate::target::Target;
-use crate::wait::{pause, within};
+use crate::wait::pause;
 use crate::{http, prometheus};
-
-/// Lines of a log that fill its pipe (64 KiB) and the node's queue (4,096 lines).
-const LINES: usize = 6_000;
 
 pub(super) async fn run(settings: RunSettings) -> Outcome {
     let (count, rounds) = settings.pick((300, 10), (30, 2));
@@ -43,7 +36,7 @@ pub(super) async fn run(settings: RunSettings) -> Outcome {
     let running = load.start();
     running.reaches(100).await;
     for node in &nodes {
-        write_log_lines(node.listen).await;
+        node.fill_log().await;
     }
     lose_connections(&redis, rounds).await;
     drop(readers);
@@ -71,14 +64,5 @@ async fn lose_connections(redis: &Redis, rounds: u32) {
         redis.values("CLIENT KILL TYPE pubsub").await;
         redis.values("CLIENT KILL TYPE normal").await;
         pause(Duration::from_millis(500)).await;
-    }
-}
-
-/// Each connection with a malformed request is a line of the level `debug`.
-async fn write_log_lines(address: SocketAddr) {
-    for _ in 0..LINES {
-        let mut connection = TcpStream::connect(address).await.expect("a listener");
-        connection.write_all(b"nonsense\r\n\r\n").await.expect("the listener takes bytes");
-        let _ = within("the end of a malformed request", connection.read_to_end(&mut Vec::new())).await;
     }
 }

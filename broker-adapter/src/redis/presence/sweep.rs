@@ -1,6 +1,6 @@
-//! `Sweeper`: removes the members of owners that died and those whose leases have ended, on the one node of the cluster that
-//! sweeps. `heartbeat.rs` says when. What is done is gone from the owner's list in Redis, so a sweep that fails goes on where it stopped, here or on
-//! another node.
+//! `Sweeper`: removes the members of owners that died and those whose leases have ended, on the one node of the cluster
+//! that sweeps. `heartbeat.rs` says when. What is done is gone from the owner's list in Redis, so a sweep that fails goes
+//! on where it stopped, here or on another node.
 
 use crate::{
     BrokerError, NodeId,

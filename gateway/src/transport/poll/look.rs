@@ -168,8 +168,8 @@ impl Poll {
         self.rooms.iter().try_for_each(|room| self.shard.node.leases.admit(&room.name, session))
     }
 
-    /// Renews its presence lease for as long as it waits, and for the time until the next poll; or gives it back. A client that polls
-    /// without waiting is to come back after `next_ms`; it may be late, so it has three times that.
+    /// Renews its presence lease for as long as it waits, and for the time until the next poll; or gives it back. A
+    /// client that polls without waiting is to come back after `next_ms`; it may be late, so it has three times that.
     /// An error: its session has been kicked out of one of the rooms.
     pub(super) fn renew_lease(&self, next_ms: u64) -> Result<(), Refusal> {
         if !self.is_present {
