@@ -160,6 +160,9 @@ pub enum RoomEvent {
     /// The room's head, which differs from the last cursor that was delivered, so messages were lost on the way. Heads
     /// are compared after a reconnect, and in quiet rooms from time to time.
     Head(Cursor),
+    /// The version of the room's presence after a reconnect: if it is higher than that of the last [`PresenceEvent`],
+    /// events were lost on the way.
+    PresenceVersion(u64),
 }
 
 /// A [`RoomEvent`] and its room.

@@ -51,6 +51,13 @@ impl Seen {
         })
     }
 
+    pub fn presence_versions(&self, room: &Room) -> Vec<u64> {
+        self.pick(room, |event| match event {
+            RoomEvent::PresenceVersion(version) => Some(*version),
+            _ => None,
+        })
+    }
+
     fn pick<T>(&self, room: &Room, f: impl FnMut(&RoomEvent) -> Option<T>) -> Vec<T> {
         self.rooms.get(room).into_iter().flatten().filter_map(f).collect()
     }

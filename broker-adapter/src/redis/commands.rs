@@ -6,7 +6,7 @@ use crate::{
     redis::{Fence, Keys, Membership, Messages, Part, Partition, PendingPublish, PresenceChange, Scripts},
 };
 use bytes::BytesMut;
-use redis::{Cmd, Value};
+use redis::{Cmd, FromRedisValue, Value};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -113,6 +113,13 @@ impl CommandBuilder {
         cmd
     }
 
+    /// The command that reads the version of a room's presence.
+    pub(crate) fn presence_version(&self, room: &Room) -> Cmd {
+        let mut cmd = redis::cmd("HGET");
+        cmd.arg(self.keys.of(Part::USERS, room)).arg("v");
+        cmd
+    }
+
     /// The command that records that a session enters or leaves a room.
     pub(crate) fn presence(&self, change: &PresenceChange) -> Cmd {
         let Membership { room, session } = &change.membership;
@@ -216,6 +223,11 @@ pub(crate) fn head(reply: &Value) -> Option<Cursor> {
         Value::BulkString(text) => cursor(text),
         _ => None,
     }
+}
+
+/// Reads the version of a room's presence; 0: it has none, or the reply is malformed.
+pub(crate) fn presence_version(reply: &Value) -> u64 {
+    u64::from_redis_value_ref(reply).unwrap_or(0)
 }
 
 /// Eight characters of epoch, then the offset in decimal.

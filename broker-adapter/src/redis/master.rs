@@ -31,7 +31,7 @@ pub(crate) struct Master {
     pub(crate) name: String,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) reads: Arc<ReadPool>,
-    connections: Vec<Arc<PubSubConnection>>,
+    pub(crate) connections: Vec<Arc<PubSubConnection>>,
     /// The partitions that it has. This node receives control messages in them, over the first connection.
     pub(crate) partitions: watch::Sender<Vec<Partition>>,
     stop: watch::Sender<bool>,

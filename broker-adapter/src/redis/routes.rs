@@ -5,7 +5,9 @@
 
 use crate::{
     Room,
-    redis::{Assignment, HOME, Master, NodeContext, PARTITIONS, Partition, Target, address::is_same_server},
+    redis::{
+        Assignment, HOME, Master, MovedRooms, NodeContext, PARTITIONS, Partition, Target, address::is_same_server,
+    },
 };
 use parking_lot::RwLock;
 use redis::ConnectionInfo;
@@ -156,10 +158,15 @@ impl Table {
         if self.entries.is_empty() {
             return;
         }
-        for partition in Partition::all() {
-            let (from, to) = (self.master(partition), next.master(partition));
-            if !Arc::ptr_eq(from, to) {
-                to.connection(partition).adopt(from.connection(partition).release(partition));
+        let moves = |partition: Partition| !Arc::ptr_eq(self.master(partition), next.master(partition));
+        let moved: Vec<Partition> = Partition::all().filter(|partition| moves(*partition)).collect();
+        for (at, entry) in self.entries.iter().enumerate() {
+            // Each table is gone through once, for all partitions that move.
+            if moved.iter().any(|partition| self.by_partition[usize::from(partition.0)] == at) {
+                let released = entry.master.connections.iter().map(|from| from.release(moves));
+                for (partition, rooms) in released.flat_map(MovedRooms::by_partition) {
+                    next.master(partition).connection(partition).adopt(rooms);
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::node::metrics::Metrics;
 use bytes::Bytes;
-use fanfare_broker::{Delivery, PublishResult, Room, RoomEvent, Subscriber, Ticket};
+use fanfare_broker::{Delivery, PresenceEvent, PublishResult, Room, RoomEvent, Subscriber, Ticket};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -140,7 +140,7 @@ impl Inbox {
 fn payload_bytes(delivery: &Delivery) -> usize {
     match &delivery.event {
         RoomEvent::Message(publication) => publication.payload.len(),
-        RoomEvent::Presence(_) | RoomEvent::Head(_) => 0,
+        RoomEvent::Presence(_) | RoomEvent::Head(_) | RoomEvent::PresenceVersion(_) => 0,
     }
 }
 
@@ -165,9 +165,9 @@ impl Subscriber for Inbox {
                         queue.items.push_back(Item::Behind(room));
                     }
                 }
-                RoomEvent::Presence(event) => {
-                    if queue.presence_behind.insert(room.clone(), event.version).is_none() {
-                        queue.items.push_back(Item::PresenceBehind(room, event.version));
+                RoomEvent::Presence(PresenceEvent { version, .. }) | RoomEvent::PresenceVersion(version) => {
+                    if queue.presence_behind.insert(room.clone(), version).is_none() {
+                        queue.items.push_back(Item::PresenceBehind(room, version));
                     }
                 }
             }
@@ -186,7 +186,7 @@ impl Subscriber for Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fanfare_broker::{PresenceEvent, PresenceKind, SessionId, Who};
+    use fanfare_broker::{PresenceKind, SessionId, Who};
 
     /// It used to lead to a read of history, which has no presence events.
     #[test]

@@ -82,6 +82,10 @@ impl<'a> Pass<'a> {
             },
             RoomEvent::Head(head) => self.result.catch_ups.extend(entry.feed.on_head(head).map(|since| (room, since))),
             RoomEvent::Presence(event) => self.announce(index, &event),
+            RoomEvent::PresenceVersion(version) if version > entry.presence_version => {
+                self.on_presence_behind(&delivery.room, version);
+            }
+            RoomEvent::PresenceVersion(_) => {}
         }
     }
 
@@ -93,12 +97,12 @@ impl<'a> Pass<'a> {
         self.result.catch_ups.extend(entry.feed.on_behind().map(|since| (room, since)));
     }
 
-    /// The inbox dropped presence events of this room, up to a version.
+    /// Presence events of this room up to a version were lost.
     pub(super) fn on_presence_behind(&mut self, room: &Room, version: u64) {
         let Some(index) = self.rooms.find(room.as_str()) else { return };
         let Some(entry) = self.rooms.get_mut(index) else { return };
-        entry.misses_presence(version);
         if entry.lose_presence() {
+            entry.misses_presence(version);
             self.result.relists.push(entry.at(index));
         }
     }

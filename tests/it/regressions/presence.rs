@@ -130,6 +130,22 @@ async fn a_lost_presence_event_was_missing_for_good() {
     assert!(list.0.contains("000000000001"), "the lost one: {:?}", list.0);
 }
 
+/// A member who left while the node's subscriber connections were away stayed in its members' lists until the next member
+/// event of the room.
+#[tokio::test]
+async fn a_presence_event_during_a_reconnect_was_missing_until_the_next_one() {
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let mut list = List::default();
+    let mut member = Client::connect(cluster.address(0)).await;
+    list.take(&member.join_with(json!({"room": "cut", "presence": true})).await);
+    let keys = Keys::of(cluster.redis(), "cut").await;
+    keys.change(cluster.redis(), &keys.channel, (1, 1), (12, 1)).await;
+    list.settle(&mut member, 2).await;
+    keys.change(cluster.redis(), "", (2, 2), (12, 1)).await;
+    cluster.redis().command("CLIENT KILL TYPE pubsub").await;
+    list.settle(&mut member, 3).await;
+}
+
 /// The whole list was one frame, larger than the outbox. Whatever came before the client had read it closed the session, on
 /// every attempt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

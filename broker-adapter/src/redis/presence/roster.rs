@@ -12,17 +12,18 @@ use crate::{
     },
 };
 use bytes::Bytes;
+use indexmap::IndexMap;
 use parking_lot::Mutex;
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, mem::replace, sync::Arc};
 use tokio::sync::oneshot;
 
 /// A deferred leave is sent after this many regular heartbeats. By then the other nodes are connected again too (they
 /// try at least every second) and have written their members, so no user is announced as gone who is still at another
 /// node.
 const LEAVE_ROUNDS: u32 = 5;
+
+/// How many entries are marked to be written again while the lock is held: 1 ms.
+const MARKED: usize = 4096;
 
 /// Whether a change is written. An error means: not yet.
 pub(crate) type Written = Result<(), BrokerError>;
@@ -47,12 +48,25 @@ struct RosterState {
     /// The owner of this node's entries in Redis: a new one each time that they have to be written again, so that a
     /// node which removes the entries of the old owner leaves the new ones alone.
     owner: NodeId,
-    entries: HashMap<Membership, RosterEntry>,
+    entries: IndexMap<Membership, RosterEntry>,
+    /// The latest time that everything had to be written again.
+    rewrite: Rewrite,
+    /// The entries before this index have not been marked for that. A roster of a million takes 100 ms to go through, and
+    /// shards wait for the lock meanwhile, so it is done in portions, from the end: if an entry is removed, the last one gets
+    /// its index, and that one is marked already.
+    unmarked: usize,
     /// Changes that Redis does not have and that are not on their way to it.
     unwritten: HashSet<Membership>,
     /// The number of the latest change.
     changes: u64,
     deferred_leaves: Vec<DeferredLeave>,
+}
+
+/// Everything has to be written again.
+#[derive(Debug, Clone, Copy)]
+struct Rewrite {
+    number: u32,
+    loss: Loss,
 }
 
 /// A session that left while Redis was away, and was written as present once more.
@@ -79,6 +93,8 @@ struct RosterEntry {
     was_sent: bool,
     /// Members get no event when it is written again.
     is_silent: bool,
+    /// The [`Rewrite`] for which it was marked last.
+    rewrite: u32,
     /// It left while Redis was away, and Redis has forgotten that it was present. It is written as present once more,
     /// silently, so that its leave is a change that can be announced.
     is_returning: bool,
@@ -91,7 +107,9 @@ impl Roster {
     pub(crate) fn new(owner: NodeId) -> Self {
         let state = RosterState {
             owner,
-            entries: HashMap::new(),
+            entries: IndexMap::new(),
+            rewrite: Rewrite { number: 0, loss: Loss::Forgotten },
+            unmarked: 0,
             unwritten: HashSet::new(),
             changes: 0,
             deferred_leaves: Vec::new(),
@@ -135,6 +153,7 @@ impl Roster {
     ) -> Vec<oneshot::Receiver<Written>> {
         let (mut results, mut refused) = (Vec::new(), Vec::new());
         let mut state = self.state.lock();
+        state.mark();
         // Changes whose master is away must not keep the others from theirs.
         let to = |membership: &Membership| (membership.clone(), publisher(&membership.room));
         let can_send = |(_, to): &(Membership, Arc<Publisher>)| to.status.is_up();
@@ -178,16 +197,12 @@ impl Roster {
         PresenceCommand::new(change, Box::new(completion))
     }
 
-    /// Takes a new owner, and marks every entry to be written again under it.
+    /// Takes a new owner. Every entry is to be written again under it.
     pub(crate) fn rewrite(&self, loss: Loss) {
         let mut state = self.state.lock();
-        let RosterState { owner, entries, unwritten, .. } = &mut *state;
-        *owner = NodeId::random();
-        for (membership, entry) in entries.iter_mut() {
-            entry.is_silent = loss == Loss::Forgotten && entry.was_written;
-            entry.is_returning = entry.is_silent && !entry.is_present;
-            unwritten.insert(membership.clone());
-        }
+        state.owner = NodeId::random();
+        state.rewrite = Rewrite { number: state.rewrite.number + 1, loss };
+        state.unmarked = state.entries.len();
     }
 
     /// Counts a regular heartbeat: deferred leaves that have waited for [`LEAVE_ROUNDS`] of them are to be written now.
@@ -206,8 +221,10 @@ impl Roster {
     /// Records that every session leaves.
     pub(crate) fn leave_all(&self) {
         let mut state = self.state.lock();
-        let RosterState { entries, unwritten, .. } = &mut *state;
+        let RosterState { entries, unwritten, unmarked, rewrite, .. } = &mut *state;
+        *unmarked = 0;
         for (membership, entry) in entries.iter_mut() {
+            entry.rewrite = rewrite.number;
             (entry.is_present, entry.is_returning, entry.is_silent) = (false, false, false);
             unwritten.insert(membership.clone());
         }
@@ -219,13 +236,42 @@ impl Roster {
     }
 }
 
+impl RosterEntry {
+    /// Marks the entry for the latest rewrite; `false` if it is or was made since.
+    fn mark(&mut self, Rewrite { number, loss }: Rewrite) -> bool {
+        if replace(&mut self.rewrite, number) == number {
+            return false;
+        }
+        self.is_silent = loss == Loss::Forgotten && self.was_written;
+        self.is_returning = self.is_silent && !self.is_present;
+        true
+    }
+}
+
 impl RosterState {
+    /// Marks the next entries that have to be written again.
+    fn mark(&mut self) {
+        let Self { entries, unwritten, unmarked, rewrite, .. } = self;
+        for _ in 0..MARKED {
+            let Some(next) = (*unmarked).min(entries.len()).checked_sub(1) else { return };
+            *unmarked = next;
+            if let Some((membership, entry)) = entries.get_index_mut(next)
+                && entry.mark(*rewrite)
+            {
+                unwritten.insert(membership.clone());
+            }
+        }
+    }
+
     /// Records a change and returns it; `None` if Redis does not need it.
     fn record(&mut self, room: &Room, update: PresenceUpdate) -> Option<NumberedChange> {
         match update {
             PresenceUpdate::Enter { session, user, info, announce } => {
                 let membership = Membership { room: room.clone(), session };
-                let was = self.entries.get(&membership);
+                let was = self.entries.get_mut(&membership).map(|entry| {
+                    entry.mark(self.rewrite);
+                    &*entry
+                });
                 let entry = RosterEntry {
                     user,
                     info,
@@ -237,6 +283,7 @@ impl RosterState {
                     was_sent: was.is_some_and(|entry| entry.was_sent),
                     is_silent: was.is_some_and(|entry| entry.is_silent),
                     is_returning: false,
+                    rewrite: self.rewrite.number,
                 };
                 self.entries.insert(membership.clone(), entry);
                 self.next_change(membership)
@@ -248,10 +295,11 @@ impl RosterState {
                 let entry = self.entries.get_mut(&membership)?;
                 if !entry.was_sent {
                     // Redis was too busy to get the session's arrival, so it need not get the leave either.
-                    self.entries.remove(&membership);
+                    self.entries.swap_remove(&membership);
                     self.unwritten.remove(&membership);
                     return None;
                 }
+                entry.mark(self.rewrite);
                 (entry.is_present, entry.announce, entry.is_silent) = (false, announce, false);
                 self.next_change(membership)
             }
@@ -261,6 +309,7 @@ impl RosterState {
     /// The change after which Redis has the entry as it is now.
     fn next_change(&mut self, membership: Membership) -> Option<NumberedChange> {
         let entry = self.entries.get_mut(&membership)?;
+        entry.mark(self.rewrite);
         self.changes += 1;
         entry.change = self.changes;
         let is_present = entry.is_present || entry.is_returning;
@@ -292,7 +341,7 @@ impl RosterState {
         } else if entry.is_present {
             (entry.was_written, entry.is_silent) = (true, false);
         } else {
-            self.entries.remove(membership);
+            self.entries.swap_remove(membership);
         }
     }
 }
@@ -363,6 +412,27 @@ mod tests {
         roster.command(arrival, oneshot::channel().0).complete(Err(BrokerError::Overloaded));
         assert!(roster.state.lock().record(&room, LEAVE).is_none());
         assert!(roster.is_empty() && roster.state.lock().unwritten.is_empty());
+    }
+
+    /// Everything was marked at once, under the lock that shards wait for.
+    #[test]
+    fn a_roster_was_marked_whole_under_the_lock() {
+        let roster = Roster::new(NodeId(1));
+        let rooms: Vec<Room> = (0..=MARKED).map(|n| Room::parse(&format!("r{n}")).unwrap()).collect();
+        for room in &rooms {
+            let (number, change) = roster.state.lock().record(room, enter("ann")).unwrap();
+            roster.state.lock().settle(&change.membership, number, true);
+        }
+        roster.rewrite(Loss::Forgotten);
+        let mut state = roster.state.lock();
+        assert!(state.unwritten.is_empty());
+        // One that joins again meanwhile is not written twice.
+        let (_, again) = state.record(&rooms[0], enter("ann")).unwrap();
+        assert!(!again.announce && again.owner == state.owner);
+        state.mark();
+        assert_eq!(state.unwritten.len(), MARKED);
+        state.mark();
+        assert_eq!(state.unwritten.len(), MARKED, "all but the one that has been written");
     }
 
     #[test]

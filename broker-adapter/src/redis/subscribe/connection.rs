@@ -51,9 +51,9 @@ impl PubSubConnection {
         result
     }
 
-    /// Forgets the rooms of a partition that has moved, and returns who follows them.
-    pub(crate) fn release(&self, partition: Partition) -> MovedRooms {
-        self.interest.lock().release(|room| Partition::of(room) == partition)
+    /// Forgets the rooms of partitions that have moved, and returns who follows them.
+    pub(crate) fn release(&self, moves: impl Fn(Partition) -> bool) -> MovedRooms {
+        self.interest.lock().release(|room| moves(Partition::of(room)))
     }
 
     /// Follows rooms that another connection has released.

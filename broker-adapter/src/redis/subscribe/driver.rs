@@ -103,7 +103,10 @@ impl SubscriberDriver {
             tokio::select! {
                 biased;
                 Some(replies) = running.next(), if !running.is_empty() => {
-                    if connection.interest.lock().settle(heads(&replies?, signals, refusals)?, subscribers) {
+                    let (replies, versions) = replies?;
+                    let heads = heads(&replies, signals, refusals)?;
+                    let versions = versions.iter().map(commands::presence_version).collect();
+                    if connection.interest.lock().settle(heads, versions, subscribers) {
                         signals.synced.notify_one();
                     }
                 }
@@ -122,24 +125,27 @@ impl SubscriberDriver {
     }
 }
 
-/// Sends one batch: SUBSCRIBE, the commands for the heads, UNSUBSCRIBE, in this order and without waiting in between.
-/// Returns the replies with the heads.
+/// Sends one batch: SUBSCRIBE, the commands for heads and versions, UNSUBSCRIBE, in this order and without waiting in
+/// between. Returns the replies with the heads, and those with the versions.
 async fn send(
     conn: MultiplexedConnection,
     fence: Fence,
     builder: CommandBuilder,
     batch: SubscriptionBatch,
-) -> RedisResult<Vec<Value>> {
+) -> RedisResult<(Vec<Value>, Vec<Value>)> {
     let channels = |rooms: &[Room]| rooms.iter().map(|r| builder.keys.of(Part::CHANNEL, r)).collect::<Vec<_>>();
     let (new, old) = (channels(&batch.subscribe), channels(&batch.unsubscribe));
     let (mut first, mut second, mut third) = (conn.clone(), conn.clone(), conn);
-    let (count, is_sharded) = (batch.heads.len(), builder.scripts.is_sharded);
-    let mut heads = Pipeline::with_capacity(count);
+    let (count, is_sharded) = (batch.heads.len() + batch.versions.len(), builder.scripts.is_sharded);
+    let mut reads = Pipeline::with_capacity(count);
     for (room, retention) in &batch.heads {
-        heads.add_command(builder.head(&fence, room, *retention));
+        reads.add_command(builder.head(&fence, room, *retention));
+    }
+    for room in &batch.versions {
+        reads.add_command(builder.presence_version(room));
     }
     let subscribing: OptionFuture<_> = (!new.is_empty()).then(|| subscribe(&mut first, is_sharded, new)).into();
-    let reading: OptionFuture<_> = (count > 0).then(|| second.send_packed_commands(&heads, 0, count)).into();
+    let reading: OptionFuture<_> = (count > 0).then(|| second.send_packed_commands(&reads, 0, count)).into();
     let unsubscribing: OptionFuture<_> = (!old.is_empty()).then(|| unsubscribe(&mut third, is_sharded, old)).into();
     // Polled in this order, each hands its bytes to the connection before it waits.
     let (subscribed, mut replies, unsubscribed) = tokio::join!(biased; subscribing, reading, unsubscribing);
@@ -147,9 +153,11 @@ async fn send(
     unsubscribed.transpose()?;
     if replies.as_ref().is_some_and(|r| r.as_ref().is_ok_and(|r| r.iter().any(is_forgotten))) {
         builder.scripts.load(&mut second).await?;
-        replies = Some(second.send_packed_commands(&heads, 0, count).await);
+        replies = Some(second.send_packed_commands(&reads, 0, count).await);
     }
-    replies.unwrap_or_else(|| Ok(Vec::new()))
+    let mut heads = replies.unwrap_or_else(|| Ok(Vec::new()))?;
+    let versions = heads.split_off(batch.heads.len().min(heads.len()));
+    Ok((heads, versions))
 }
 
 /// Reads the heads of one batch. Fails, and so ends the connection, if this server does not have the rooms.

@@ -5,8 +5,12 @@
 //! connection as SUBSCRIBE, heads, UNSUBSCRIBE, and Redis replies in that order. So a reply with a head proves that the
 //! room is subscribed. A room has at most one change in the queue, and what it is, SUBSCRIBE or UNSUBSCRIBE, is decided
 //! when it is taken.
+//!
+//! A table of a million rooms takes 100 ms to go through, and shards wait for the lock meanwhile. So what concerns every
+//! room is done by a [`Walk`], a few rooms at a time.
 
-use crate::{BrokerError, Cursor, Delivery, Retention, Room, RoomEvent, Subscriber, SubscriberId};
+use crate::{BrokerError, Cursor, Delivery, Retention, Room, RoomEvent, Subscriber, SubscriberId, redis::Partition};
+use indexmap::IndexMap;
 use std::{
     collections::{HashMap, VecDeque},
     mem::{replace, take},
@@ -29,6 +33,10 @@ const HEADS_PER_SECOND: usize = 5_000;
 const SAVED_STEPS: usize = 10;
 /// Up to this length the queue is not searched for cancelled replies.
 const QUEUE_MIN: usize = 1024;
+/// How many rooms a step looks at in search of uncertain ones.
+const SEARCHED: usize = 16_384;
+/// No connection has this number.
+const NO_CONNECTION: u64 = u64::MAX;
 
 /// How fast one connection compares heads.
 #[derive(Debug, Clone, Copy)]
@@ -56,16 +64,20 @@ pub(crate) type HeadReply = oneshot::Sender<HeadResult>;
 /// The rooms of one subscriber connection, their followers, and the queue of what is to be sent.
 #[derive(Default)]
 pub(crate) struct Interest {
-    rooms: HashMap<Room, RoomInterest>,
+    rooms: IndexMap<Room, RoomInterest>,
     queue: VecDeque<QueueItem>,
     /// What the batches in flight wait for, the oldest batch first.
     in_flight: VecDeque<Vec<PendingReply>>,
     /// The number of the current connection. What an earlier one delivers is dropped.
     connection: u64,
-    /// Rooms that may have missed messages during a reconnect, and whose heads have not been compared since.
-    uncertain: VecDeque<Room>,
-    /// Rooms that the current sweep has not looked at yet.
-    sweep: VecDeque<Room>,
+    /// Subscribes the rooms of an earlier connection.
+    resubscription: Walk,
+    /// All rooms of an earlier connection are in the queue, or have been, and so is [`PendingReply::Synced`].
+    is_resubscribed: bool,
+    /// Compares uncertain rooms.
+    comparison: Walk,
+    /// The current sweep.
+    sweep: Walk,
     /// How many rooms of `sweep` each step looks at.
     sweep_per_step: usize,
     /// Steps until the next sweep may begin.
@@ -74,15 +86,36 @@ pub(crate) struct Interest {
     credit: usize,
 }
 
+/// Goes through a table from its end to its beginning. It sees each room at least once that was there when it began and
+/// still is: if a room is removed, its index goes to a later one, which it has seen, and new ones come at the end.
+#[derive(Debug, Default)]
+struct Walk {
+    /// The rooms before this index have not been seen.
+    unseen: usize,
+}
+
+impl Walk {
+    fn over(rooms: &IndexMap<Room, RoomInterest>) -> Self {
+        Self { unseen: rooms.len() }
+    }
+
+    fn next<'a>(&mut self, rooms: &'a mut IndexMap<Room, RoomInterest>) -> Option<&'a mut RoomInterest> {
+        self.unseen = self.unseen.min(rooms.len()).checked_sub(1)?;
+        rooms.get_index_mut(self.unseen).map(|(_, entry)| entry)
+    }
+}
+
 /// One followed room.
 struct RoomInterest {
     room: Room,
     followers: Vec<SubscriberId>,
     retention: Option<Retention>,
-    /// The last command sent for it over this connection was SUBSCRIBE.
-    is_subscribed: bool,
-    /// A [`QueueItem::Change`] of it is in the queue.
-    is_queued: bool,
+    /// The connection over which the last command sent for it was SUBSCRIBE.
+    subscribed_on: u64,
+    /// The connection in whose queue a [`QueueItem::Change`] of it is.
+    queued_on: u64,
+    /// It may have missed events during a reconnect, and has not been compared since.
+    is_uncertain: bool,
     /// The last cursor that followers have got, by a message or a head.
     last: Option<Cursor>,
     /// A message with a cursor came since the sweep last looked at the room. The sweep then skips the room once: the
@@ -105,6 +138,8 @@ pub(crate) enum PendingReply {
     Head(Room, Option<Retention>, HeadReply),
     /// Compare the room's head with what followers have got.
     Compare(Room, Retention),
+    /// Tell followers the version of the room's presence.
+    Presence(Room),
     /// Report that every room from before the reconnect is subscribed again.
     Synced,
 }
@@ -116,11 +151,28 @@ pub(crate) struct MovedRooms {
     replies: Vec<PendingReply>,
 }
 
-/// What to send at once: SUBSCRIBE, then the commands for heads, then UNSUBSCRIBE.
+impl MovedRooms {
+    /// Splits them, since each partition may go to another connection.
+    pub(crate) fn by_partition(self) -> HashMap<Partition, Self> {
+        let mut parts: HashMap<Partition, Self> = HashMap::new();
+        for entry in self.entries {
+            parts.entry(Partition::of(&entry.room)).or_default().entries.push(entry);
+        }
+        for reply in self.replies {
+            if let PendingReply::Head(room, ..) = &reply {
+                parts.entry(Partition::of(room)).or_default().replies.push(reply);
+            }
+        }
+        parts
+    }
+}
+
+/// What to send at once: SUBSCRIBE, then the commands for heads and versions of presence, then UNSUBSCRIBE.
 #[derive(Default, Debug)]
 pub(crate) struct SubscriptionBatch {
     pub(crate) subscribe: Vec<Room>,
     pub(crate) heads: Vec<(Room, Retention)>,
+    pub(crate) versions: Vec<Room>,
     pub(crate) unsubscribe: Vec<Room>,
 }
 
@@ -136,8 +188,9 @@ impl Interest {
             room: room.clone(),
             followers: Vec::new(),
             retention,
-            is_subscribed: false,
-            is_queued: false,
+            subscribed_on: NO_CONNECTION,
+            queued_on: NO_CONNECTION,
+            is_uncertain: false,
             last: None,
             is_busy: false,
         });
@@ -146,9 +199,8 @@ impl Interest {
             entry.followers.reserve_exact(1);
             entry.followers.push(who);
         }
-        if !entry.is_subscribed && !entry.is_queued {
-            entry.is_queued = true;
-            self.queue.push_back(QueueItem::Change(room.clone()));
+        if entry.subscribed_on != self.connection {
+            entry.queue_change(self.connection, &mut self.queue);
         }
         self.enqueue(PendingReply::Head(room.clone(), retention, reply));
     }
@@ -171,30 +223,49 @@ impl Interest {
     pub(crate) fn unfollow(&mut self, who: SubscriberId, room: &Room) {
         let Some(entry) = self.rooms.get_mut(room) else { return };
         entry.followers.retain(|follower| *follower != who);
-        if entry.followers.is_empty() && !entry.is_queued {
-            entry.is_queued = true;
-            self.queue.push_back(QueueItem::Change(room.clone()));
+        if entry.followers.is_empty() {
+            entry.queue_change(self.connection, &mut self.queue);
         }
     }
 
     /// Begins a new connection, on which nothing is subscribed yet.
     pub(crate) fn begin(&mut self, connection: u64) {
         self.connection = connection;
-        // Heads that callers wait for are asked for again. Everything else that waited belongs to the old connection.
+        // Heads that callers wait for are asked for again, once their rooms are subscribed. Everything else that waited
+        // belongs to the old connection.
         let in_flight = take(&mut self.in_flight).into_iter().flatten();
-        let in_flight = in_flight.map(QueueItem::Reply);
-        let is_head = |item: &QueueItem| matches!(item, QueueItem::Reply(PendingReply::Head(..)));
-        let heads: Vec<QueueItem> = in_flight.chain(take(&mut self.queue)).filter(is_head).collect();
-        // Every room that is followed is subscribed again, and its head is compared later, at the pace of `step`.
-        self.rooms.retain(|_, entry| !entry.followers.is_empty());
-        self.uncertain.clear();
-        self.sweep.clear();
-        for entry in self.rooms.values_mut() {
-            entry.subscribe_again(&mut self.queue, &mut self.uncertain);
+        let waiting = in_flight.map(QueueItem::Reply).chain(take(&mut self.queue));
+        for item in waiting {
+            let QueueItem::Reply(PendingReply::Head(room, ..)) = &item else { continue };
+            if let Some(entry) = self.rooms.get_mut(room) {
+                entry.is_uncertain = true;
+                entry.queue_change(connection, &mut self.queue);
+            }
+            self.queue.push_back(item);
         }
-        // Behind all rooms, so its reply proves that they are subscribed.
-        self.queue.push_back(QueueItem::Reply(PendingReply::Synced));
-        self.queue.extend(heads);
+        // All other rooms follow in portions, and are compared at the pace of `step`.
+        self.resubscription = Walk::over(&self.rooms);
+        self.comparison = Walk::over(&self.rooms);
+        self.sweep = Walk::default();
+        self.is_resubscribed = false;
+    }
+
+    /// Queues the next rooms of an earlier connection, as many as fill a batch.
+    fn resubscribe(&mut self) {
+        while self.queue.len() < BATCH && !self.is_resubscribed {
+            match self.resubscription.next(&mut self.rooms) {
+                Some(entry) if entry.subscribed_on == self.connection => {}
+                Some(entry) => {
+                    entry.is_uncertain = true;
+                    entry.queue_change(self.connection, &mut self.queue);
+                }
+                // Behind all rooms, so its reply proves that they are subscribed.
+                None => {
+                    self.is_resubscribed = true;
+                    self.queue.push_back(QueueItem::Reply(PendingReply::Synced));
+                }
+            }
+        }
     }
 
     /// Queues as many comparisons of heads as the pace allows: first of rooms that a reconnect left uncertain, then of
@@ -204,21 +275,27 @@ impl Interest {
     pub(crate) fn step(&mut self, pace: ComparisonPace) {
         self.credit = (self.credit + pace.heads).min(pace.heads * SAVED_STEPS);
         self.steps_left = self.steps_left.saturating_sub(1);
-        let uncertain = self.uncertain.len().min(self.credit);
-        self.credit -= uncertain;
-        for room in self.uncertain.drain(..uncertain) {
-            self.queue.extend(self.rooms.get(&room).and_then(RoomInterest::compare));
+        for _ in 0..SEARCHED {
+            // A comparison comes after the room's subscription.
+            if self.credit == 0 || self.comparison.unseen <= self.resubscription.unseen {
+                break;
+            }
+            let Some(entry) = self.comparison.next(&mut self.rooms) else { break };
+            if take(&mut entry.is_uncertain) {
+                self.credit -= 1;
+                self.queue.extend(entry.compare());
+                self.queue.push_back(QueueItem::Reply(PendingReply::Presence(entry.room.clone())));
+            }
         }
         // A new sweep spreads all rooms evenly over its steps.
-        if self.steps_left == 0 && self.sweep.is_empty() {
-            self.sweep.extend(self.rooms.keys().cloned());
-            (self.sweep_per_step, self.steps_left) = (self.sweep.len().div_ceil(pace.steps), pace.steps);
+        if self.steps_left == 0 && self.sweep.unseen == 0 && self.is_resubscribed {
+            self.sweep = Walk::over(&self.rooms);
+            (self.sweep_per_step, self.steps_left) = (self.rooms.len().div_ceil(pace.steps), pace.steps);
         }
         // The sweep gets what is left of the credit.
-        let swept = self.sweep_per_step.min(self.credit).min(self.sweep.len());
-        self.credit -= swept;
-        for room in self.sweep.drain(..swept) {
-            let Some(entry) = self.rooms.get_mut(&room) else { continue };
+        for _ in 0..self.sweep_per_step.min(self.credit) {
+            let Some(entry) = self.sweep.next(&mut self.rooms) else { break };
+            self.credit -= 1;
             if !take(&mut entry.is_busy) {
                 self.queue.extend(entry.compare());
             }
@@ -228,7 +305,7 @@ impl Interest {
     /// Removes these rooms, with their followers and waiting replies, so that another connection can
     /// [`adopt`](Self::adopt) them. What Redis still sends of them over this connection is dropped.
     pub(crate) fn release(&mut self, these: impl Fn(&Room) -> bool) -> MovedRooms {
-        let entries = self.rooms.extract_if(|room, _| these(room)).map(|(_, entry)| entry).collect();
+        let entries = self.rooms.extract_if(.., |room, _| these(room)).map(|(_, entry)| entry).collect();
         let queued = self.queue.iter_mut().filter_map(|item| match item {
             QueueItem::Reply(pending) => Some(pending),
             QueueItem::Change(_) => None,
@@ -243,15 +320,18 @@ impl Interest {
     /// heads are compared.
     pub(crate) fn adopt(&mut self, moved: MovedRooms) {
         for mut entry in moved.entries.into_iter().filter(|entry| !entry.followers.is_empty()) {
-            entry.subscribe_again(&mut self.queue, &mut self.uncertain);
+            (entry.subscribed_on, entry.queued_on, entry.is_uncertain) = (NO_CONNECTION, NO_CONNECTION, true);
+            entry.queue_change(self.connection, &mut self.queue);
             self.rooms.insert(entry.room.clone(), entry);
         }
+        self.comparison = Walk::over(&self.rooms);
         self.queue.extend(moved.replies.into_iter().map(QueueItem::Reply));
     }
 
     /// Takes the next batch from the queue; `None` if nothing is to be sent. Its replies are in flight until
     /// [`Interest::settle`] takes them.
     pub(crate) fn batch(&mut self) -> Option<SubscriptionBatch> {
+        self.resubscribe();
         let mut batch = SubscriptionBatch::default();
         let mut pending_replies = Vec::new();
         for item in self.queue.drain(..self.queue.len().min(BATCH)) {
@@ -263,18 +343,21 @@ impl Interest {
                     {
                         batch.heads.push((room.clone(), *retention));
                     }
+                    if let PendingReply::Presence(room) = &pending {
+                        batch.versions.push(room.clone());
+                    }
                     pending_replies.push(pending);
                 }
                 QueueItem::Change(room) => {
                     let Some(entry) = self.rooms.get_mut(&room) else { continue };
-                    entry.is_queued = false;
-                    match (entry.followers.is_empty(), entry.is_subscribed) {
+                    entry.queued_on = NO_CONNECTION;
+                    match (entry.followers.is_empty(), entry.subscribed_on == self.connection) {
                         (false, false) => {
-                            entry.is_subscribed = true;
+                            entry.subscribed_on = self.connection;
                             batch.subscribe.push(room);
                         }
                         (true, is_subscribed) => {
-                            self.rooms.remove(&room);
+                            self.rooms.swap_remove(&room);
                             if is_subscribed {
                                 batch.unsubscribe.push(room);
                             }
@@ -294,14 +377,15 @@ impl Interest {
         Some(batch)
     }
 
-    /// Completes the oldest batch in flight. `heads` are the replies to its commands for heads, in their order. Returns
-    /// whether the batch was the last one of a reconnect.
+    /// Completes the oldest batch in flight. `heads` and `versions` are the replies to its commands for them, in their
+    /// order. Returns whether the batch was the last one of a reconnect.
     pub(crate) fn settle(
         &mut self,
         heads: Vec<Result<Cursor, BrokerError>>,
+        versions: Vec<u64>,
         subscribers: &[Arc<dyn Subscriber>],
     ) -> bool {
-        let mut heads = heads.into_iter();
+        let (mut heads, mut versions) = (heads.into_iter(), versions.into_iter());
         let mut is_synced = false;
         for pending in self.in_flight.pop_front().unwrap_or_default() {
             match pending {
@@ -319,6 +403,11 @@ impl Interest {
                     // A failed comparison is made up for by the next sweep.
                     if let Some(Ok(head)) = heads.next() {
                         self.compare(&room, head, subscribers);
+                    }
+                }
+                PendingReply::Presence(room) => {
+                    if let (Some(version), Some(entry)) = (versions.next(), self.rooms.get(&room)) {
+                        entry.deliver(&RoomEvent::PresenceVersion(version), subscribers);
                     }
                 }
                 PendingReply::Synced => is_synced = true,
@@ -361,11 +450,11 @@ impl Interest {
 }
 
 impl RoomInterest {
-    /// Queues the SUBSCRIBE on a connection that does not have the room, and the comparison of its head.
-    fn subscribe_again(&mut self, queue: &mut VecDeque<QueueItem>, uncertain: &mut VecDeque<Room>) {
-        (self.is_subscribed, self.is_queued) = (false, true);
-        queue.push_back(QueueItem::Change(self.room.clone()));
-        uncertain.extend(self.last.map(|_| self.room.clone()));
+    /// Queues a change, unless one is in the connection's queue already.
+    fn queue_change(&mut self, connection: u64, queue: &mut VecDeque<QueueItem>) {
+        if replace(&mut self.queued_on, connection) != connection {
+            queue.push_back(QueueItem::Change(self.room.clone()));
+        }
     }
 
     /// The item that compares the room's head; `None` in a room without history, and before the first head is known.
@@ -395,7 +484,7 @@ impl PendingReply {
     fn is_cancelled(&self) -> bool {
         match self {
             Self::Head(_, _, reply) => reply.is_closed(),
-            Self::Compare(..) | Self::Synced => false,
+            Self::Compare(..) | Self::Presence(_) | Self::Synced => false,
         }
     }
 }

@@ -22,6 +22,7 @@ enum Step {
     Unfollow(u16, u8),
     Send,
     Reply,
+    Compare,
     Reconnect,
 }
 
@@ -31,6 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u16..3, 0u8..4).prop_map(|(who, room)| Step::Unfollow(who, room)),
         4 => Just(Step::Send),
         3 => Just(Step::Reply),
+        1 => Just(Step::Compare),
         1 => Just(Step::Reconnect),
     ]
 }
@@ -39,21 +41,24 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Default)]
 struct FakeRedis {
     subscribed: HashSet<Room>,
-    unanswered: VecDeque<usize>,
+    unanswered: VecDeque<SubscriptionBatch>,
+    /// Rooms that were followed when the connection was lost and still are, and were not compared since.
+    uncertain: HashSet<Room>,
 }
 
 impl FakeRedis {
     fn take(&mut self, batch: SubscriptionBatch) -> Result<(), TestCaseError> {
-        for room in batch.subscribe {
-            prop_assert!(self.subscribed.insert(room), "subscribed twice");
+        for room in &batch.subscribe {
+            prop_assert!(self.subscribed.insert(room.clone()), "subscribed twice");
         }
-        for room in batch.unsubscribe {
+        self.uncertain.retain(|room| !(self.subscribed.contains(room) && batch.versions.contains(room)));
+        for room in &batch.unsubscribe {
             prop_assert!(
-                self.subscribed.remove(&room),
+                self.subscribed.remove(room),
                 "unsubscribed without being subscribed, which some servers refuse"
             );
         }
-        self.unanswered.push_back(batch.heads.len());
+        self.unanswered.push_back(batch);
         Ok(())
     }
 }
@@ -61,7 +66,8 @@ impl FakeRedis {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     /// However fast rooms come and go and connections break: at the end exactly the followed rooms are subscribed,
-    /// every join that is waited for has its reply, and no join gets its reply before its room is subscribed.
+    /// every join that is waited for has its reply, no join gets its reply before its room is subscribed, and every room
+    /// that lived through a reconnect is compared after it.
     #[test]
     fn interest_and_subscriptions_end_up_equal(steps in proptest::collection::vec(step(), 0..300)) {
         let recorder = |_| Arc::new(Recorder::default()) as Arc<dyn Subscriber>;
@@ -71,7 +77,7 @@ proptest! {
         let mut joins = Vec::new();
         let mut connection = 1;
         interest.begin(connection);
-        let drain = std::iter::repeat_n([Step::Send, Step::Reply], 400).flatten();
+        let drain = std::iter::repeat_n([Step::Send, Step::Reply, Step::Compare], 400).flatten();
         for step in steps.into_iter().chain(drain) {
             match step {
                 Step::Follow(who, room) => {
@@ -85,10 +91,14 @@ proptest! {
                     // The reply to a join that was undone says nothing about a later join.
                     joins.iter_mut().filter(|(join, _)| *join == Some((who, room))).for_each(|(join, _)| *join = None);
                     interest.unfollow(SubscriberId(who), &name(room));
+                    if !followed.iter().any(|(_, other)| *other == room) {
+                        redis.uncertain.remove(&name(room));
+                    }
                 }
                 Step::Send => if let Some(batch) = interest.batch() { redis.take(batch)? },
-                Step::Reply => if let Some(heads) = redis.unanswered.pop_front() {
-                    interest.settle(vec![Ok(cursor(7)); heads], &seen);
+                Step::Compare => interest.step(ComparisonPace::new(1, Duration::from_secs(30))),
+                Step::Reply => if let Some(batch) = redis.unanswered.pop_front() {
+                    interest.settle(vec![Ok(cursor(7)); batch.heads.len()], vec![1; batch.versions.len()], &seen);
                     for (join, result) in &mut joins {
                         if let (Ok(_), Some((_, room))) = (result.try_recv(), join) {
                             let is_subscribed = redis.subscribed.contains(&name(*room));
@@ -98,7 +108,8 @@ proptest! {
                 },
                 Step::Reconnect => {
                     connection += 1;
-                    redis = FakeRedis::default();
+                    let uncertain = followed.iter().map(|(_, room)| name(*room)).collect();
+                    redis = FakeRedis { uncertain, ..FakeRedis::default() };
                     interest.begin(connection);
                 }
             }
@@ -106,10 +117,38 @@ proptest! {
         let rooms: HashSet<Room> = followed.iter().map(|(_, room)| name(*room)).collect();
         prop_assert_eq!(&redis.subscribed, &rooms);
         prop_assert_eq!(interest.rooms(), rooms.len());
+        prop_assert!(redis.uncertain.is_empty(), "not compared: {:?}", redis.uncertain);
         prop_assert!(interest.batch().is_none() && interest.in_flight.is_empty());
         for (_, result) in &mut joins {
             prop_assert_ne!(result.try_recv().err(), Some(oneshot::error::TryRecvError::Empty), "a join was forgotten");
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_walk_sees_every_room_that_stays(changes in proptest::collection::vec((any::<bool>(), 0usize..20), 0..60)) {
+        let mut interest = Interest::default();
+        let follow = |interest: &mut Interest, n| {
+            interest.follow(SubscriberId(0), &name(n), None, oneshot::channel().0);
+        };
+        (0..20).for_each(|n| follow(&mut interest, n));
+        let mut owed: HashSet<Room> = interest.rooms.keys().cloned().collect();
+        let (mut walk, mut new) = (Walk::over(&interest.rooms), 20);
+        for (is_step, at) in changes {
+            if is_step {
+                walk.next(&mut interest.rooms).map(|entry| owed.remove(&entry.room));
+            } else if let Some((room, _)) = interest.rooms.swap_remove_index(at) {
+                owed.remove(&room);
+            } else {
+                follow(&mut interest, new);
+                new += 1;
+            }
+        }
+        while let Some(entry) = walk.next(&mut interest.rooms) {
+            owed.remove(&entry.room);
+        }
+        prop_assert!(owed.is_empty(), "{owed:?}");
     }
 }
 
@@ -118,7 +157,7 @@ fn follow_at(interest: &mut Interest, room: u8, at: u64, seen: &[Arc<dyn Subscri
     let (reply, _result) = oneshot::channel();
     interest.follow(SubscriberId(0), &name(room), Some(KEEP), reply);
     interest.batch();
-    interest.settle(vec![Ok(cursor(at))], seen);
+    interest.settle(vec![Ok(cursor(at))], Vec::new(), seen);
 }
 
 fn recorder() -> (Arc<Recorder>, Vec<Arc<dyn Subscriber>>) {
@@ -142,15 +181,15 @@ fn a_head_is_delivered_only_if_followers_have_not_got_everything_up_to_it() {
     let mut interest = Interest::default();
     interest.begin(1);
     follow_at(&mut interest, 1, 5, &seen);
-    for (head, delivered) in [(5, 0), (7, 1), (7, 1), (6, 1)] {
-        interest.begin(2);
+    for (connection, (head, delivered)) in (2..).zip([(5, 0), (7, 1), (7, 1), (6, 1)]) {
+        interest.begin(connection);
         assert_eq!(interest.batch().unwrap().subscribe.len(), 1);
-        assert!(interest.settle(Vec::new(), &seen), "synced");
+        assert!(interest.settle(Vec::new(), Vec::new(), &seen), "synced");
         interest.step(ComparisonPace::new(1, Duration::from_secs(30)));
         // Once because of the reconnect, and once more if a sweep begins.
         let compared = interest.batch().unwrap().heads.len();
         assert!((1..=2).contains(&compared), "{compared}");
-        assert!(!interest.settle(vec![Ok(cursor(head)); compared], &seen));
+        assert!(!interest.settle(vec![Ok(cursor(head)); compared], Vec::new(), &seen));
         assert_eq!(recorder.now().heads(&name(1)).len(), delivered, "head {head}");
     }
 }
@@ -169,7 +208,7 @@ fn the_sweep_compares_quiet_rooms_and_finds_a_lost_message() {
             interest.step(pace);
             let Some(batch) = interest.batch() else { continue };
             assert!(batch.heads.len() <= 1, "the rooms are spread over the steps");
-            interest.settle(vec![Ok(cursor(head)); batch.heads.len()], &seen);
+            interest.settle(vec![Ok(cursor(head)); batch.heads.len()], Vec::new(), &seen);
             compared.extend(batch.heads.into_iter().map(|(room, _)| room));
         }
         compared
@@ -207,7 +246,49 @@ fn after_a_reconnect_heads_are_compared_no_faster_than_the_pace() {
         })
         .collect();
     assert!(compared.iter().all(|heads| *heads == HEADS_PER_SECOND / 20), "{compared:?}");
-    assert!(interest.uncertain.is_empty());
+    assert!(interest.rooms.values().all(|room| !room.is_uncertain));
+}
+
+/// A member who left meanwhile stayed in the lists of this node's members until the room's next change.
+#[test]
+fn after_a_reconnect_followers_hear_of_the_version_of_presence() {
+    let (recorder, seen) = recorder();
+    let mut interest = Interest::default();
+    interest.begin(1);
+    interest.follow(SubscriberId(0), &name(1), None, oneshot::channel().0);
+    interest.batch();
+    interest.settle(Vec::new(), Vec::new(), &seen);
+    interest.begin(2);
+    interest.batch();
+    interest.settle(Vec::new(), Vec::new(), &seen);
+    interest.step(ComparisonPace::new(1, Duration::from_secs(30)));
+    let batch = interest.batch().unwrap();
+    assert_eq!((batch.heads.len(), batch.versions.len()), (0, 1), "a room without history has no head");
+    interest.settle(Vec::new(), vec![7], &seen);
+    assert_eq!(recorder.now().presence_versions(&name(1)), [7]);
+}
+
+/// A reconnect put all rooms into the queue at once, under the lock that shards wait for: 100 ms for a million.
+#[test]
+fn a_reconnect_walked_the_whole_table_under_the_lock() {
+    let mut interest = Interest::default();
+    interest.begin(1);
+    for n in 0..3 * BATCH {
+        let room = Room::parse(&format!("r{n}")).unwrap();
+        interest.follow(SubscriberId(0), &room, None, oneshot::channel().0);
+    }
+    while interest.batch().is_some() {
+        interest.settle(Vec::new(), Vec::new(), &[]);
+    }
+    interest.begin(2);
+    assert!(interest.queue.is_empty());
+    for _ in 0..3 {
+        assert_eq!(interest.batch().unwrap().subscribe.len(), BATCH);
+        assert!(interest.queue.is_empty());
+    }
+    interest.batch();
+    let synced: Vec<bool> = (0..4).map(|_| interest.settle(Vec::new(), Vec::new(), &[])).collect();
+    assert_eq!(synced, [false, false, false, true]);
 }
 
 #[test]
@@ -218,12 +299,12 @@ fn rooms_move_with_their_followers_and_the_joins_in_flight() {
     for interest in [&mut from, &mut to] {
         interest.begin(1);
         interest.batch();
-        assert!(interest.settle(Vec::new(), &seen), "synced");
+        assert!(interest.settle(Vec::new(), Vec::new(), &seen), "synced");
     }
     let (reply, _result) = oneshot::channel();
     from.follow(SubscriberId(0), &name(1), Some(KEEP), reply);
     from.batch();
-    from.settle(vec![Ok(cursor(5))], &seen);
+    from.settle(vec![Ok(cursor(5))], Vec::new(), &seen);
     let (reply, mut moved) = oneshot::channel();
     from.follow(SubscriberId(0), &name(2), Some(KEEP), reply);
     let (reply, mut stayed) = oneshot::channel();
@@ -234,15 +315,17 @@ fn rooms_move_with_their_followers_and_the_joins_in_flight() {
     let pace = ComparisonPace::new(1, Duration::from_secs(30));
     to.step(pace);
     to.adopt(from.release(|room| *room != name(3)));
-    from.settle(vec![Ok(cursor(8)), Ok(cursor(9))], &seen);
+    from.settle(vec![Ok(cursor(8)), Ok(cursor(9))], Vec::new(), &seen);
     assert_eq!(stayed.try_recv().unwrap(), Ok(Some(cursor(9))), "a join that stays gets the head of its own room");
     assert!(moved.try_recv().is_err() && from.rooms() == 1);
     let batch = to.batch().unwrap();
     assert_eq!((batch.subscribe.len(), batch.heads.len()), (2, 1));
-    to.settle(vec![Ok(cursor(3))], &seen);
+    to.settle(vec![Ok(cursor(3))], Vec::new(), &seen);
     assert_eq!(moved.try_recv().unwrap(), Ok(Some(cursor(3))));
     to.step(pace);
-    assert_eq!(to.batch().unwrap().heads.len(), 1, "the heads of moved rooms are compared");
-    to.settle(vec![Ok(cursor(7))], &seen);
+    let compared = to.batch().unwrap().heads;
+    assert_eq!(compared.len(), 2, "the heads of moved rooms are compared");
+    let heads = compared.iter().map(|(room, _)| Ok(cursor(if *room == name(1) { 7 } else { 3 }))).collect();
+    to.settle(heads, Vec::new(), &seen);
     assert_eq!(recorder.now().heads(&name(1)), [cursor(7)]);
 }

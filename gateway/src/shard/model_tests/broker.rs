@@ -64,6 +64,8 @@ struct RoomLog {
     is_confirmed: bool,
     /// The shard cannot know of its own of what happened last: a head will tell it.
     needs_head: bool,
+    /// Nor of who came and left last: a version of presence will tell it.
+    needs_presence: bool,
     present: HashSet<SessionId>,
     presence_version: u64,
 }
@@ -126,6 +128,7 @@ impl RoomLog {
             is_followed: false,
             is_confirmed: false,
             needs_head: false,
+            needs_presence: false,
             present: HashSet::new(),
             presence_version: 0,
         };
@@ -247,24 +250,28 @@ impl ScriptedBroker {
 
     /// Presence events on their way to the shard are lost, all but this many.
     pub(super) fn lose_presence(&self, keeps: usize) {
-        let mut script = self.script();
+        let Script { rooms, live, .. } = &mut *self.script();
         let is_presence = |delivery: &Delivery| matches!(delivery.event, RoomEvent::Presence(_));
-        let count = script.live.iter().filter(|delivery| is_presence(delivery)).count();
+        let count = live.iter().filter(|delivery| is_presence(delivery)).count();
         let mut lost = count.saturating_sub(keeps);
-        script.live.retain(|delivery| {
+        live.retain(|delivery| {
             let is_lost = is_presence(delivery) && lost > 0;
             lost -= usize::from(is_lost);
+            rooms.log_mut(&delivery.room).needs_presence |= is_lost;
             !is_lost
         });
     }
 
-    /// The shard learns of the room's head, if it may lack something of which it cannot know otherwise.
+    /// The shard learns of the room's head and presence, if it may lack something of which it cannot know otherwise.
     pub(super) fn tell_head(&self, room: &Room) {
         let mut script = self.script();
         let log = script.rooms.log_mut(room);
+        let tell = |event| self.inbox.deliver(Delivery { room: room.clone(), event });
         if log.is_confirmed && std::mem::take(&mut log.needs_head) {
-            let event = RoomEvent::Head(log.present_epoch().at(log.present_epoch().head()));
-            self.inbox.deliver(Delivery { room: room.clone(), event });
+            tell(RoomEvent::Head(log.present_epoch().at(log.present_epoch().head())));
+        }
+        if log.is_confirmed && std::mem::take(&mut log.needs_presence) {
+            tell(RoomEvent::PresenceVersion(log.presence_version));
         }
     }
 

@@ -200,11 +200,6 @@ impl World {
     /// Everything arrives and is answered: all clients come to have what they should.
     async fn end(&mut self) {
         self.clients.iter_mut().for_each(|client| client.reads = true);
-        // A presence event that was lost shows with the next one.
-        for room in &self.rooms {
-            self.broker.crowd(room, 1, true);
-            self.broker.crowd(room, 1, false);
-        }
         let mut lacking = Vec::new();
         for _ in 0..ROUNDS {
             self.broker.deliver(usize::MAX);
