@@ -37,6 +37,8 @@ use tokio::sync::oneshot;
 const PAGE: usize = 100;
 /// How long a join waits for a feed that is behind its client, before it reads history once more.
 const FEED_WAIT: Duration = Duration::from_millis(20);
+/// How often a member list is asked for once more while the backplane has too much to do: 3 s together.
+const BUSY_MAX: usize = 5;
 
 /// A join on its way to membership.
 #[derive(Debug)]
@@ -320,9 +322,21 @@ impl Shard {
         }
     }
 
+    /// Reads who is in the room. While a crowd has more for the backplane than it can take at once, it tries again.
+    async fn presence_with(&self, join: &Join) -> Result<Arc<Presence>, BrokerError> {
+        let mut retry = Retry::new();
+        for _ in 0..BUSY_MAX {
+            match self.try_presence_with(join).await {
+                Err(BrokerError::Overloaded) => retry.wait().await,
+                presence => return presence,
+            }
+        }
+        self.try_presence_with(join).await
+    }
+
     /// Reads who is in the room. First waits until the joining session's own entry is written, so that it is in the
     /// list.
-    async fn presence_with(&self, join: &Join) -> Result<Arc<Presence>, BrokerError> {
+    async fn try_presence_with(&self, join: &Join) -> Result<Arc<Presence>, BrokerError> {
         let Some(name) = self.room(join.room, |entry| entry.name.clone()) else { return Ok(Arc::default()) };
         let enter = {
             let mut state = self.state.borrow_mut();

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use fanfare_tests::fault::{Fault, Proxy};
 use fanfare_tests::redis::Redis;
-use fanfare_tests::wait::{eventually, ticks};
+use fanfare_tests::wait::{eventually, patient, ticks, within_time};
 use fanfare_tests::{Client, Cluster};
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
+use futures_util::stream::{self, StreamExt};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::fixtures::metric;
 
@@ -57,28 +60,55 @@ impl Keys {
 
 /// A member's list, as the frames so far make it.
 #[derive(Default)]
-struct List(BTreeSet<String>);
+struct List {
+    users: BTreeSet<String>,
+    /// The list itself is still on its way.
+    more: bool,
+}
 
 impl List {
+    /// What a frame begins.
+    fn of(frame: &Value) -> Self {
+        let mut list = Self::default();
+        list.take(frame);
+        list
+    }
+
     fn take(&mut self, frame: &Value) {
         let user = |member: &Value| member["user"].as_str().expect("a member has a name").to_owned();
         let listed = frame["members"].as_array().into_iter().flatten().map(user);
         match frame["type"].as_str() {
-            Some("joined" | "presence") => self.0 = listed.collect(),
-            Some("members") => self.0.extend(listed),
-            Some("member_joined") => _ = self.0.insert(user(&frame["member"])),
-            Some("member_left") => _ = self.0.remove(&user(&frame["member"])),
-            _ => {}
+            Some("joined" | "presence") => self.users = listed.collect(),
+            Some("members") => self.users.extend(listed),
+            Some("member_joined") => _ = self.users.insert(user(&frame["member"])),
+            Some("member_left") => _ = self.users.remove(&user(&frame["member"])),
+            _ => return,
         }
+        // Events never come amid a list.
+        assert!(!self.more || frame["members"].is_array(), "amid a list came {frame}");
+        self.more = frame["more"] == true;
     }
 
     /// Takes frames until the list has this many members, and no more frames are on their way.
     async fn settle(&mut self, client: &mut Client, count: usize) {
         eventually("the list has all members", async || {
             client.so_far().await.iter().for_each(|frame| self.take(&frame.json));
-            self.0.len() == count
+            !self.more && self.users.len() == count
         })
         .await;
+    }
+
+    /// Takes frames until the list is whole and has exactly these members.
+    async fn becomes(&mut self, client: &mut Client, members: &BTreeSet<String>) {
+        let frames = async {
+            while self.more || self.users != *members {
+                self.take(&client.try_next().await.expect("a member stays connected").json);
+            }
+        };
+        if timeout(patient(CROWD_PATIENCE), frames).await.is_err() {
+            let (lacks, surplus) = (members.difference(&self.users).count(), self.users.difference(members).count());
+            panic!("a list on node {} lacks {lacks} members, and has {surplus} too many", client.node());
+        }
     }
 }
 
@@ -119,15 +149,13 @@ async fn events_of_a_storm_during_a_listing_were_missing_for_good() {
 #[tokio::test]
 async fn a_lost_presence_event_was_missing_for_good() {
     let mut cluster = Cluster::over_redis(1).start().await;
-    let mut list = List::default();
     let mut member = Client::connect(cluster.address(0)).await;
-    let joined = member.join_with(json!({"room": "lossy", "presence": true})).await;
-    list.take(&joined);
+    let mut list = List::of(&member.join_with(json!({"room": "lossy", "presence": true})).await);
     let keys = Keys::of(cluster.redis(), "lossy").await;
     keys.change(cluster.redis(), "", (1, 1), (12, 1)).await;
     keys.change(cluster.redis(), &keys.channel, (2, 2), (12, 1)).await;
     list.settle(&mut member, 3).await;
-    assert!(list.0.contains("000000000001"), "the lost one: {:?}", list.0);
+    assert!(list.users.contains("000000000001"), "the lost one: {:?}", list.users);
 }
 
 /// A member who left while the node's subscriber connections were away stayed in its members' lists until the next member
@@ -174,13 +202,12 @@ async fn a_long_member_list_closed_a_client_that_reads_slowly() {
     list.settle(&mut slow, MEMBERS + 1).await;
     let mut question = slow.ask(json!({"type": "presence", "room": "long"})).await;
     assert_eq!(question["count"], MEMBERS + 1);
-    let mut asked = List::default();
-    asked.take(&question);
+    let mut asked = List::of(&question);
     while question["more"] == true {
         question = slow.take("members").await.json;
         asked.take(&question);
     }
-    assert_eq!(asked.0, list.0);
+    assert_eq!(asked.users, list.users);
 }
 
 /// Every join read the list for itself and got a copy of its own: half of a crowd was refused, because the connections for
@@ -202,4 +229,68 @@ async fn a_crowd_that_joined_with_presence_at_once_was_refused() {
     let grown = cluster.nodes[0].resident_bytes().expect("the node runs").saturating_sub(before);
     println!("{CROWD} members: {} MiB more", grown >> 20);
     assert!(grown < 100 << 20, "{grown} bytes");
+}
+
+/// How long the lists of a crowd may take: millions of events, on a machine that does other things too.
+const CROWD_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Connects clients to the nodes in turn.
+async fn connect_all(cluster: &Cluster, count: usize) -> Vec<Client> {
+    let connects = stream::iter(0..count).map(|at| Client::connect(cluster.address(at)));
+    connects.buffered(100).collect().await
+}
+
+async fn join_crowd(client: &mut Client) -> Value {
+    client.send(json!({"type": "join", "room": "crowd", "presence": true})).await;
+    let reply = within_time(patient(CROWD_PATIENCE), "joined", client.try_next()).await.expect("a reply").json;
+    assert_eq!(reply["type"], "joined", "{reply}");
+    reply
+}
+
+/// Has a client join, and from then on read what it is sent and look at none of it.
+async fn join_and_read(mut client: Client) -> (String, JoinHandle<()>) {
+    join_crowd(&mut client).await;
+    (client.session(), tokio::spawn(async move { client.websocket().discard().await }))
+}
+
+/// Waits until each of the sample has exactly these members in its list, and looks whether that stays so.
+async fn all_list(sample: &mut [(Client, List)], members: &BTreeSet<String>) {
+    join_all(sample.iter_mut().map(|(client, list)| list.becomes(client, members))).await;
+    for (client, list) in sample {
+        client.so_far().await.iter().for_each(|frame| list.take(&frame.json));
+        assert!(!list.more && list.users == *members, "a whole list changed once more");
+    }
+}
+
+/// A crowd joins in waves, each as soon as some of the wave before have their `joined`: so the list that a member gets has
+/// a part of the crowd, and the events of the later waves come, from both nodes, while it is on its way. All members read
+/// what they are sent. Since 2,500 lists of 2,500 members are too much to parse, only 40 keep theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_a_crowd_have_whole_lists() {
+    const CROWD: usize = 2_500;
+    const WAVE: usize = 250;
+    const CHANGING: usize = 200;
+    // Members that only read answer no ping.
+    let cluster = Cluster::over_redis(2).config("[limits]\nping_seconds = 300\n").start().await;
+    let mut crowd = connect_all(&cluster, CROWD).await;
+    let newcomers = connect_all(&cluster, CHANGING).await;
+    let mut members: BTreeSet<String> = crowd.iter().map(|client| client.session()).collect();
+    let (mut sample, mut others) = (Vec::new(), Vec::new());
+    while !crowd.is_empty() {
+        let mut joining = crowd.split_off(crowd.len() - WAVE);
+        others.extend(joining.split_off(4).into_iter().map(|other| tokio::spawn(join_and_read(other))));
+        let joined = join_all(joining.iter_mut().map(join_crowd)).await;
+        sample.extend(joining.into_iter().zip(joined).map(|(client, joined)| (client, List::of(&joined))));
+    }
+    let mut readers = try_join_all(others).await.expect("all join");
+    all_list(&mut sample, &members).await;
+    // Some leave at once, and others join at once.
+    for (user, reader) in readers.drain(..CHANGING) {
+        reader.abort();
+        members.remove(&user);
+    }
+    members.extend(newcomers.iter().map(|client| client.session()));
+    readers.extend(join_all(newcomers.into_iter().map(join_and_read)).await);
+    all_list(&mut sample, &members).await;
+    assert!(readers.iter().all(|(_, reader)| !reader.is_finished()), "a member's connection has ended");
 }

@@ -100,6 +100,12 @@ impl WebSocket {
         Incoming::Ended(ended)
     }
 
+    /// Reads up to the end of the connection without looking at what comes, for one of thousands of clients. It answers no
+    /// ping.
+    pub async fn discard(&mut self) {
+        let _ = tokio::io::copy(self.stream.get_mut(), &mut tokio::io::sink()).await;
+    }
+
     /// Ends the connection with a RST: no close frame, no FIN.
     pub fn reset(self) {
         let _ = self.stream.get_ref().set_zero_linger();
