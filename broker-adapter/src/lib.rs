@@ -51,6 +51,7 @@ pub use broker::{
     SubscriberId, Ticket, User, Who,
 };
 pub use cursor::{Cursor, CursorInvalid, Epoch, Offset};
+pub use envelope::IsPayload;
 pub use memory::MemoryBroker;
 pub use position::{Position, Verdict};
 pub use redis::RedisBroker;

@@ -8,6 +8,7 @@ use crate::{
     log,
     node::{Node, buffer::Buffer, drain::Drain, inbox::Inbox, leases::Leases, metrics::Metrics},
     policy::{origin::OriginPolicy, peer::PeerPolicy},
+    protocol::native,
     session::OutboxLimits,
     shard::Shard,
     transport::{self, AcceptedSocket, HttpServer, ShardHandle, WAITING_MAX},
@@ -176,6 +177,7 @@ async fn broker(config: &Config, inboxes: &[Arc<Inbox>]) -> Result<Arc<dyn Broke
         fanfare_broker::redis::RedisConfig::parse(&config.redis_urls()).map_err(|why| failed(why.to_string()))?;
     settings.prefix.clone_from(&config.redis_prefix);
     settings.on_panic = |task| end_process(task);
+    settings.is_payload = native::is_payload;
     if let Some(file) = &config.redis_ca_file {
         let authorities = std::fs::read(file).map_err(|why| failed(format!("{}: {why}", file.display())))?;
         settings.trust(&authorities).map_err(|why| failed(format!("{}: {why}", file.display())))?;

@@ -99,9 +99,17 @@ async fn health_is_back_without_a_publish() {
     eventually("the backplane is up", async || backplane().await > 0.0).await;
 }
 
-/// One entry that could not be read silenced its room for ever, without a gap.
+/// One entry that could not be read silenced its room for ever, without a gap; a longer one was sent to all members as it
+/// was, and broke their connections.
 #[tokio::test]
 async fn an_unreadable_entry_of_history_is_a_gap() {
+    let header = "0123456789".repeat(4)[..36].to_owned();
+    for damaged in ["bad".to_owned(), "damaged ".repeat(8), header.clone(), header + "\\\"data\\\":1\\n"] {
+        an_entry_of_history_is_a_gap(&damaged).await;
+    }
+}
+
+async fn an_entry_of_history_is_a_gap(damaged: &str) {
     let mut cluster = Cluster::over_redis(1).config(KEEP_ALL).start().await;
     let address = cluster.address(0);
     let mut member = Client::connect(address).await;
@@ -112,7 +120,7 @@ async fn an_unreadable_entry_of_history_is_a_gap() {
     let redis = cluster.redis();
     let stream = redis.values("KEYS fanfare:*:s:a").await.remove(0);
     let meta = stream.replace(":s:", ":m:");
-    redis.values(&format!("XADD {stream} 2-0 d bad")).await;
+    redis.values(&format!("XADD {stream} 2-0 d \"{damaged}\"")).await;
     redis.values(&format!("HSET {meta} s 2")).await;
     let third = publish(json!(3)).await.expect(200);
     assert_eq!(third["cursor"], json!(format!("{epoch}.3")));

@@ -1,7 +1,10 @@
 //! Where Redis is and how the broker uses it. Parsed before anything connects; `Debug` and errors never show a
 //! password.
 
-use crate::redis::{Address, AddressKind, ConfigError};
+use crate::{
+    IsPayload,
+    redis::{Address, AddressKind, ConfigError},
+};
 use std::time::Duration;
 
 /// Called with the name of a task that has panicked although the broker needs it: without it the broker would look well
@@ -25,6 +28,8 @@ pub struct RedisConfig {
     /// The interval in which the heads of all quiet rooms are compared. A message that Redis lost unnoticed is found
     /// within two intervals. Default 30 s.
     pub sweep: Duration,
+    /// Tells payloads of messages from what was damaged in Redis: members get a gap instead. Default: all are taken.
+    pub is_payload: IsPayload,
     /// What happens when a task that the broker needs has panicked. Default: a line in the log.
     pub on_panic: OnPanic,
 }
@@ -48,6 +53,7 @@ impl RedisConfig {
             heartbeat: Duration::from_secs(1),
             dead_after: Duration::from_secs(10),
             sweep: Duration::from_secs(30),
+            is_payload: |_| true,
             on_panic: |task| tracing::error!(task, "a task of the broker has panicked"),
         })
     }

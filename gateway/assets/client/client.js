@@ -411,7 +411,13 @@ class Link {
     else if (this.client.link === this) this.client.frame(frame);
   }
 
-  async text(text) { this.frame(JSON.parse(text)); }
+  text(text) {
+    try {
+      this.frame(JSON.parse(text));
+    } catch (error) {
+      this.lost(error); // at once: frames after one that cannot be read would hide it
+    }
+  }
   lost = ({ message: reason }) => this.end({ reason });
   url(path, query) { return this.client.base + path + "?" + new URLSearchParams(defined({ n: this.client.route, ...query })); }
 
@@ -454,7 +460,7 @@ class Link {
 
 function ws(link, token) {
   const socket = new link.client.WebSocket(link.url("ws").replace("http", "ws"), token ? ["fanfare.v1", `token.${token}`] : []);
-  socket.onmessage = ({ data }) => link.text(data).catch(link.lost);
+  socket.onmessage = ({ data }) => link.text(data);
   socket.onerror = () => {}; // a close follows
   socket.onclose = ({ code, reason }) => link.end({ code, reason });
   return { send: (command) => socket.send(JSON.stringify(command)), close: () => socket.close() };

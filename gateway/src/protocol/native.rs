@@ -12,7 +12,7 @@ use crate::protocol::{
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use fanfare_broker::{Cursor, Page, Publication, Room, SessionId, User};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use std::{borrow::Cow, fmt, io::Write, str::FromStr};
@@ -231,6 +231,13 @@ pub(crate) fn payload(data: &str, event: Option<&str>, sender: Sender<'_>) -> Ve
     }
     sender.put(&mut out);
     out
+}
+
+/// Whether these bytes are what [`payload`] makes. Others would break the frames around them.
+pub(crate) fn is_payload(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let is_line = bytes.iter().all(|byte| *byte >= b' ');
+    is_line && text.starts_with("\"data\":") && serde_json::from_str::<IgnoredAny>(&format!("{{{text}}}")).is_ok()
 }
 
 /// Checks `data` against the message limit, which counts the bytes without white space between tokens ([`payload`]).

@@ -105,6 +105,20 @@ fn the_bytes_of_a_message() {
     assert_eq!(bytes, br#"{"type":"message","room":"a","data":1,"ts":1763760000123}"#);
 }
 
+/// Whatever was in an entry of history became part of a frame: a browser lost its connection again and again, with all its
+/// rooms.
+#[test]
+fn what_is_not_the_json_of_a_message_is_no_payload() {
+    let real = payload("[\"\u{7f}\\n\"]", Some("a\nb"), Sender::Backend);
+    assert!(is_payload(&real), "{real:?}");
+    for damaged in
+        ["", "damaged", "\"data\":", "\"data\":1}", "\"data\":1,\n\"event\":\"a\"", "\"event\":\"a\"", "\"data\":\"a"]
+    {
+        assert!(!is_payload(damaged.as_bytes()), "{damaged}");
+    }
+    assert!(!is_payload(b"\"data\":\"\xFF\""), "not UTF-8");
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text in "\\PC{0,200}") {

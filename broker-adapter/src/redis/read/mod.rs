@@ -5,8 +5,8 @@
 mod single_flight;
 
 use crate::{
-    BrokerError, Cursor, Epoch, Gap, HistoryQuery, Member, NodeId, Offset, Page, Presence, PresenceDetail, Publication,
-    Purpose, Room, RoomList, RoomQuery, SessionId, Who, envelope,
+    BrokerError, Cursor, Epoch, Gap, HistoryQuery, IsPayload, Member, NodeId, Offset, Page, Presence, PresenceDetail,
+    Publication, Purpose, Room, RoomList, RoomQuery, SessionId, Who, envelope,
     redis::{
         ConnectionStatus, Fence, Keys, Membership, NodeContext, Over, Part, Partition, address::client,
         connection::status::Server,
@@ -174,7 +174,7 @@ impl ReadPool {
             let (before, behind) = (head(&before, &key.fence), head(&behind, &key.fence));
             match (before, behind) {
                 (Some(before), Some(behind)) if before.epoch == behind.epoch => {
-                    let mut entries = entries_of(entries, behind);
+                    let mut entries = entries_of(entries, behind, self.context.config.is_payload);
                     let unreadable = entries.iter().filter(|(_, publication)| publication.is_none()).count();
                     self.context.unreadable.fetch_add(unreadable as u64, Ordering::Relaxed);
                     if after.is_none() {
@@ -360,7 +360,7 @@ fn newest(head: Cursor, mut entries: Entries, limit: usize) -> Page {
 
 /// Reads the entries of a stream up to the head; `None` for the content of one that cannot be read. An entry whose id no
 /// script has given out is left out.
-fn entries_of(entries: Value, head: Cursor) -> Entries {
+fn entries_of(entries: Value, head: Cursor, is_payload: IsPayload) -> Entries {
     let Value::Array(entries) = entries else { return Vec::new() };
     let entry = |value: Value| {
         let Value::Array(parts) = value else { return None };
@@ -372,7 +372,7 @@ fn entries_of(entries: Value, head: Cursor) -> Entries {
         };
         let publication = match tail {
             Some(Value::BulkString(tail)) => {
-                envelope::decode_tail(&Bytes::from(tail), Some(Cursor::new(head.epoch, offset)))
+                envelope::decode_tail(&Bytes::from(tail), Some(Cursor::new(head.epoch, offset)), is_payload)
             }
             _ => None,
         };
@@ -407,12 +407,14 @@ mod tests {
         let entry = |(offset, is_readable): &(u64, bool)| {
             let mut tail = BytesMut::new();
             envelope::put_tail(&mut tail, MessageId { node: NodeId(1), number: *offset }, 1, None, b"\"data\":1");
-            let tail = if *is_readable { tail.to_vec() } else { b"bad".to_vec() };
+            // One that is too short, or one whose payload is empty.
+            let bad = if offset % 2 == 0 { b"bad".to_vec() } else { tail[..36].to_vec() };
+            let tail = if *is_readable { tail.to_vec() } else { bad };
             let id = Value::BulkString(format!("{offset}-0").into_bytes());
             Value::Array(vec![id, Value::Array(vec![Value::BulkString(b"d".to_vec()), Value::BulkString(tail)])])
         };
         let head = Cursor::new(Epoch::random(), Offset(head));
-        (head, entries_of(Value::Array(list.iter().map(entry).collect()), head))
+        (head, entries_of(Value::Array(list.iter().map(entry).collect()), head, |payload| !payload.is_empty()))
     }
 
     fn offsets(page: &Page) -> (u64, Vec<u64>) {
