@@ -103,7 +103,7 @@ pub(super) const LIMITS: &[Limit] = &[
     },
     Limit {
         name: "outbox_bytes",
-        help: "What may wait for one client to read, in bytes, and 32 times as much while it reads and shares it with others; at least `message_bytes` + 4096",
+        help: "What may wait for one client to read, in bytes, and 32 times as much while it reads, of which a quarter may be its own and the rest is shared with others; at least `message_bytes` + 4096",
         range: 4097..=256 << 20,
         get: |l| l.outbox_bytes as u64,
         set: |l, n| l.outbox_bytes = n as usize,

@@ -8,8 +8,8 @@ use std::{collections::VecDeque, io::IoSlice};
 /// How much may wait for one client; the same for all clients of a node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OutboxLimits {
-    /// Bytes that only this client needs, with what its entries take. They may be [`READING_FACTOR`] times as many
-    /// bytes as long as the client reads, if it shares them with other clients.
+    /// Bytes, and [`READING_FACTOR`] times as many as long as the client reads. Of these, [`OWN_FACTOR`] times as many
+    /// may be bytes that no other client shares.
     pub(crate) bytes: usize,
     /// Frames, and [`READING_FACTOR`] times as many as long as the client reads.
     pub(crate) frames: usize,
@@ -23,6 +23,8 @@ const READING_MS: u32 = 2_000;
 /// How much more may wait for a client that reads. A burst of what one call may publish, or what a room has missed
 /// while its node was cut off, is a few MiB; it exists once, and each client takes it at its pace.
 const READING_FACTOR: usize = 32;
+/// How much of that may be the client's own: event ids of many rooms. A call of 100 messages makes 150 KiB of them.
+const OWN_FACTOR: usize = 8;
 
 /// The outbox counts in 32 bits.
 const BYTES_MAX: usize = 1 << 31;
@@ -81,13 +83,15 @@ impl Outbox {
 
     fn fits(&self, parts: &[Frames], is_blocked: bool, now_ms: u32, limits: &OutboxLimits) -> bool {
         let sum = |of: fn(&Frames) -> usize| parts.iter().map(of).sum::<usize>();
-        let entries = 1 + self.rest.len() + parts.len();
-        let own = self.own as usize + sum(Frames::own_bytes) + entries * size_of::<Frames>();
+        let entries = (1 + self.rest.len() + parts.len()) * size_of::<Frames>();
+        let own = self.own as usize + sum(Frames::own_bytes);
         let bytes = self.bytes() + sum(|frames| frames.bytes().len());
         let count = self.frames as usize + sum(|frames| frames.count() as usize);
         let fits = |times: usize| bytes <= (limits.bytes * times).min(BYTES_MAX) && count <= limits.frames * times;
         let is_reading = !is_blocked || self.idle_ms(now_ms) <= READING_MS;
-        own <= limits.bytes && (fits(1) || is_reading && fits(READING_FACTOR)) && !self.is_stale(now_ms, limits)
+        let fits_reader = is_reading && own <= limits.bytes * OWN_FACTOR && fits(READING_FACTOR);
+        // No budget counts the entries themselves.
+        entries <= limits.bytes && (fits(1) || fits_reader) && !self.is_stale(now_ms, limits)
     }
 
     /// Queues frames regardless of the limits: the close frame, and messages from history, whose sender waits for the
@@ -225,7 +229,10 @@ mod tests {
         assert_eq!(push(&mut outbox, shared(b"x"), LATE_MS), Err(Overflow));
         outbox.advance(1, LATE_MS);
         push(&mut outbox, shared(b"x"), LATE_MS).unwrap();
-        assert_eq!(push(&mut outbox, own(&[0; 300]), LATE_MS), Err(Overflow), "copies of its own are not shared");
+        let mut outbox = Outbox::default();
+        push(&mut outbox, own(&[0; 3_200]), 0).unwrap();
+        assert_eq!(push(&mut outbox, own(b"x"), 0), Err(Overflow), "copies of its own are not shared");
+        push(&mut outbox, shared(b"x"), 0).unwrap();
     }
 
     #[test]

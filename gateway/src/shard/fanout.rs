@@ -22,7 +22,7 @@ use crate::protocol::{
 };
 use bytes::BytesMut;
 use fanfare_broker::{Cursor, Delivery, Offset, PresenceEvent, PresenceKind, Publication, Room, RoomEvent};
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 /// Members of rooms with at most this many members are written to before those of larger rooms.
 const SMALL_ROOM: usize = 64;
@@ -33,7 +33,17 @@ pub(super) struct Pass<'a> {
     outgoing: &'a mut Outgoing,
     /// The rooms that have a batch.
     batched: Vec<u32>,
+    /// Presence events, by room.
+    announced: BTreeMap<u32, Announced>,
     result: PassResult,
+}
+
+/// The presence events of one room in one pass, as frames back to back.
+#[derive(Default)]
+struct Announced {
+    bytes: [BytesMut; FrameShape::COUNT],
+    /// The version of each event, and where its frame ends in the bytes of each shape; ascending.
+    events: Vec<(u64, [usize; FrameShape::COUNT])>,
 }
 
 /// What a pass has done, and what the shard has to do after it.
@@ -60,7 +70,7 @@ impl<'a> Pass<'a> {
     ) -> (T, PassResult) {
         // Reuses the vector of the last pass.
         let batched = std::mem::take(&mut rooms.spare_indices);
-        let mut pass = Self { rooms, outgoing, batched, result: PassResult::default() };
+        let mut pass = Self { rooms, outgoing, batched, announced: BTreeMap::new(), result: PassResult::default() };
         let returned = deliver(&mut pass);
         pass.hand_out_all();
         (returned, pass.result)
@@ -137,6 +147,9 @@ impl<'a> Pass<'a> {
     // --- out of the batches ---
 
     fn hand_out_all(&mut self) {
+        for (index, announced) in std::mem::take(&mut self.announced) {
+            self.hand_out_announced(index, announced);
+        }
         let now_ms = self.outgoing.now_ms();
         self.result.has_batches = !self.batched.is_empty();
         let mut batched = std::mem::take(&mut self.batched);
@@ -199,8 +212,7 @@ impl<'a> Pass<'a> {
 
     // --- presence ---
 
-    /// Sends a presence event to the members that asked for presence, and holds it for those whose list is on its way.
-    /// It is queued at once, so it comes before all messages of this pass.
+    /// Appends a presence event to those of the room.
     fn announce(&mut self, index: u32, event: &PresenceEvent) {
         let Some(entry) = self.rooms.get_mut(index) else { return };
         let gets_events = |member: &CustomMember| member.presence != PresenceEvents::No;
@@ -217,14 +229,34 @@ impl<'a> Pass<'a> {
             PresenceKind::Joined => Event::MemberJoined { room, member },
             PresenceKind::Left => Event::MemberLeft { room, member },
         };
-        let counted = &self.outgoing.held;
-        let frames = FrameShape::ALL.map(|shape| counted.shared(native::frame(shape, &change, None).into(), 1));
-        let wants = |member: &&CustomMember| matches!(member.presence, PresenceEvents::After(at) if event.version > at);
-        for member in entry.members.custom.iter().filter(wants) {
-            self.result.ended.extend(self.outgoing.queue(member.session, &frames[member.shape as usize]));
+        let announced = self.announced.entry(index).or_default();
+        for shape in FrameShape::ALL {
+            announced.bytes[shape as usize].extend_from_slice(&native::frame(shape, &change, None));
+        }
+        announced.events.push((event.version, announced.bytes.each_ref().map(BytesMut::len)));
+    }
+
+    /// Sends presence events to the members that asked for them, and holds them for those whose list is on its way. They
+    /// come before all messages of this pass.
+    fn hand_out_announced(&mut self, index: u32, Announced { bytes, events }: Announced) {
+        let Some(entry) = self.rooms.get_mut(index) else { return };
+        let count = events.len() as u32;
+        let frames = bytes.map(|bytes| self.outgoing.held.shared(bytes, count));
+        let begin = |at: usize, shape: usize| at.checked_sub(1).map_or(0, |before| events[before].1[shape]);
+        for CustomMember { session, shape, presence, .. } in &entry.members.custom {
+            let PresenceEvents::After(version) = presence else { continue };
+            let first = events.partition_point(|(at, _)| at <= version);
+            if first < events.len() {
+                let frames = &frames[*shape as usize];
+                let new = frames.slice(begin(first, *shape as usize)..frames.bytes().len(), count - first as u32);
+                self.result.ended.extend(self.outgoing.queue(*session, &new));
+            }
         }
         if let Some(held) = &mut entry.held {
-            held.push(event.version, frames);
+            for (at, (version, ends)) in events.iter().enumerate() {
+                let one = |shape: usize| frames[shape].slice(begin(at, shape)..ends[shape], 1);
+                held.push(*version, std::array::from_fn(one));
+            }
         }
     }
 }

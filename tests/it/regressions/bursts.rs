@@ -1,18 +1,20 @@
 //! Bursts that are permitted: what they cost a node, and the members who read at their pace.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use fanfare_tests::fault::{Fault, Proxy};
 use fanfare_tests::redis::Redis;
 use fanfare_tests::transport::poll::{self, PollResponse};
-use fanfare_tests::wait::eventually;
+use fanfare_tests::wait::{eventually, patient, within_time};
 use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, http};
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
+use super::presence::Keys;
 use crate::fixtures::{metric, one_node, one_node_with};
 use crate::sentences::KEEP_ALL;
 
@@ -104,6 +106,57 @@ async fn event_streams_of_two_rooms_copied_all_that_was_caught_up() {
     assert_eq!(metric(cluster.nodes[0].admin, "fanfare_slow_consumers_total").await, 0.0);
 }
 
+/// Asks for something over a socket with a small buffer, so that the node has to keep what the client does not read.
+async fn get_slowly(address: SocketAddr, path: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let mut stream = socket.connect(address).await.expect("a connection");
+    let get = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(get.as_bytes()).await.expect("a request is sent");
+    stream
+}
+
+/// Reads until `text` has come so many times. The stream must not end before.
+async fn read_until(stream: &mut TcpStream, text: &str, count: usize) {
+    let (mut seen, mut rest, mut buffer) = (0, String::new(), [0; 4096]);
+    let reading = async {
+        while seen < count {
+            let read = stream.read(&mut buffer).await.expect("the stream goes on");
+            assert!(read > 0, "the stream ended after {seen} of {count}: {rest}");
+            rest.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            seen += rest.matches(text).count();
+            rest = rest.split_off(rest.rfind(text).map_or(rest.len().saturating_sub(text.len()), |at| at + text.len()));
+        }
+    };
+    within_time(patient(Duration::from_secs(30)), text, reading).await;
+}
+
+/// Each event of an event stream names the client's cursors in all its rooms. A few calls filled its outbox with that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn event_ids_of_many_rooms_closed_a_client_that_reads() {
+    const ROOMS: usize = 100;
+    let cluster = one_node().await;
+    let rooms: Vec<String> = (0..ROOMS).map(|n| format!("room-{n}")).collect();
+    let mut stream = get_slowly(cluster.address(0), &format!("/v1/rooms/{}/sse", rooms.join(","))).await;
+    read_until(&mut stream, "event:joined", ROOMS).await;
+    for room in &rooms[..4] {
+        publish(cluster.address(0), room, 100, 100).await;
+    }
+    read_until(&mut stream, "\"type\":\"message\"", 400).await;
+}
+
+/// Each of the events of a storm was an entry of its own, and the entries filled the outbox.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn presence_events_of_a_storm_closed_a_client_that_reads() {
+    const EVENTS: usize = 30_000;
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let mut stream = get_slowly(cluster.address(0), "/v1/rooms/storm/stream?presence=1").await;
+    read_until(&mut stream, "\"joined\"", 1).await;
+    let keys = Keys::of(cluster.redis(), "storm").await;
+    keys.change(cluster.redis(), &keys.channel, (1, EVENTS), (12, 1)).await;
+    read_until(&mut stream, "\"member_joined\"", EVENTS).await;
+}
+
 /// Answers of polls that nobody had read yet stood in no budget.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_to_polls_were_in_no_budget() {
@@ -113,15 +166,9 @@ async fn answers_to_polls_were_in_no_budget() {
     let start = poll::once(cluster.address(0), &request).await;
     let request = request.since(start.cursor());
     let path = request.path(Transport::LongPoll, request.since.as_deref());
-    let get = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", cluster.address(0));
     let mut polls = Vec::new();
     for _ in 0..POLLS {
-        // A small buffer, so that the node has to keep what the client does not read.
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.set_recv_buffer_size(4096).expect("a small buffer");
-        let mut poll = socket.connect(cluster.address(0)).await.expect("a connection");
-        poll.write_all(get.as_bytes()).await.expect("a poll is sent");
-        polls.push(poll);
+        polls.push(get_slowly(cluster.address(0), &path).await);
     }
     let admin = cluster.nodes[0].admin;
     eventually("all wait", async || metric(admin, "fanfare_polls_waiting").await >= POLLS as f64).await;

@@ -35,14 +35,14 @@ const CHANGE: &str = "local zero = string.char(0) \
     return redis.call('HLEN', KEYS[1])";
 
 /// The keys of a room that has a member.
-struct Keys {
+pub(super) struct Keys {
     sessions: String,
     users: String,
-    channel: String,
+    pub(super) channel: String,
 }
 
 impl Keys {
-    async fn of(redis: &Redis, room: &str) -> Self {
+    pub(super) async fn of(redis: &Redis, room: &str) -> Self {
         let found = redis.values(&format!("KEYS *:pr:{room}")).await;
         let sessions = found.first().expect("the room has a member").clone();
         let part = |part: &str| sessions.replace(":pr:", &format!(":{part}:"));
@@ -50,7 +50,13 @@ impl Keys {
     }
 
     /// Runs [`CHANGE`] for members with these numbers; `kind` is ARGV[4] and ARGV[5].
-    async fn change(&self, redis: &Redis, channel: &str, (first, last): (usize, usize), kind: (usize, usize)) {
+    pub(super) async fn change(
+        &self,
+        redis: &Redis,
+        channel: &str,
+        (first, last): (usize, usize),
+        kind: (usize, usize),
+    ) {
         let Self { sessions, users, .. } = self;
         let args = format!("\"{channel}\" {first} {last} {} {}", kind.0, kind.1);
         let reply = redis.command(&format!("EVAL \"{CHANGE}\" 2 {sessions} {users} {args}")).await;
