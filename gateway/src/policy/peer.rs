@@ -35,11 +35,11 @@ impl PeerPolicy {
     }
 
     /// The client's address. Each trusted hop, from the right, is believed about the one before it; the first that is not
-    /// trusted is the client.
+    /// trusted is the client. Empty elements of the list do not count (RFC 9110 section 5.6.1).
     pub(crate) fn client(&self, peer: IpAddr, forwarded_for: Option<&str>) -> IpAddr {
-        let hops = forwarded_for.unwrap_or_default().rsplit(',').map(hop_address);
+        let hops = forwarded_for.unwrap_or_default().rsplit(',').map(str::trim).filter(|hop| !hop.is_empty());
         let mut client = peer.to_canonical();
-        for hop in hops {
+        for hop in hops.map(hop_address) {
             let (true, Some(hop)) = (self.trusted.iter().any(|net| net.contains(client)), hop) else { break };
             client = hop.to_canonical();
         }
@@ -74,7 +74,7 @@ fn site(address: IpAddr) -> IpAddr {
 
 /// The address of a hop: `1.2.3.4`, or as some proxies write it `1.2.3.4:5678`, `[2001:db8::1]:5678`, or in quotes.
 fn hop_address(hop: &str) -> Option<IpAddr> {
-    let hop = hop.trim().trim_matches('"');
+    let hop = hop.trim_matches('"');
     let bare = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
     hop.parse().ok().or_else(|| Some(hop.parse::<SocketAddr>().ok()?.ip())).or_else(bare)
 }
@@ -134,6 +134,10 @@ mod tests {
             ("[2001:db8::1]", "2001:db8::1"),
             ("\"[2001:db8::1]:5678\"", "2001:db8::1"),
             ("1.1.1.1:x", "10.0.0.1"),
+            // A recipient ignores empty elements (RFC 9110 section 5.6.1).
+            ("1.1.1.1,", "1.1.1.1"),
+            (", 1.1.1.1, ,10.0.0.9,\t", "1.1.1.1"),
+            (", ", "10.0.0.1"),
         ] {
             assert_eq!(client("10.0.0.1", Some(hops)), first, "{hops}");
         }
