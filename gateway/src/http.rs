@@ -7,12 +7,13 @@ use crate::{
 };
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header, uri::Authority},
+    http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header},
     response::IntoResponse,
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::Serialize;
 use std::{
+    net::Ipv6Addr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -116,13 +117,50 @@ pub(crate) fn check_host(version: Version, headers: &HeaderMap) -> Result<(), Re
     if is_valid { Ok(()) } else { Err(Refusal::bad_request("the request has no valid Host header, or several")) }
 }
 
-/// `uri-host [ ":" port ]`; empty where the target has no authority (RFC 9110 section 7.2).
+/// `uri-host [ ":" port ]` (RFC 9110 section 7.2, RFC 3986 section 3.2); empty where the target has no authority. The
+/// `http` crate's `Authority` takes any text between brackets, and no percent-encoded name.
 fn is_host(value: &HeaderValue) -> bool {
-    let is_valid = |host: Authority| {
-        let port = host.as_str().rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
-        !host.as_str().contains('@') && port.is_none_or(|port| port.is_empty() || port.parse::<u16>().is_ok())
+    let Ok(text) = value.to_str() else { return false };
+    let (is_valid, port) = match text.strip_prefix('[').map(|literal| literal.split_once(']')) {
+        Some(Some((literal, port))) => (is_ip_literal(literal), port),
+        Some(None) => return false,
+        None => {
+            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (is_registered_name(name), port)
+        }
     };
-    value.is_empty() || Authority::try_from(value.as_bytes()).is_ok_and(is_valid)
+    is_valid && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+}
+
+/// The host between brackets: an IPv6 address, or one of a version to come.
+fn is_ip_literal(text: &str) -> bool {
+    let future = || {
+        let (version, address) = text.strip_prefix(['v', 'V'])?.split_once('.')?;
+        let is_version = !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_hexdigit());
+        Some(is_version && !address.is_empty() && address.bytes().all(|byte| is_name_byte(byte) || byte == b':'))
+    };
+    text.parse::<Ipv6Addr>().is_ok() || future().unwrap_or(false)
+}
+
+/// A name, or an IPv4 address: its percent-encoded bytes have two hexadecimal digits each.
+fn is_registered_name(text: &str) -> bool {
+    let mut parts = text.split('%');
+    let is_plain = |part: &str| part.bytes().all(is_name_byte);
+    parts.next().is_none_or(is_plain)
+        && parts.all(|part| {
+            part.split_at_checked(2)
+                .is_some_and(|(code, rest)| code.bytes().all(|byte| byte.is_ascii_hexdigit()) && is_plain(rest))
+        })
+}
+
+/// RFC 3986's `unreserved` and `sub-delims`.
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+}
+
+/// A port has digits only, and may be missing after the colon.
+fn is_port(text: &str) -> bool {
+    text.is_empty() || (text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok())
 }
 
 /// Adds what every response to one request gets, whether the API or a transport made it: the headers that let pages of
@@ -193,10 +231,34 @@ mod tests {
             }
             check_host(version, &headers).is_ok()
         };
-        for valid in ["a", "a:80", "127.0.0.1:8080", "[::1]:8080", ""] {
+        for valid in ["a", "a:80", "a:", "127.0.0.1:8080", "[::1]", "[::1]:8080", "[v1.a:b]:80", "a%41", "a_b.c", ""] {
             assert!(checked(Version::HTTP_11, &[valid]), "{valid}");
         }
-        for invalid in [&[][..], &["a", "a"], &["a b"], &["user@a"], &["a/b"], &["a:x"]] {
+        let alone = [
+            "a b",
+            "user@a",
+            "a/b",
+            "a:x",
+            "a:+80",
+            "a:65536",
+            "a:80:80",
+            "::1",
+            "[zz]",
+            "[]",
+            "[::1",
+            "[::1]x",
+            "[::1]:+80",
+            "[v1]",
+            "[v.a]",
+            "a%4",
+            "a%zz",
+            "a%",
+            "a[b]",
+        ];
+        for invalid in alone {
+            assert!(!checked(Version::HTTP_11, &[invalid]), "{invalid}");
+        }
+        for invalid in [&[][..], &["a", "a"]] {
             assert!(!checked(Version::HTTP_11, invalid), "{invalid:?}");
         }
         assert!(checked(Version::HTTP_10, &[]));

@@ -101,10 +101,12 @@ async fn a_node_was_never_well_for_haproxys_plain_check() {
 async fn requests_without_a_valid_host_were_served() {
     let cluster = one_node().await;
     for (address, path) in [(cluster.nodes[0].listen, "/v1/rooms/a"), (cluster.nodes[0].admin, "/livez")] {
-        for hosts in ["", "Host: a\r\nHost: b\r\n", "Host: a b\r\n"] {
+        for hosts in ["", "Host: a\r\nHost: b\r\n", "Host: a b\r\n", "Host: a:+80\r\n", "Host: [zz]\r\n"] {
             let reply = raw(address, &format!("GET {path} HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n")).await;
             assert!(reply.starts_with("HTTP/1.1 400 "), "{hosts:?}: {reply}");
         }
+        let reply = raw(address, &format!("GET {path} HTTP/1.1\r\nHost: a%41\r\nConnection: close\r\n\r\n")).await;
+        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
         let reply = raw(address, &format!("GET {path} HTTP/1.0\r\n\r\n")).await;
         assert!(reply.starts_with("HTTP/1.0 200 "), "{reply}");
     }
