@@ -3,7 +3,7 @@
 
 use crate::config::{self, Config, Environment, Flags, Spec, ValueKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use fanfare_client_cli::ClientCommand;
+use fanfare_client_cli::{ClientCommand, print_error};
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 /// The exit code of a wrong configuration, file, variable or flag: `EX_CONFIG` of sysexits.h.
@@ -33,10 +33,10 @@ impl Exit {
     /// Help and version go to standard output, faults to standard error. Nothing is done about a closed one.
     fn print(&self) -> ExitCode {
         let text = self.text.trim_end();
-        let _ = match self.code {
-            0 => writeln!(std::io::stdout(), "{text}"),
-            _ => writeln!(std::io::stderr(), "{text}"),
-        };
+        match self.code {
+            0 => drop(writeln!(std::io::stdout(), "{text}")),
+            _ => print_error(format!("{text}\n")),
+        }
         ExitCode::from(self.code)
     }
 }

@@ -21,7 +21,8 @@ mod time;
 mod transport;
 
 use cli::Invocation;
-use std::{io::Write as _, process::ExitCode};
+use fanfare_client_cli::print_error;
+use std::process::ExitCode;
 
 /// `EX_UNAVAILABLE` of sysexits.h: a port is in use, or Redis cannot be reached.
 const UNAVAILABLE: u8 = 69;
@@ -48,8 +49,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Says why the process cannot start. A closed standard error is ignored: there is nowhere else to say it.
+/// Says why the process cannot start.
 fn unavailable(why: impl std::fmt::Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "fanfare: {why}");
+    print_error(format!("fanfare: {why}\n"));
     ExitCode::from(UNAVAILABLE)
 }

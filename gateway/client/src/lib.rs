@@ -17,6 +17,7 @@ mod url;
 use bench::{BenchOptions, bench};
 use clap::{ArgMatches, Command, FromArgMatches as _, Subcommand};
 use health::{HealthOptions, health};
+pub use output::print_error;
 use publish::{PublishOptions, publish};
 use std::process::ExitCode;
 use subscribe::{SubscribeOptions, subscribe};

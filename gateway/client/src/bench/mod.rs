@@ -21,12 +21,12 @@ mod stamp;
 
 pub(crate) use options::BenchOptions;
 
-use crate::output::{Failure, finish, print};
+use crate::output::{Failure, finish, print, print_error};
 use costs::{Costs, Processes};
 use report::Report;
 use run_context::RunContext;
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::IsTerminal as _,
     ops::Range,
     process::ExitCode,
     rc::Rc,
@@ -221,9 +221,6 @@ async fn show_progress(context: Rc<RunContext>) {
             line
         };
         // On a terminal each line replaces the one before, and the report can replace the last.
-        let _ = match is_terminal {
-            true => write!(std::io::stderr(), "\r\x1b[K{line}\r"),
-            false => writeln!(std::io::stderr(), "{line}"),
-        };
+        print_error(if is_terminal { format!("\r\x1b[K{line}\r") } else { format!("{line}\n") });
     }
 }
