@@ -2,7 +2,8 @@
 //! anything runs; then the shards serve until the drain is over.
 
 use crate::{
-    admin, api,
+    admin::{self, Operated},
+    api,
     config::Config,
     essential::{end_process, essential},
     log,
@@ -11,6 +12,7 @@ use crate::{
     protocol::native,
     session::OutboxLimits,
     shard::Shard,
+    signals::{DrainCause, ProcessSignals},
     transport::{self, AcceptedSocket, HttpServer, ShardHandle, WAITING_MAX},
 };
 use axum::Router;
@@ -22,12 +24,11 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     rc::Rc,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, OnceLock, atomic::AtomicUsize},
     time::Duration,
 };
 use tokio::{
     runtime::LocalOptions,
-    signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::{Instant, interval, sleep, sleep_until, timeout, timeout_at},
 };
@@ -62,8 +63,9 @@ pub(crate) enum StartError {
     System(#[from] io::Error),
 }
 
-/// Runs the gateway until it has drained. After an error it has served nothing.
+/// Runs the gateway until it has drained. After an error it has served no client.
 pub(crate) async fn run(config: Config) -> Result<(), StartError> {
+    let mut signals = ProcessSignals::new()?;
     let log_lines_dropped = log::start(&config)?;
     // Shells and init systems set a low soft limit for the sake of programs that use select(2).
     if let Err(why) = rlimit::increase_nofile_limit(u64::MAX) {
@@ -77,9 +79,23 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     let metrics = Metrics::new(&config.node);
     metrics.register(log_lines_dropped);
     let inboxes: Vec<Arc<Inbox>> = (0..config.shards).map(|_| Arc::new(Inbox::new(Arc::clone(&metrics)))).collect();
-    let broker = broker(&config, &inboxes).await?;
-    let node = Arc::new(node(&config, broker, addresses.0, metrics, inboxes.clone()));
-    admin::spawn(Arc::clone(&node), admin)?;
+    let drain = Arc::new(Drain::new(Arc::clone(&metrics)));
+    let operated = Arc::new(Operated {
+        metrics: Arc::clone(&metrics),
+        drain: Arc::clone(&drain),
+        broker: OnceLock::new(),
+        ready_needs_backplane: config.ready_needs_backplane,
+    });
+    admin::spawn(Arc::clone(&operated), admin)?;
+    let broker = tokio::select! {
+        broker = broker(&config, &inboxes) => broker?,
+        _ = drain_asked(&mut signals, &drain) => {
+            tracing::info!("stopped before Redis could be reached");
+            return Ok(());
+        }
+    };
+    let _ = operated.broker.set(Arc::clone(&broker)); // empty until now
+    let node = Arc::new(Node { drain, ..node(&config, broker, addresses.0, metrics, inboxes.clone()) });
     let (emptied, all_emptied) = mpsc::channel(1);
     let (done, all_done) = mpsc::channel(1);
     let shards = spawn_shards(&node, inboxes, config.demo, (emptied, done))?;
@@ -94,7 +110,8 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
     let end = end_of_listening(Arc::clone(&node), all_emptied);
     tokio::spawn(essential("acceptor", transport::accept(listener, shards, metrics, per_second, end)));
     node.drain.start();
-    Ok(until_drained(&node, all_done).await?)
+    until_drained(&node, &mut signals, all_done).await;
+    Ok(())
 }
 
 /// Where a browser on this machine finds the demo pages.
@@ -105,26 +122,29 @@ fn demo_url(listen: SocketAddr) -> String {
     }
 }
 
-/// Waits for a signal or `POST /drain`, then until the shards are done (each then drops its sender). A second SIGTERM or
-/// SIGINT ends the wait at once. SIGQUIT (nginx's word for a graceful end) and SIGHUP (the terminal is gone) begin the
-/// drain too; SIGUSR1 and SIGUSR2, which other servers use to reopen their logs, change nothing.
-async fn until_drained(node: &Node, mut all_done: mpsc::Receiver<Infallible>) -> io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (mut quit, mut hangup) = (signal(SignalKind::quit())?, signal(SignalKind::hangup())?);
-    let _ignored = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
-    let mut ended = async || {
-        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-    };
+/// Waits for a signal or `POST /drain`.
+async fn drain_asked(signals: &mut ProcessSignals, drain: &Drain) -> DrainCause {
     tokio::select! {
-        () = ended() => {}
-        _ = quit.recv() => {}
-        _ = hangup.recv() => {}
-        () = node.drain.begun() => {}
+        cause = signals.drain() => cause,
+        () = drain.begun() => DrainCause::Request,
     }
+}
+
+/// Waits until a drain is asked for, then until the shards are done (each then drops its sender). The second SIGTERM or
+/// SIGINT ends the wait at once.
+async fn until_drained(node: &Node, signals: &mut ProcessSignals, mut all_done: mpsc::Receiver<Infallible>) {
+    let cause = drain_asked(signals, &node.drain).await;
     node.drain.begin();
     tracing::info!("draining");
+    let second_termination = async {
+        if cause == DrainCause::Request {
+            signals.termination().await;
+            tracing::info!("the drain goes on: a second SIGTERM or SIGINT would end it");
+        }
+        signals.termination().await;
+    };
     tokio::select! {
-        () = ended() => tracing::warn!("a second signal: not waiting for clients"),
+        () = second_termination => tracing::warn!("a second signal: not waiting for clients"),
         _ = all_done.recv() => {}
     }
     // The broker writes the leaves and takes this node off the others' list, so that they need not find out by time-out.
@@ -133,7 +153,6 @@ async fn until_drained(node: &Node, mut all_done: mpsc::Receiver<Infallible>) ->
     }
     node.drain.finish();
     tracing::info!("drained");
-    Ok(())
 }
 
 /// Returns when a draining node is to stop listening: all shards have closed their sessions (each of them then drops its
@@ -224,10 +243,9 @@ pub(crate) fn node(
         shard_outbox_bytes: (total / config.shards).max(limits.outbox_bytes),
         origins: OriginPolicy::new(config.origins.clone()),
         peers: PeerPolicy::new(config.trusted_proxies.clone(), limits.connections_per_ip),
-        drain: Drain::new(Arc::clone(&metrics)),
+        drain: Arc::new(Drain::new(Arc::clone(&metrics))),
         buffer: Buffer::new(Arc::clone(&metrics)),
         metrics,
-        ready_needs_backplane: config.ready_needs_backplane,
         drain_window: config.drain,
         inboxes,
     }

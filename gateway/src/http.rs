@@ -2,7 +2,7 @@
 //! documents (RFC 9457), the headers of CORS and of connections, and the head as bytes.
 
 use crate::{
-    node::Node,
+    node::drain::Drain,
     protocol::error::{ErrorCode, Refusal},
 };
 use axum::{
@@ -163,13 +163,13 @@ fn is_port(text: &str) -> bool {
     text.is_empty() || (text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok())
 }
 
-/// Adds what every response to one request gets, whether the API or a transport made it: the headers that let pages of
-/// an allowed origin read it, and how long the connection lasts.
+/// Adds what every response to one request gets, whether the API, a transport or the admin port made it, and refusals too:
+/// the headers that let pages of an allowed origin read it, and how long the connection lasts.
 #[derive(Clone)]
 pub(crate) struct Finish {
     /// The origin of the page that asks, once it has been checked.
     pub(crate) origin: Option<HeaderValue>,
-    pub(crate) node: Arc<Node>,
+    pub(crate) drain: Arc<Drain>,
 }
 
 impl Finish {
@@ -182,7 +182,7 @@ impl Finish {
             headers.append(header::VARY, HeaderValue::from_static("Origin"));
         }
         let headers = response.headers_mut();
-        if self.node.drain.is_draining() {
+        if self.drain.is_draining() {
             headers.entry(header::CONNECTION).or_insert(HeaderValue::from_static("close"));
         }
         if !headers.contains_key(header::CONNECTION) {

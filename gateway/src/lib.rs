@@ -17,6 +17,7 @@ mod protocol;
 mod random;
 mod session;
 mod shard;
+mod signals;
 mod time;
 mod transport;
 

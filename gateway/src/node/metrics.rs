@@ -172,12 +172,15 @@ impl Metrics {
         self.sessions_closed[reason as usize].inc();
     }
 
-    /// The Prometheus text format, version 0.0.4, of everything as it is now.
-    pub(crate) fn text(&self, status: fanfare_broker::Status) -> Vec<u8> {
-        self.backplane_up.set(i64::from(status.up));
-        self.backplane_reconnects.set(status.reconnects.try_into().unwrap_or(i64::MAX));
-        self.backplane_in_flight.set(status.in_flight.try_into().unwrap_or(i64::MAX));
-        self.backplane_unreadable.set(status.unreadable.try_into().unwrap_or(i64::MAX));
+    /// The Prometheus text format, version 0.0.4, of everything as it is now. Without a status: the node has had no
+    /// backplane yet.
+    pub(crate) fn text(&self, status: Option<fanfare_broker::Status>) -> Vec<u8> {
+        if let Some(status) = status {
+            self.backplane_up.set(i64::from(status.up));
+            self.backplane_reconnects.set(status.reconnects.try_into().unwrap_or(i64::MAX));
+            self.backplane_in_flight.set(status.in_flight.try_into().unwrap_or(i64::MAX));
+            self.backplane_unreadable.set(status.unreadable.try_into().unwrap_or(i64::MAX));
+        }
         let mut out = Vec::with_capacity(16 << 10);
         if let Err(why) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             tracing::error!(%why, "metrics cannot be written");
@@ -202,7 +205,7 @@ mod tests {
             rooms: 0,
             unreadable: 0,
         };
-        let text = String::from_utf8(metrics.text(status)).unwrap();
+        let text = String::from_utf8(metrics.text(Some(status))).unwrap();
         for line in [
             "fanfare_backplane_up 1",
             "fanfare_sessions_closed_total{reason=\"too_slow\"} 1",

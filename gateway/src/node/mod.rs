@@ -52,11 +52,9 @@ pub(crate) struct Node {
     /// The presence of polling clients.
     pub(crate) leases: Leases,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) drain: Drain,
+    pub(crate) drain: Arc<Drain>,
     /// HTTP publishes with `?buffer=`.
     pub(crate) buffer: Buffer,
-    /// Whether a lost backplane makes the node unready.
-    pub(crate) ready_needs_backplane: bool,
     /// The time over which a drain is spread.
     pub(crate) drain_window: Duration,
     /// The queue into each shard, by the shard's number.

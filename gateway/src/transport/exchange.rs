@@ -48,7 +48,7 @@ impl Exchange {
         }
         Ok(Self {
             client: node.peers.client(peer, Some(&forwarded)),
-            finish: Finish { origin, node: Arc::clone(node) },
+            finish: Finish { origin, drain: Arc::clone(&node.drain) },
             is_kept: request.version() == Version::HTTP_11 && !has_token(headers, &header::CONNECTION, "close"),
             counted: Rc::clone(&shard.requests),
         })

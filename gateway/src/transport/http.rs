@@ -11,7 +11,7 @@ use super::{
     stream, ws,
 };
 use crate::{
-    http::{IDLE_TIME, method_not_allowed, options, preflight, problem, too_slow},
+    http::{Finish, IDLE_TIME, method_not_allowed, options, preflight, problem, too_slow},
     protocol::error::Refusal,
     shard::Shard,
 };
@@ -25,7 +25,8 @@ use hyper::{
 };
 use hyper_util::rt::TokioTimer;
 use std::{
-    convert::Infallible, future::poll_fn, net::IpAddr, pin::Pin, rc::Rc, task::Poll as Progress, time::Duration,
+    convert::Infallible, future::poll_fn, net::IpAddr, pin::Pin, rc::Rc, sync::Arc, task::Poll as Progress,
+    time::Duration,
 };
 use tokio::net::TcpStream;
 use tower::ServiceExt as _;
@@ -142,21 +143,24 @@ impl HttpServer {
 
     /// What all requests have in common: the checks before the path is looked at, CORS, and the form of refusals.
     async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Handled {
-        let exchange = match Exchange::begin(&self.shard, peer, &request) {
-            Ok(exchange) => exchange,
-            Err(refusal) => return Handled::Respond(problem(&refusal)),
-        };
-        let finish = exchange.finish.clone();
-        let handled = match (request.method(), &finish.origin) {
-            (&Method::OPTIONS, Some(_)) => Ok(Handled::Respond(preflight(request.headers()))),
-            (&Method::OPTIONS, None) if finish.node.drain.is_draining() => Err(Refusal::draining()),
-            (&Method::OPTIONS, None) => Ok(Handled::Respond(options())),
-            _ => self.route(request, exchange).await,
+        let (finish, handled) = match Exchange::begin(&self.shard, peer, &request) {
+            Ok(exchange) => (exchange.finish.clone(), self.handle_checked(request, exchange).await),
+            Err(refusal) => (Finish { origin: None, drain: Arc::clone(&self.shard.node.drain) }, Err(refusal)),
         };
         match handled {
             Ok(Handled::TakeOver(takeover)) => Handled::TakeOver(takeover),
             Ok(Handled::Respond(response)) => Handled::Respond(finish.response(response)),
             Err(refusal) => Handled::Respond(finish.response(problem(&refusal))),
+        }
+    }
+
+    /// Responds to OPTIONS, which is alike on all paths; sends every other request on by its path.
+    async fn handle_checked(&self, request: Request<Incoming>, exchange: Exchange) -> Result<Handled, Refusal> {
+        match (request.method(), &exchange.finish.origin) {
+            (&Method::OPTIONS, Some(_)) => Ok(Handled::Respond(preflight(request.headers()))),
+            (&Method::OPTIONS, None) if exchange.finish.drain.is_draining() => Err(Refusal::draining()),
+            (&Method::OPTIONS, None) => Ok(Handled::Respond(options())),
+            _ => self.route(request, exchange).await,
         }
     }
 

@@ -116,9 +116,22 @@ async fn requests_without_a_valid_host_were_served() {
 #[tokio::test]
 async fn an_idle_connection_was_cut_without_notice() {
     let cluster = one_node().await;
-    let address = cluster.address(0);
-    for path in ["/v1/rooms/a", "/v1/rooms/a/poll?wait=0"] {
-        assert_eq!(http::get(address, path).send().await.header("keep-alive"), "timeout=5", "{path}");
+    let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
+    let foreign = "http://elsewhere.example";
+    for (status, request) in [
+        (200, http::get(address, "/v1/rooms/a")),
+        (200, http::get(address, "/v1/rooms/a/poll?wait=0")),
+        (204, call("OPTIONS", address, "/v1/rooms/a")),
+        (400, http::get(address, "/v1/rooms/a").header("Host", "second")),
+        (403, http::get(address, "/v1/rooms/a").header("Origin", foreign)),
+        (403, call("OPTIONS", address, "/").header("Origin", foreign).header("Access-Control-Request-Method", "POST")),
+        (200, http::get(admin, "/readyz")),
+        (400, http::get(admin, "/readyz").header("Host", "second")),
+        (404, http::get(admin, "/nothing")),
+    ] {
+        let what = format!("{request:?}");
+        let reply = request.send().await;
+        assert_eq!((reply.status, reply.header("keep-alive")), (status, "timeout=5"), "{what}");
     }
     let closed = raw(address, "GET /v1/rooms/a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     assert!(closed.starts_with("HTTP/1.1 200 "), "{closed}");

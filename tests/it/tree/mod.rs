@@ -14,6 +14,7 @@ use std::{
 const LAYERS: &[&str] = &[
     "time",
     "random",
+    "signals",
     "protocol",
     "policy",
     "session",
