@@ -115,7 +115,13 @@ pub(super) async fn kick(State(node): State<Arc<Node>>, path: Named<(String, Str
     let (room, user) = named(path)?;
     let room = Room::parse(&room)?;
     rights::permit(None, Act::Administer, &room)?;
-    send_to_all(&node, &ControlMessage::Kick { room, user }).await
+    let session = user.parse();
+    let done = send_to_all(&node, &ControlMessage::Kick { room: room.clone(), user }).await?;
+    // The node that has renewed a polling session's lease may be gone, so the lease is ended from here.
+    if let Ok(session) = session {
+        node.leases.give_back(&room, session).await?;
+    }
+    Ok(done)
 }
 
 /// `DELETE /v1/users/{user}`.

@@ -2,14 +2,14 @@
 //! lease on each of its rooms, at whichever node: the session is present until some time after the poll, and leaves when
 //! no other poll has come by then, or when it gives the lease back. Renewed by `transport::poll`.
 //!
-//! This node remembers what it has renewed, so that a client that polls often costs the backplane one write a second, and
-//! so that a kick ends its leases at once.
+//! This node remembers what it has renewed, so that long polls that come often cost the backplane one write a second, and
+//! so that a disconnect ends a session's leases at once.
 
 use crate::{
     policy::class::Classes,
     protocol::error::{ErrorCode, Refusal},
 };
-use fanfare_broker::{Broker, PresenceUpdate, Room, SessionId};
+use fanfare_broker::{Broker, BrokerFuture, PresenceUpdate, Room, SessionId};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,7 +18,7 @@ use std::{
 
 /// Leases, and kicks, that one node remembers; a few hundred bytes each. Further leases are renewed by each poll.
 const REMEMBERED_MAX: usize = 100_000;
-/// A lease that was renewed within this time is not renewed again, and so is longer by as much.
+/// A lease that was renewed within this time is not renewed again by a long poll, and so is longer by as much.
 const RENEWED_LATELY: Duration = Duration::from_secs(1);
 /// Between two looks for what is over.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -51,19 +51,32 @@ impl Leases {
     /// An error: the session was kicked.
     pub(crate) fn renew(&self, room: &Room, session: SessionId, ttl: Duration) -> Result<(), Refusal> {
         self.admit(room, session)?;
-        if self.is_due((room.clone(), session), Instant::now(), ttl) {
-            let announce = self.classes.of(room.as_str()).presence;
-            let lease = PresenceUpdate::Lease { session, announce, ttl: ttl + RENEWED_LATELY };
-            drop(self.broker.update_presence(room, lease));
-        }
+        self.remember((room.clone(), session), Instant::now(), ttl);
+        let announce = self.classes.of(room.as_str()).presence;
+        let lease = PresenceUpdate::Lease { session, announce, ttl: ttl + RENEWED_LATELY };
+        drop(self.broker.update_presence(room, lease));
         Ok(())
     }
 
-    /// Ends a session's lease on a room.
-    pub(crate) fn give_back(&self, room: &Room, session: SessionId) {
+    /// As [`Leases::renew`], unless this node has renewed the lease within the last second. Then the result is the time at
+    /// which to call it again if the poll still waits: the lease may have been given back at another node since.
+    pub(crate) fn renew_unless_lately(
+        &self,
+        room: &Room,
+        session: SessionId,
+        ttl: Duration,
+    ) -> Result<Option<Instant>, Refusal> {
+        match self.renewed_lately(&(room.clone(), session), Instant::now(), ttl) {
+            Some(again) => self.admit(room, session).map(|()| Some(again)),
+            None => self.renew(room, session, ttl).map(|()| None),
+        }
+    }
+
+    /// Ends a session's lease on a room, whichever node has renewed it.
+    pub(crate) fn give_back(&self, room: &Room, session: SessionId) -> BrokerFuture<'_, ()> {
         self.renewed().remove(&(room.clone(), session));
         let announce = self.classes.of(room.as_str()).presence;
-        drop(self.broker.update_presence(room, PresenceUpdate::EndLease { session, announce }));
+        self.broker.update_presence(room, PresenceUpdate::EndLease { session, announce })
     }
 
     /// Checks that a polling session may be in a room.
@@ -93,7 +106,7 @@ impl Leases {
             of.map(|(room, _)| room.clone()).collect()
         };
         for room in rooms {
-            self.give_back(&room, session);
+            drop(self.give_back(&room, session));
         }
     }
 
@@ -111,19 +124,21 @@ impl Leases {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a renewal until `ttl` from now; `true` if the broker has to be told.
-    fn is_due(&self, key: (Room, SessionId), now: Instant, ttl: Duration) -> bool {
+    /// Whether a lease was renewed within the last second, and for as long as `ttl` from now; until when that holds.
+    fn renewed_lately(&self, key: &(Room, SessionId), now: Instant, ttl: Duration) -> Option<Instant> {
+        let known = self.renewed().get(key).copied()?;
+        let again = known.at + RENEWED_LATELY;
+        (now < again && now + ttl <= known.until + RENEWED_LATELY).then_some(again)
+    }
+
+    /// Remembers a renewal until `ttl` from now.
+    fn remember(&self, key: (Room, SessionId), now: Instant, ttl: Duration) {
         let mut renewed = self.renewed();
-        let until = now + ttl;
         let known = renewed.get(&key).copied();
-        if known.is_some_and(|known| now < known.at + RENEWED_LATELY && until <= known.until + RENEWED_LATELY) {
-            return false;
-        }
         if known.is_some() || renewed.len() < REMEMBERED_MAX {
-            let until = known.map_or(until, |known| known.until.max(until));
+            let until = known.map_or(now + ttl, |known| known.until.max(now + ttl));
             renewed.insert(key, Renewed { at: now, until });
         }
-        true
     }
 
     fn forget(&self, now: Instant) {
@@ -145,13 +160,16 @@ mod tests {
         let (leases, start) =
             (Leases::new(Arc::new(MemoryBroker::new(Vec::new())), Classes::default()), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        let key = || (Room::parse("a").unwrap(), SessionId([1; 12]));
+        let key = (Room::parse("a").unwrap(), SessionId([1; 12]));
         let ttl = Duration::from_secs(30);
-        assert!(leases.is_due(key(), at(0), ttl), "new");
-        assert!(!leases.is_due(key(), at(900), ttl), "renewed a moment ago, and for longer than asked");
-        assert!(leases.is_due(key(), at(950), Duration::from_secs(60)), "its end is later");
-        assert!(!leases.is_due(key(), at(1_000), ttl));
-        assert!(leases.is_due(key(), at(2_000), ttl), "it may have been given back elsewhere");
+        let lately = |ms, ttl| leases.renewed_lately(&key, at(ms), ttl);
+        assert_eq!(lately(0, ttl), None, "new");
+        leases.remember(key.clone(), at(0), ttl);
+        assert_eq!(lately(900, ttl), Some(at(1_000)), "renewed a moment ago, and for longer than asked");
+        assert_eq!(lately(950, Duration::from_secs(60)), None, "its end is later");
+        assert_eq!(lately(1_000, ttl), None, "it may have been given back elsewhere");
+        leases.remember(key.clone(), at(1_000), Duration::from_secs(60));
+        leases.remember(key.clone(), at(2_000), ttl);
         leases.forget(at(60_900));
         assert_eq!(leases.renewed().len(), 1);
         leases.forget(at(61_000));

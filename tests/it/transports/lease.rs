@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::publish;
 use super::traces::followed;
+use crate::fixtures::UnfinishedPublish;
 
 /// The most time between the end of a lease and `member_left`: for sweeps, and for a busy machine.
 const SLACK: Duration = Duration::from_secs(8);
@@ -44,6 +45,18 @@ async fn presence_events_so_far(watcher: &mut Client) -> Vec<Value> {
     let session = watcher.session();
     let frames = watcher.so_far().await.into_iter().map(|frame| frame.json);
     frames.filter(|frame| frame["member"].is_object() && frame["member"]["user"] != session).collect()
+}
+
+/// Polls with a wait of 55 s, and so a lease of 65 s, and is answered at once, with a message. Returns the request of the next
+/// such poll, and the member.
+async fn long_poller(cluster: &Cluster, node: usize, watcher: &mut Client, room: &str) -> (RoomRequest, Value) {
+    let first = poll::once(cluster.address(node), &RoomRequest::of(&[room])).await;
+    publish(cluster.address(node), room, &json!("news")).await;
+    let request = RoomRequest::of(&[room]).with(&format!("wait=55&session={}", first.session));
+    let answer = poll::served(&poll::get(cluster.address(node), &request.clone().since(first.cursor())).send().await);
+    let joined = presence_event(watcher, Duration::from_secs(10)).await;
+    assert_eq!(joined["type"], "member_joined", "{joined}");
+    (request.since(answer.cursor()), joined["member"].clone())
 }
 
 async fn listed(cluster: &Cluster, node: usize, room: &str, user: &Value) -> bool {
@@ -238,6 +251,23 @@ async fn a_kicked_poller_loses_its_membership() {
     }
 }
 
+/// A kick ended the leases that some node had renewed and still remembered: a member of another one stayed listed, although its
+/// polls were refused.
+#[tokio::test]
+async fn a_kick_ends_a_lease_whose_node_has_gone() {
+    let mut cluster = Cluster::over_redis(2).start().await;
+    let mut watcher = watcher(&cluster, 0, "a").await;
+    let (_, member) = long_poller(&cluster, 1, &mut watcher, "a").await;
+    cluster.nodes[1].terminate();
+    cluster.nodes[1].exit(patient(Duration::from_secs(20))).await;
+    let user = member["user"].as_str().expect("a user");
+    let kick = http::delete(cluster.address(0), &format!("/v1/rooms/a/members/{user}")).send().await;
+    assert_eq!(kick.status, 204);
+    assert!(!listed(&cluster, 0, "a", &json!(user)).await, "the kick is done when it is answered");
+    let left = presence_event(&mut watcher, Duration::from_secs(10)).await;
+    assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &member));
+}
+
 /// The lease was in the memory of the node that was polled last, and a drain announced that its pollers left: to the others
 /// a poller that came back a moment later left and joined with each deploy.
 #[tokio::test]
@@ -284,4 +314,47 @@ async fn a_poller_gives_its_lease_back() {
         let left = presence_event(&mut watcher, Duration::from_secs(10)).await;
         assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &joined["member"]));
     }
+}
+
+/// A node that had renewed a lease within the last second took it for still held, and told the backplane nothing of the next
+/// poll: one that waited was absent for its whole wait, a short one until the next.
+#[tokio::test]
+async fn a_poller_that_gave_its_lease_back_elsewhere_is_a_member_again() {
+    let cluster = Cluster::over_redis(2).start().await;
+    let mut watcher = watcher(&cluster, 1, "a").await;
+    let (request, member) = long_poller(&cluster, 0, &mut watcher, "a").await;
+    let session = request.query.rsplit_once('=').expect("it ends with the session").1.to_owned();
+    let short = request.clone().with(&format!("wait=0&session={session}"));
+    let leave = request.clone().with(&format!("leave=1&session={session}"));
+    let mut waiting = None;
+    for is_short in [false, true] {
+        assert_eq!(poll::get(cluster.address(1), &leave).send().await.status, 200);
+        let left = presence_event(&mut watcher, Duration::from_secs(10)).await;
+        assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &member));
+        if is_short {
+            assert_eq!(poll::get(cluster.address(0), &short).send().await.status, 200);
+        } else {
+            waiting = Some(tokio::spawn(poll::get(cluster.address(0), &request).send()));
+        }
+        let joined = presence_event(&mut watcher, Duration::from_secs(10)).await;
+        assert_eq!((&joined["type"], &joined["member"]), (&json!("member_joined"), &member), "short: {is_short}");
+    }
+    assert!(waiting.is_some_and(|poll| !poll.is_finished()), "it was a member while it waited");
+}
+
+/// A draining node took a client that left without a cursor for a new one, and refused it.
+#[tokio::test]
+async fn a_poller_gives_its_lease_back_at_a_draining_node() {
+    let cluster = Cluster::over_redis(2).drain(30).start().await;
+    let mut watcher = watcher(&cluster, 1, "a").await;
+    let (request, member) = long_poller(&cluster, 0, &mut watcher, "a").await;
+    // The drain lasts until this publish is finished.
+    let _unfinished = UnfinishedPublish::begin(cluster.address(0)).await;
+    cluster.nodes[0].terminate();
+    eventually("the node drains", async || http::get(cluster.nodes[0].admin, "/readyz").send().await.status != 200)
+        .await;
+    let leave = RoomRequest::of(&["a"]).with(&format!("leave=1&{}", request.query));
+    assert_eq!(poll::get(cluster.address(0), &leave).send().await.status, 200);
+    let left = presence_event(&mut watcher, Duration::from_secs(10)).await;
+    assert_eq!((&left["type"], &left["member"]), (&json!("member_left"), &member));
 }

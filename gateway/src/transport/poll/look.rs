@@ -57,6 +57,8 @@ pub(in crate::transport) struct Poll {
     is_present: bool,
     /// The client gives its leases back, and is answered at once.
     leaves: bool,
+    /// When to renew its leases again, if they were renewed too lately when it came.
+    pub(super) renew_at: Option<Instant>,
     /// For how long it may wait; zero: not at all.
     pub(super) wait: Duration,
     limit: usize,
@@ -129,8 +131,9 @@ impl Poll {
         if rooms.iter().any(|(_, class)| class.history.is_none()) {
             return Err(Refusal::history_off());
         }
-        // A draining node takes no new clients. A client with a cursor is not new, and its poll is answered at once.
-        if node.drain.is_draining() && since.iter().all(Option::is_none) {
+        // A draining node takes no new clients. A client with a cursor is not new, nor is one that leaves, and its poll is
+        // answered at once.
+        if node.drain.is_draining() && !asked.leaves && since.iter().all(Option::is_none) {
             return Err(Refusal::draining());
         }
         let given = asked.session.as_deref().map(|session| {
@@ -148,6 +151,7 @@ impl Poll {
             session: given.unwrap_or_else(PollSession::random),
             is_present: given.is_some(),
             leaves: asked.leaves,
+            renew_at: None,
             wait: if asked.leaves { Duration::ZERO } else { asked.wait.unwrap_or(WAIT).min(WAIT_MAX) },
             limit: asked.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX),
             last: asked.options.last,
@@ -168,23 +172,35 @@ impl Poll {
         self.rooms.iter().try_for_each(|room| self.shard.node.leases.admit(&room.name, session))
     }
 
-    /// Renews its presence lease for as long as it waits, and for the time until the next poll; or gives it back. A
-    /// client that polls without waiting is to come back after `next_ms`; it may be late, so it has three times that.
+    /// Renews its presence leases for as long as it waits, and for the time until the next poll; or gives them back.
+    /// Those of a poll that does not wait are renewed with its answer.
     /// An error: its session has been kicked out of one of the rooms.
-    pub(super) fn renew_lease(&self, next_ms: u64) -> Result<(), Refusal> {
-        if !self.is_present {
-            return Ok(());
-        }
-        let ttl = match self.wait {
-            Duration::ZERO => LEASE_SHORT.max(Duration::from_millis(3 * next_ms)),
-            wait => wait + LEASE_SPARE,
-        };
+    pub(super) fn renew_leases(&mut self) -> Result<(), Refusal> {
         let (session, leases) = (self.session.id(), &self.shard.node.leases);
-        if self.leaves {
-            self.rooms.iter().for_each(|room| leases.give_back(&room.name, session));
+        self.renew_at = None;
+        if self.leaves && self.is_present {
+            self.rooms.iter().for_each(|room| drop(leases.give_back(&room.name, session)));
             return Ok(());
         }
-        self.rooms.iter().try_for_each(|room| leases.renew(&room.name, session, ttl))
+        if !self.is_present || self.wait.is_zero() {
+            return self.admit();
+        }
+        for room in &self.rooms {
+            let again = leases.renew_unless_lately(&room.name, session, self.wait + LEASE_SPARE)?;
+            self.renew_at = self.renew_at.max(again.map(Instant::from_std));
+        }
+        Ok(())
+    }
+
+    /// Renews the leases of a poll that does not wait. Its client is to come back after `next_ms`; it may be late, so it has
+    /// three times that.
+    pub(super) fn renew_short_leases(&self, next_ms: u64) {
+        if self.is_present && self.wait.is_zero() && !self.leaves {
+            let (session, leases) = (self.session.id(), &self.shard.node.leases);
+            let ttl = LEASE_SHORT.max(Duration::from_millis(3 * next_ms));
+            // A kick since the poll began is told to the next poll.
+            let _ = self.rooms.iter().try_for_each(|room| leases.renew(&room.name, session, ttl));
+        }
     }
 
     /// Whether the client has this state already, by its `If-None-Match`.
