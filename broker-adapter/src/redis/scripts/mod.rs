@@ -34,9 +34,9 @@ impl Scripts {
         };
         Self {
             is_sharded,
-            publish: lua(include_str!("publish.lua")),
+            publish: lua(concat!(include_str!("meta.lua"), include_str!("publish.lua"))),
             publish_once: lua(include_str!("publish_once.lua")),
-            head: lua(include_str!("head.lua")),
+            head: lua(concat!(include_str!("meta.lua"), include_str!("head.lua"))),
             presence: lua(concat!(include_str!("members.lua"), include_str!("presence.lua"))),
             sweep: lua(concat!(include_str!("members.lua"), include_str!("sweep.lua"))),
             heartbeat: lua(concat!(include_str!("members.lua"), include_str!("heartbeat.lua"))),

@@ -155,6 +155,13 @@ impl PublisherDriver {
                     }
                     Err(self.context.refusals.of(&error))
                 }
+                Value::Array(mut parts) if matches!(parts.last(), Some(Value::ServerError(_))) => {
+                    // The script has done its work, except what can be refused without harm to the caller.
+                    if let Some(Value::ServerError(error)) = parts.pop() {
+                        self.context.refusals.of(&error);
+                    }
+                    Ok(parts.pop().unwrap_or(Value::Nil))
+                }
                 reply => Ok(reply),
             };
             match &result {
