@@ -12,36 +12,39 @@ if ARGV[6] == '1' then joined, left = ARGV[8], ARGV[9] end
 local entry = redis.call('HGET', sessions, session)
 
 if ARGV[1] == 'leave' then
-  redis.call('ZREM', own, session .. room)
-  if not entry or owner_of(entry) ~= owner then return 0 end
-  remove(sessions, users, session, entry, first_version, channel, left, tail)
+  local is_own = entry and owner_of(entry) == owner
+  if is_own then remove(sessions, users, session, entry, first_version, channel, left, tail) end
   forget_if_empty(sessions, users, rooms, room)
-  return 1
+  -- Last, so that a member at which the script fails is tried again.
+  redis.call('ZREM', own, session .. room)
+  return is_own and 1 or 0
 end
-
--- The session has changed its user: the old user's session leaves first.
-local user = user_of(ARGV[4])
-if entry and user_of(payload_of(entry)) ~= user then
-  remove(sessions, users, session, entry, first_version, channel, ARGV[9], tail)
-  entry = false
-end
-redis.call('HSET', sessions, session, owner .. ARGV[5] .. ARGV[4])
 
 -- The owner's list says until when the session stays at most: for ever (0), or until its lease ends. A shorter lease
--- does not shorten a longer one.
+-- does not shorten a longer one. First, so that the sweep finds whatever of this script is done.
 local lease, ends = tonumber(ARGV[13]), 0
 if lease > 0 then
   ends = math.max(now_ms() + lease, tonumber(redis.call('ZSCORE', own, session .. room) or 0))
 end
 redis.call('ZADD', own, ends, session .. room)
 
--- The session is in the room already: its info was replaced, and its owner may be another one now. The former owner's
--- list still has it, and is put right when that owner's members are swept.
-if entry then return 0 end
+-- The session has changed its user: the old user's session leaves first.
+local payload = ARGV[4]
+if entry and user_of(payload_of(entry)) ~= user_of(payload) then
+  remove(sessions, users, session, entry, first_version, channel, ARGV[9], tail)
+  entry = false
+end
 
--- The first session of the room.
-if redis.call('HLEN', sessions) == 1 then
-  redis.call('ZADD', rooms, 0, room)
+-- The session is in the room already: its info is replaced, and its owner may be another one now. The former owner's
+-- list still has it, and is put right when that owner's members are swept.
+local new_entry = owner .. ARGV[5] .. payload
+if entry then
+  redis.call('HSET', sessions, session, new_entry)
+  return 0
+end
+
+-- The first session of the room. All of this may be done without the session: nobody sees it before.
+if redis.call('HLEN', sessions) == 0 then
   if (redis.call('HGET', users, 'U') or '0') ~= '0' then
     -- Redis has evicted the sessions but not their counts: start counting anew, from the last version.
     local version = redis.call('HGET', users, 'v')
@@ -49,9 +52,9 @@ if redis.call('HLEN', sessions) == 1 then
     redis.call('HSET', users, 'v', version or first_version)
   end
   redis.call('PERSIST', users)
+  redis.call('ZADD', rooms, 0, room)
 end
 
-if not user or count(users, user, 1) == 1 then
-  change_users(users, 1, first_version, channel, joined, tail .. ARGV[4])
-end
+local version = change(users, payload, 1, first_version, 'HSET', sessions, session, new_entry)
+announce(version, channel, joined, tail .. payload)
 return 1
