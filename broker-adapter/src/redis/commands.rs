@@ -175,6 +175,13 @@ impl CommandBuilder {
         cmd
     }
 
+    /// The command that removes from an owner's list what is no member.
+    pub(crate) fn unlist(&self, owner: NodeId, partition: Partition, unreadable: &[Vec<u8>]) -> Cmd {
+        let mut cmd = redis::cmd("ZREM");
+        cmd.arg(self.keys.members_of(owner, partition)).arg(unreadable);
+        cmd
+    }
+
     /// The command that records a heartbeat of `owner`, reports the dead owners that this node has `swept`, and claims
     /// that this node is the one that sweeps. `is_known`: Redis has acknowledged an earlier heartbeat of this owner.
     pub(crate) fn heartbeat(&self, owner: NodeId, is_known: bool, times: &HeartbeatTimes, swept: &[NodeId]) -> Cmd {

@@ -52,7 +52,7 @@ use self::{
     keys::{Fence, HOME, Keys, LEASES, PARTITIONS, Part, Partition},
     master::Master,
     presence::{heartbeat::Heartbeat, roster::Loss, roster::Roster, sweep::Sweeper},
-    read::ReadPool,
+    read::{MemberPage, ReadPool},
     routes::Routes,
     scripts::Scripts,
     subscribe::{

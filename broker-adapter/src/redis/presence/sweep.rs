@@ -4,12 +4,15 @@
 
 use crate::{
     BrokerError, NodeId,
-    redis::{LEASES, Master, Membership, NodeContext, Over, Partition, Routes},
+    redis::{LEASES, Master, MemberPage, NodeContext, Over, Partition, Routes},
 };
 use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 use tokio::time::sleep;
 
@@ -70,47 +73,60 @@ impl Sweeper {
         mut partitions: Vec<Partition>,
         sweep: &Sweep,
     ) -> Result<(), BrokerError> {
+        let mut outcome = Ok(());
         while !partitions.is_empty() {
-            let page = (LISTED_MAX / partitions.len()).min(PAGE_MAX);
-            let lists = master.reads.members_of(sweep.owner, sweep.over, &partitions, page).await?;
-            self.remove_listed(&master, &partitions, &lists, sweep).await?;
-            // Where a page was full there may be more.
-            let mut lists = lists.iter();
-            partitions.retain(|_| lists.next().is_some_and(|list| list.len() == page));
+            let most = (LISTED_MAX / partitions.len()).min(PAGE_MAX);
+            let pages = master.reads.members_of(sweep.owner, sweep.over, &partitions, most).await?;
+            let mut listed = Vec::new();
+            for (partition, page) in partitions.into_iter().zip(pages) {
+                match page {
+                    Ok(page) => listed.push((partition, page)),
+                    Err(why) => outcome = Err(why),
+                }
+            }
+            let mut refused = self.remove_listed(&master, &listed, sweep).await?;
+            // Where a page was full there may be more, unless it is full of members that Redis refuses to remove.
+            listed.retain(|(partition, page)| page.is_full && !refused.contains_key(partition));
+            partitions = listed.into_iter().map(|(partition, _)| partition).collect();
+            outcome = refused.drain().next().map_or(outcome, |(_, why)| Err(why));
         }
-        Ok(())
+        outcome
     }
 
-    /// Removes what was read, in calls that are short for Redis. A call that is refused does not keep the others from
-    /// being sent, unless the master is away.
+    /// Removes what was read, in calls that are short for Redis. Returns where Redis has refused a call: that does not keep
+    /// the others from being sent, unless the master is away.
     async fn remove_listed(
         &self,
         master: &Master,
-        partitions: &[Partition],
-        lists: &[Vec<Membership>],
+        listed: &[(Partition, MemberPage)],
         sweep: &Sweep,
-    ) -> Result<(), BrokerError> {
-        if lists.iter().all(Vec::is_empty) {
-            return Ok(());
+    ) -> Result<HashMap<Partition, BrokerError>, BrokerError> {
+        let mut refused = HashMap::new();
+        if listed.iter().all(|(_, page)| page.members.is_empty() && page.unreadable.is_empty()) {
+            return Ok(refused);
         }
         let connection = master.reads.for_upkeep().await?;
-        let (mut replies, mut refused) = (FuturesUnordered::new(), Ok(()));
-        let mut take = |reply: Result<usize, BrokerError>| match reply {
+        let mut replies = FuturesUnordered::new();
+        let mut take = |(partition, is_sweep, reply): (Partition, bool, Result<usize, BrokerError>)| match reply {
             Ok(removed) => {
-                sweep.removed.fetch_add(removed, Ordering::Relaxed);
+                sweep.removed.fetch_add(if is_sweep { removed } else { 0 }, Ordering::Relaxed);
                 Ok(())
             }
             Err(BrokerError::Unavailable) => Err(BrokerError::Unavailable),
             Err(why) => {
-                refused = Err(why);
+                refused.insert(partition, why);
                 Ok(())
             }
         };
-        for (at, list) in partitions.iter().zip(lists) {
-            for members in list.chunks(CALL_MAX) {
-                let call = self.context.builder.sweep(sweep.owner, sweep.over, *at, members);
+        let builder = &self.context.builder;
+        for (partition, page) in listed {
+            let sweeps = page.members.chunks(CALL_MAX);
+            let sweeps = sweeps.map(|members| (true, builder.sweep(sweep.owner, sweep.over, *partition, members)));
+            let unreadable = Some(&page.unreadable).filter(|unreadable| !unreadable.is_empty());
+            let unlist = unreadable.map(|unreadable| (false, builder.unlist(sweep.owner, *partition, unreadable)));
+            for (is_sweep, call) in sweeps.chain(unlist) {
                 let connection = connection.clone();
-                replies.push(async move { master.reads.run(connection, &call).await });
+                replies.push(async move { (*partition, is_sweep, master.reads.run(connection, &call).await) });
                 if replies.len() == CALLS
                     && let Some(reply) = replies.next().await
                 {
@@ -121,6 +137,6 @@ impl Sweeper {
         while let Some(reply) = replies.next().await {
             take(reply)?;
         }
-        refused
+        Ok(refused)
     }
 }

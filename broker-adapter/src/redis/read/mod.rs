@@ -16,7 +16,7 @@ use bytes::Bytes;
 use deadpool_redis::{Connection, Manager, Pool, PoolError, Runtime, TimeoutType};
 use parking_lot::Mutex;
 use redis::{
-    AsyncConnectionConfig, Cmd, ConnectionInfo, FromRedisValue, Pipeline, ServerErrorKind, Value,
+    AsyncConnectionConfig, Cmd, ConnectionInfo, FromRedisValue, Pipeline, RedisResult, ServerErrorKind, Value,
     aio::MultiplexedConnection,
 };
 use single_flight::SingleFlight;
@@ -67,10 +67,35 @@ type Entries = Vec<(Offset, Option<Publication>)>;
 /// A room's head, and a part of its stream.
 type Range = (Cursor, Entries);
 
-/// A room's meta: the fence, the epoch and the last offset; `None` for what Redis does not have.
-type Meta = (Option<String>, Option<Vec<u8>>, Option<u64>);
+/// A field of a hash as it is stored, since one that cannot be read must not fail the whole read; `None`: Redis does not
+/// have it.
+type Field = Option<Vec<u8>>;
+/// A room's meta: the fence, the epoch and the last offset.
+type Meta = (Field, Field, Field);
 /// How many users a room has, and its presence version.
-type UserCounts = (Option<u64>, Option<u64>);
+type UserCounts = (Field, Field);
+/// A part of an owner's list of members in one partition.
+pub(crate) struct MemberPage {
+    pub(crate) members: Vec<Membership>,
+    /// What is listed, but cannot be read.
+    pub(crate) unreadable: Vec<Vec<u8>>,
+    /// The list may have more.
+    pub(crate) is_full: bool,
+}
+
+impl MemberPage {
+    fn new(list: Vec<Vec<u8>>, most: usize) -> Self {
+        let mut page =
+            Self { members: Vec::with_capacity(list.len()), unreadable: Vec::new(), is_full: list.len() == most };
+        for listed in list {
+            match read_member(&listed) {
+                Some(member) => page.members.push(member),
+                None => page.unreadable.push(listed),
+            }
+        }
+        page
+    }
+}
 
 impl ReadPool {
     pub(crate) fn new(status: Arc<ConnectionStatus>, context: Arc<NodeContext>) -> Self {
@@ -213,7 +238,7 @@ impl ReadPool {
         pipe.cmd("HMGET").arg(self.keys().of(Part::META, room)).arg(&["g", "e", "s"]);
         pipe.cmd(if *detail == PresenceDetail::Members { "HGETALL" } else { "HLEN" }).arg(&sessions);
         pipe.cmd("HGET").arg(&users).arg("v");
-        type Read = (UserCounts, u64, Meta, Value, Option<u64>);
+        type Read = (UserCounts, u64, Meta, Value, Field);
         let mut read: Read = self.ask(Purpose::Question, &pipe).await?;
         for _ in 1..ATTEMPTS {
             if read.0.1 == read.4 {
@@ -230,9 +255,9 @@ impl ReadPool {
         };
         Ok(Presence {
             sessions: count,
-            users: users.unwrap_or(0),
+            users: number(&users).unwrap_or(0),
             members: Member::merge(entries.into_iter().filter_map(read_entry)),
-            version: version.unwrap_or(0),
+            version: number(&version).unwrap_or(0),
             head: fence.as_ref().and_then(|fence| head(&meta, fence)),
         })
     }
@@ -261,14 +286,15 @@ impl ReadPool {
 
     // --- upkeep ---
 
-    /// Reads members of an owner that are over, in each of these partitions at most `most`.
+    /// Reads members of an owner that are over, in each of these partitions at most `most`. A list that Redis refuses to
+    /// read does not keep the others from being read.
     pub(crate) async fn members_of(
         &self,
         owner: NodeId,
         over: Over,
         partitions: &[Partition],
         most: usize,
-    ) -> Result<Vec<Vec<Membership>>, BrokerError> {
+    ) -> Result<Vec<Result<MemberPage, BrokerError>>, BrokerError> {
         let until = match over {
             Over::All => "+inf".to_owned(),
             Over::Ended => {
@@ -281,8 +307,9 @@ impl ReadPool {
             pipe.cmd("ZRANGEBYSCORE").arg(self.keys().members_of(owner, *partition)).arg("-inf").arg(&until);
             pipe.arg("LIMIT").arg(0).arg(most);
         }
-        let lists: Vec<Vec<Vec<u8>>> = self.ask(Purpose::Upkeep, &pipe).await?;
-        Ok(lists.into_iter().map(|list| list.iter().filter_map(|member| read_member(member)).collect()).collect())
+        let lists: Vec<RedisResult<Vec<Vec<u8>>>> = self.ask(Purpose::Upkeep, pipe.ignore_errors()).await?;
+        let refusal = |error| self.context.refusals.of_read(&error);
+        Ok(lists.into_iter().map(|list| list.map_err(refusal).map(|list| MemberPage::new(list, most))).collect())
     }
 
     /// A connection for [`ReadPool::run`]. To get one costs a round trip.
@@ -322,13 +349,19 @@ fn open(server: ConnectionInfo, connections: usize) -> Result<Pool, Box<dyn Erro
     Ok(pool)
 }
 
-/// The room's head, if its offsets are of this fence.
+/// The room's head, if its offsets are of this fence. `None` too if it cannot be read: the head command then begins a new
+/// epoch.
 fn head((stored, epoch, offset): &Meta, fence: &Fence) -> Option<Cursor> {
-    if stored.as_deref() != Some(fence.as_str()) {
+    if stored.as_deref() != Some(fence.as_str().as_bytes()) {
         return None;
     }
     let epoch = Epoch::from_bytes(epoch.as_deref()?.try_into().ok()?)?;
-    Some(Cursor::new(epoch, Offset(offset.unwrap_or(0))))
+    Some(Cursor::new(epoch, Offset(number(offset)?)))
+}
+
+/// A field's number; `None`: it cannot be read, or is below 0.
+fn number(field: &Field) -> Option<u64> {
+    std::str::from_utf8(field.as_deref()?).ok()?.parse().ok()
 }
 
 /// The page of what was read after an offset. Entries that cannot be read are missing like those that were trimmed: the
