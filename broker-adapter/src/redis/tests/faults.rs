@@ -17,7 +17,7 @@ use std::sync::{
 };
 
 /// Reads everything after `since` from history, page by page.
-async fn caught_up(node: &TestNode, room: &Room, since: Cursor) -> (Vec<String>, Option<Gap>) {
+pub(super) async fn caught_up(node: &TestNode, room: &Room, since: Cursor) -> (Vec<String>, Option<Gap>) {
     let (mut at, mut seen, mut gap) = (since, Vec::new(), None);
     loop {
         let page = node.since(room, at, 500).await;
@@ -32,7 +32,7 @@ async fn caught_up(node: &TestNode, room: &Room, since: Cursor) -> (Vec<String>,
 
 /// Waits for the results of all publishes by ticket, and returns the numbers of the acknowledged ones. A busy machine
 /// may refuse some.
-async fn acknowledged(node: &TestNode, count: usize) -> Vec<u64> {
+pub(super) async fn acknowledged(node: &TestNode, count: usize) -> Vec<u64> {
     let all = |seen: &crate::contract::Seen| Some(seen.results.clone()).filter(|results| results.len() == count);
     let results = node.seen.wait_for("every result", all).await;
     results.iter().filter(|(_, _, result)| result.is_ok()).map(|(ticket, _, _)| ticket.0[0]).collect()

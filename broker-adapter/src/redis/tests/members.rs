@@ -4,25 +4,25 @@ use super::{Gateway, RedisConfig, room_where, server::Server, until};
 use crate::{
     Broker, PresenceDetail, PresenceKind, PresenceUpdate, Room, RoomQuery, SessionId, User, Who,
     contract::{WAIT_MAX, room},
-    redis::keys::{Keys, Part},
+    redis::keys::{Keys, Part, Partition},
 };
 use futures_util::future::join_all;
 use std::time::{Duration, Instant};
 
-fn enter(n: u8, user: &str) -> PresenceUpdate {
+pub(super) fn enter(n: u8, user: &str) -> PresenceUpdate {
     PresenceUpdate::Enter { session: SessionId([n; 12]), user: Some(User::new(user)), info: None, announce: true }
 }
 
-fn leave(n: u8) -> PresenceUpdate {
+pub(super) fn leave(n: u8) -> PresenceUpdate {
     PresenceUpdate::Leave { session: SessionId([n; 12]), announce: true }
 }
 
 /// A configuration with times short enough for tests.
-fn hasty(server: &Server) -> RedisConfig {
+pub(super) fn hasty(server: &Server) -> RedisConfig {
     RedisConfig { heartbeat: Duration::from_millis(100), dead_after: Duration::from_secs(1), ..server.config() }
 }
 
-async fn users(gateway: &Gateway, room: &Room) -> Vec<String> {
+pub(super) async fn users(gateway: &Gateway, room: &Room) -> Vec<String> {
     let presence = gateway.broker.presence(room, PresenceDetail::Members).await.unwrap();
     let name = |who: &Who| match who {
         Who::User(user) => user.as_str().to_owned(),
@@ -314,4 +314,53 @@ async fn a_sweep_that_redis_refuses_in_one_room_goes_on_with_the_others() {
     until("the others to be swept", 2 * WAIT_MAX, || async { listed().await == [rooms[3].clone()] }).await;
     server.command(&format!("RENAME kept {broken}")).await;
     until("the last one to be swept", WAIT_MAX, || async { listed().await.is_empty() }).await;
+}
+
+/// A page with one entry that could not be read was taken for the last one, and the rest stayed for good.
+#[tokio::test]
+async fn an_unreadable_entry_in_a_dead_node_s_list_kept_the_members_behind_it() {
+    const PARTITION: Partition = Partition(7);
+    let server = Server::start().await;
+    let (a, dying) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
+    let list = Keys::new("fanfare", 0, false).members_of(dying.broker.status().node, PARTITION);
+    // A page has 256 members.
+    let rooms: Vec<Room> = (0..300).map(|_| room_where("behind", |partition| partition == PARTITION)).collect();
+    let entering = rooms.iter().map(|room| dying.broker.update_presence(room, enter(1, "ann")));
+    assert!(join_all(entering).await.iter().all(Result::is_ok));
+    server.command(&format!("ZADD {list} 0 !")).await;
+    drop(dying);
+    until("the list to be empty", 2 * WAIT_MAX, || async { server.ask::<u64>(&format!("EXISTS {list}")).await == 0 })
+        .await;
+    let query = RoomQuery { prefix: "behind:".into(), after: None, limit: 1 };
+    assert!(a.broker.rooms(query).await.unwrap().rooms.is_empty());
+}
+
+/// One refused list made the reads of all others fail, and one refused member kept those behind it in its call.
+#[tokio::test]
+async fn a_dead_node_s_list_or_member_that_redis_refused_kept_the_others() {
+    let server = Server::start().await;
+    let (a, dying) = (Gateway::connect(hasty(&server)).await, Gateway::connect(hasty(&server)).await);
+    let keys = Keys::new("fanfare", 0, false);
+    let list = keys.members_of(dying.broker.status().node, Partition(0));
+    let rooms: Vec<Room> = (0..16).map(|_| room_where("refused", |partition| partition.0 == 7)).collect();
+    for room in &rooms {
+        dying.broker.update_presence(room, enter(1, "ann")).await.unwrap();
+    }
+    let first = rooms.iter().min().unwrap();
+    let broken = keys.of(Part::SESSIONS, first);
+    server.command(&format!("RENAME {broken} kept")).await;
+    server.command(&format!("SET {broken} x")).await;
+    server.command(&format!("SET {list} x")).await;
+    drop(dying);
+    let query = RoomQuery { prefix: "refused:".into(), after: None, limit: 100 };
+    let listed = || async { a.broker.rooms(query.clone()).await.unwrap().rooms };
+    until("the others to be swept", 2 * WAIT_MAX, || async { listed().await == [first.clone()] }).await;
+    server.command(&format!("RENAME kept {broken}")).await;
+    until("the last one to be swept", WAIT_MAX, || async { listed().await.is_empty() }).await;
+    server.command(&format!("DEL {list}")).await;
+    until("the sweep to be recorded", WAIT_MAX, || async {
+        let nodes: Vec<String> = server.ask("ZRANGE fanfare:nodes 0 -1").await;
+        nodes.iter().any(|node| node.starts_with('s'))
+    })
+    .await;
 }

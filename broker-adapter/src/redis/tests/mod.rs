@@ -3,6 +3,7 @@
 mod cluster;
 mod faults;
 mod members;
+mod refusals;
 mod security;
 mod sentinel;
 mod server;
