@@ -69,11 +69,11 @@ type Range = (Cursor, Entries);
 
 /// A field of a hash as it is stored, since one that cannot be read must not fail the whole read; `None`: Redis does not
 /// have it.
-type Field = Option<Vec<u8>>;
+type HashValue = Option<Vec<u8>>;
 /// A room's meta: the fence, the epoch and the last offset.
-type Meta = (Field, Field, Field);
+type Meta = (HashValue, HashValue, HashValue);
 /// How many users a room has, and its presence version.
-type UserCounts = (Field, Field);
+type UserCounts = (HashValue, HashValue);
 /// A part of an owner's list of members in one partition.
 pub(crate) struct MemberPage {
     pub(crate) members: Vec<Membership>,
@@ -238,7 +238,7 @@ impl ReadPool {
         pipe.cmd("HMGET").arg(self.keys().of(Part::META, room)).arg(&["g", "e", "s"]);
         pipe.cmd(if *detail == PresenceDetail::Members { "HGETALL" } else { "HLEN" }).arg(&sessions);
         pipe.cmd("HGET").arg(&users).arg("v");
-        type Read = (UserCounts, u64, Meta, Value, Field);
+        type Read = (UserCounts, u64, Meta, Value, HashValue);
         let mut read: Read = self.ask(Purpose::Question, &pipe).await?;
         for _ in 1..ATTEMPTS {
             if read.0.1 == read.4 {
@@ -360,7 +360,7 @@ fn head((stored, epoch, offset): &Meta, fence: &Fence) -> Option<Cursor> {
 }
 
 /// A field's number; `None`: it cannot be read, or is below 0.
-fn number(field: &Field) -> Option<u64> {
+fn number(field: &HashValue) -> Option<u64> {
     std::str::from_utf8(field.as_deref()?).ok()?.parse().ok()
 }
 
