@@ -88,11 +88,17 @@ impl CommandBuilder {
         cmd
     }
 
-    /// The command that shows whether Redis takes writes: one that needs memory, and that no node reads.
-    pub(crate) fn write_probe(&self, partition: Partition) -> Cmd {
-        let mut cmd = redis::cmd("SET");
-        cmd.arg(self.keys.probe(partition)).arg("").arg("PX").arg(1000);
-        cmd
+    /// The commands that together show whether Redis takes writes: one that needs memory (a script that has begun with a
+    /// deletion is excused), and a publish, with all that this node has to have the right to. No node reads them.
+    pub(crate) fn write_probes(&self, fence: &Fence, partition: Partition) -> [Cmd; 2] {
+        const TTL_MS: u64 = 1000;
+        let [key, channel] = self.keys.probe(partition);
+        let mut set = redis::cmd("SET");
+        set.arg(&key).arg("").arg("PX").arg(TTL_MS);
+        let mut publish = self.scripts.publish.call(2, 9);
+        publish.arg(format!("{key}:m")).arg(format!("{key}:s")).arg(channel).arg("").arg(fence.as_str());
+        publish.arg(&Epoch::random().as_bytes()[..]).arg(1).arg(&[TTL_MS; 3]).arg("");
+        [set, publish]
     }
 
     /// The command that sends bytes to the current subscribers of a channel.

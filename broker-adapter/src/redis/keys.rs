@@ -13,7 +13,8 @@
 //! <prefix>:{pNN}:nm:<owner>      sorted set: the owner's members in the partition, <session><room> -> end of the lease, or 0
 //! <prefix>:nodes                 sorted set: owner -> last heartbeat; x<owner>: dead; s<owner>: swept
 //! <prefix>:sweeper               the node that removes the members of dead owners
-//! <prefix>:probe                 written to see whether Redis takes writes
+//! <prefix>:probe                 written to see whether Redis takes writes, like the meta and the stream of a room:
+//! <prefix>:probe:m, :s           … and a channel <prefix>:probe
 //! <prefix>:ctl                   channel: control messages to all nodes
 //! <prefix>:node:<id>             channel: control messages to one node
 //! ```
@@ -21,7 +22,7 @@
 //! or with the prefix alone in database 0.
 //!
 //! An owner is written in hexadecimal digits, so it begins with neither `x` nor `s`. In a cluster the last five have a
-//! slot too: `<prefix>:{p00}:nodes`, `<prefix>:{p00}:sweeper`, and in each partition `<prefix>:{pNN}:probe`, `<prefix>:{pNN}:ctl` and
+//! slot too: `<prefix>:{p00}:nodes`, `<prefix>:{p00}:sweeper`, and in each partition `<prefix>:{pNN}:probe…`, `<prefix>:{pNN}:ctl` and
 //! `<prefix>:{pNN}:node:<id>`.
 
 use crate::{IdempotencyKey, NodeId, Room};
@@ -138,9 +139,9 @@ impl Keys {
         format!("{}nm:{owner}", tagged(&self.prefix, partition, 20))
     }
 
-    /// A key that is only written, to see whether Redis takes writes.
-    pub(crate) fn probe(&self, partition: Partition) -> String {
-        self.in_partition(&self.prefix, partition) + "probe"
+    /// A key, which is only written, and a channel without subscribers: to see whether Redis takes writes.
+    pub(crate) fn probe(&self, partition: Partition) -> [String; 2] {
+        [&self.prefix, &self.channels].map(|prefix| self.in_partition(prefix, partition) + "probe")
     }
 
     /// The set of all owners with their heartbeats.

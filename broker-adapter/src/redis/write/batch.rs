@@ -74,15 +74,6 @@ impl WriteCommand {
         }
     }
 
-    /// Whether Redis has to write for it, so that its success shows that Redis takes writes.
-    pub(crate) fn is_write(&self) -> bool {
-        match self {
-            Self::Publish(messages) => messages.first.publish.retention.is_some(),
-            Self::Presence(_) | Self::Probe(_) => true,
-            Self::Other { .. } => false,
-        }
-    }
-
     pub(crate) fn cmd(&self, builder: &CommandBuilder, fence: &Fence) -> Cmd {
         match self {
             Self::Publish(messages) => builder.publish(fence, messages),

@@ -24,7 +24,7 @@ pub(crate) struct QueuedCommand {
 pub(crate) enum WriteCommand {
     Publish(Messages),
     Presence(PresenceCommand),
-    /// Asks whether Redis takes writes again.
+    /// Asks whether Redis takes writes.
     Probe(Cmd),
     /// Everything rare: control messages, heartbeats, the removal of dead members.
     Other {

@@ -33,15 +33,17 @@ const BATCHES: usize = 4;
 /// A reply that takes longer counts as missing: with the wait in the queue, publishers get their result within a
 /// second.
 const REPLY_MAX: Duration = Duration::from_millis(750);
-/// How often Redis is asked whether it takes writes again.
+/// How often Redis is asked whether it takes writes, once that is in doubt.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Sends the commands of one publisher.
 pub(crate) struct PublisherDriver {
     pub(crate) status: Arc<ConnectionStatus>,
     pub(crate) queue: mpsc::Receiver<QueuedCommand>,
-    /// Redis has refused a write, and has taken none since.
+    /// Redis takes no writes of this node.
     pub(crate) is_refused: Arc<AtomicBool>,
+    /// Redis has refused a command, and no probe has shown since that it takes writes.
+    pub(crate) is_doubtful: bool,
     /// The partitions of the master.
     pub(crate) partitions: watch::Receiver<Vec<Partition>>,
     pub(crate) context: Arc<NodeContext>,
@@ -90,10 +92,10 @@ impl PublisherDriver {
             tokio::select! {
                 biased;
                 Some(replied) = running.next(), if !running.is_empty() => self.settle(replied, &mut again, signals),
-                _ = probes.tick(), if self.is_refused.load(Ordering::Relaxed) => {
+                _ = probes.tick(), if self.is_doubtful => {
                     let partition = self.partitions.borrow().first().copied().unwrap_or(HOME);
-                    let probe = WriteCommand::Probe(self.context.builder.write_probe(partition));
-                    running.push_back(self.send(&connection, vec![probe]));
+                    let probes = self.context.builder.write_probes(&connection.server.fence, partition);
+                    running.push_back(self.send(&connection, probes.map(WriteCommand::Probe).into()));
                 }
                 count = self.queue.recv_many(&mut next, BATCH), if running.len() < BATCHES && again.is_empty() => {
                     if count == 0 {
@@ -133,13 +135,25 @@ impl PublisherDriver {
     }
 
     /// Completes the calls of one pipeline. Calls whose script Redis has forgotten are moved to `again`, in order.
-    fn settle(&self, (calls, replies): Replied, again: &mut Vec<WriteCommand>, signals: &Signals) {
+    fn settle(&mut self, (calls, replies): Replied, again: &mut Vec<WriteCommand>, signals: &Signals) {
         let replies = match replies {
             Some(Ok(replies)) => replies,
             // Without replies the calls are dropped, and so report an error.
             Some(Err(_)) => return signals.lost.notify_one(),
-            None => return signals.late.notify_one(),
+            None => {
+                self.doubt(true);
+                // Redis may let writes wait, and so the probes. Whether it is alive the supervisor asks.
+                if !matches!(calls[..], [WriteCommand::Probe(_), ..]) {
+                    signals.late.notify_one();
+                }
+                return;
+            }
         };
+        // Only probes end a doubt: with a full memory, or without one of the rights, some writes succeed.
+        if let [WriteCommand::Probe(_), WriteCommand::Probe(_)] = calls[..] {
+            self.is_doubtful = replies.iter().any(|reply| matches!(reply, Value::ServerError(_)));
+            self.is_refused.store(self.is_doubtful, Ordering::Relaxed);
+        }
         for (call, reply) in calls.into_iter().zip(replies) {
             if is_forgotten(&reply) {
                 again.push(call);
@@ -165,12 +179,19 @@ impl PublisherDriver {
                 reply => Ok(reply),
             };
             match &result {
-                Err(BrokerError::NotWritable) => self.is_refused.store(true, Ordering::Relaxed),
-                Ok(_) if call.is_write() => self.is_refused.store(false, Ordering::Relaxed),
+                Err(BrokerError::NotWritable) => self.doubt(true),
+                // It may be about one key only; the probe finds out.
+                Err(BrokerError::Misconfigured) => self.doubt(false),
                 _ => {}
             }
             call.complete(result);
         }
+    }
+
+    /// Has Redis asked whether it takes writes. `is_refused`: until its reply it counts as if it did not.
+    fn doubt(&mut self, is_refused: bool) {
+        self.is_doubtful = true;
+        self.is_refused.fetch_or(is_refused, Ordering::Relaxed);
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Publisher {
     pub(crate) status: Arc<ConnectionStatus>,
     queue: mpsc::Sender<QueuedCommand>,
     pub(crate) in_flight: Arc<InFlight>,
-    /// Redis has refused a write, and has taken none since.
+    /// Redis takes no writes of this node.
     pub(crate) is_refused: Arc<AtomicBool>,
     pub(crate) context: Arc<NodeContext>,
 }
@@ -54,6 +54,7 @@ impl Publisher {
             status: Arc::clone(&status),
             queue: commands,
             is_refused: Arc::clone(&is_refused),
+            is_doubtful: false,
             partitions,
             context: Arc::clone(&context),
         };
