@@ -102,7 +102,9 @@ impl Address {
             if host.is_empty() || matches!(info.addr(), ConnectionAddr::Unix(_)) {
                 return Err(ConfigError::Malformed);
             }
-            let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+            // No CLIENT SETINFO: after it the library reports that the connection has ended, and not why Redis, which had
+            // said so in its first reply, has ended it.
+            let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
             Ok(info.set_redis_settings(settings))
         };
         let hosts = hosts.split(',').map(host).collect::<Result<Vec<_>, _>>()?;

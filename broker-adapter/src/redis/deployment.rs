@@ -55,8 +55,9 @@ impl Deployment {
         let roster = Arc::new(Roster::new(context.builder.node));
         let tasks = context.tasks.clone();
         let sweeper = Arc::new(Sweeper { context: Arc::clone(&context), routes: Arc::clone(&routes) });
+        let refusals = Arc::clone(&context.refusals);
         let heartbeat = Arc::new(Heartbeat { context, routes: routes.clone(), roster, sweeper });
-        heartbeat.begin().await.map_err(|why: BrokerError| refused(why.to_string()))?;
+        heartbeat.begin().await.map_err(|why: BrokerError| refused(refusals.with_last_words(&why)))?;
         tasks.essential("Redis heartbeat", Arc::clone(&heartbeat).run(stopped));
         Ok(Self { routes, heartbeat, stop })
     }

@@ -3,7 +3,7 @@
 
 use crate::BrokerError;
 use parking_lot::Mutex;
-use redis::{RedisError, ServerError};
+use redis::{ErrorKind, RedisError, ServerError};
 use std::time::{Duration, Instant};
 
 /// Between two lines of the log about refusals of one class.
@@ -99,9 +99,20 @@ pub(crate) enum Remedy {
     RefreshTopology,
 }
 
-/// What refusals without a code of their own say if an operator has to act.
-const MISCONFIGURED: [&str; 6] =
-    ["unknown command", "unknown subcommand", "can't run this command", "not allowed", "disabled", "DB index"];
+/// What refusals without a code of their own say if an operator has to act, in lower case. For what a script lacks the
+/// right to, Redis 7.0 and older begin with "The user executing the script", newer ones and Valkey with "ACL failure".
+const MISCONFIGURED: [&str; 10] = [
+    "unknown command",
+    "unknown redis command",
+    "unknown subcommand",
+    "user executing the script",
+    "acl failure",
+    "no permissions",
+    "not allowed",
+    "disabled",
+    "db index",
+    "password",
+];
 
 impl RefusalClass {
     const COUNT: usize = 8;
@@ -123,10 +134,16 @@ impl RefusalClass {
             "BUSY" => Self::Busy,
             "ERR" => match inner_code(details) {
                 Some((code, details)) => Self::of_code(code, details),
-                None if details.contains("max number of clients") => Self::Busy,
-                None if MISCONFIGURED.iter().any(|part| details.contains(part)) => Self::Misconfigured,
-                None => Self::Bug,
+                None => Self::of_text(&details.to_lowercase()),
             },
+            _ => Self::Bug,
+        }
+    }
+
+    fn of_text(details: &str) -> Self {
+        match details {
+            _ if details.contains("max number of clients") => Self::Busy,
+            _ if MISCONFIGURED.iter().any(|part| details.contains(part)) => Self::Misconfigured,
             _ => Self::Bug,
         }
     }
@@ -148,11 +165,24 @@ fn inner_code(details: &str) -> Option<(&str, &str)> {
     (code != "ERR" && code.bytes().all(|byte| byte.is_ascii_uppercase())).then_some((code, rest))
 }
 
+/// What Redis said: to one command, or to the first one of a pipeline that it refused; `None`: it is no refusal.
+fn refused(error: &RedisError) -> Option<ServerError> {
+    error.clone().into_server_errors()?.first().map(|(_, refused)| refused.clone())
+}
+
+/// Redis's own words, or those of the client library if Redis has said nothing.
+pub(crate) fn words(error: &RedisError) -> String {
+    refused(error)
+        .map_or_else(|| error.to_string(), |why| format!("{} {}", why.code(), why.details().unwrap_or_default()))
+}
+
 /// Turns what Redis refuses into what a caller of the broker gets, and says it in the log: one line a second for each
 /// class, however many callers there are.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     next_lines: Mutex<[Option<Instant>; RefusalClass::COUNT]>,
+    /// What the last line of the log says.
+    last_words: Mutex<Option<String>>,
 }
 
 impl Refusals {
@@ -161,26 +191,41 @@ impl Refusals {
         self.refusal(error.code(), error.details().unwrap_or_default())
     }
 
-    /// Of a whole read.
-    pub(crate) fn of_read(&self, error: &RedisError) -> BrokerError {
+    /// Of a whole read, or of an attempt to connect.
+    pub(crate) fn of_error(&self, error: &RedisError) -> BrokerError {
+        // The library keeps the code and the text of what it knows only, and of a pipeline neither.
+        if let Some(refused) = refused(error) {
+            return self.of(&refused);
+        }
         if error.is_io_error() || error.is_connection_dropped() || error.is_timeout() {
             return BrokerError::Unavailable;
         }
-        match error.code() {
-            Some(code) => self.refusal(code, error.detail().unwrap_or_default()),
-            None => BrokerError::Protocol(format!("{:?}", error.kind())),
+        match (error.kind(), error.code()) {
+            (ErrorKind::RESP3NotSupported, _) => self.refusal("NOPROTO", &error.to_string()),
+            // The library's own error for a database that Redis refuses.
+            (_, Some(code)) => self.refusal(code, error.detail().unwrap_or_default()),
+            (kind, None) => BrokerError::Protocol(format!("{kind:?}")),
         }
+    }
+
+    /// An error that has lost Redis's own words, and the last ones that are known: for the last line of a start that
+    /// failed.
+    pub(crate) fn with_last_words(&self, why: &BrokerError) -> String {
+        self.last_words.lock().as_ref().map_or_else(|| why.to_string(), |words| format!("{why}: {words}"))
     }
 
     fn refusal(&self, code: &str, details: &str) -> BrokerError {
         use RefusalClass as C;
+        // Redis's error texts name commands, but neither rooms nor payloads, except behind an unknown command.
+        let details = details.split(", with args beginning with").next().unwrap_or_default();
         let class = C::of_code(code, details);
-        // Redis's error texts name commands, but neither rooms nor payloads. That slots move is no fault.
-        match class {
-            C::Moved | C::Migrating => {}
-            _ if !self.is_line_due(class) => {}
-            C::Misconfigured | C::Bug => tracing::error!(?class, code, details, "Redis refuses a command"),
-            _ => tracing::warn!(?class, code, details, "Redis refuses a command"),
+        // That slots move is no fault.
+        if !matches!(class, C::Moved | C::Migrating) && self.is_line_due(class) {
+            match class {
+                C::Misconfigured | C::Bug => tracing::error!(?class, code, details, "Redis refuses a command"),
+                _ => tracing::warn!(?class, code, details, "Redis refuses a command"),
+            }
+            *self.last_words.lock() = Some(format!("{code} {details}"));
         }
         match class {
             C::NotMaster | C::Moved | C::Migrating | C::ClusterDown => BrokerError::Unavailable,
@@ -221,6 +266,34 @@ mod tests {
             ("NOPERM", "this user has no permissions to run the 'xadd' command", RefusalClass::Misconfigured),
             ("WRONGTYPE", "Operation against a key holding the wrong kind of value", RefusalClass::Misconfigured),
             ("ERR", "unknown command 'SPUBLISH', with args beginning with: ", RefusalClass::Misconfigured),
+            (
+                "ERR",
+                "Unknown Redis command called from script script: 1, on @user_script:1.",
+                RefusalClass::Misconfigured,
+            ),
+            ("ERR", "Unknown command called from script script: on @user_script:1.", RefusalClass::Misconfigured),
+            (
+                "ERR",
+                "The user executing the script can't run this command or subcommand script: 1, on @user_script:1.",
+                RefusalClass::Misconfigured,
+            ),
+            (
+                "ERR",
+                "The user executing the script can't access at least one of the keys mentioned in the command arguments",
+                RefusalClass::Misconfigured,
+            ),
+            (
+                "ERR",
+                "The user executing the script can't publish to the channel mentioned in the command script: 1",
+                RefusalClass::Misconfigured,
+            ),
+            (
+                "ERR",
+                "ACL failure in script: User u has no permissions to run the 'xadd' command script: on @user_script:1.",
+                RefusalClass::Misconfigured,
+            ),
+            ("ERR", "ACL failure in script: No permissions to access a key script: 1", RefusalClass::Misconfigured),
+            ("ERR", "DB index is out of range", RefusalClass::Misconfigured),
             ("BUSY", "Redis is busy running a script.", RefusalClass::Busy),
             ("ERR", "max number of clients reached", RefusalClass::Busy),
             ("ERR", "wrong number of arguments", RefusalClass::Bug),
@@ -268,7 +341,7 @@ mod tests {
                 panic!("{code} is an error");
             };
             let refusals = Refusals::default();
-            assert_eq!(refusals.of(&error), refusals.of_read(&error.into()), "{code}");
+            assert_eq!(refusals.of(&error), refusals.of_error(&error.into()), "{code}");
         }
     }
 

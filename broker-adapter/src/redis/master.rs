@@ -48,15 +48,14 @@ impl Master {
         let (stop, stopped) = watch::channel(false);
         let (partitions, controls) = watch::channel(partitions);
         let status = |name: String| Arc::new(ConnectionStatus::new(name + of, context.events.clone()));
-        let scripts = || context.builder.scripts.clone();
         let (publisher, driver) = Publisher::new(status("commands".into()), controls.clone(), context.clone());
-        let keeping = keep(publisher.status.clone(), target.clone(), scripts(), driver, stopped.clone());
+        let keeping = keep(publisher.status.clone(), target.clone(), context.clone(), driver, stopped.clone());
         context.tasks.essential("Redis connection for commands", keeping);
         let connections = (0..context.config.subscriber_connections).map(|number| {
             let status = status(format!("subscriber {number}"));
             let connection = Arc::new(PubSubConnection::new(status, context.clone()));
             let driver = SubscriberDriver::new(connection.clone(), (number == 0).then(|| controls.clone()));
-            let keeping = keep(connection.status.clone(), target.clone(), scripts(), driver, stopped.clone());
+            let keeping = keep(connection.status.clone(), target.clone(), context.clone(), driver, stopped.clone());
             context.tasks.essential("Redis connection for deliveries", keeping);
             connection
         });

@@ -1,10 +1,13 @@
 //! The task that keeps one connection open: connects, probes, drops and connects again, as `supervisor.rs` says. A
 //! [`Driver`] uses the connection, to write or to subscribe.
 
-use crate::redis::{
-    ConnectError, ConnectionStatus, GRACE, OpenConnection, Scripts, Signals, Target, connection::open::open,
-    connection::supervisor::ConnectionAction, connection::supervisor::ConnectionState, connection::supervisor::Input,
-    connection::supervisor::ReconnectSpread, connection::supervisor::Supervisor,
+use crate::{
+    BrokerError,
+    redis::{
+        ConnectError, ConnectionStatus, GRACE, NodeContext, OpenConnection, Signals, Target, connection::open::open,
+        connection::supervisor::ConnectionAction, connection::supervisor::ConnectionState,
+        connection::supervisor::Input, connection::supervisor::ReconnectSpread, connection::supervisor::Supervisor,
+    },
 };
 use futures_util::future::{BoxFuture, OptionFuture};
 use redis::{PushInfo, PushKind};
@@ -41,14 +44,14 @@ pub(crate) trait Driver: Send {
 pub(crate) async fn keep(
     status: Arc<ConnectionStatus>,
     target: Target,
-    scripts: Arc<Scripts>,
+    context: Arc<NodeContext>,
     mut driver: impl Driver,
     mut stop: watch::Receiver<bool>,
 ) {
     let supervisor = Supervisor::new(Instant::now());
     // The first failure is not logged: the status reports it.
     let mut task =
-        ConnectionTask { status: &status, target, scripts, supervisor, shown: ConnectionState::Down, is_logged: true };
+        ConnectionTask { status: &status, target, context, supervisor, shown: ConnectionState::Down, is_logged: true };
     let keeping = async {
         loop {
             let (connection, signals) = task.connect(&mut driver).await;
@@ -67,7 +70,7 @@ pub(crate) async fn keep(
 struct ConnectionTask<'a> {
     status: &'a ConnectionStatus,
     target: Target,
-    scripts: Arc<Scripts>,
+    context: Arc<NodeContext>,
     supervisor: Supervisor,
     /// The state that other tasks and the log know.
     shown: ConnectionState,
@@ -106,7 +109,7 @@ impl ConnectionTask<'_> {
                 handle(push);
             }
         };
-        let opening = open(self.target.clone(), &self.scripts, D::RESPONSE_MAX, on_push);
+        let opening = open(self.target.clone(), &self.context, D::RESPONSE_MAX, on_push);
         // `open` asks for the current master. Only a move after that question ends the attempt.
         self.target.mark_seen();
         let attempt = async {
@@ -114,7 +117,7 @@ impl ConnectionTask<'_> {
                 result = opening => (false, result),
                 address = self.target.moved() => {
                     let why = "it became the master during the attempt".to_owned();
-                    (true, Err(ConnectError::Refused { address, why }))
+                    (true, Err((ConnectError::Refused { address, why }, BrokerError::Unavailable)))
                 }
             }
         };
@@ -126,10 +129,10 @@ impl ConnectionTask<'_> {
                 self.input(Input::Connected);
                 Some(connection)
             }
-            Err(error) => {
-                self.log(&error);
+            Err(failed) => {
+                self.log(&failed.0);
                 self.input(Input::Refused);
-                self.status.set_failed(error);
+                self.status.set_failed(failed);
                 None
             }
         };

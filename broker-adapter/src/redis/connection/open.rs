@@ -1,9 +1,12 @@
 //! Opens a connection: finds the master, connects, loads the scripts, and makes sure that the server is a master. Also
 //! asks an open connection whether it is still alive.
 
-use crate::redis::{
-    CONNECT_MAX, ConnectError, Fence, Scripts, Target, address::client, connection::status::Server,
-    connection::supervisor::DEAD_AFTER, connection::supervisor::Input,
+use crate::{
+    BrokerError,
+    redis::{
+        CONNECT_MAX, ConnectError, Fence, NodeContext, Target, address::client, connection::status::FailedAttempt,
+        connection::status::Server, connection::supervisor::DEAD_AFTER, connection::supervisor::Input, errors::words,
+    },
 };
 use redis::{
     AsyncConnectionConfig, PushInfo, RedisError, Value,
@@ -28,10 +31,11 @@ pub(crate) struct OpenConnection {
 /// task.
 pub(crate) async fn open(
     target: Target,
-    scripts: &Scripts,
+    context: &NodeContext,
     response_timeout: Duration,
     on_push: impl Fn(PushInfo) + Send + Sync + 'static,
-) -> Result<OpenConnection, ConnectError> {
+) -> Result<OpenConnection, FailedAttempt> {
+    let away = |why: String| (why, BrokerError::Unavailable);
     let settings = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_MAX))
         .set_response_timeout(Some(response_timeout))
@@ -42,30 +46,30 @@ pub(crate) async fn open(
         });
     let mut name = target.name();
     let handshake = async {
-        let address = target.find().await?;
+        let address = target.find().await.map_err(away)?;
         name = address.addr().to_string();
         let conn = async {
             let mut conn = client(address.clone())?.get_multiplexed_async_connection_with_config(&settings).await?;
             // All in one round trip: members wait for it after every loss of the connection.
             let mut pipe = redis::pipe();
             pipe.cmd("ROLE").cmd("INFO").arg("server");
-            scripts.add_to(&mut pipe);
+            context.builder.scripts.add_to(&mut pipe);
             let mut replies = conn.send_packed_commands(&pipe, 0, pipe.len()).await?.into_iter();
             let (role, info) = (replies.next().unwrap_or(Value::Nil), replies.next().unwrap_or(Value::Nil));
             let refused =
                 replies.find_map(|loaded| if let Value::ServerError(why) = loaded { Some(why) } else { None });
             refused.map_or(Ok((conn, role, info)), |why| Err(why.into()))
         };
-        let (conn, role, info) = conn.await.map_err(|why: RedisError| why.to_string())?;
+        let (conn, role, info) = conn.await.map_err(|why: RedisError| (words(&why), meanwhile(context, &why)))?;
         Ok((address, conn, role, info))
     };
-    let done = timeout(CONNECT_MAX, handshake).await.unwrap_or_else(|_| Err("no reply in time".to_owned()));
+    let done = timeout(CONNECT_MAX, handshake).await.unwrap_or_else(|_| Err(away("no reply in time".to_owned())));
     let (address, conn, role, info) = match done {
         Ok(done) => done,
-        Err(why) => return Err(ConnectError::Refused { address: name, why }),
+        Err((why, meanwhile)) => return Err((ConnectError::Refused { address: name, why }, meanwhile)),
     };
     if is_replica(&role) {
-        return Err(ConnectError::Replica { address: name });
+        return Err((ConnectError::Replica { address: name }, BrokerError::Unavailable));
     }
     let probe = if matches!(role, Value::ServerError(_)) { "PING" } else { "ROLE" };
     // Without a run id (a proxy hides it, or the user has no right to INFO) a restart shows only by the keys that it
@@ -73,6 +77,14 @@ pub(crate) async fn open(
     let info: String = redis::from_redis_value(info).unwrap_or_default();
     let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or("-");
     Ok(OpenConnection { conn, server: Server { address, fence: Fence::new(run_id.trim()) }, probe })
+}
+
+/// What callers get while Redis answers attempts to connect like this. The log has Redis's own words.
+fn meanwhile(context: &NodeContext, why: &RedisError) -> BrokerError {
+    match context.refusals.of_error(why) {
+        refused @ (BrokerError::Misconfigured | BrokerError::Overloaded) => refused,
+        _ => BrokerError::Unavailable,
+    }
 }
 
 impl OpenConnection {

@@ -1,8 +1,12 @@
 //! What a connection's task shows to other tasks (`ConnectionStatus`), and what its driver reports to it (`Signals`).
 
-use crate::redis::{
-    ConnectError, Fence, TopologyEvents, connection::supervisor::ConnectionState, connection::supervisor::Input,
+use crate::{
+    BrokerError,
+    redis::{
+        ConnectError, Fence, TopologyEvents, connection::supervisor::ConnectionState, connection::supervisor::Input,
+    },
 };
+use parking_lot::Mutex;
 use redis::ConnectionInfo;
 use std::sync::{
     Arc,
@@ -16,6 +20,8 @@ pub(crate) struct ConnectionStatus {
     /// What the log calls it.
     pub(crate) name: String,
     up: AtomicBool,
+    /// What a caller gets while the connection is not up.
+    away: Mutex<BrokerError>,
     /// Counts the connections that were made.
     connected: AtomicU64,
     /// The server of the last connection. Changes with each connection that is made.
@@ -32,14 +38,23 @@ pub(crate) struct Server {
     pub(crate) fence: Fence,
 }
 
+/// Why an attempt to connect has failed, and what callers get meanwhile.
+pub(crate) type FailedAttempt = (ConnectError, BrokerError);
+
 impl ConnectionStatus {
     pub(crate) fn new(name: String, events: Arc<TopologyEvents>) -> Self {
         let (first, last) = (watch::Sender::new(None), watch::Sender::new(None));
-        Self { name, up: AtomicBool::new(false), connected: AtomicU64::new(0), last, first, events }
+        let away = Mutex::new(BrokerError::Unavailable);
+        Self { name, up: AtomicBool::new(false), away, connected: AtomicU64::new(0), last, first, events }
     }
 
     pub(crate) fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
+    }
+
+    /// What a caller gets while the connection is not up: that Redis is away, or how it refused the last attempt.
+    pub(crate) fn away(&self) -> BrokerError {
+        self.away.lock().clone()
     }
 
     /// Connections made after the first one.
@@ -60,7 +75,8 @@ impl ConnectionStatus {
     }
 
     /// An attempt has failed. Once a connection was made, another attempt may still bring it up.
-    pub(crate) fn set_failed(&self, error: ConnectError) {
+    pub(crate) fn set_failed(&self, (error, meanwhile): FailedAttempt) {
+        *self.away.lock() = meanwhile;
         if self.connected.load(Ordering::Relaxed) == 0 {
             self.set_first(Err(error));
         }
@@ -72,6 +88,7 @@ impl ConnectionStatus {
 
     /// A connection has been made.
     pub(crate) fn set_connected(&self, server: Server) {
+        *self.away.lock() = BrokerError::Unavailable;
         self.connected.fetch_add(1, Ordering::Relaxed);
         self.last.send_replace(Some(server));
     }

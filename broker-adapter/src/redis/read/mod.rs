@@ -107,7 +107,7 @@ impl ReadPool {
     /// The connections to the current master. A new master gets new ones.
     fn pool(&self, purpose: Purpose) -> Result<Pool, BrokerError> {
         let Some(Server { address, .. }) = self.status.last.borrow().clone() else {
-            return Err(BrokerError::Unavailable);
+            return Err(self.status.away());
         };
         let server = address.addr().to_string();
         let mut current = self.pools.lock();
@@ -139,13 +139,15 @@ impl ReadPool {
         self.pool(purpose)?.get().await.map_err(|why| match why {
             // All connections are busy with other reads.
             PoolError::Timeout(TimeoutType::Wait) => BrokerError::Overloaded,
+            // A new connection was refused, while those of before go on.
+            PoolError::Backend(why) => self.context.refusals.of_error(&why),
             _ => BrokerError::Unavailable,
         })
     }
 
     async fn ask<T: FromRedisValue>(&self, purpose: Purpose, pipe: &Pipeline) -> Result<T, BrokerError> {
         let mut conn = self.connection(purpose).await?;
-        pipe.query_async(&mut conn).await.map_err(|error| self.context.refusals.of_read(&error))
+        pipe.query_async(&mut conn).await.map_err(|error| self.context.refusals.of_error(&error))
     }
 
     /// Reads a page. `None`: Redis does not have the room under this fence.
@@ -249,7 +251,7 @@ impl ReadPool {
         let ((users, version), count, meta, entries, _) = read;
         let entries: Vec<(Vec<u8>, Vec<u8>)> = match detail {
             PresenceDetail::Members => {
-                redis::from_redis_value(entries).map_err(|why| self.context.refusals.of_read(&why.into()))?
+                redis::from_redis_value(entries).map_err(|why| self.context.refusals.of_error(&why.into()))?
             }
             _ => Vec::new(),
         };
@@ -269,8 +271,8 @@ impl ReadPool {
             Some(after) if *after >= query.prefix => format!("({after}"),
             _ => format!("[{}", query.prefix),
         };
-        // 0xFF is above every byte of a name: names are ASCII.
-        let to = [b"(", query.prefix.as_bytes(), b"\xFF"].concat();
+        // 0x7F is above every byte of a name. Above it no text is UTF-8, and what Redis repeats in a refusal has to be.
+        let to = [b"(", query.prefix.as_bytes(), b"\x7F"].concat();
         let mut pipe = Pipeline::with_capacity(partitions.len());
         for partition in partitions {
             pipe.cmd("ZRANGEBYLEX").arg(self.keys().rooms(*partition)).arg(&from).arg(&to);
@@ -327,10 +329,10 @@ impl ReadPool {
         let mut reply = call.query_async::<T>(&mut conn).await;
         if reply.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into()) {
             let scripts = &self.context.builder.scripts;
-            scripts.load(&mut conn).await.map_err(|error| self.context.refusals.of_read(&error))?;
+            scripts.load(&mut conn).await.map_err(|error| self.context.refusals.of_error(&error))?;
             reply = call.query_async(&mut conn).await;
         }
-        reply.map_err(|error| self.context.refusals.of_read(&error))
+        reply.map_err(|error| self.context.refusals.of_error(&error))
     }
 }
 

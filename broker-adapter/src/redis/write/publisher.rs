@@ -66,7 +66,7 @@ impl Publisher {
         let (number, in_flight) = (numbers.fetch_add(1, Ordering::Relaxed), Arc::clone(&self.in_flight));
         let mut pending = PendingPublish::new(publish, number, reply, Arc::clone(subscribers), in_flight);
         if !self.status.is_up() {
-            return pending.complete(Err(BrokerError::Unavailable));
+            return pending.complete(Err(self.status.away()));
         }
         if self.in_flight.bytes.load(Ordering::Relaxed) > QUEUE_BYTES || self.queue.capacity() <= RESERVED {
             return pending.complete(Err(BrokerError::Overloaded));
@@ -90,7 +90,7 @@ impl Publisher {
     /// Queues a command, or returns it.
     pub(crate) fn send(&self, command: WriteCommand) -> Option<RefusedCommand> {
         if !self.status.is_up() {
-            return Some((command, BrokerError::Unavailable));
+            return Some((command, self.status.away()));
         }
         match self.queue.try_send(QueuedCommand { command, since: Instant::now() }) {
             Ok(()) => None,
