@@ -534,8 +534,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Returns `false` if no node is subscribed under that id, so the node has ended.
     fn send_control(&self, target: NodeTarget, message: Bytes) -> BrokerFuture<'_, bool>;
 
-    /// Whether publishes into a room can be expected to succeed. Asks nothing of the backplane.
-    fn is_up(&self, room: &Room) -> bool;
+    /// Whether publishes into a room can be expected to succeed; an error: what they would get. Asks nothing of the
+    /// backplane.
+    fn availability(&self, room: &Room) -> Result<(), BrokerError>;
 
     /// The state of the connections. Asks nothing of the backplane.
     fn status(&self) -> Status;

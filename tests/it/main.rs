@@ -16,6 +16,7 @@ mod faults;
 mod http_api;
 mod load_tool;
 mod log;
+mod operator;
 mod planned_stop;
 mod process;
 mod protocol;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fanfare_tests::cluster::{binary, serve};
 use fanfare_tests::process::{Launch, Output};
+use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::wait::{eventually, patience, patient};
 use fanfare_tests::{Client, Cluster, http, prometheus};
@@ -109,6 +110,17 @@ async fn an_unreachable_redis_is_reported_in_one_line() {
     assert_eq!(output.code, Some(69), "{output:?}");
     let faults = printed_faults(&output);
     assert!(faults.len() == 1 && faults[0].contains(&port.to_string()), "{faults:?}");
+}
+
+/// A member of a cluster without slots refuses every key. It was "not available".
+#[tokio::test]
+async fn a_redis_that_refuses_keys_is_reported_with_its_own_words() {
+    let scratch = Scratch::new();
+    let redis = Redis::start_as("redis", scratch.path(), &["--cluster-enabled", "yes"]).await;
+    let output = serve(&scratch, "a").arg("--redis").arg(redis.url()).run().await;
+    assert_eq!(output.code, Some(69), "{output:?}");
+    let last = printed_faults(&output).pop().unwrap_or_default();
+    assert!(last.contains("CLUSTERDOWN Hash slot not served"), "{output:?}");
 }
 
 /// Redis is tried four times a second.

@@ -226,8 +226,8 @@ impl Broker for MemoryBroker {
         Box::pin(ready(Ok(is_here)))
     }
 
-    fn is_up(&self, _: &Room) -> bool {
-        true
+    fn availability(&self, _: &Room) -> Result<(), BrokerError> {
+        Ok(())
     }
 
     fn status(&self) -> Status {

@@ -81,14 +81,14 @@ impl Master {
         self.connections.iter().map(|connection| &*connection.status).chain([&*self.publisher.status])
     }
 
-    /// Whether this node can publish here, and receives what others publish.
-    pub(crate) fn is_up(&self) -> bool {
-        self.statuses().all(ConnectionStatus::is_up)
+    /// Whether this node can publish here, and receives what others publish; an error: why not.
+    pub(crate) fn availability(&self) -> Result<(), BrokerError> {
+        self.statuses().find(|status| !status.is_up()).map_or(Ok(()), |status| Err(status.away()))
     }
 
     /// Adds these connections to the node's status.
     pub(crate) fn add_to(&self, status: &mut Status) {
-        status.up &= self.is_up() && !self.publisher.is_refused.load(Ordering::Relaxed);
+        status.up &= self.availability().is_ok() && !self.publisher.is_refused.load(Ordering::Relaxed);
         status.reconnects += self.statuses().map(ConnectionStatus::reconnects).sum::<u64>();
         status.in_flight += self.publisher.in_flight.publishes.load(Ordering::Relaxed);
         status.rooms += self.connections.iter().map(|c| c.interest.lock().rooms() as u64).sum::<u64>();

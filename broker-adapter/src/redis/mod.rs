@@ -229,8 +229,8 @@ impl Broker for RedisBroker {
         Box::pin(async { sent.await.map(|subscribers| subscribers != Value::Int(0)) })
     }
 
-    fn is_up(&self, room: &Room) -> bool {
-        self.master(room).is_up()
+    fn availability(&self, room: &Room) -> Result<(), BrokerError> {
+        self.master(room).availability()
     }
 
     /// `up`: this node can publish into every room and receives what others publish.

@@ -50,21 +50,25 @@ impl Buffer {
     }
 
     /// Publishes as soon as the backplane takes it.
-    /// [`BrokerError::Overloaded`] at once if the buffer is full, [`BrokerError::Unavailable`] after `wait`.
+    /// [`BrokerError::Overloaded`] at once if the buffer is full, the last attempt's error after `wait`.
     pub(crate) async fn publish(&self, broker: &dyn Broker, publish: Publish, wait: Duration) -> PublishResult {
         let _permit = self.hold(publish.payload.len())?;
         let key = publish.key.clone().or_else(fresh_key).ok_or(BrokerError::Unavailable)?;
         let publish = Publish { key: Some(key), ..publish };
+        let mut last = BrokerError::Unavailable;
         let taken = async {
             let _turn = self.turn(&publish.room).lock().await;
             loop {
                 match publish_once(broker, publish.clone()).await {
-                    Err(why) if why.is_temporary() => sleep(RETRY).await,
+                    Err(why) if why.is_temporary() => {
+                        last = why;
+                        sleep(RETRY).await;
+                    }
                     result => return result,
                 }
             }
         };
-        timeout(wait, taken).await.unwrap_or(Err(BrokerError::Unavailable))
+        timeout(wait, taken).await.unwrap_or(Err(last))
     }
 
     fn turn(&self, room: &Room) -> &Turn<()> {

@@ -315,7 +315,8 @@ impl Shard {
                     retry.reset();
                     self.state.borrow_mut().on_page(&mut admission, page);
                 }
-                Some(Err(why)) if why.is_temporary() => retry.wait().await,
+                // Until an operator has acted nobody knows for how long.
+                Some(Err(why)) if why.is_temporary() && why != BrokerError::Misconfigured => retry.wait().await,
                 Some(Err(why)) => return self.state.borrow_mut().abandon(&admission.join, why.into()),
                 None => return,
             }

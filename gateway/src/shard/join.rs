@@ -70,8 +70,10 @@ impl State {
         if !entry.feed.is_subscribing() {
             return self.admit(join);
         }
-        if join.options.wants_presence && !self.node.broker.is_up(room) {
-            return self.abandon(&join, BrokerError::Unavailable.into());
+        if join.options.wants_presence
+            && let Err(why) = self.node.broker.availability(room)
+        {
+            return self.abandon(&join, why.into());
         }
         // Only the session's latest join of the room waits; an earlier one is answered now.
         let earlier = entry.waiting.insert(join.session().index, join);
@@ -154,6 +156,7 @@ impl State {
     /// Gives up the joins that wait for the subscription: all of them, or those that would need more than that.
     pub(super) fn refuse_waiting(&mut self, room: RoomRef, why: &BrokerError) {
         let Some(entry) = self.rooms.resolve(room) else { return };
+        entry.refusal = why.clone();
         let is_refused = |join: &Join| *why != BrokerError::Unavailable || join.options.wants_presence;
         let sessions = entry.waiting.iter().filter(|(_, join)| is_refused(join)).map(|(session, _)| *session);
         let sessions: Vec<u32> = sessions.collect();

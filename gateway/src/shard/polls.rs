@@ -94,22 +94,23 @@ impl Shard {
             }
             self.away_since.set(self.away_since.get().or(Some(Instant::now())));
             let state = &mut *self.state.borrow_mut();
-            let is_away = |entry: &&RoomEntry| self.is_away(&entry.name);
             let waits = |entry: &&RoomEntry| entry.parked.is_some() || !entry.waiting.is_empty();
             let mut joins = Vec::new();
-            for (room, entry) in state.rooms.all_with_refs().filter(|(_, entry)| waits(entry) && is_away(entry)) {
+            for (room, entry) in state.rooms.all_with_refs().filter(|(_, entry)| waits(entry)) {
+                let Some(why) = self.away(&entry.name) else { continue };
                 // A poll that is woken for this is answered, so each is woken once.
                 entry.wake_polls();
-                joins.push(room);
+                joins.push((room, why));
             }
-            joins.into_iter().for_each(|room| state.refuse_waiting(room, &BrokerError::Unavailable));
+            joins.into_iter().for_each(|(room, why)| state.refuse_waiting(room, &why));
         }
     }
 
-    /// Whether the backplane of a room has been away for longer than a connection takes to be made again. Until then polls
-    /// wait on, as members of other transports do.
-    pub(crate) fn is_away(&self, room: &Room) -> bool {
-        self.away_since.get().is_some_and(|since| since.elapsed() > AWAY_AFTER) && !self.node.broker.is_up(room)
+    /// Why the backplane of a room is away, if that has been so for longer than a connection takes to be made again. Until
+    /// then polls wait on, as members of other transports do.
+    pub(crate) fn away(&self, room: &Room) -> Option<BrokerError> {
+        let is_long = self.away_since.get().is_some_and(|since| since.elapsed() > AWAY_AFTER);
+        self.node.broker.availability(room).err().filter(|_| is_long)
     }
 }
 
@@ -128,6 +129,11 @@ impl Watch {
                 None => Look::InHistory,
             },
         }
+    }
+
+    /// Why the shard does not know yet where the room stands.
+    pub(crate) fn refusal(&self) -> BrokerError {
+        self.shard.room(self.room, |entry| entry.refusal.clone()).unwrap_or(BrokerError::Unavailable)
     }
 
     pub(crate) async fn read(&self, query: HistoryQuery) -> Result<Page, BrokerError> {

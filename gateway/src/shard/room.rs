@@ -3,7 +3,7 @@
 
 use super::{batch::Batch, conn::SessionRef, feed::Feed, member_list::HeldEvents, members::Members, reply_to::ReplyTo};
 use crate::{policy::class::Class, protocol::command::JoinOptions};
-use fanfare_broker::{Cursor, Position, Publication, Room, SessionId};
+use fanfare_broker::{BrokerError, Cursor, Position, Publication, Room, SessionId};
 use slab::Slab;
 use smallvec::SmallVec;
 use std::{
@@ -45,6 +45,8 @@ pub(super) struct RoomEntry {
     pub(super) presence_version: u64,
     /// Joins that wait for the subscription, by their sessions' indices.
     pub(super) waiting: BTreeMap<u32, Join>,
+    /// What a poll gets that waits for the subscription in vain.
+    pub(super) refusal: BrokerError,
     /// The frames of the present pass.
     pub(super) batch: Option<Box<Batch>>,
     /// The last few messages.
@@ -94,6 +96,7 @@ impl RoomEntry {
             held: None,
             presence_version: 0,
             waiting: BTreeMap::new(),
+            refusal: BrokerError::Unavailable,
             batch: None,
             ring: Ring::default(),
         }

@@ -14,7 +14,7 @@ use crate::{
     shard::{Opening, SessionRef, Shard, UrlRoom},
 };
 use axum::body::Body;
-use fanfare_broker::{BrokerError, Cursor, Epoch, Offset, Room};
+use fanfare_broker::{Cursor, Epoch, Offset, Room};
 use hyper::{
     Response,
     header::{self, HeaderMap, HeaderName, HeaderValue},
@@ -65,8 +65,8 @@ pub(super) fn prepare(
     let shape = shape(asked);
     // While the backplane is away, a stream would be silent. An event stream is refused then, because EventSource asks
     // again by itself. Other clients may not, so their stream is opened and begins when the backplane is back.
-    if shape == FrameShape::Sse && !rooms.iter().all(|(room, _)| node.broker.is_up(room)) {
-        return Err(BrokerError::Unavailable.into());
+    if shape == FrameShape::Sse {
+        rooms.iter().try_for_each(|(room, _)| node.broker.availability(room))?;
     }
     let permit = node.permit_connection(exchange.client)?;
     let join = |((room, class), since)| (room, class, JoinOptions { since, ..asked.options.clone() });

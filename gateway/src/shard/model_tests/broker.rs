@@ -425,8 +425,8 @@ impl Broker for ScriptedBroker {
         unreachable!("nobody is kicked, and nothing is posted");
     }
 
-    fn is_up(&self, _: &Room) -> bool {
-        true
+    fn availability(&self, _: &Room) -> Result<(), BrokerError> {
+        Ok(())
     }
 
     fn status(&self) -> Status {

@@ -161,9 +161,9 @@ impl Poll {
         })
     }
 
-    /// Whether the backplane serves all its rooms, or has not been away for long.
-    pub(super) fn is_backed(&self) -> bool {
-        !self.rooms.iter().any(|room| self.shard.is_away(&room.name))
+    /// Why the backplane does not serve one of its rooms; `None` also if it has not been away for long.
+    pub(super) fn away(&self) -> Option<BrokerError> {
+        self.rooms.iter().find_map(|room| self.shard.away(&room.name))
     }
 
     /// An error: its session has been kicked out of one of the rooms.
@@ -233,7 +233,7 @@ impl Poll {
         let room = &mut self.rooms[index];
         // Either memory or history gives a page of messages, or nothing is to be taken and the room is done.
         let page = match room.watch.look(room.since) {
-            Look::NotYet => return Err(BrokerError::Unavailable.into()),
+            Look::NotYet => return Err(room.watch.refusal().into()),
             // A room without a cursor begins here, or with the last messages.
             Look::Head(head) if last == 0 => {
                 found.is_fresh = true;
@@ -277,9 +277,9 @@ impl Poll {
     /// Waits until the shard knows where the room stands, which the backplane says when it confirms the subscription.
     async fn wait_until_followed(&self, room: &PollRoom, deadline: Instant) -> Result<(), Refusal> {
         while matches!(room.watch.look(room.since), Look::NotYet) {
-            let is_up = self.shard.node.broker.is_up(&room.name);
-            if !is_up || timeout_at(deadline, self.wake.notified()).await.is_err() {
-                return Err(BrokerError::Unavailable.into());
+            self.shard.node.broker.availability(&room.name)?;
+            if timeout_at(deadline, self.wake.notified()).await.is_err() {
+                return Err(room.watch.refusal().into());
             }
         }
         Ok(())

@@ -56,8 +56,8 @@ pub(in crate::transport) struct Ready {
 /// read, the session was kicked, or the client's address has as many connections as it may.
 pub(in crate::transport) async fn prepare(mut poll: Poll, exchange: Exchange) -> Result<Prepared, Refusal> {
     poll.renew_leases()?;
-    if !poll.is_backed() {
-        return Err(unavailable());
+    if let Some(why) = poll.away() {
+        return Err(unavailable(why));
     }
     let found = poll.collect().await?;
     let node = &poll.shard.node;
@@ -137,8 +137,8 @@ impl Ready {
     /// if there is still nothing to say.
     async fn look(&mut self, is_time_up: bool) -> Option<Response<Body>> {
         if !is_time_up {
-            if !self.poll.is_backed() {
-                return Some(problem(&unavailable()));
+            if let Some(why) = self.poll.away() {
+                return Some(problem(&unavailable(why)));
             }
             if let Err(kicked) = self.poll.admit() {
                 return Some(problem(&kicked));
@@ -172,8 +172,8 @@ impl Ready {
 
 /// The backplane is away. All polls of all nodes notice that in one moment, so each is to come back after a random 1 to
 /// 5 s.
-fn unavailable() -> Refusal {
-    Refusal::from(BrokerError::Unavailable).retry_after(1000 + random_below(4000))
+fn unavailable(why: BrokerError) -> Refusal {
+    Refusal::from(why).retry_after(1000 + random_below(4000))
 }
 
 /// Waits until the client has gone. A client that sends its next request already has not.
