@@ -310,7 +310,7 @@ impl ReadPool {
             pipe.arg("LIMIT").arg(0).arg(most);
         }
         let lists: Vec<RedisResult<Vec<Vec<u8>>>> = self.ask(Purpose::Upkeep, pipe.ignore_errors()).await?;
-        let refusal = |error| self.context.refusals.of_read(&error);
+        let refusal = |error| self.context.refusals.of_error(&error);
         Ok(lists.into_iter().map(|list| list.map_err(refusal).map(|list| MemberPage::new(list, most))).collect())
     }
 
