@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use redis::{ErrorKind, RedisError, ServerError};
 use std::time::{Duration, Instant};
 
-/// Between two lines of the log about refusals of one class.
+/// Between two lines of the log about one thing.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a [`RedisConfig`](crate::redis::RedisConfig) cannot be used. The text never repeats the address, which may hold a
@@ -180,9 +180,25 @@ pub(crate) fn words(error: &RedisError) -> String {
 /// class, however many callers there are.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
-    next_lines: Mutex<[Option<Instant>; RefusalClass::COUNT]>,
+    lines: Mutex<[LinePace; RefusalClass::COUNT]>,
     /// What the last line of the log says.
     last_words: Mutex<Option<String>>,
+}
+
+/// Says of a line of the log that may come often whether it is written: one a second is.
+#[derive(Debug, Default)]
+pub(crate) struct LinePace {
+    next: Option<Instant>,
+}
+
+impl LinePace {
+    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.next.is_none_or(|next| now >= next);
+        if is_due {
+            self.next = Some(now + LOG_EVERY);
+        }
+        is_due
+    }
 }
 
 impl Refusals {
@@ -237,13 +253,7 @@ impl Refusals {
     }
 
     fn is_line_due(&self, class: RefusalClass) -> bool {
-        let (now, mut next_lines) = (Instant::now(), self.next_lines.lock());
-        let next = &mut next_lines[class as usize];
-        let is_due = next.is_none_or(|next| now >= next);
-        if is_due {
-            *next = Some(now + LOG_EVERY);
-        }
-        is_due
+        self.lines.lock()[class as usize].is_due(Instant::now())
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
         ConnectError, ConnectionStatus, GRACE, NodeContext, OpenConnection, Signals, Target, connection::open::open,
         connection::supervisor::ConnectionAction, connection::supervisor::ConnectionState,
         connection::supervisor::Input, connection::supervisor::ReconnectSpread, connection::supervisor::Supervisor,
+        errors::LinePace,
     },
 };
 use futures_util::future::{BoxFuture, OptionFuture};
@@ -49,9 +50,14 @@ pub(crate) async fn keep(
     mut stop: watch::Receiver<bool>,
 ) {
     let supervisor = Supervisor::new(Instant::now());
-    // The first failure is not logged: the status reports it.
-    let mut task =
-        ConnectionTask { status: &status, target, context, supervisor, shown: ConnectionState::Down, is_logged: true };
+    let mut task = ConnectionTask {
+        status: &status,
+        target,
+        context,
+        supervisor,
+        shown: ConnectionState::Down,
+        lines: ConnectionLines::new(),
+    };
     let keeping = async {
         loop {
             let (connection, signals) = task.connect(&mut driver).await;
@@ -74,8 +80,51 @@ struct ConnectionTask<'a> {
     supervisor: Supervisor,
     /// The state that other tasks and the log know.
     shown: ConnectionState,
+    lines: ConnectionLines,
+}
+
+/// Which lines about one connection the log gets: one a second of each kind at most, however fast the connection comes
+/// and goes. If it stays down, the last line says so all the same: it soon cannot be reached.
+struct ConnectionLines {
+    /// What the last line says.
+    last: ConnectionState,
+    down: LinePace,
+    suspect: LinePace,
+    unreachable: LinePace,
     /// The log has a warning that Redis cannot be reached, since the last connection.
-    is_logged: bool,
+    is_unreachable: bool,
+}
+
+impl ConnectionLines {
+    /// The first failure is not logged: the status reports it.
+    fn new() -> Self {
+        let pace = LinePace::default;
+        let (down, suspect, unreachable) = (pace(), pace(), pace());
+        Self { last: ConnectionState::Down, down, suspect, unreachable, is_unreachable: true }
+    }
+
+    fn is_due(&mut self, state: ConnectionState, now: Instant) -> bool {
+        let is_due = match state {
+            // So a line that was left out is not followed by this one. It has the number of reconnects.
+            ConnectionState::Up => self.last != state,
+            ConnectionState::Suspect => self.suspect.is_due(now),
+            ConnectionState::Down => self.down.is_due(now),
+            ConnectionState::Connecting | ConnectionState::Syncing => false,
+        };
+        if is_due {
+            self.last = state;
+        }
+        is_due
+    }
+
+    /// Once until the next connection.
+    fn is_unreachable_due(&mut self, now: Instant) -> bool {
+        let is_due = !self.is_unreachable && self.unreachable.is_due(now);
+        if is_due {
+            (self.last, self.is_unreachable) = (ConnectionState::Down, true);
+        }
+        is_due
+    }
 }
 
 impl ConnectionTask<'_> {
@@ -124,7 +173,7 @@ impl ConnectionTask<'_> {
         let (moved, result) = idle_until(driver, attempt).await;
         let connection = match result {
             Ok(connection) => {
-                self.is_logged = false;
+                self.lines.is_unreachable = false;
                 self.status.set_connected(connection.server.clone());
                 self.input(Input::Connected);
                 Some(connection)
@@ -210,25 +259,27 @@ impl ConnectionTask<'_> {
         let status = self.status;
         status.set_state(now);
         let connection = &status.name;
+        // An attempt that failed has a line of its own.
+        let is_due = was != ConnectionState::Connecting && self.lines.is_due(now, Instant::now());
         match now {
-            ConnectionState::Up => tracing::info!(%connection, reconnects = status.reconnects(), "Redis connection up"),
-            ConnectionState::Suspect => tracing::warn!(%connection, "Redis connection suspect: Redis replies late"),
-            ConnectionState::Down if was != ConnectionState::Connecting => {
-                tracing::warn!(%connection, "Redis connection down");
+            ConnectionState::Up if is_due => {
+                tracing::info!(%connection, reconnects = status.reconnects(), "Redis connection up");
             }
+            ConnectionState::Suspect if is_due => {
+                tracing::warn!(%connection, "Redis connection suspect: Redis replies late");
+            }
+            ConnectionState::Down if is_due => tracing::warn!(%connection, "Redis connection down"),
             _ => tracing::debug!(%connection, state = ?now, "Redis connection"),
         }
     }
 
-    /// Warns once until the next connection.
     fn log(&mut self, error: &ConnectError) {
         let connection = &self.status.name;
-        if self.is_logged {
-            tracing::debug!(%connection, %error, "Redis cannot be reached");
-        } else {
+        if self.lines.is_unreachable_due(Instant::now()) {
             tracing::warn!(%connection, %error, "Redis cannot be reached; trying again");
+        } else {
+            tracing::debug!(%connection, %error, "Redis cannot be reached");
         }
-        self.is_logged = true;
     }
 }
 
@@ -242,5 +293,27 @@ async fn idle_until<T>(driver: &mut impl Driver, done: impl Future<Output = T>) 
         biased;
         done = done => done,
         never = idle => never,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that came up and went down again had 24 lines a second.
+    #[test]
+    fn a_connection_that_comes_and_goes_has_one_pair_of_lines_a_second() {
+        let (began, mut lines) = (Instant::now(), ConnectionLines::new());
+        let mut written = |state, ms| lines.is_due(state, began + Duration::from_millis(ms));
+        let times = (0..3000).step_by(50);
+        let count = times.map(|ms| [written(ConnectionState::Up, ms), written(ConnectionState::Down, ms)]);
+        let [up, down] = count.fold([0, 0], |[ups, downs], [up, down]| [ups + u8::from(up), downs + u8::from(down)]);
+        assert_eq!((up, down), (4, 3), "and one more when it comes up for the first time");
+        let mut unreachable = |ms| lines.is_unreachable_due(began + Duration::from_millis(ms));
+        assert!(!unreachable(3000), "the first failure is reported by the status");
+        lines.is_unreachable = false;
+        let mut unreachable = |ms| lines.is_unreachable_due(began + Duration::from_millis(ms));
+        assert!(unreachable(3000) && !unreachable(9000), "once, and the last line is true");
+        assert!(lines.is_due(ConnectionState::Up, began + Duration::from_secs(9)));
     }
 }
