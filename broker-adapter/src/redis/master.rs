@@ -88,7 +88,8 @@ impl Master {
 
     /// Adds these connections to the node's status.
     pub(crate) fn add_to(&self, status: &mut Status) {
-        status.up &= self.availability().is_ok() && !self.publisher.is_refused.load(Ordering::Relaxed);
+        let mut refused = self.connections.iter().map(|c| &c.is_refused).chain([&*self.publisher.is_refused]);
+        status.up &= self.availability().is_ok() && !refused.any(|is_refused| is_refused.load(Ordering::Relaxed));
         status.reconnects += self.statuses().map(ConnectionStatus::reconnects).sum::<u64>();
         status.in_flight += self.publisher.in_flight.publishes.load(Ordering::Relaxed);
         status.rooms += self.connections.iter().map(|c| c.interest.lock().rooms() as u64).sum::<u64>();

@@ -82,8 +82,9 @@ impl ConnectionStatus {
         }
     }
 
-    fn set_first(&self, result: Result<(), ConnectError>) {
-        self.first.send_if_modified(|first| first.is_none() && first.replace(result).is_none());
+    /// Reports the first result. Returns `false`, and changes nothing, if there was one before.
+    pub(crate) fn set_first(&self, result: Result<(), ConnectError>) -> bool {
+        self.first.send_if_modified(|first| first.is_none() && first.replace(result).is_none())
     }
 
     /// A connection has been made.

@@ -10,7 +10,10 @@ use crate::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, Value};
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::{Notify, oneshot};
 
 /// A connection over which this node follows rooms.
@@ -21,11 +24,13 @@ pub(crate) struct PubSubConnection {
     pub(crate) interest: Mutex<Interest>,
     /// The interest's queue has something new.
     pub(crate) queued: Notify,
+    /// Redis refuses one of this node's channels for control messages.
+    pub(crate) is_refused: AtomicBool,
 }
 
 impl PubSubConnection {
     pub(crate) fn new(status: Arc<ConnectionStatus>, context: Arc<NodeContext>) -> Self {
-        Self { status, context, interest: Mutex::default(), queued: Notify::new() }
+        Self { status, context, interest: Mutex::default(), queued: Notify::new(), is_refused: AtomicBool::new(false) }
     }
 
     /// Follows a room from now on. The receiver gets the room's head once the room is subscribed.

@@ -3,8 +3,11 @@
 //!
 //! Changes of rooms and reads of heads wait in one queue. The driver takes them in batches. A batch is sent over one
 //! connection as SUBSCRIBE, heads, UNSUBSCRIBE, and Redis replies in that order. So a reply with a head proves that the
-//! room is subscribed. A room has at most one change in the queue, and what it is, SUBSCRIBE or UNSUBSCRIBE, is decided
-//! when it is taken.
+//! room is subscribed, unless its SUBSCRIBE was refused. A room has at most one change in the queue, and what it is,
+//! SUBSCRIBE or UNSUBSCRIBE, is decided when it is taken.
+//!
+//! A room that Redis refuses leaves the others alone: callers who wait for its head get the refusal, and it is subscribed
+//! again every [`RETRY_STEPS`] for as long as it has followers.
 //!
 //! A table of a million rooms takes 100 ms to go through, and shards wait for the lock meanwhile. So what concerns every
 //! room is done by a [`Walk`], a few rooms at a time.
@@ -19,7 +22,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// At most this many items in a batch: a SUBSCRIBE of more rooms would block Redis for milliseconds.
+/// At most this many items in a batch: to subscribe more rooms would occupy Redis for milliseconds.
 pub(crate) const BATCH: usize = 512;
 
 /// The interval in which [`Interest::step`] is called.
@@ -35,8 +38,13 @@ const SAVED_STEPS: usize = 10;
 const QUEUE_MIN: usize = 1024;
 /// How many rooms a step looks at in search of uncertain ones.
 const SEARCHED: usize = 16_384;
+/// Steps between two attempts to subscribe a room that Redis refuses (2 s): as rarely as shards ask again for a room
+/// whose first subscription failed.
+const RETRY_STEPS: usize = 20;
 /// No connection has this number.
 const NO_CONNECTION: u64 = u64::MAX;
+/// No batch has this number.
+const NO_BATCH: u64 = 0;
 
 /// How fast one connection compares heads.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +75,17 @@ pub(crate) struct Interest {
     rooms: IndexMap<Room, RoomInterest>,
     queue: VecDeque<QueueItem>,
     /// What the batches in flight wait for, the oldest batch first.
-    in_flight: VecDeque<Vec<PendingReply>>,
+    in_flight: VecDeque<SentBatch>,
+    /// The number of the last batch.
+    last_batch: u64,
+    /// The number of the last batch of earlier connections.
+    earlier_batches: u64,
+    /// The rooms whose last SUBSCRIBE that was replied to was refused. A room without followers goes at its next retry.
+    refused: IndexMap<Room, BrokerError>,
+    /// Subscribes refused rooms again.
+    retry: Walk,
+    /// Steps until the next retry may begin.
+    steps_to_retry: usize,
     /// The number of the current connection. What an earlier one delivers is dropped.
     connection: u64,
     /// Subscribes the rooms of an earlier connection.
@@ -95,13 +113,13 @@ struct Walk {
 }
 
 impl Walk {
-    fn over(rooms: &IndexMap<Room, RoomInterest>) -> Self {
+    fn over<T>(rooms: &IndexMap<Room, T>) -> Self {
         Self { unseen: rooms.len() }
     }
 
-    fn next<'a>(&mut self, rooms: &'a mut IndexMap<Room, RoomInterest>) -> Option<&'a mut RoomInterest> {
+    fn next<'a, T>(&mut self, rooms: &'a mut IndexMap<Room, T>) -> Option<(&'a Room, &'a mut T)> {
         self.unseen = self.unseen.min(rooms.len()).checked_sub(1)?;
-        rooms.get_index_mut(self.unseen).map(|(_, entry)| entry)
+        rooms.get_index_mut(self.unseen)
     }
 }
 
@@ -110,8 +128,8 @@ struct RoomInterest {
     room: Room,
     followers: Vec<SubscriberId>,
     retention: Option<Retention>,
-    /// The connection over which the last command sent for it was SUBSCRIBE.
-    subscribed_on: u64,
+    /// The batch with its SUBSCRIBE, if that was the last command sent for it and was not refused.
+    subscribed_in: u64,
     /// The connection in whose queue a [`QueueItem::Change`] of it is.
     queued_on: u64,
     /// It may have missed events during a reconnect, and has not been compared since.
@@ -142,6 +160,21 @@ pub(crate) enum PendingReply {
     Presence(Room),
     /// Report that every room from before the reconnect is subscribed again.
     Synced,
+}
+
+/// A batch whose replies have not come yet.
+struct SentBatch {
+    number: u64,
+    pending: Vec<PendingReply>,
+}
+
+/// The replies to one batch, each list in the order of the batch.
+#[derive(Default)]
+pub(crate) struct BatchReplies {
+    /// The rooms that were to be subscribed, and what Redis says.
+    pub(crate) subscribed: Vec<(Room, Result<(), BrokerError>)>,
+    pub(crate) heads: Vec<Result<Cursor, BrokerError>>,
+    pub(crate) versions: Vec<u64>,
 }
 
 /// Rooms on their way from one connection to another, with their followers and the replies that callers wait for.
@@ -188,7 +221,7 @@ impl Interest {
             room: room.clone(),
             followers: Vec::new(),
             retention,
-            subscribed_on: NO_CONNECTION,
+            subscribed_in: NO_BATCH,
             queued_on: NO_CONNECTION,
             is_uncertain: false,
             last: None,
@@ -199,7 +232,7 @@ impl Interest {
             entry.followers.reserve_exact(1);
             entry.followers.push(who);
         }
-        if entry.subscribed_on != self.connection {
+        if entry.subscribed_in <= self.earlier_batches {
             entry.queue_change(self.connection, &mut self.queue);
         }
         self.enqueue(PendingReply::Head(room.clone(), retention, reply));
@@ -230,10 +263,11 @@ impl Interest {
 
     /// Begins a new connection, on which nothing is subscribed yet.
     pub(crate) fn begin(&mut self, connection: u64) {
-        self.connection = connection;
+        (self.connection, self.earlier_batches) = (connection, self.last_batch);
+        self.refused.clear();
         // Heads that callers wait for are asked for again, once their rooms are subscribed. Everything else that waited
         // belongs to the old connection.
-        let in_flight = take(&mut self.in_flight).into_iter().flatten();
+        let in_flight = take(&mut self.in_flight).into_iter().flat_map(|batch| batch.pending);
         let waiting = in_flight.map(QueueItem::Reply).chain(take(&mut self.queue));
         for item in waiting {
             let QueueItem::Reply(PendingReply::Head(room, ..)) = &item else { continue };
@@ -254,8 +288,8 @@ impl Interest {
     fn resubscribe(&mut self) {
         while self.queue.len() < BATCH && !self.is_resubscribed {
             match self.resubscription.next(&mut self.rooms) {
-                Some(entry) if entry.subscribed_on == self.connection => {}
-                Some(entry) => {
+                Some((_, entry)) if entry.subscribed_in > self.earlier_batches => {}
+                Some((_, entry)) => {
                     entry.is_uncertain = true;
                     entry.queue_change(self.connection, &mut self.queue);
                 }
@@ -273,6 +307,7 @@ impl Interest {
     /// by the second sweep at the latest. Reading a head also extends the expiry of the room's epoch and offset in
     /// Redis.
     pub(crate) fn step(&mut self, pace: ComparisonPace) {
+        self.retry_refused(pace.heads);
         self.credit = (self.credit + pace.heads).min(pace.heads * SAVED_STEPS);
         self.steps_left = self.steps_left.saturating_sub(1);
         for _ in 0..SEARCHED {
@@ -280,7 +315,7 @@ impl Interest {
             if self.credit == 0 || self.comparison.unseen <= self.resubscription.unseen {
                 break;
             }
-            let Some(entry) = self.comparison.next(&mut self.rooms) else { break };
+            let Some((_, entry)) = self.comparison.next(&mut self.rooms) else { break };
             if take(&mut entry.is_uncertain) {
                 self.credit -= 1;
                 self.queue.extend(entry.compare());
@@ -294,10 +329,28 @@ impl Interest {
         }
         // The sweep gets what is left of the credit.
         for _ in 0..self.sweep_per_step.min(self.credit) {
-            let Some(entry) = self.sweep.next(&mut self.rooms) else { break };
+            let Some((_, entry)) = self.sweep.next(&mut self.rooms) else { break };
             self.credit -= 1;
             if !take(&mut entry.is_busy) {
                 self.queue.extend(entry.compare());
+            }
+        }
+    }
+
+    /// Queues the next refused rooms, at most `count`, so that they come by themselves once Redis takes them.
+    fn retry_refused(&mut self, count: usize) {
+        self.steps_to_retry = self.steps_to_retry.saturating_sub(1);
+        if self.steps_to_retry == 0 && self.retry.unseen == 0 {
+            (self.retry, self.steps_to_retry) = (Walk::over(&self.refused), RETRY_STEPS);
+        }
+        for _ in 0..count {
+            let Some((room, _)) = self.retry.next(&mut self.refused) else { break };
+            match self.rooms.get_mut(room) {
+                Some(entry) if entry.subscribed_in <= self.earlier_batches => {
+                    entry.queue_change(self.connection, &mut self.queue);
+                }
+                Some(_) => {} // the next attempt is in flight
+                None => drop(self.refused.swap_remove_index(self.retry.unseen)),
             }
         }
     }
@@ -311,7 +364,7 @@ impl Interest {
             QueueItem::Change(_) => None,
         });
         // A reply in flight leaves a cancelled one behind, because Redis's replies are matched by their order.
-        let pending = self.in_flight.iter_mut().flatten().chain(queued);
+        let pending = self.in_flight.iter_mut().flat_map(|batch| &mut batch.pending).chain(queued);
         let replies = pending.filter_map(|pending| pending.take_head(&these)).collect();
         MovedRooms { entries, replies }
     }
@@ -320,7 +373,7 @@ impl Interest {
     /// heads are compared.
     pub(crate) fn adopt(&mut self, moved: MovedRooms) {
         for mut entry in moved.entries.into_iter().filter(|entry| !entry.followers.is_empty()) {
-            (entry.subscribed_on, entry.queued_on, entry.is_uncertain) = (NO_CONNECTION, NO_CONNECTION, true);
+            (entry.subscribed_in, entry.queued_on, entry.is_uncertain) = (NO_BATCH, NO_CONNECTION, true);
             entry.queue_change(self.connection, &mut self.queue);
             self.rooms.insert(entry.room.clone(), entry);
         }
@@ -333,7 +386,7 @@ impl Interest {
     pub(crate) fn batch(&mut self) -> Option<SubscriptionBatch> {
         self.resubscribe();
         let mut batch = SubscriptionBatch::default();
-        let mut pending_replies = Vec::new();
+        let mut sent = SentBatch { number: self.last_batch + 1, pending: Vec::new() };
         for item in self.queue.drain(..self.queue.len().min(BATCH)) {
             match item {
                 QueueItem::Reply(pending) if pending.is_cancelled() => {}
@@ -346,14 +399,14 @@ impl Interest {
                     if let PendingReply::Presence(room) = &pending {
                         batch.versions.push(room.clone());
                     }
-                    pending_replies.push(pending);
+                    sent.pending.push(pending);
                 }
                 QueueItem::Change(room) => {
                     let Some(entry) = self.rooms.get_mut(&room) else { continue };
                     entry.queued_on = NO_CONNECTION;
-                    match (entry.followers.is_empty(), entry.subscribed_on == self.connection) {
+                    match (entry.followers.is_empty(), entry.subscribed_in > self.earlier_batches) {
                         (false, false) => {
-                            entry.subscribed_on = self.connection;
+                            entry.subscribed_in = sent.number;
                             batch.subscribe.push(room);
                         }
                         (true, is_subscribed) => {
@@ -369,28 +422,28 @@ impl Interest {
             }
         }
         // An empty batch is returned if more items wait, so that the driver calls again.
-        let is_empty = pending_replies.is_empty() && batch.subscribe.is_empty() && batch.unsubscribe.is_empty();
+        let is_empty = sent.pending.is_empty() && batch.subscribe.is_empty() && batch.unsubscribe.is_empty();
         if is_empty && self.queue.is_empty() {
             return None;
         }
-        self.in_flight.push_back(pending_replies);
+        self.last_batch = sent.number;
+        self.in_flight.push_back(sent);
         Some(batch)
     }
 
-    /// Completes the oldest batch in flight. `heads` and `versions` are the replies to its commands for them, in their
-    /// order. Returns whether the batch was the last one of a reconnect.
-    pub(crate) fn settle(
-        &mut self,
-        heads: Vec<Result<Cursor, BrokerError>>,
-        versions: Vec<u64>,
-        subscribers: &[Arc<dyn Subscriber>],
-    ) -> bool {
-        let (mut heads, mut versions) = (heads.into_iter(), versions.into_iter());
+    /// Completes the oldest batch in flight. Returns whether it was the last one of a reconnect.
+    pub(crate) fn settle(&mut self, replies: BatchReplies, subscribers: &[Arc<dyn Subscriber>]) -> bool {
+        let Some(SentBatch { number, pending }) = self.in_flight.pop_front() else { return false };
+        for (room, result) in replies.subscribed {
+            self.settle_subscription(number, room, result);
+        }
+        let (mut heads, mut versions) = (replies.heads.into_iter(), replies.versions.into_iter());
         let mut is_synced = false;
-        for pending in self.in_flight.pop_front().unwrap_or_default() {
+        for pending in pending {
             match pending {
                 PendingReply::Head(room, Some(_), reply) => {
                     let Some(head) = heads.next() else { continue };
+                    let head = self.refusal(&room).map_or(head, Err);
                     // The first head is what followers begin from. A later one changes nothing: other followers may
                     // stand at an earlier cursor, and messages up to this head may have been lost.
                     if let (Ok(head), Some(entry)) = (&head, self.rooms.get_mut(&room)) {
@@ -398,7 +451,9 @@ impl Interest {
                     }
                     let _ = reply.send(head.map(Some)); // the caller may have stopped waiting
                 }
-                PendingReply::Head(_, None, reply) => drop(reply.send(Ok(None))),
+                PendingReply::Head(room, None, reply) => {
+                    let _ = reply.send(self.refusal(&room).map_or(Ok(None), Err)); // as above
+                }
                 PendingReply::Compare(room, _) => {
                     // A failed comparison is made up for by the next sweep.
                     if let Some(Ok(head)) = heads.next() {
@@ -414,6 +469,34 @@ impl Interest {
             }
         }
         is_synced
+    }
+
+    /// Takes the reply to the SUBSCRIBE of one room in the batch of that number.
+    fn settle_subscription(&mut self, number: u64, room: Room, result: Result<(), BrokerError>) {
+        match result {
+            Ok(()) => {
+                // It was refused until now, so messages may have been lost.
+                if self.refused.swap_remove(&room).is_some()
+                    && let Some(entry) = self.rooms.get(&room)
+                {
+                    self.queue.extend(entry.compare());
+                    self.queue.push_back(QueueItem::Reply(PendingReply::Presence(room)));
+                }
+            }
+            Err(why) => {
+                // A later batch may have subscribed the room anew.
+                if let Some(entry) = self.rooms.get_mut(&room).filter(|entry| entry.subscribed_in == number) {
+                    entry.subscribed_in = NO_BATCH;
+                }
+                self.refused.insert(room, why);
+            }
+        }
+    }
+
+    /// Why the last SUBSCRIBE of the room was refused, among those whose replies have come. Batches are completed in
+    /// the order in which they were sent, so a head of the batch that is being completed was read after that SUBSCRIBE.
+    fn refusal(&self, room: &Room) -> Option<BrokerError> {
+        self.refused.get(room).cloned()
     }
 
     /// Delivers the head if followers have not got everything up to it. Messages up to the head came before it over the

@@ -16,6 +16,16 @@ fn cursor(offset: u64) -> Cursor {
     Cursor::new(Epoch::from_bytes(*b"aaaaaaaa").unwrap(), Offset(offset))
 }
 
+/// Completes the oldest batch in flight; Redis has taken all its rooms.
+fn settle(
+    interest: &mut Interest,
+    heads: Vec<Result<Cursor, BrokerError>>,
+    versions: Vec<u64>,
+    subscribers: &[Arc<dyn Subscriber>],
+) -> bool {
+    interest.settle(BatchReplies { subscribed: Vec::new(), heads, versions }, subscribers)
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Follow(u16, u8),
@@ -24,6 +34,8 @@ enum Step {
     Reply,
     Compare,
     Reconnect,
+    Refuse(u8),
+    Permit(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -34,6 +46,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Reply),
         1 => Just(Step::Compare),
         1 => Just(Step::Reconnect),
+        1 => (0u8..4).prop_map(Step::Refuse),
+        1 => (0u8..4).prop_map(Step::Permit),
     ]
 }
 
@@ -41,33 +55,55 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Default)]
 struct FakeRedis {
     subscribed: HashSet<Room>,
-    unanswered: VecDeque<SubscriptionBatch>,
-    /// Rooms that were followed when the connection was lost and still are, and were not compared since.
+    /// What may not be subscribed.
+    forbidden: HashSet<Room>,
+    /// Rooms whose last SUBSCRIBE was refused.
+    refused: HashSet<Room>,
+    unanswered: VecDeque<Answer>,
+    /// Rooms that are followed and were lost or refused, and were not compared since.
     uncertain: HashSet<Room>,
+}
+
+/// The replies to a batch, and what was subscribed when its heads were read.
+struct Answer {
+    replies: BatchReplies,
+    subscribed: HashSet<Room>,
 }
 
 impl FakeRedis {
     fn take(&mut self, batch: SubscriptionBatch) -> Result<(), TestCaseError> {
-        for room in &batch.subscribe {
-            prop_assert!(self.subscribed.insert(room.clone()), "subscribed twice");
+        let mut subscribed = Vec::new();
+        for room in batch.subscribe {
+            let result = if self.forbidden.contains(&room) {
+                self.refused.insert(room.clone());
+                self.uncertain.insert(room.clone());
+                Err(BrokerError::Misconfigured)
+            } else {
+                self.refused.remove(&room);
+                prop_assert!(self.subscribed.insert(room.clone()), "subscribed twice");
+                Ok(())
+            };
+            subscribed.push((room, result));
         }
         self.uncertain.retain(|room| !(self.subscribed.contains(room) && batch.versions.contains(room)));
+        let (heads, versions) = (vec![Ok(cursor(7)); batch.heads.len()], vec![1; batch.versions.len()]);
+        let replies = BatchReplies { subscribed, heads, versions };
+        self.unanswered.push_back(Answer { replies, subscribed: self.subscribed.clone() });
         for room in &batch.unsubscribe {
             prop_assert!(
-                self.subscribed.remove(room),
+                self.subscribed.remove(room) || self.refused.remove(room),
                 "unsubscribed without being subscribed, which some servers refuse"
             );
         }
-        self.unanswered.push_back(batch);
         Ok(())
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
-    /// However fast rooms come and go and connections break: at the end exactly the followed rooms are subscribed,
-    /// every join that is waited for has its reply, no join gets its reply before its room is subscribed, and every room
-    /// that lived through a reconnect is compared after it.
+    /// However fast rooms come and go, connections break and rights change: at the end exactly the followed rooms that
+    /// Redis permits are subscribed, every join that is waited for has its reply, no join gets a head that was read while
+    /// its room was not subscribed, and every room that lived through a reconnect or a refusal is compared after it.
     #[test]
     fn interest_and_subscriptions_end_up_equal(steps in proptest::collection::vec(step(), 0..300)) {
         let recorder = |_| Arc::new(Recorder::default()) as Arc<dyn Subscriber>;
@@ -77,16 +113,19 @@ proptest! {
         let mut joins = Vec::new();
         let mut connection = 1;
         interest.begin(connection);
-        let drain = std::iter::repeat_n([Step::Send, Step::Reply, Step::Compare], 400).flatten();
-        for step in steps.into_iter().chain(drain) {
+        let drain = || std::iter::repeat_n([Step::Send, Step::Reply, Step::Compare], 400).flatten().map(Some);
+        // `None`: nothing is under way any more.
+        let forbidden = steps.into_iter().map(Some).chain(drain()).chain([None]);
+        let permitted = (0..4).map(|room| Some(Step::Permit(room))).chain(drain()).chain([None]);
+        for step in forbidden.chain(permitted) {
             match step {
-                Step::Follow(who, room) => {
+                Some(Step::Follow(who, room)) => {
                     let (reply, result) = oneshot::channel();
                     followed.insert((who, room));
                     interest.follow(SubscriberId(who), &name(room), Some(KEEP), reply);
                     joins.push((Some((who, room)), result));
                 }
-                Step::Unfollow(who, room) => {
+                Some(Step::Unfollow(who, room)) => {
                     followed.remove(&(who, room));
                     // The reply to a join that was undone says nothing about a later join.
                     joins.iter_mut().filter(|(join, _)| *join == Some((who, room))).for_each(|(join, _)| *join = None);
@@ -95,33 +134,40 @@ proptest! {
                         redis.uncertain.remove(&name(room));
                     }
                 }
-                Step::Send => if let Some(batch) = interest.batch() { redis.take(batch)? },
-                Step::Compare => interest.step(ComparisonPace::new(1, Duration::from_secs(30))),
-                Step::Reply => if let Some(batch) = redis.unanswered.pop_front() {
-                    interest.settle(vec![Ok(cursor(7)); batch.heads.len()], vec![1; batch.versions.len()], &seen);
+                Some(Step::Send) => if let Some(batch) = interest.batch() { redis.take(batch)? },
+                Some(Step::Compare) => interest.step(ComparisonPace::new(1, Duration::from_secs(30))),
+                Some(Step::Reply) => if let Some(answer) = redis.unanswered.pop_front() {
+                    interest.settle(answer.replies, &seen);
                     for (join, result) in &mut joins {
-                        if let (Ok(_), Some((_, room))) = (result.try_recv(), join) {
-                            let is_subscribed = redis.subscribed.contains(&name(*room));
-                            prop_assert!(is_subscribed, "the reply came before the subscription");
+                        if let (Ok(Ok(_)), Some((_, room))) = (result.try_recv(), join) {
+                            let is_subscribed = answer.subscribed.contains(&name(*room));
+                            prop_assert!(is_subscribed, "the head was read before the subscription");
                         }
                     }
                 },
-                Step::Reconnect => {
+                Some(Step::Reconnect) => {
                     connection += 1;
                     let uncertain = followed.iter().map(|(_, room)| name(*room)).collect();
-                    redis = FakeRedis { uncertain, ..FakeRedis::default() };
+                    redis = FakeRedis { uncertain, forbidden: redis.forbidden, ..FakeRedis::default() };
                     interest.begin(connection);
+                }
+                Some(Step::Refuse(room)) => drop(redis.forbidden.insert(name(room))),
+                Some(Step::Permit(room)) => drop(redis.forbidden.remove(&name(room))),
+                None => {
+                    let rooms: HashSet<Room> = followed.iter().map(|(_, room)| name(*room)).collect();
+                    let missing: Vec<_> = rooms.difference(&redis.subscribed).collect();
+                    prop_assert!(missing.iter().all(|room| redis.forbidden.contains(*room)), "missing: {missing:?}");
+                    prop_assert!(redis.subscribed.is_subset(&rooms));
+                    prop_assert_eq!(interest.rooms(), rooms.len());
+                    for (_, result) in &mut joins {
+                        let reply = result.try_recv().err();
+                        prop_assert_ne!(reply, Some(oneshot::error::TryRecvError::Empty), "a join was forgotten");
+                    }
                 }
             }
         }
-        let rooms: HashSet<Room> = followed.iter().map(|(_, room)| name(*room)).collect();
-        prop_assert_eq!(&redis.subscribed, &rooms);
-        prop_assert_eq!(interest.rooms(), rooms.len());
         prop_assert!(redis.uncertain.is_empty(), "not compared: {:?}", redis.uncertain);
-        prop_assert!(interest.batch().is_none() && interest.in_flight.is_empty());
-        for (_, result) in &mut joins {
-            prop_assert_ne!(result.try_recv().err(), Some(oneshot::error::TryRecvError::Empty), "a join was forgotten");
-        }
+        prop_assert!(interest.batch().is_none() && interest.in_flight.is_empty() && interest.refused.is_empty());
     }
 }
 
@@ -137,7 +183,7 @@ proptest! {
         let (mut walk, mut new) = (Walk::over(&interest.rooms), 20);
         for (is_step, at) in changes {
             if is_step {
-                walk.next(&mut interest.rooms).map(|entry| owed.remove(&entry.room));
+                walk.next(&mut interest.rooms).map(|(room, _)| owed.remove(room));
             } else if let Some((room, _)) = interest.rooms.swap_remove_index(at) {
                 owed.remove(&room);
             } else {
@@ -145,8 +191,8 @@ proptest! {
                 new += 1;
             }
         }
-        while let Some(entry) = walk.next(&mut interest.rooms) {
-            owed.remove(&entry.room);
+        while let Some((room, _)) = walk.next(&mut interest.rooms) {
+            owed.remove(room);
         }
         prop_assert!(owed.is_empty(), "{owed:?}");
     }
@@ -157,7 +203,7 @@ fn follow_at(interest: &mut Interest, room: u8, at: u64, seen: &[Arc<dyn Subscri
     let (reply, _result) = oneshot::channel();
     interest.follow(SubscriberId(0), &name(room), Some(KEEP), reply);
     interest.batch();
-    interest.settle(vec![Ok(cursor(at))], Vec::new(), seen);
+    settle(interest, vec![Ok(cursor(at))], Vec::new(), seen);
 }
 
 fn recorder() -> (Arc<Recorder>, Vec<Arc<dyn Subscriber>>) {
@@ -184,12 +230,12 @@ fn a_head_is_delivered_only_if_followers_have_not_got_everything_up_to_it() {
     for (connection, (head, delivered)) in (2..).zip([(5, 0), (7, 1), (7, 1), (6, 1)]) {
         interest.begin(connection);
         assert_eq!(interest.batch().unwrap().subscribe.len(), 1);
-        assert!(interest.settle(Vec::new(), Vec::new(), &seen), "synced");
+        assert!(settle(&mut interest, Vec::new(), Vec::new(), &seen), "synced");
         interest.step(ComparisonPace::new(1, Duration::from_secs(30)));
         // Once because of the reconnect, and once more if a sweep begins.
         let compared = interest.batch().unwrap().heads.len();
         assert!((1..=2).contains(&compared), "{compared}");
-        assert!(!interest.settle(vec![Ok(cursor(head)); compared], Vec::new(), &seen));
+        assert!(!settle(&mut interest, vec![Ok(cursor(head)); compared], Vec::new(), &seen));
         assert_eq!(recorder.now().heads(&name(1)).len(), delivered, "head {head}");
     }
 }
@@ -208,7 +254,7 @@ fn the_sweep_compares_quiet_rooms_and_finds_a_lost_message() {
             interest.step(pace);
             let Some(batch) = interest.batch() else { continue };
             assert!(batch.heads.len() <= 1, "the rooms are spread over the steps");
-            interest.settle(vec![Ok(cursor(head)); batch.heads.len()], Vec::new(), &seen);
+            settle(interest, vec![Ok(cursor(head)); batch.heads.len()], Vec::new(), &seen);
             compared.extend(batch.heads.into_iter().map(|(room, _)| room));
         }
         compared
@@ -257,14 +303,14 @@ fn after_a_reconnect_followers_hear_of_the_version_of_presence() {
     interest.begin(1);
     interest.follow(SubscriberId(0), &name(1), None, oneshot::channel().0);
     interest.batch();
-    interest.settle(Vec::new(), Vec::new(), &seen);
+    settle(&mut interest, Vec::new(), Vec::new(), &seen);
     interest.begin(2);
     interest.batch();
-    interest.settle(Vec::new(), Vec::new(), &seen);
+    settle(&mut interest, Vec::new(), Vec::new(), &seen);
     interest.step(ComparisonPace::new(1, Duration::from_secs(30)));
     let batch = interest.batch().unwrap();
     assert_eq!((batch.heads.len(), batch.versions.len()), (0, 1), "a room without history has no head");
-    interest.settle(Vec::new(), vec![7], &seen);
+    settle(&mut interest, Vec::new(), vec![7], &seen);
     assert_eq!(recorder.now().presence_versions(&name(1)), [7]);
 }
 
@@ -278,7 +324,7 @@ fn a_reconnect_walked_the_whole_table_under_the_lock() {
         interest.follow(SubscriberId(0), &room, None, oneshot::channel().0);
     }
     while interest.batch().is_some() {
-        interest.settle(Vec::new(), Vec::new(), &[]);
+        settle(&mut interest, Vec::new(), Vec::new(), &[]);
     }
     interest.begin(2);
     assert!(interest.queue.is_empty());
@@ -287,7 +333,7 @@ fn a_reconnect_walked_the_whole_table_under_the_lock() {
         assert!(interest.queue.is_empty());
     }
     interest.batch();
-    let synced: Vec<bool> = (0..4).map(|_| interest.settle(Vec::new(), Vec::new(), &[])).collect();
+    let synced: Vec<bool> = (0..4).map(|_| settle(&mut interest, Vec::new(), Vec::new(), &[])).collect();
     assert_eq!(synced, [false, false, false, true]);
 }
 
@@ -299,12 +345,12 @@ fn rooms_move_with_their_followers_and_the_joins_in_flight() {
     for interest in [&mut from, &mut to] {
         interest.begin(1);
         interest.batch();
-        assert!(interest.settle(Vec::new(), Vec::new(), &seen), "synced");
+        assert!(settle(interest, Vec::new(), Vec::new(), &seen), "synced");
     }
     let (reply, _result) = oneshot::channel();
     from.follow(SubscriberId(0), &name(1), Some(KEEP), reply);
     from.batch();
-    from.settle(vec![Ok(cursor(5))], Vec::new(), &seen);
+    settle(&mut from, vec![Ok(cursor(5))], Vec::new(), &seen);
     let (reply, mut moved) = oneshot::channel();
     from.follow(SubscriberId(0), &name(2), Some(KEEP), reply);
     let (reply, mut stayed) = oneshot::channel();
@@ -315,17 +361,17 @@ fn rooms_move_with_their_followers_and_the_joins_in_flight() {
     let pace = ComparisonPace::new(1, Duration::from_secs(30));
     to.step(pace);
     to.adopt(from.release(|room| *room != name(3)));
-    from.settle(vec![Ok(cursor(8)), Ok(cursor(9))], Vec::new(), &seen);
+    settle(&mut from, vec![Ok(cursor(8)), Ok(cursor(9))], Vec::new(), &seen);
     assert_eq!(stayed.try_recv().unwrap(), Ok(Some(cursor(9))), "a join that stays gets the head of its own room");
     assert!(moved.try_recv().is_err() && from.rooms() == 1);
     let batch = to.batch().unwrap();
     assert_eq!((batch.subscribe.len(), batch.heads.len()), (2, 1));
-    to.settle(vec![Ok(cursor(3))], Vec::new(), &seen);
+    settle(&mut to, vec![Ok(cursor(3))], Vec::new(), &seen);
     assert_eq!(moved.try_recv().unwrap(), Ok(Some(cursor(3))));
     to.step(pace);
     let compared = to.batch().unwrap().heads;
     assert_eq!(compared.len(), 2, "the heads of moved rooms are compared");
     let heads = compared.iter().map(|(room, _)| Ok(cursor(if *room == name(1) { 7 } else { 3 }))).collect();
-    to.settle(heads, Vec::new(), &seen);
+    settle(&mut to, heads, Vec::new(), &seen);
     assert_eq!(recorder.now().heads(&name(1)), [cursor(7)]);
 }

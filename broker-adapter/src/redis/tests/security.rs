@@ -1,8 +1,9 @@
 //! Redis over TLS, and with a user who has no more rights than a node needs.
 
-use super::{Gateway, RedisConfig, Server, holds_the_contract, server::free_port};
+use super::{Gateway, RedisConfig, Server, holds_the_contract, server::free_port, until};
 use crate::{
-    contract::room,
+    Broker, BrokerError, Publish, Status,
+    contract::{KEEP, Seen, WAIT_MAX, message, room},
     redis::{ConnectError, RedisBroker},
 };
 use std::{
@@ -56,6 +57,75 @@ async fn the_deployed_user_has_no_other_rights() {
     }
 }
 
+/// A server with the deployed ACL, a broker with that user, and one with all rights.
+async fn with_rights() -> (Server, Gateway, Gateway) {
+    let server = Server::start_with(acl).await;
+    let limited = RedisConfig::parse(&format!("redis://fanfare:change-me@127.0.0.1:{}", server.port)).unwrap();
+    let (limited, free) = (Gateway::connect(limited).await, Gateway::connect(server.config()).await);
+    (server, limited, free)
+}
+
+/// The SUBSCRIBE of a whole batch was refused for one room, and ended the connection, again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_room_that_may_not_be_subscribed_leaves_the_others_alone_and_comes_back_with_the_right() {
+    let (server, a, other) = with_rights().await;
+    let [secret, secret_too, open, open_too] = ["secret", "secret", "open", "open"].map(room);
+    for room in [&secret, &open] {
+        a.node.subscribe(room).await;
+    }
+    // Redis cuts the connections that have what is not permitted any more.
+    server.command("ACL SETUSER fanfare resetchannels &fanfare:ctl &fanfare:node:* &fanfare:*:c:open*").await;
+    let refused = || async {
+        let reply = a.broker.subscribe(a.node.me, &secret_too, Some(KEEP));
+        tokio::time::timeout(WAIT_MAX, reply).await.expect("a join is answered")
+    };
+    until("the refusal", WAIT_MAX, || async { refused().await == Err(BrokerError::Misconfigured) }).await;
+    until("the broker to be up", WAIT_MAX, || async { a.broker.status().up }).await;
+    let Status { reconnects, .. } = a.broker.status();
+
+    assert_eq!(a.broker.subscribe(a.node.me, &open_too, None).await, Ok(None));
+    for n in 1..=20 {
+        assert_eq!(refused().await, Err(BrokerError::Misconfigured));
+        other.node.say(&open, "hi").await;
+        other.node.publish(Publish { retention: None, ..message(&open_too, "hi") }).await;
+        a.node.seen.messages(&open_too, n).await;
+        a.node.seen.messages(&open, n).await;
+    }
+    let missed = other.node.say(&secret, "missed").await;
+    let Status { up, reconnects: later, .. } = a.broker.status();
+    assert_eq!((up, later), (true, reconnects), "no connection ends");
+
+    server.command("ACL SETUSER fanfare &fanfare:*").await;
+    let head = |seen: &Seen| seen.heads(&secret).contains(&missed).then_some(());
+    a.node.seen.wait_for("the head after what was missed", head).await;
+    other.node.say(&secret, "heard").await;
+    a.node.seen.messages(&secret, 1).await;
+}
+
+/// The connection ended, again and again, and the log did not say why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_may_not_subscribe_its_own_channels_is_down_and_serves_its_rooms() {
+    let (server, a, other) = with_rights().await;
+    let room = room("own");
+    a.node.subscribe(&room).await;
+    server.command("ACL SETUSER fanfare resetchannels &fanfare:ctl &fanfare:*:c:*").await;
+    until("the broker to be down", WAIT_MAX, || async { !a.broker.status().up }).await;
+    until("deliveries", WAIT_MAX, || async {
+        other.node.say(&room, "hi").await;
+        !a.node.seen.now().messages(&room).is_empty()
+    })
+    .await;
+    until("the connections to be back", WAIT_MAX, || async { a.broker.is_up(&room) }).await;
+    assert!(!a.broker.status().up);
+
+    let config = RedisConfig::parse(&format!("redis://fanfare:change-me@127.0.0.1:{}", server.port)).unwrap();
+    let why = RedisBroker::connect(config, Vec::new()).await.err().unwrap().to_string();
+    assert!(why.contains("NOPERM"), "{why}");
+
+    server.command("ACL SETUSER fanfare &fanfare:*").await;
+    until("the broker to be up", WAIT_MAX, || async { a.broker.status().up }).await;
+}
+
 fn openssl(dir: &Path, words: &str) {
     let done = Command::new("openssl").args(words.split(' ')).current_dir(dir).stderr(Stdio::null()).status().unwrap();
     assert!(done.success(), "openssl {words}");
@@ -94,8 +164,5 @@ async fn over_tls_the_contract_holds_and_certificates_are_checked() {
     let room = room("tls");
     a.node.subscribe(&room).await;
     server.command("CLIENT KILL TYPE normal SKIPME yes").await;
-    super::until("the broker to be back", crate::contract::WAIT_MAX, || async {
-        a.node.try_publish(crate::contract::message(&room, "hi")).await.is_ok()
-    })
-    .await;
+    until("the broker to be back", WAIT_MAX, || async { a.node.try_publish(message(&room, "hi")).await.is_ok() }).await;
 }
