@@ -115,7 +115,7 @@ async fn a_node_that_may_not_subscribe_its_own_channels_is_down_and_serves_its_r
         !a.node.seen.now().messages(&room).is_empty()
     })
     .await;
-    until("the connections to be back", WAIT_MAX, || async { a.broker.is_up(&room) }).await;
+    until("the connections to be back", WAIT_MAX, || async { a.broker.availability(&room).is_ok() }).await;
     assert!(!a.broker.status().up);
 
     let config = RedisConfig::parse(&format!("redis://fanfare:change-me@127.0.0.1:{}", server.port)).unwrap();
