@@ -82,7 +82,7 @@ async fn what_scripts_have_no_right_to_was_a_fault_of_our_own() {
     let scratch = Scratch::new();
     let redis = Redis::start(scratch.path()).await;
     let cluster = node_as_user(&redis).await;
-    for rule in ["resetchannels &other", "resetkeys ~other", "-xadd"] {
+    for rule in ["resetkeys ~other", "-xadd"] {
         redis.values(&format!("ACL SETUSER node {rule}")).await;
         assert_eq!(detail(&publish(&cluster, "").await), operator(), "{rule}");
         assert_eq!(detail(&publish(&cluster, "?buffer=1s").await), operator(), "{rule}");
@@ -159,8 +159,9 @@ async fn health_is_down_for_as_long_as_an_operator_has_to_act() {
     let cluster = node_as_user(&redis).await;
     for rule in ["-evalsha", "-hincrby", "-xadd", "-publish", "-set", "resetkeys ~other", "resetchannels &other"] {
         redis.values(&format!("ACL SETUSER node {rule}")).await;
-        // A buffered publish has a key, for which it needs SET.
-        publish(&cluster, "?buffer=1s").await.problem(503);
+        // A buffered publish has a key, for which it needs SET. One that Redis keeps but does not send is acknowledged.
+        let reply = publish(&cluster, "?buffer=1s").await;
+        assert_eq!(reply.status == 200, ["-publish", "resetchannels &other"].contains(&rule), "{rule}: {}", reply.text);
         eventually(&format!("health says so: {rule}"), async || !is_up(&cluster).await).await;
         for _ in 0..20 {
             publish(&cluster, "").await;

@@ -151,7 +151,7 @@ impl PublisherDriver {
         };
         // Only probes end a doubt: with a full memory, or without one of the rights, some writes succeed.
         if let [WriteCommand::Probe(_), WriteCommand::Probe(_)] = calls[..] {
-            self.is_doubtful = replies.iter().any(|reply| matches!(reply, Value::ServerError(_)));
+            self.is_doubtful = replies.iter().any(is_refused);
             self.is_refused.store(self.is_doubtful, Ordering::Relaxed);
         }
         for (call, reply) in calls.into_iter().zip(replies) {
@@ -169,10 +169,11 @@ impl PublisherDriver {
                     }
                     Err(self.context.refusals.of(&error))
                 }
-                Value::Array(mut parts) if matches!(parts.last(), Some(Value::ServerError(_))) => {
+                Value::Array(mut parts) if parts.last().is_some_and(is_refused) => {
                     // The script has done its work, except what can be refused without harm to the caller.
                     if let Some(Value::ServerError(error)) = parts.pop() {
                         self.context.refusals.of(&error);
+                        self.doubt(false);
                     }
                     Ok(parts.pop().unwrap_or(Value::Nil))
                 }
@@ -192,6 +193,15 @@ impl PublisherDriver {
     fn doubt(&mut self, is_refused: bool) {
         self.is_doubtful = true;
         self.is_refused.fetch_or(is_refused, Ordering::Relaxed);
+    }
+}
+
+/// Whether Redis refuses a command, or one that its script has left to the end.
+fn is_refused(reply: &Value) -> bool {
+    match reply {
+        Value::ServerError(_) => true,
+        Value::Array(parts) => parts.last().is_some_and(is_refused),
+        _ => false,
     }
 }
 
