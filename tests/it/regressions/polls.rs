@@ -7,12 +7,12 @@ use fanfare_tests::http::Reply;
 use fanfare_tests::redis::Redis;
 use fanfare_tests::scratch::Scratch;
 use fanfare_tests::transport::http_connection::HttpConnection;
-use fanfare_tests::transport::poll::{self, Missed, served};
-use fanfare_tests::wait::{eventually, within};
+use fanfare_tests::transport::poll::{self, Missed, PollResponse, served};
+use fanfare_tests::wait::{eventually, ticks, within};
 use fanfare_tests::{Cluster, RoomRequest, Transport, http};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::info;
 use crate::fixtures::{metric, one_node, one_node_with, publish_numbers, split};
@@ -281,6 +281,36 @@ async fn a_short_loss_of_the_backplane_ended_waiting_polls() {
     http::post(cluster.address(1), "/v1/rooms/a", &json!("at last")).send().await.expect(200);
     let reply = served(&within("the answer", waiting).await.expect("a poll"));
     assert_eq!(reply.data(), [json!("at last")]);
+}
+
+/// The client had 5 s for the whole answer, even if it read all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_waiting_poll_was_cut_while_its_client_read_it() {
+    let cluster = one_node().await;
+    let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
+    let since = publish_numbers(&cluster, "a", 0, 1).await;
+    // A small buffer, so that the node has to wait for the client.
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let mut poll = socket.connect(address).await.expect("a connection");
+    let get = format!("GET /v1/rooms/a/poll?since={since} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    poll.write_all(get.as_bytes()).await.expect("a poll is sent");
+    eventually("the poll waits", async || metric(admin, "fanfare_polls_waiting").await > 0.5).await;
+    let items = json!(vec![json!({"room": "a", "data": "x".repeat(20_000)}); 12]);
+    http::post(address, "/v1/publish", &items).send().await.expect(200);
+    // 40 KB in a second: 240 KB in 6 s.
+    let (mut pace, mut text, mut part) = (ticks(Duration::from_millis(100)), Vec::new(), vec![0; 4_000]);
+    loop {
+        pace.tick().await;
+        match poll.read(&mut part).await.expect("the connection is not reset") {
+            0 => break,
+            count => text.extend_from_slice(&part[..count]),
+        }
+    }
+    let text = String::from_utf8(text).expect("text");
+    let (_, body) = text.split_once("\r\n\r\n").expect("an answer has a head");
+    let messages = PollResponse::parse(body).messages().count();
+    assert_eq!(messages, 12);
 }
 
 /// Polls were woken for a drain only if everything was well before, so those of the other Redis were cut off.

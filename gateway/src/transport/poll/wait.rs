@@ -26,13 +26,11 @@ use std::{future::poll_fn, rc::Rc, task::Poll as Progress, time::Duration};
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// How long a poll that was woken by a message waits for more of them, so that a burst is one answer.
 const LINGER: Duration = Duration::from_millis(15);
-/// Time for the client to take an answer: as long as a client may take nothing of its outbox.
-const WRITE_TIME: Duration = Duration::from_secs(5);
 
 /// What becomes of a poll.
 pub(in crate::transport) enum Prepared {
@@ -165,8 +163,14 @@ impl Ready {
             parts.headers.remove("keep-alive");
         }
         let mut bytes = response_head(&Response::from_parts(parts, ())).chain(body);
-        let written = tokio::time::timeout(WRITE_TIME, socket.write_all_buf(&mut bytes)).await;
-        (matches!(written, Ok(Ok(()))) && is_kept).then_some(socket)
+        // Like a session with frames in its outbox, the client may be slow, but not take nothing for that long.
+        let time_max = Duration::from_millis(self.node().outbox_limits.age_ms.into());
+        while bytes.has_remaining() {
+            if !matches!(timeout(time_max, socket.write_buf(&mut bytes)).await, Ok(Ok(1..))) {
+                return None;
+            }
+        }
+        is_kept.then_some(socket)
     }
 }
 
