@@ -24,6 +24,8 @@ pub(crate) enum ErrorCode {
     SessionGone,
     BackplaneUnavailable,
     BackplaneOverloaded,
+    NotExecuted,
+    TooSlow,
     Draining,
     Internal,
 }
@@ -48,6 +50,8 @@ impl ErrorCode {
             Self::SessionGone => (404, false),
             Self::BackplaneUnavailable => (503, true),
             Self::BackplaneOverloaded => (503, true),
+            Self::NotExecuted => (503, true),
+            Self::TooSlow => (503, true),
             Self::Draining => (503, true),
             Self::Internal => (500, true),
         }

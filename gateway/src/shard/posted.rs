@@ -11,7 +11,7 @@
 use super::{
     SessionRef, Shard, State,
     conn::Timer,
-    posts::{Destination, PostStep},
+    posts::{Destination, PostStep, Unanswered},
     reply_to::ReplyTo,
 };
 use crate::protocol::{
@@ -34,8 +34,8 @@ const LOOKUPS_MAX: usize = 64;
 const GONE_AFTER: Duration = Duration::from_secs(3);
 /// The time between two attempts to reach the node.
 const GONE_LOOK: Duration = Duration::from_millis(300);
-/// A command without a reply after this time is answered as unavailable; a join may wait as long as the backplane is
-/// away.
+/// A command without a reply after this time is refused; a join may wait as long as the backplane is away, or until its
+/// client reads.
 const LATE_MS: u32 = 6_000;
 /// How long the shard that took a post waits for the replies: longer than [`LATE_MS`], so that the replies come before
 /// it gives up.
@@ -157,9 +157,22 @@ impl State {
         }
     }
 
-    /// Answers a post that has waited too long. Its commands may still be executed.
+    /// Answers a post that has waited too long. Commands that have begun may still be executed.
     pub(super) fn give_up_post(&mut self, first: u32) {
-        if let Some((back, text)) = self.posts.give_up(first, &BrokerError::Unavailable.into()) {
+        let conn = self.posts.session(first).and_then(|session| self.outgoing.sessions.get_open(session));
+        let is_behind = conn.is_some_and(|conn| conn.outbox.is_half_full(&self.node.outbox_limits));
+        let refusal = |unanswered| match unanswered {
+            Unanswered::NotBegun => {
+                let before = "not executed: a join before it in the post has taken too long";
+                Refusal::new(ErrorCode::NotExecuted, before)
+            }
+            Unanswered::Join if is_behind => {
+                let unread = "the client has not read what came before; the join goes on when it has";
+                Refusal::new(ErrorCode::TooSlow, unread)
+            }
+            Unanswered::Join | Unanswered::UnderWay => BrokerError::Unavailable.into(),
+        };
+        if let Some((back, text)) = self.posts.give_up(first, refusal) {
             self.send_reply(back, Ok(text));
         }
     }
@@ -167,7 +180,7 @@ impl State {
     /// Answers the posts for a session that ends. Commands that have not begun are not executed.
     pub(super) fn cancel_posts(&mut self, session: SessionRef) {
         for first in self.posts.of_session(session) {
-            if let Some((back, text)) = self.posts.give_up(first, &Refusal::session_gone()) {
+            if let Some((back, text)) = self.posts.give_up(first, |_| Refusal::session_gone()) {
                 self.send_reply(back, Ok(text));
             }
         }

@@ -96,6 +96,15 @@ pub(super) enum PostStep {
     Finish(ReplyAddress, Bytes),
 }
 
+/// How far a command without a reply has come when its post is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unanswered {
+    NotBegun,
+    /// It is the join for whose reply the next commands wait.
+    Join,
+    UnderWay,
+}
+
 /// The fields of a command that its reply repeats.
 #[derive(Default, Deserialize)]
 struct Heading<'a> {
@@ -203,12 +212,27 @@ impl Posts {
         post.waits_for.take_if(|join| *join == index).map(|_| PostStep::Continue(first))
     }
 
+    /// The session of a post.
+    pub(super) fn session(&self, first: u32) -> Option<SessionRef> {
+        self.under_way.get(&first).map(|post| post.session)
+    }
+
     /// Ends a post: commands without a reply are refused. Returns all replies, and where they go.
-    pub(super) fn give_up(&mut self, first: u32, refusal: &Refusal) -> Option<(ReplyAddress, Bytes)> {
+    pub(super) fn give_up(
+        &mut self,
+        first: u32,
+        refusal: impl Fn(Unanswered) -> Refusal,
+    ) -> Option<(ReplyAddress, Bytes)> {
         let post = self.under_way.get_mut(&first)?;
-        for (command, reply) in post.commands.iter().zip(&mut post.replies).filter(|(_, reply)| reply.is_none()) {
+        let commands = post.commands.iter().zip(&mut post.replies).enumerate();
+        for (index, (command, reply)) in commands.filter(|(_, (_, reply))| reply.is_none()) {
+            let unanswered = match index {
+                _ if index >= post.begun => Unanswered::NotBegun,
+                _ if post.waits_for == Some(index) => Unanswered::Join,
+                _ => Unanswered::UnderWay,
+            };
             let Heading { id, room } = serde_json::from_str(command.get()).unwrap_or_default();
-            *reply = Some(native::encode(&Event::refusal(id, room, refusal)));
+            *reply = Some(native::encode(&Event::refusal(id, room, &refusal(unanswered))));
         }
         self.finish(first)
     }
@@ -247,10 +271,10 @@ mod tests {
         let taken: Vec<u32> = (0..POSTS_OF_SESSION_MAX + 5).filter_map(|_| insert(&mut posts, 7)).collect();
         assert_eq!(taken.len(), POSTS_OF_SESSION_MAX as usize);
         assert!(insert(&mut posts, 8).is_some(), "another session has its own");
-        posts.give_up(taken[0], &Refusal::session_gone()).unwrap();
+        posts.give_up(taken[0], |_| Refusal::session_gone()).unwrap();
         assert!(insert(&mut posts, 7).is_some());
         for first in posts.under_way.keys().copied().collect::<Vec<_>>() {
-            posts.give_up(first, &Refusal::session_gone()).unwrap();
+            posts.give_up(first, |_| Refusal::session_gone()).unwrap();
         }
         assert!(posts.of_sessions.is_empty());
     }

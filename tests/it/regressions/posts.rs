@@ -152,3 +152,31 @@ async fn posts_to_sessions_of_a_shard_that_had_ended_waited_in_vain() {
     unfinished.finish().await;
     cluster.nodes[0].exit(patience()).await;
 }
+
+/// A join that waited for its own client to read was answered as if Redis were away; so were the commands behind it, which
+/// were never executed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_posted_join_that_waited_for_its_client_blamed_redis() {
+    let cluster = one_node_with(&format!("{KEEP_ALL}outbox_seconds = 600\n")).await;
+    let (address, admin) = (cluster.address(0), cluster.nodes[0].admin);
+    let item = json!({"room": "big", "data": "x".repeat(60_000)});
+    for _ in 0..20 {
+        http::post(address, "/v1/publish", &json!(vec![item.clone(); 15])).send().await.expect(200);
+    }
+    // 18 MB: more than the outbox and what the kernel holds for an unread socket.
+    let request = RoomRequest::of(&["big"]).with("last=300");
+    let mut client = TransportClient::join(address, Transport::Stream, &request).await;
+    eventually("the outbox is half full", async || metric(admin, "fanfare_outbox_bytes").await > 131_072.0).await;
+    let commands = json!([
+        {"type": "ping"},
+        {"type": "join", "id": 1, "room": "r", "presence": true},
+        {"type": "publish", "id": 2, "room": "r", "data": 1},
+    ]);
+    let replies = client.command(address, &commands).await.expect(200);
+    let code = |index: usize| (&replies[index]["id"], replies[index].get("code").unwrap_or(&replies[index]["type"]));
+    assert_eq!(code(0).1, "pong");
+    assert_eq!((code(1), code(2)), ((&json!(1), &json!("too_slow")), (&json!(2), &json!("not_executed"))), "{replies}");
+    assert_eq!(client.take("joined").await.json["room"], "r", "the join goes on when the client reads");
+    let room = http::get(address, "/v1/rooms/r").send().await.expect(200);
+    assert_eq!(split(&room["cursor"]).1, 0, "nothing was published: {room}");
+}
