@@ -56,7 +56,7 @@ struct Admission {
 enum Wait {
     /// A page of history.
     History(HistoryQuery),
-    /// The client reads slowly: until its outbox is empty.
+    /// The client reads slowly: until its outbox has space.
     Outbox(oneshot::Receiver<()>),
     /// The client is ahead of the feed. Mostly the feed follows in a moment; if it does not, this page of history shows
     /// why.
@@ -269,7 +269,7 @@ impl State {
             return;
         }
         let index = join.session().index;
-        conn.forget_reached(join.room.index);
+        conn.forget_join(join.room.index);
         let Some(entry) = self.rooms.resolve(join.room) else { return };
         if membership.stage.is_member() {
             entry.members.remove(index, conn.shape);

@@ -3,6 +3,7 @@
 
 use super::{
     SessionRef, Shard, State,
+    conn::Subject,
     reply_to::{PublishTicket, ReplyTo},
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     time::unix_ms,
 };
 use fanfare_broker::{HistoryQuery, IdempotencyKey, Publish, Purpose, Reply, Room};
-use std::{borrow::Cow, rc::Rc};
+use std::borrow::Cow;
 
 impl Shard {
     /// Executes the command in one text frame of a client.
@@ -75,10 +76,10 @@ impl State {
                 let refusal = Refusal::new(ErrorCode::NotJoined, "this session is not in the room");
                 self.refuse(reply_to, Some(room.as_str()), refusal);
             }
-            Action::Presence(room) => self.spawn(|shard| shard.presence(reply_to, room)),
+            Action::Presence(room) => self.ask(reply_to, room, Subject::Members),
             Action::History { room, since, limit } => {
                 let query = HistoryQuery { since, limit, purpose: Purpose::Question };
-                self.spawn(|shard| shard.history(reply_to, room, query));
+                self.ask(reply_to, room, Subject::History(query));
             }
             Action::Pong => self.reply(reply_to, &Event::Pong { id }),
             Action::Refuse { .. } => self.send_refusal(reply_to, action),
@@ -161,28 +162,6 @@ impl State {
                 self.reply(reply_to, &Event::Published { id, room, cursor });
             }
             Err(why) => self.refuse(reply_to, Some(room.as_str()), why.into()),
-        }
-    }
-}
-
-// --- questions that the broker answers ---
-
-impl Shard {
-    async fn history(self: Rc<Self>, reply_to: ReplyTo, room: Room, query: HistoryQuery) {
-        let page = self.node.history(&room, query).await;
-        let state = &mut *self.state.borrow_mut();
-        if state.outgoing.sessions.get_open(reply_to.session).is_none() {
-            return;
-        }
-        match page {
-            Ok(page) => {
-                let text = native::history(reply_to.id, &room, &page);
-                match reply_to.post {
-                    Some(_) => state.reply_to_post(reply_to, text),
-                    None => state.send_text(reply_to.session.index, &text),
-                }
-            }
-            Err(refusal) => state.refuse(reply_to, Some(room.as_str()), refusal),
         }
     }
 }

@@ -3,14 +3,15 @@
 
 use crate::{
     policy::peer::ConnectionPermit,
-    protocol::{FrameShape, address::Secret},
+    protocol::{FrameShape, address::Secret, command::RequestId},
     random::random_below,
-    session::{Outbox, OutboxLimits, Session, keepalive::Keepalive},
+    session::{Hold, Outbox, OutboxLimits, Session, keepalive::Keepalive},
 };
 use bytes::Bytes;
-use fanfare_broker::{Cursor, Room};
+use fanfare_broker::{Cursor, HistoryQuery, Room};
 use slab::Slab;
 use std::{
+    collections::VecDeque,
     net::Shutdown,
     rc::Rc,
     sync::{
@@ -84,21 +85,41 @@ pub(super) struct Conn {
     pub(super) socket: Rc<TcpStream>,
     pub(super) outbox: Outbox,
     pub(super) session: Session,
-    /// What joins that are not complete keep here.
-    pub(super) joins: Option<Box<OpenJoins>>,
+    /// What joins and questions that are not complete keep here.
+    pub(super) unfinished: Option<Box<Unfinished>>,
     /// Counts the connection against its client's address.
     pub(super) _permit: Option<ConnectionPermit>,
     /// Set for an event stream or a line stream.
     pub(super) stream: Option<Box<Stream>>,
 }
 
-/// What a session's joins keep with it until they are complete. Boxed, because a session hardly ever has one.
+/// What a session's joins and questions keep with it until they are complete. Boxed, because a session hardly ever has
+/// one.
 #[derive(Default)]
-pub(super) struct OpenJoins {
+pub(super) struct Unfinished {
+    /// From where a room's join is to resume that has no `joined` yet. A later join of the room resumes there too.
+    since: Vec<(u32, Cursor)>,
     /// How far the messages go that were sent for a room's join. A later join of the room goes on from there.
     reached: Vec<(u32, Cursor)>,
-    /// Joins that wait until the outbox is empty, because they send history in portions.
-    pub(super) waiters: Vec<oneshot::Sender<()>>,
+    /// Tasks that wait for space in the outbox, because they send much in portions.
+    waiters: Vec<oneshot::Sender<()>>,
+    /// What the client has asked over its own connection. The first question is being answered.
+    pub(super) questions: VecDeque<Question>,
+}
+
+/// A question that waits for its turn.
+pub(super) struct Question {
+    pub(super) id: RequestId,
+    pub(super) room: Room,
+    pub(super) subject: Subject,
+    pub(super) _hold: Hold,
+}
+
+/// What a client asks about a room.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Subject {
+    Members,
+    History(HistoryQuery),
 }
 
 /// What an event stream or a line stream needs in addition, because its client cannot send over the connection.
@@ -129,39 +150,72 @@ impl Stream {
 }
 
 impl Conn {
-    /// What a caller that paces itself has to wait for: it ends when the outbox is empty, or the session. `None`: less
-    /// than half of the outbox is in use.
+    /// What a caller that paces itself has to wait for: it ends when the outbox has space again, or the session ends.
+    /// The caller then looks again, since others may have waited too. `None`: less than half of the outbox is in use.
     pub(super) fn wait_for_space(&mut self, limits: &OutboxLimits) -> Option<oneshot::Receiver<()>> {
-        if !self.outbox.is_half_full(limits) {
-            return None;
+        self.outbox.is_half_full(limits).then(|| self.wait_for_flush())
+    }
+
+    /// The same for an answer that may take half of an outbox, so that more has to be free. `None`: less than a quarter
+    /// is in use.
+    pub(super) fn wait_to_answer(&mut self, limits: &OutboxLimits) -> Option<oneshot::Receiver<()>> {
+        let is_free = !self.outbox.is_half_full(limits) && self.outbox.bytes() <= limits.bytes / 4;
+        (!is_free).then(|| self.wait_for_flush())
+    }
+
+    fn wait_for_flush(&mut self) -> oneshot::Receiver<()> {
+        let (sender, flushed) = oneshot::channel();
+        self.unfinished.get_or_insert_default().waiters.push(sender);
+        flushed
+    }
+
+    /// Wakes those who wait for space, if there is some. Call this after each write.
+    pub(super) fn wake_waiters(&mut self, limits: &OutboxLimits) {
+        if let Some(unfinished) = &mut self.unfinished
+            && !self.outbox.is_half_full(limits)
+        {
+            for waiter in unfinished.waiters.drain(..) {
+                let _ = waiter.send(()); // what it waited for may have been given up
+            }
+            self.drop_finished();
         }
-        let (sender, drained) = oneshot::channel();
-        self.joins.get_or_insert_default().waiters.push(sender);
-        Some(drained)
+    }
+
+    /// From where the room's join that has no `joined` yet is to resume.
+    pub(super) fn since(&self, room: u32) -> Option<Cursor> {
+        cursor_of(&self.unfinished.as_ref()?.since, room)
+    }
+
+    pub(super) fn set_since(&mut self, room: u32, since: Cursor) {
+        set_cursor(&mut self.unfinished.get_or_insert_default().since, room, since);
     }
 
     /// The cursor up to which messages were sent for a join that is not complete; `None` before its `joined`.
     pub(super) fn reached(&self, room: u32) -> Option<Cursor> {
-        let reached = &self.joins.as_ref()?.reached;
-        reached.iter().find(|(of, _)| *of == room).map(|(_, cursor)| *cursor)
+        cursor_of(&self.unfinished.as_ref()?.reached, room)
     }
 
     pub(super) fn set_reached(&mut self, room: u32, cursor: Cursor) {
-        let reached = &mut self.joins.get_or_insert_default().reached;
-        match reached.iter_mut().find(|(of, _)| *of == room) {
-            Some((_, reached)) => *reached = cursor,
-            None => reached.push((room, cursor)),
-        }
+        let unfinished = self.unfinished.get_or_insert_default();
+        unfinished.since.retain(|(of, _)| *of != room);
+        set_cursor(&mut unfinished.reached, room, cursor);
     }
 
     /// The join is complete, or was left.
-    pub(super) fn forget_reached(&mut self, room: u32) {
-        if let Some(joins) = &mut self.joins {
-            joins.reached.retain(|(of, _)| *of != room);
-            if joins.reached.is_empty() && joins.waiters.is_empty() {
-                self.joins = None;
-            }
+    pub(super) fn forget_join(&mut self, room: u32) {
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.since.retain(|(of, _)| *of != room);
+            unfinished.reached.retain(|(of, _)| *of != room);
+            self.drop_finished();
         }
+    }
+
+    /// Frees the box when nothing is left in it.
+    pub(super) fn drop_finished(&mut self) {
+        self.unfinished.take_if(|unfinished| {
+            let Unfinished { since, reached, waiters, questions } = &**unfinished;
+            since.is_empty() && reached.is_empty() && waiters.is_empty() && questions.is_empty()
+        });
     }
 
     /// Whether the session can share its frames with the other members of the room. An event stream of several rooms
@@ -176,6 +230,17 @@ impl Conn {
     /// Ends one direction of the socket, or both. The only possible failure is that the socket has ended already.
     pub(super) fn shut(&self, how: Shutdown) {
         drop(socket2::SockRef::from(&*self.socket).shutdown(how));
+    }
+}
+
+fn cursor_of(cursors: &[(u32, Cursor)], room: u32) -> Option<Cursor> {
+    cursors.iter().find(|(of, _)| *of == room).map(|(_, cursor)| *cursor)
+}
+
+fn set_cursor(cursors: &mut Vec<(u32, Cursor)>, room: u32, cursor: Cursor) {
+    match cursors.iter_mut().find(|(of, _)| *of == room) {
+        Some((_, set)) => *set = cursor,
+        None => cursors.push((room, cursor)),
     }
 }
 

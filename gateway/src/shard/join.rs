@@ -84,7 +84,7 @@ impl State {
 
     /// Makes the session an occupant of the room. A member that joins again stays a member, with its former options until
     /// the new join is complete.
-    fn enter(&mut self, reply_to: ReplyTo, name: &Room, options: JoinOptions) -> Result<Join, Refusal> {
+    fn enter(&mut self, reply_to: ReplyTo, name: &Room, mut options: JoinOptions) -> Result<Join, Refusal> {
         let session = reply_to.session;
         let gone = || Refusal::new(ErrorCode::Internal, "the session is gone");
         // First what may be refused, before anything changes.
@@ -102,6 +102,11 @@ impl State {
         let room = self.followed_room(name, class);
         let conn = self.outgoing.sessions.get_open(session).ok_or_else(gone)?;
         let number = conn.session.begin_join(room.index);
+        // A client that has named a cursor and has had no `joined` since then still lacks the messages after it.
+        options.since = options.since.or(conn.since(room.index));
+        if let Some(since) = options.since {
+            conn.set_since(room.index, since);
+        }
         let (id, user) = (conn.session.id, conn.session.user().cloned());
         let entry = self.rooms.resolve(room).ok_or_else(|| Refusal::new(ErrorCode::Internal, "the room is gone"))?;
         if present.is_none() {
@@ -231,7 +236,7 @@ impl State {
         }
         let Some(conn) = self.outgoing.sessions.get(session) else { return };
         let Some(entry) = self.rooms.get_mut(room) else { return };
-        conn.forget_reached(room);
+        conn.forget_join(room);
         if stage.is_member() {
             entry.members.remove(session.index, conn.shape);
         }

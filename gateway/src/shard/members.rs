@@ -58,11 +58,13 @@ impl Members {
         }
     }
 
-    /// A member that joins again gets no presence events until it has the new list.
-    pub(super) fn pause_presence(&mut self, session: u32) {
-        if let Some(member) = self.custom.iter_mut().find(|member| member.session == session) {
-            member.presence = PresenceEvents::Held;
-        }
+    /// A member that joins again, or asks for the list, gets no presence events until it has that. Returns the version of
+    /// the list that it has had, if it was to get events.
+    pub(super) fn pause_presence(&mut self, session: u32) -> Option<u64> {
+        let member = self.custom.iter_mut().find(|member| member.session == session)?;
+        let PresenceEvents::After(version) = member.presence else { return None };
+        member.presence = PresenceEvents::Held;
+        Some(version)
     }
 
     /// The member has the list of this version.

@@ -34,6 +34,7 @@
 //! | `admit` | the second half of a join |
 //! | `catch_up` | holes filled from history |
 //! | `commands` | what clients ask by commands |
+//! | `questions` | the commands `presence` and `history`, answered one after the other |
 //! | `polls` | rooms that polls watch |
 //! | `control` | control messages |
 //! | `posts` | data: the table of posted commands |
@@ -61,6 +62,7 @@ mod polls;
 mod posted;
 mod posts;
 mod presence;
+mod questions;
 mod reply_to;
 mod room;
 mod rooms;

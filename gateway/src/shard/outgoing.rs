@@ -150,7 +150,7 @@ impl Outgoing {
     pub(super) fn close(&mut self, session: SessionRef, reason: CloseReason, reply: Option<Bytes>) -> Option<Ended> {
         let conn = self.sessions.get_open(session)?;
         conn.phase = Phase::Closing;
-        conn.joins = None;
+        conn.unfinished = None;
         if matches!(reason, CloseReason::TooSlow | CloseReason::Silent | CloseReason::Gone) {
             conn.outbox.discard(); // what waits would not be read
         }
@@ -218,15 +218,11 @@ impl Outgoing {
         let Some(conn) = self.sessions.at(index) else { return 0 };
         conn.queued_in = FlushQueue::None;
         let before = conn.outbox.bytes();
-        match write(conn, self.clock) {
-            Ok(()) => {
-                for waiter in conn.joins.as_mut().map(|joins| std::mem::take(&mut joins.waiters)).unwrap_or_default() {
-                    let _ = waiter.send(()); // the join may have been given up
-                }
-                if conn.phase == Phase::Closing {
-                    conn.shut(Shutdown::Write);
-                }
-            }
+        let result = write(conn, self.clock);
+        conn.wake_waiters(&self.limits);
+        match result {
+            Ok(()) if conn.phase == Phase::Closing => conn.shut(Shutdown::Write),
+            Ok(()) => {}
             Err(why) if why.kind() == io::ErrorKind::WouldBlock => {
                 conn.blocked = true;
                 self.refused.push(SessionRef { index, generation: conn.generation });

@@ -8,11 +8,10 @@
 use super::{
     SessionRef, Shard, State,
     catch_up::Retry,
-    member_list::{PAGE_BYTES_MAX, Pages, inline, is_inline, members_frame, split},
-    reply_to::ReplyTo,
+    member_list::{PAGE_BYTES_MAX, Pages, inline, is_inline},
     room::RoomRef,
 };
-use crate::protocol::event::Event;
+use crate::{protocol::event::Event, session::Stage};
 use fanfare_broker::{Presence, PresenceDetail, Room};
 use std::{rc::Rc, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::sleep};
@@ -34,9 +33,19 @@ struct Listing {
     version: u64,
 }
 
+/// A member from which presence events are held back while it gets an answer with the list.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PausedEvents {
+    session: SessionRef,
+    room: RoomRef,
+    join: u32,
+    /// The client has had the events up to this version.
+    pub(super) version: u64,
+}
+
 impl State {
     /// The largest page: four of them fill an outbox.
-    fn page_bytes(&self) -> usize {
+    pub(super) fn page_bytes(&self) -> usize {
         PAGE_BYTES_MAX.min(self.node.outbox_limits.bytes / 4)
     }
 
@@ -53,10 +62,40 @@ impl State {
             known.unwrap_or_else(|| Rc::new(Pages::new(Arc::clone(presence), page_bytes, self.outgoing.held.clone())));
         held.pages = Some(Rc::clone(&pages));
         let version = presence.version;
-        let mut listing = Listing { session, room, join: membership.join, pages, sent: 0, version };
+        self.begin_listing(Listing { session, room, join: membership.join, pages, sent: 0, version });
+    }
+
+    fn begin_listing(&mut self, mut listing: Listing) {
         if let Some(drained) = self.advance_listing(&mut listing) {
             self.spawn(|shard| shard.list_slowly(listing, drained));
         }
+    }
+
+    /// Holds the room's presence events back from a member that asks for the list. `Some(None)`: the client gets none, or
+    /// is no member; `None`: another list is on its way to it, or it joins again.
+    pub(super) fn pause_events(&mut self, session: SessionRef, room: &Room) -> Option<Option<PausedEvents>> {
+        let Some(index) = self.rooms.find(room.as_str()) else { return Some(None) };
+        let (Some(entry), Some(conn)) = (self.rooms.get_mut(index), self.outgoing.sessions.get_open(session)) else {
+            return Some(None);
+        };
+        let Some(membership) = conn.session.membership(index) else { return Some(None) };
+        let is_held = entry.held.as_ref().is_some_and(|held| held.holders.contains(&session.index));
+        if is_held || membership.stage == Stage::Rejoining {
+            return None;
+        }
+        let Some(version) = entry.members.pause_presence(session.index) else { return Some(None) };
+        entry.hold_presence(session.index);
+        let version = version.max(entry.presence_version);
+        Some(Some(PausedEvents { session, room: entry.at(index), join: membership.join, version }))
+    }
+
+    /// Sends a member the events that were held back while it got a list of this version. It gets each event once, also one
+    /// that the list has: a client may take the list as an answer only, and go on with its own. If the list is older than
+    /// what the client has had, it gets another one.
+    pub(super) fn resume_events(&mut self, paused: PausedEvents, listed: u64) {
+        let PausedEvents { session, room, join, version } = paused;
+        let pages = Rc::new(Pages::new(Arc::default(), self.page_bytes(), self.outgoing.held.clone()));
+        self.begin_listing(Listing { session, room, join, pages, sent: 0, version: version.min(listed) });
     }
 
     /// Sends what the client's outbox has space for. Returns what to wait for; `None`: the member has all, or gets another
@@ -160,50 +199,5 @@ impl Shard {
         let state = &mut *self.state.borrow_mut();
         let held = state.rooms.resolve(room).and_then(|entry| entry.held.as_mut());
         held.map(|held| std::mem::take(&mut held.to_list)).unwrap_or_default()
-    }
-
-    /// Answers the command `presence`; a long list follows in portions.
-    pub(super) async fn presence(self: Rc<Self>, reply_to: ReplyTo, room: Room) {
-        let presence = self.node.presence(&room).await;
-        let ReplyTo { session, id, post } = reply_to;
-        let presence = {
-            let state = &mut *self.state.borrow_mut();
-            if state.outgoing.sessions.get_open(session).is_none() {
-                return;
-            }
-            match presence {
-                Ok(presence) => presence,
-                Err(refusal) => return state.refuse(reply_to, Some(room.as_str()), refusal),
-            }
-        };
-        let is_whole = post.is_some() || is_inline(&presence);
-        let members = if is_whole { presence.members.iter().map(Into::into).collect() } else { Vec::new() };
-        let event = Event::Presence { id, room: room.as_str(), count: presence.users, members, more: !is_whole };
-        self.state.borrow_mut().reply(reply_to, &event);
-        let page_bytes = self.state.borrow().page_bytes();
-        let mut pages = split(&presence.members, page_bytes).peekable();
-        while let Some(page) = pages.next().filter(|_| !is_whole) {
-            if !self.has_space(session).await {
-                return;
-            }
-            let state = &mut *self.state.borrow_mut();
-            let Some(shape) = state.outgoing.sessions.get_open(session).map(|conn| conn.shape) else { return };
-            state.queue(session.index, members_frame(shape, id, &room, page, pages.peek().is_some()));
-        }
-    }
-
-    /// Waits until the session's outbox is less than half full; `false`: the session has ended.
-    async fn has_space(&self, session: SessionRef) -> bool {
-        loop {
-            let drained = {
-                let state = &mut *self.state.borrow_mut();
-                let Some(conn) = state.outgoing.sessions.get_open(session) else { return false };
-                let Some(drained) = conn.wait_for_space(&self.node.outbox_limits) else { return true };
-                drained
-            };
-            if drained.await.is_err() {
-                return false;
-            }
-        }
     }
 }

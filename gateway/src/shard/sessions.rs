@@ -55,7 +55,7 @@ impl Shard {
             socket,
             outbox: Outbox::default(),
             session: Session::new(id, None, &node.limits, now_ms),
-            joins: None,
+            unfinished: None,
             _permit: permit,
             stream,
         });

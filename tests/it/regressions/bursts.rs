@@ -6,7 +6,7 @@ use std::time::Duration;
 use fanfare_tests::fault::{Fault, Proxy};
 use fanfare_tests::redis::Redis;
 use fanfare_tests::transport::poll::{self, PollResponse};
-use fanfare_tests::wait::{eventually, patient, within_time};
+use fanfare_tests::wait::{eventually, patient, ticks, within_time};
 use fanfare_tests::{Client, Cluster, RoomRequest, Transport, TransportClient, http};
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
@@ -219,4 +219,72 @@ async fn memory_was_freed_at_the_cost_of_members_who_read() {
     let texts = publish(address, "busy", 10, 60_000).await;
     assert_eq!(reader.data(10).await, texts, "the member that reads stays");
     assert!(closed().await < 60.0, "only as many are closed as have to be");
+}
+
+/// Asks all questions before it reads an answer: each has its answer, in their order.
+async fn all_are_answered(cluster: &Cluster, questions: u64, question: Value) {
+    let admin = cluster.nodes[0].admin;
+    let mut client = Client::connect(cluster.address(0)).await;
+    for id in 0..questions {
+        let mut question = question.clone();
+        question["id"] = json!(id);
+        client.send(question).await;
+    }
+    eventually("answers wait", async || metric(admin, "fanfare_outbox_bytes").await > 60_000.0).await;
+    for id in 0..questions {
+        let answer = client.next().await.json;
+        assert_eq!((&answer["type"], &answer["id"]), (&question["type"], &json!(id)), "{answer}");
+    }
+    assert_eq!(metric(admin, "fanfare_slow_consumers_total").await, 0.0);
+}
+
+/// An answer was queued whatever waited already, and the third of these did not fit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_that_were_asked_for_together_closed_a_client_that_reads() {
+    let cluster = one_node_with("[limits]\noutbox_seconds = 600\n").await;
+    publish(cluster.address(0), "big", 20, 20_000).await;
+    all_are_answered(&cluster, 120, json!({"type": "history", "room": "big"})).await;
+}
+
+/// Only the portions of a long list waited for the client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_member_lists_that_were_asked_for_together_closed_a_client_that_reads() {
+    let cluster = one_node_with("[limits]\noutbox_seconds = 600\n").await;
+    let mut members = Vec::new();
+    for _ in 0..100 {
+        let mut member = Client::connect(cluster.address(0)).await;
+        member.join("r").await;
+        members.push(member);
+    }
+    all_are_answered(&cluster, 900, json!({"type": "presence", "room": "r"})).await;
+}
+
+/// Questions are bounded by their rate only while the client reads the answers as fast.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_questions_of_a_client_that_does_not_read_waited_without_a_limit() {
+    const QUESTIONS: usize = 1_400;
+    let cluster = one_node_with("[limits]\noutbox_seconds = 600\n").await;
+    publish(cluster.address(0), "big", 20, 20_000).await;
+    let mut client = Client::connect(cluster.address(0)).await;
+    let mut pace = ticks(Duration::from_millis(50));
+    for id in 0..QUESTIONS {
+        // Two bursts would be more than the rate of requests permits.
+        if id >= 900 && id % 10 == 0 {
+            pace.tick().await;
+        }
+        client.send(json!({"type": "history", "id": id, "room": "big", "limit": 1})).await;
+    }
+    let (mut answered, mut refused) = (Vec::new(), 0);
+    while answered.len() + refused < QUESTIONS {
+        let answer = client.next().await.json;
+        match answer["code"].as_str() {
+            None => answered.push(answer["id"].as_u64()),
+            Some(code) => {
+                assert_eq!(code, "backplane_overloaded", "{answer}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(answered.is_sorted(), "the answers come in the order of the questions");
+    assert!((1_000..QUESTIONS).contains(&answered.len()), "{} of {QUESTIONS} were answered", answered.len());
 }

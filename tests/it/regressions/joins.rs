@@ -137,6 +137,44 @@ async fn a_resume_overtaken_by_a_leave_while_history_was_read_got_no_answer() {
     assert_eq!(answers, ["not_joined", "left"]);
 }
 
+/// The second join began at the latest message, and nothing told the client of the messages after the first one's `since`.
+#[tokio::test]
+async fn a_join_without_since_that_overtook_one_with_since_skipped_its_messages() {
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let last = publish_numbers(&cluster, "old", 0, 50).await;
+    let epoch = split(&json!(last)).0;
+    let missed: Vec<Value> = (10..50).map(|n| json!(n)).collect();
+    // The first join waits for the subscription of the room, and after a while for history.
+    for is_followed in [false, true] {
+        for options in [json!({}), json!({"history": 1}), json!({"presence": true})] {
+            let mut client = Client::connect(cluster.address(0)).await;
+            if is_followed {
+                client.join("old").await;
+                client.leave("old").await;
+            }
+            let (mut first, mut second) = (join(901, "old"), options);
+            first["since"] = json!(format!("{epoch}.10"));
+            (second["type"], second["id"], second["room"]) = (json!("join"), json!(902), json!("old"));
+            cluster.redis().signal("STOP");
+            client.send(first).await;
+            client.send(second.clone()).await;
+            client.send(json!({"type": "ping"})).await;
+            client.take("pong").await;
+            cluster.redis().signal("CONT");
+            let joined = client.take("joined").await.json;
+            let id = joined["id"].clone();
+            assert!(id == 902 || id == 901, "{joined}");
+            assert_eq!(
+                (&joined["cursor"], &joined["resumed"]),
+                (&json!(format!("{epoch}.10")), &json!(true)),
+                "{second}"
+            );
+            assert_eq!(client.data(missed.len()).await, missed, "{second}");
+            client.close().await;
+        }
+    }
+}
+
 /// Messages of 60 kB: more than the outbox and what the kernel holds for an unread socket (10 MiB at most by its defaults).
 const LONG_HISTORY: usize = 300;
 

@@ -216,6 +216,35 @@ async fn a_long_member_list_closed_a_client_that_reads_slowly() {
     assert_eq!(asked.users, list.users);
 }
 
+/// The list that a member asked for took its time, and events did not wait for it: those who left meanwhile were in a later
+/// portion, and stayed in the list for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_who_left_while_a_list_was_sent_as_an_answer_stayed_in_it() {
+    // 4 MB: more than the outbox and what the kernel takes for a client that does not read.
+    const MEMBERS: usize = 2_000;
+    let mut cluster = Cluster::over_redis(1).config("[limits]\noutbox_seconds = 600\n").start().await;
+    let mut others = connect_all(&cluster, 3).await;
+    for other in &mut others {
+        other.join("long").await;
+    }
+    let keys = Keys::of(cluster.redis(), "long").await;
+    for part in 0..MEMBERS / 100 {
+        keys.change(cluster.redis(), "", (100 * part + 1, 100 * part + 100), (2_000, 1)).await;
+    }
+    let mut slow = Client::connect(cluster.address(0)).await;
+    let mut list = List::of(&slow.join_with(json!({"room": "long", "presence": true})).await);
+    list.settle(&mut slow, MEMBERS + 4).await;
+    for left in 1..=others.len() {
+        slow.send(json!({"type": "presence", "id": 900 + left, "room": "long"})).await;
+        list.take(&slow.take("presence").await.json);
+        assert!(list.more && list.users.is_empty(), "the list is on its way");
+        others[left - 1].leave("long").await;
+        list.settle(&mut slow, MEMBERS + 4 - left).await;
+    }
+    let asked: Vec<_> = others.iter().map(|other| other.session()).filter(|user| list.users.contains(user)).collect();
+    assert!(asked.is_empty(), "they have left: {asked:?}");
+}
+
 /// Every join read the list for itself and got a copy of its own: half of a crowd was refused, because the connections for
 /// reads were busy, and the node grew by some hundred MiB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

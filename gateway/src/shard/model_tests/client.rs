@@ -11,7 +11,7 @@ use bytes::Bytes;
 use fanfare_broker::{Cursor, Room};
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io::{ErrorKind, Read},
     net::TcpStream,
     os::{fd::OwnedFd, unix::net::UnixStream},
@@ -45,6 +45,8 @@ pub(super) struct Client {
     rooms: [Membership; ROOMS],
     /// Commands without an answer, by their ids.
     asked: BTreeMap<u64, Asked>,
+    /// The ids of commands `presence` without a whole answer, in their order.
+    questions: VecDeque<u64>,
     next_id: u64,
     /// What is being checked, for the message of a failure.
     name: String,
@@ -72,17 +74,37 @@ struct Membership {
     latest: u64,
     /// The id of the latest join that was answered by `joined`.
     joined: u64,
+    /// The id of the latest join that was answered, and not because a later one had overtaken it.
+    settled: u64,
+    /// The `since` of the latest join that had one, if no leave has followed.
+    resumes: Option<Resume>,
     /// Who is in the room, if it asked for that.
     members: Option<BTreeSet<String>>,
     /// The rest of that list follows.
     has_more: bool,
+    /// The same by the latest answer to `presence` and the events after it, if nothing has replaced that list.
+    answer: Option<BTreeSet<String>>,
+    /// The rest of that answer follows.
+    answer_has_more: bool,
+}
+
+/// From where a join resumes. Later joins resume there too, unless it is answered before them.
+#[derive(Debug, Clone, Copy)]
+struct Resume {
+    id: u64,
+    since: Cursor,
+    /// The room had come to that cursor.
+    is_past: bool,
 }
 
 #[derive(Debug)]
 struct Asked {
+    id: u64,
     room: usize,
     /// `None`: a leave.
     join: Option<Wish>,
+    /// The `since` that counts for a join.
+    resumes: Option<Resume>,
 }
 
 /// A text that the shard sent.
@@ -98,15 +120,18 @@ impl Client {
         let memberships = <[Membership; ROOMS]>::default();
         let connection = Connection::open(shard, shape, rooms, &memberships);
         let (asked, name) = (BTreeMap::new(), format!("client {number} ({})", shape.transport()));
-        Self { shape, reads: true, connection, rooms: memberships, asked, next_id: 1, name }
+        let questions = VecDeque::new();
+        Self { shape, reads: true, connection, rooms: memberships, asked, questions, next_id: 1, name }
     }
 
     /// Leaves its connection as it is, and resumes over a new one.
     pub(super) fn reconnect(&mut self, shard: &Shard, rooms: &[Room]) {
         shard.remove(self.connection.session);
         self.asked.clear();
+        self.questions.clear();
         for membership in &mut self.rooms {
             (membership.is_in, membership.must_leave, membership.members) = (false, false, None);
+            (membership.resumes, membership.answer) = (None, None);
         }
         self.connection = Connection::open(shard, self.shape, rooms, &self.rooms);
         for (number, room) in rooms.iter().enumerate() {
@@ -126,7 +151,7 @@ impl Client {
         command["presence"] = wish.presence.into();
         command["since"] = wish.since.map(|since| since.to_string()).into();
         self.rooms[number].wants = true;
-        self.command(shard, command, Asked { room: number, join: Some(wish) });
+        self.command(shard, command, number, Some(wish));
     }
 
     pub(super) fn leave(&mut self, shard: &Shard, number: usize, room: &Room) {
@@ -134,14 +159,28 @@ impl Client {
         if self.rooms[number].wants {
             self.rooms[number].wants = false;
             let command = json!({"type": "leave", "room": room.as_str()});
-            self.command(shard, command, Asked { room: number, join: None });
+            self.command(shard, command, number, None);
         }
     }
 
-    fn command(&mut self, shard: &Shard, mut command: Value, asked: Asked) {
-        command["id"] = self.next_id.into();
-        self.rooms[asked.room].latest = self.next_id;
-        self.asked.insert(self.next_id, asked);
+    pub(super) fn ask(&mut self, shard: &Shard, room: &Room) {
+        if self.shape == FrameShape::WebSocket {
+            let command = json!({"type": "presence", "room": room.as_str(), "id": self.next_id});
+            self.questions.push_back(self.next_id);
+            self.next_id += 1;
+            shard.receive(self.connection.session, &command.to_string());
+        }
+    }
+
+    fn command(&mut self, shard: &Shard, mut command: Value, room: usize, join: Option<Wish>) {
+        let id = self.next_id;
+        command["id"] = id.into();
+        let membership = &mut self.rooms[room];
+        membership.latest = id;
+        membership.resumes = join.and_then(|Wish { since, is_past, .. }| {
+            since.map(|since| Resume { id, since, is_past }).or(membership.resumes)
+        });
+        self.asked.insert(id, Asked { id, room, join, resumes: membership.resumes });
         self.next_id += 1;
         shard.receive(self.connection.session, &command.to_string());
     }
@@ -156,6 +195,9 @@ impl Client {
             match (frame.json["type"].as_str(), number) {
                 (Some("welcome"), None) => {}
                 (Some("close"), None) => return Heard::End,
+                (Some(_), Some(number)) if id.is_some() && self.questions.front() == id.as_ref() => {
+                    self.on_answer(number, &frame.json);
+                }
                 (Some("error"), Some(number)) => self.on_error(number, &frame.json),
                 (Some(kind), Some(number)) => {
                     let asked = id.map(|id| self.answered(id, number, &frame.json));
@@ -180,6 +222,24 @@ impl Client {
         asked
     }
 
+    /// A frame of the answer to the oldest question: the list, a portion of it, or an error.
+    fn on_answer(&mut self, number: usize, json: &Value) {
+        let membership = &mut self.rooms[number];
+        match (json["type"].as_str(), users(json)) {
+            (Some("presence"), Some(users)) => {
+                assert!(!membership.has_more, "{}: two lists at a time: {json}", self.name);
+                membership.answer = membership.members.as_ref().map(|_| users);
+            }
+            (Some("members"), Some(users)) => membership.answer.iter_mut().for_each(|all| all.extend(users.clone())),
+            (Some("error"), None) => {}
+            _ => panic!("{}: unexpected {json}", self.name),
+        }
+        membership.answer_has_more = json["more"] == true;
+        if !membership.answer_has_more {
+            self.questions.pop_front();
+        }
+    }
+
     fn on_error(&mut self, number: usize, json: &Value) {
         let Some(id) = json["id"].as_u64() else {
             // A join that was answered by `joined` could not be completed.
@@ -196,6 +256,7 @@ impl Client {
             (true, None) => {}
             (false, None) => panic!("{}: a leave failed: {json}", self.name),
             (false, Some(_)) => {
+                membership.settled = id;
                 membership.wants &= !is_latest;
                 membership.must_leave = membership.is_in;
             }
@@ -206,12 +267,15 @@ impl Client {
     pub(super) fn is_lacking(&self, broker: &ScriptedBroker, rooms: &[Room]) -> Option<String> {
         let lacks = |(membership, room): (&Membership, &Room)| {
             let is_complete = !membership.is_in || membership.at == Some(broker.head(room));
-            let lists_all = membership.members.as_ref().is_none_or(|members| *members == broker.present(room));
+            let lists = membership.members.iter().chain(&membership.answer);
+            let lists_all = lists.into_iter().all(|members| *members == broker.present(room));
             let is_fine = membership.is_in == membership.wants && is_complete && lists_all;
             let head = broker.head(room);
             (!is_fine).then(|| format!("{}: at the end in {}: head {head}, {membership:?}", self.name, room.as_str()))
         };
-        let unanswered = || (!self.asked.is_empty()).then(|| format!("{}: unanswered {:?}", self.name, self.asked));
+        let Self { name, asked, questions, .. } = self;
+        let is_answered = asked.is_empty() && questions.is_empty();
+        let unanswered = || (!is_answered).then(|| format!("{name}: unanswered {asked:?}, {questions:?}"));
         self.rooms.iter().zip(rooms).find_map(lacks).or_else(unanswered)
     }
 }
@@ -311,12 +375,17 @@ impl Check<'_> {
         let cursor = |field: &str| json[field].as_str().and_then(|text| text.parse::<Cursor>().ok());
         let user = || json["member"]["user"].as_str().unwrap().to_owned();
         match (kind, asked) {
-            ("joined", Some(Asked { join: Some(wish), .. })) => self.joined(json, cursor("cursor").unwrap(), &wish),
+            ("joined", Some(Asked { id, join: Some(wish), resumes, .. })) => {
+                let resumes = resumes.filter(|resume| resume.id > self.membership.settled);
+                self.joined(json, cursor("cursor").unwrap(), &wish, resumes);
+                (self.membership.joined, self.membership.settled) = (id, id);
+            }
             ("message", None) => self.message(json, cursor("cursor").unwrap()),
             ("gap", None) => self.gap(cursor("from").unwrap(), cursor("to").unwrap()),
             ("left", Some(Asked { join: None, .. })) => self.left(),
             ("left", None) if self.membership.must_leave => self.left(),
             ("presence", None) => {
+                self.membership.answer = None;
                 *self.members() = users(json).unwrap();
                 self.membership.has_more = json["more"] == true;
             }
@@ -328,6 +397,11 @@ impl Check<'_> {
             ("member_joined" | "member_left", None) => {
                 assert!(!self.membership.has_more, "the list is not complete: {name}");
                 let has_joined = kind == "member_joined";
+                // The answer may have this change already.
+                if let Some(answer) = &mut self.membership.answer {
+                    assert!(!self.membership.answer_has_more, "the answer is not complete: {name}");
+                    _ = if has_joined { answer.insert(user()) } else { answer.remove(&user()) };
+                }
                 let is_new = if has_joined { self.members().insert(user()) } else { self.members().remove(&user()) };
                 assert!(is_new, "it has had this change: {name}");
             }
@@ -335,22 +409,21 @@ impl Check<'_> {
         }
     }
 
-    fn joined(&mut self, json: &Value, cursor: Cursor, wish: &Wish) {
+    fn joined(&mut self, json: &Value, cursor: Cursor, wish: &Wish, resumes: Option<Resume>) {
         let Self { membership, room, broker, name } = self;
-        membership.joined = json["id"].as_u64().unwrap();
         assert!(broker.has_reached(room, cursor), "no such cursor: {name}");
         let resumed = json["resumed"].as_bool();
-        assert_eq!(resumed.is_some(), wish.since.is_some(), "{name}");
-        match (wish.since, resumed) {
+        assert_eq!(resumed.is_some(), resumes.is_some(), "{name}");
+        match (resumes, resumed) {
             _ if membership.is_in => {
                 assert_eq!(membership.at, Some(cursor), "a member goes on from where it stood: {name}");
                 assert_ne!(resumed, Some(false), "a member goes on from where it stood: {name}");
             }
-            (Some(since), Some(true)) => assert_eq!(cursor, since, "{name}"),
-            (Some(since), _) => {
+            (Some(Resume { since, .. }), Some(true)) => assert_eq!(cursor, since, "{name}"),
+            (Some(Resume { since, is_past, .. }), _) => {
                 let missed = (since.epoch == cursor.epoch).then(|| cursor.offset.0.checked_sub(since.offset.0));
                 assert_eq!(json["gap"]["missed"].as_u64(), missed.flatten(), "{name}");
-                let is_true = (missed == Some(None) && !wish.is_past) || broker.has_lost(room, since, cursor);
+                let is_true = (missed == Some(None) && !is_past) || broker.has_lost(room, since, cursor);
                 assert!(is_true, "a gap although history has the messages: {name}");
             }
             (None, _) if broker.keeps_all(room, cursor.epoch) && broker.head(room).epoch == cursor.epoch => {
@@ -363,6 +436,7 @@ impl Check<'_> {
         membership.has_more = json["more"] == true;
         assert_eq!(members.is_some(), wish.presence, "{name}");
         (membership.is_in, membership.at, membership.members) = (true, Some(cursor), members);
+        membership.answer = None;
     }
 
     fn members(&mut self) -> &mut BTreeSet<String> {
@@ -391,6 +465,7 @@ impl Check<'_> {
 
     fn left(&mut self) {
         (self.membership.is_in, self.membership.must_leave, self.membership.members) = (false, false, None);
+        self.membership.answer = None;
     }
 }
 

@@ -58,22 +58,63 @@ enum Since {
 
 #[derive(Debug, Clone)]
 enum Happening {
-    Join { client: usize, room: usize, presence: bool, history: u64, since: Since },
-    Leave { client: usize, room: usize },
-    Publish { room: usize, count: usize, fate: Fate },
-    Deliver { count: usize },
-    Head { room: usize },
-    Forget { room: usize, keeps: u64 },
-    NewEpoch { room: usize },
-    Crowd { room: usize, count: u8, is_present: bool },
-    LosePresence { keeps: usize },
+    Join {
+        client: usize,
+        room: usize,
+        presence: bool,
+        history: u64,
+        since: Since,
+    },
+    Leave {
+        client: usize,
+        room: usize,
+    },
+    /// Asks who is in the room; over a WebSocket only, because the others post.
+    Ask {
+        client: usize,
+        room: usize,
+    },
+    Publish {
+        room: usize,
+        count: usize,
+        fate: Fate,
+    },
+    Deliver {
+        count: usize,
+    },
+    Head {
+        room: usize,
+    },
+    Forget {
+        room: usize,
+        keeps: u64,
+    },
+    NewEpoch {
+        room: usize,
+    },
+    Crowd {
+        room: usize,
+        count: u8,
+        is_present: bool,
+    },
+    LosePresence {
+        keeps: usize,
+    },
     Look(Pick),
     Reply(Pick),
     Fail(Pick, BrokerError),
-    StopReading { client: usize },
-    ReadOn { client: usize },
-    Reconnect { client: usize },
-    Wait { ms: u64 },
+    StopReading {
+        client: usize,
+    },
+    ReadOn {
+        client: usize,
+    },
+    Reconnect {
+        client: usize,
+    },
+    Wait {
+        ms: u64,
+    },
 }
 
 fn happenings() -> impl Strategy<Value = Vec<(Happening, bool)>> {
@@ -99,6 +140,7 @@ fn happenings() -> impl Strategy<Value = Vec<(Happening, bool)>> {
             Happening::Join { client, room, presence, history, since }
         }),
         2 => (client(), room()).prop_map(|(client, room)| Happening::Leave { client, room }),
+        3 => (client(), room()).prop_map(|(client, room)| Happening::Ask { client, room }),
         10 => (room(), 1usize..5, fate).prop_map(|(room, count, fate)| Happening::Publish { room, count, fate }),
         3 => (1usize..4).prop_map(|count| Happening::Deliver { count }),
         1 => room().prop_map(|room| Happening::Head { room }),
@@ -157,6 +199,7 @@ impl World {
                 clients[client].join(shard, room, &rooms[room], Wish { presence, history, since, is_past });
             }
             Happening::Leave { client, room } => clients[client].leave(shard, room, &rooms[room]),
+            Happening::Ask { client, room } => clients[client].ask(shard, &rooms[room]),
             Happening::Publish { room, count, fate } => {
                 (0..count).for_each(|_| broker.publish_elsewhere(&rooms[room], fate));
             }
@@ -293,4 +336,13 @@ fn a_member_list_that_was_ahead_of_the_events_hid_the_loss_of_one_from_the_other
     let joins = Happening::Join { client: 1, room: 0, presence: true, history: 0, since: Since::Nothing };
     let lost = Happening::LosePresence { keeps: 0 };
     play_in_turns([join(true, 0), replies(), replies(), replies(), joins, lost, replies(), replies()]);
+}
+
+#[test]
+fn an_answer_with_members_that_was_older_than_a_join_s_list_came_after_it() {
+    let ask = Happening::Ask { client: 0, room: 0 };
+    let looked = Happening::Look(Pick::Oldest);
+    // The join is subscribed, enters and lists the members before the answer comes.
+    let replies = || Happening::Reply(Pick::Newest);
+    play_in_turns([ask, looked, join(true, 0), replies(), replies(), replies(), Happening::Reply(Pick::Oldest)]);
 }
