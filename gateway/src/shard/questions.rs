@@ -135,7 +135,7 @@ impl Shard {
     async fn pause_events(&self, session: SessionRef, room: &Room) -> Option<PausedEvents> {
         loop {
             let paused = self.state.borrow_mut().pause_events(session, room);
-            if paused.is_some() || !self.node.broker.is_up(room) {
+            if paused.is_some() || self.node.broker.availability(room).is_err() {
                 return paused.flatten();
             }
             sleep(LIST_LOOK).await;
