@@ -37,7 +37,7 @@ use tokio::sync::oneshot;
 const PAGE: usize = 100;
 /// How long a join waits for a feed that is behind its client, before it reads history once more.
 const FEED_WAIT: Duration = Duration::from_millis(20);
-/// How often a member list is asked for once more while the backplane has too much to do: 3 s together.
+/// How often a member list is asked for once more while the backplane has too much to do, or is away: 3 s together.
 const BUSY_MAX: usize = 5;
 
 /// A join on its way to membership.
@@ -323,12 +323,13 @@ impl Shard {
         }
     }
 
-    /// Reads who is in the room. While a crowd has more for the backplane than it can take at once, it tries again.
+    /// Reads who is in the room. While a crowd has more for the backplane than it can take at once, and during a short loss
+    /// of the backplane, it tries again.
     async fn presence_with(&self, join: &Join) -> Result<Arc<Presence>, BrokerError> {
         let mut retry = Retry::new();
         for _ in 0..BUSY_MAX {
             match self.try_presence_with(join).await {
-                Err(BrokerError::Overloaded) => retry.wait().await,
+                Err(BrokerError::Overloaded | BrokerError::Unavailable) => retry.wait().await,
                 presence => return presence,
             }
         }

@@ -180,6 +180,20 @@ async fn a_presence_event_during_a_reconnect_was_missing_until_the_next_one() {
     list.settle(&mut member, 3).await;
 }
 
+/// A join was refused at once, where polls wait for a second or two.
+#[tokio::test]
+async fn a_short_loss_of_the_backplane_refused_joins_with_presence() {
+    let mut cluster = Cluster::over_redis(1).start().await;
+    let mut client = Client::connect(cluster.address(0)).await;
+    client.join("short").await;
+    for _ in 0..10 {
+        cluster.redis().command("CLIENT KILL TYPE pubsub").await;
+        cluster.redis().command("CLIENT KILL TYPE normal SKIPME yes").await;
+        let joined = client.join_with(json!({"room": "short", "presence": true})).await;
+        assert_eq!(joined["members"].as_array().map(Vec::len), Some(1), "{joined}");
+    }
+}
+
 /// The whole list was one frame, larger than the outbox. Whatever came before the client had read it closed the session, on
 /// every attempt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
