@@ -112,8 +112,8 @@ pub(crate) fn presence_payload(who: &Who, info: Option<&[u8]>) -> Vec<u8> {
 }
 
 /// Reads an envelope. Its payload is a slice of `bytes`. `None` for other versions and kinds, short input, and a
-/// malformed cursor or user name, and for a message whose payload is not what `is_payload` takes.
-pub(crate) fn decode(bytes: &Bytes, is_payload: IsPayload) -> Option<Envelope> {
+/// malformed cursor or user name.
+pub(crate) fn decode(bytes: &Bytes) -> Option<Envelope> {
     if bytes.len() < PAYLOAD || bytes[0] != VERSION {
         return None;
     }
@@ -123,13 +123,11 @@ pub(crate) fn decode(bytes: &Bytes, is_payload: IsPayload) -> Option<Envelope> {
         _ => Some(Cursor::new(Epoch::from_bytes(*bytes[3..].first_chunk()?)?, Offset(number))),
     };
     if bytes[1] == EnvelopeKind::Messages as u8 {
-        return decode_tails(bytes.slice(TAIL..), cursor, is_payload).map(Envelope::Messages);
+        return decode_tails(bytes.slice(TAIL..), cursor).map(Envelope::Messages);
     }
-    let is_message = bytes[1] == EnvelopeKind::Message as u8;
-    let is_payload: IsPayload = if is_message { is_payload } else { |_| true };
-    let publication = decode_tail(&bytes.slice(TAIL..), cursor, is_payload)?;
+    let publication = decode_tail(&bytes.slice(TAIL..), cursor)?;
     Some(match bytes[1] {
-        _ if is_message => Envelope::Room(RoomEvent::Message(publication)),
+        k if k == EnvelopeKind::Message as u8 => Envelope::Room(RoomEvent::Message(publication)),
         k if k == EnvelopeKind::Joined as u8 => presence(PresenceKind::Joined, &publication, number)?,
         k if k == EnvelopeKind::Left as u8 => presence(PresenceKind::Left, &publication, number)?,
         k if k == EnvelopeKind::Control as u8 => Envelope::Control(publication.payload),
@@ -137,27 +135,25 @@ pub(crate) fn decode(bytes: &Bytes, is_payload: IsPayload) -> Option<Envelope> {
     })
 }
 
-/// Reads a tail, as history stores it, of a message whose cursor is known. `None` for short input, and for a payload that
-/// is not what `is_payload` takes.
-pub(crate) fn decode_tail(tail: &Bytes, cursor: Option<Cursor>, is_payload: IsPayload) -> Option<Publication> {
+/// Reads a tail, as history stores it, of a message whose cursor is known. `None` for short input.
+pub(crate) fn decode_tail(tail: &Bytes, cursor: Option<Cursor>) -> Option<Publication> {
     let mut fields = tail.get(..PAYLOAD - TAIL)?;
     let id = MessageId { node: NodeId(fields.get_u64()), number: fields.get_u64() };
     let ts_ms = fields.get_u64();
     let author = SessionId(fields.try_into().ok()?);
     let author = (author.0 != [0; SessionId::BYTES]).then_some(author);
-    let payload = tail.slice(PAYLOAD - TAIL..);
-    is_payload(&payload).then_some(Publication { cursor, id, author, ts_ms, payload })
+    Some(Publication { cursor, id, author, ts_ms, payload: tail.slice(PAYLOAD - TAIL..) })
 }
 
 /// Reads several tails, each after its length. `cursor` is that of the first one.
-fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>, is_payload: IsPayload) -> Option<Vec<Publication>> {
+fn decode_tails(mut rest: Bytes, mut cursor: Option<Cursor>) -> Option<Vec<Publication>> {
     let mut list = Vec::new();
     while !rest.is_empty() {
         let len = rest.try_get_u32().ok()? as usize;
         if len > rest.len() {
             return None;
         }
-        list.push(decode_tail(&rest.split_to(len), cursor, is_payload)?);
+        list.push(decode_tail(&rest.split_to(len), cursor)?);
         cursor = cursor.map(|last| Cursor::new(last.epoch, last.offset.next()));
     }
     Some(list)
@@ -205,7 +201,7 @@ mod tests {
         let golden = b"\x01\x01\x01Xk2p9QaB\0\0\0\0\0\0\0\x2a\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x09\
             \0\0\x01\x9a\xa8\x49\xcc\x7babcdefghijklhi";
         assert_eq!(&bytes[..], &golden[..]);
-        let Some(Envelope::Room(RoomEvent::Message(p))) = decode(&bytes, |_| true) else { panic!("a message") };
+        let Some(Envelope::Room(RoomEvent::Message(p))) = decode(&bytes) else { panic!("a message") };
         assert_eq!(p.cursor.unwrap().to_string(), "Xk2p9QaB.42");
         assert_eq!((p.id, p.ts_ms, p.author), (ID, 1_763_760_000_123, Some(SessionId(*b"abcdefghijkl"))));
         assert_eq!(&p.payload[..], b"hi");
@@ -218,9 +214,7 @@ mod tests {
         let payload = presence_payload(&Who::User(User::new("u42")), Some(b"{}"));
         put_tail(&mut out, ID, 0, Some(SessionId(*b"abcdefghijkl")), &payload);
         assert_eq!(&out[PAYLOAD..], b"\0\x03u42{}");
-        let Some(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze(), |_| true) else {
-            panic!("a presence event")
-        };
+        let Some(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
         assert_eq!((e.kind, e.version), (PresenceKind::Left, 7));
         assert_eq!(e.who, Who::User(User::new("u42")));
         assert_eq!(e.info.as_deref(), Some(&b"{}"[..]));
@@ -231,9 +225,7 @@ mod tests {
         let mut out = BytesMut::from(&header(EnvelopeKind::Joined, 1)[..]);
         let session = SessionId(*b"abcdefghijkl");
         put_tail(&mut out, ID, 0, Some(session), &presence_payload(&Who::Session(session), None));
-        let Some(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze(), |_| true) else {
-            panic!("a presence event")
-        };
+        let Some(Envelope::Room(RoomEvent::Presence(e))) = decode(&out.freeze()) else { panic!("a presence event") };
         assert_eq!((e.who, e.info), (Who::Session(session), None));
     }
 
@@ -247,17 +239,13 @@ mod tests {
             put_tail(&mut out, ID, 7, Some(SessionId(*b"abcdefghijkl")), payload.as_bytes());
         }
         let whole = out.freeze();
-        let Some(Envelope::Messages(list)) = decode(&whole, |_| true) else { panic!("messages") };
+        let Some(Envelope::Messages(list)) = decode(&whole) else { panic!("messages") };
         let seen: Vec<_> = list.iter().map(|p| (p.cursor.unwrap().to_string(), &p.payload[..])).collect();
         let due: [(_, &[u8]); 3] = [("Xk2p9QaB.42", b"hi"), ("Xk2p9QaB.43", b""), ("Xk2p9QaB.44", b"there")];
         assert_eq!(seen, due.map(|(cursor, payload)| (cursor.to_owned(), payload)));
         for cut in TAIL + 1..whole.len() {
             let whole_messages = cut == TAIL + 42 || cut == TAIL + 82;
-            assert_eq!(
-                decode(&whole.slice(..cut), |_| true).is_some(),
-                whole_messages && cut >= PAYLOAD,
-                "cut to {cut}"
-            );
+            assert_eq!(decode(&whole.slice(..cut)).is_some(), whole_messages && cut >= PAYLOAD, "cut to {cut}");
         }
     }
 
@@ -266,14 +254,14 @@ mod tests {
         for (at, value) in [(0, 2), (1, 0), (1, 6), (3, b'*')] {
             let mut bytes = with_cursor(b"hi").to_vec();
             bytes[at] = value;
-            assert!(decode(&bytes.into(), |_| true).is_none(), "byte {at} = {value}");
+            assert!(decode(&bytes.into()).is_none(), "byte {at} = {value}");
         }
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes.into(), |_| true);
+            let _ = decode(&bytes.into());
         }
 
         #[test]
@@ -282,7 +270,7 @@ mod tests {
             let at = at % bytes.len();
             bytes[at] = value;
             bytes.truncate(bytes.len().min(cut.max(1)));
-            let _ = decode(&bytes.into(), |_| true);
+            let _ = decode(&bytes.into());
         }
     }
 }

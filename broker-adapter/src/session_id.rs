@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 
 /// The id of a session, unique in the cluster: 96 random bits, written as 16 characters of base64url (RFC 4648 section
 /// 5, without padding). It is public: a client that knows it cannot act as the session.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub [u8; Self::BYTES]);
 
 /// The text is not 16 characters of base64url.

@@ -9,14 +9,14 @@ mod room;
 use crate::{
     Broker, BrokerError, BrokerFuture, Cursor, Delivery, HistoryQuery, MessageId, NodeId, NodeTarget, Page, Presence,
     PresenceDetail, PresenceUpdate, Publication, Publish, Published, Reply, Retention, Room, RoomEvent, RoomList,
-    RoomQuery, Status, Subscriber, SubscriberId,
+    RoomQuery, SessionId, Status, Subscriber, SubscriberId,
 };
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use room::RoomState;
 use std::{
-    collections::HashMap,
     collections::hash_map::RandomState,
+    collections::{BTreeSet, HashMap},
     future::ready,
     hash::BuildHasher,
     sync::{
@@ -38,6 +38,8 @@ pub struct MemoryBroker {
     stripes: Vec<Mutex<Stripe>>,
     hasher: RandomState,
     numbers: AtomicU64,
+    /// When to look at the lease of each session that has one: not after its end, but before if it was renewed since.
+    leases: Mutex<BTreeSet<(Instant, Room, SessionId)>>,
     /// Grows whenever a room that has had messages is forgotten, so that the next room of that name has another epoch.
     era: AtomicU64,
 }
@@ -62,6 +64,7 @@ impl MemoryBroker {
             stripes: (0..STRIPES).map(|_| Mutex::new(Stripe { rooms: HashMap::new(), swept })).collect(),
             hasher: RandomState::new(),
             numbers: AtomicU64::new(1),
+            leases: Mutex::default(),
             era: AtomicU64::new(0),
         }
     }
@@ -179,8 +182,16 @@ impl Broker for MemoryBroker {
 
     fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()> {
         self.with_room(room, |state| {
+            let leased = if let PresenceUpdate::Lease { session, .. } = update { Some(session) } else { None };
+            let is_renewal = leased.is_some_and(|session| state.leased_until(session).is_some());
             if let Some(event) = state.update_presence(update) {
                 self.deliver(room, state, &RoomEvent::Presence(event));
+            }
+            // A renewed lease is looked at when it would have ended without that.
+            let until =
+                leased.filter(|_| !is_renewal).and_then(|session| Some((session, state.leased_until(session)?)));
+            if let Some((session, until)) = until {
+                self.leases.lock().insert((until, room.clone(), session));
             }
         });
         Box::pin(ready(Ok(())))
@@ -188,11 +199,23 @@ impl Broker for MemoryBroker {
 
     fn end_leases(&self) {
         let now = Instant::now();
-        for stripe in &self.stripes {
-            for (name, room) in &mut stripe.lock().rooms {
-                for event in room.end_leases(now) {
-                    self.deliver(name, room, &RoomEvent::Presence(event));
+        let due = || {
+            let mut leases = self.leases.lock();
+            if leases.first().is_some_and(|(at, ..)| *at <= now) { leases.pop_first() } else { None }
+        };
+        while let Some((_, room, session)) = due() {
+            let until = self.with_room(&room, |state| {
+                let until = state.leased_until(session)?;
+                if until > now {
+                    return Some(until);
                 }
+                if let Some(event) = state.end_lease(session) {
+                    self.deliver(&room, state, &RoomEvent::Presence(event));
+                }
+                None
+            });
+            if let Some(until) = until {
+                self.leases.lock().insert((until, room, session));
             }
         }
     }

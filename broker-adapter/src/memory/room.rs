@@ -222,13 +222,15 @@ impl RoomState {
         }
     }
 
-    /// Ends the leases whose time is over, and returns the events to announce.
-    pub(super) fn end_leases(&mut self, now: Instant) -> Vec<PresenceEvent> {
-        let is_over = |lease: &(Instant, bool)| lease.0 <= now;
-        let over = self.sessions.iter().filter_map(|(session, s)| Some((*session, s.lease.filter(is_over)?.1)));
-        let over: Vec<_> = over.collect();
-        let leave = |(session, announce)| self.update_presence(PresenceUpdate::Leave { session, announce });
-        over.into_iter().filter_map(leave).collect()
+    /// Until when a session is present by lease, if it is.
+    pub(super) fn leased_until(&self, session: SessionId) -> Option<Instant> {
+        self.sessions.get(&session)?.lease.map(|(until, _)| until)
+    }
+
+    /// Ends a session's lease, and returns the event to announce.
+    pub(super) fn end_lease(&mut self, session: SessionId) -> Option<PresenceEvent> {
+        let (_, announce) = self.sessions.get(&session)?.lease?;
+        self.update_presence(PresenceUpdate::Leave { session, announce })
     }
 
     fn change(&mut self, kind: PresenceKind, who: Who, info: Option<Bytes>, announce: bool) -> Option<PresenceEvent> {

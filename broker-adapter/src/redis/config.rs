@@ -28,7 +28,7 @@ pub struct RedisConfig {
     /// The interval in which the heads of all quiet rooms are compared. A message that Redis lost unnoticed is found
     /// within two intervals. Default 30 s.
     pub sweep: Duration,
-    /// Tells payloads of messages from what was damaged in Redis: members get a gap instead. Default: all are taken.
+    /// Tells payloads of messages from what was damaged in history: members get a gap instead. Default: all are taken.
     pub is_payload: IsPayload,
     /// What happens when a task that the broker needs has panicked. Default: a line in the log.
     pub on_panic: OnPanic,

@@ -407,7 +407,8 @@ fn entries_of(entries: Value, head: Cursor, is_payload: IsPayload) -> Entries {
         };
         let publication = match tail {
             Some(Value::BulkString(tail)) => {
-                envelope::decode_tail(&Bytes::from(tail), Some(Cursor::new(head.epoch, offset)), is_payload)
+                let read = envelope::decode_tail(&Bytes::from(tail), Some(Cursor::new(head.epoch, offset)));
+                read.filter(|publication| is_payload(&publication.payload))
             }
             _ => None,
         };

@@ -81,13 +81,13 @@ impl PubSubConnection {
         if !matches!(push.kind, PushKind::Message | PushKind::SMessage) {
             return;
         }
-        let NodeContext { config, builder, subscribers, unreadable, .. } = &*self.context;
+        let NodeContext { builder, subscribers, unreadable, .. } = &*self.context;
         let mut parts = push.data.into_iter();
         let (Some(Value::BulkString(channel)), Some(Value::BulkString(bytes))) = (parts.next(), parts.next()) else {
             unreadable.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        match (builder.keys.room_of(&channel), envelope::decode(&Bytes::from(bytes), config.is_payload)) {
+        match (builder.keys.room_of(&channel), envelope::decode(&Bytes::from(bytes))) {
             (Some(room), Some(Envelope::Room(event))) => {
                 self.interest.lock().deliver(number, room, &event, subscribers);
             }
