@@ -95,7 +95,7 @@ pub(crate) async fn run(config: Config) -> Result<(), StartError> {
         }
     };
     let _ = operated.broker.set(Arc::clone(&broker)); // empty until now
-    let node = Arc::new(Node { drain, ..node(&config, broker, addresses.0, metrics, inboxes.clone()) });
+    let node = Arc::new(node(&config, broker, addresses.0, drain, inboxes.clone()));
     let (emptied, all_emptied) = mpsc::channel(1);
     let (done, all_done) = mpsc::channel(1);
     let shards = spawn_shards(&node, inboxes, config.demo, (emptied, done))?;
@@ -222,10 +222,10 @@ pub(crate) fn node(
     config: &Config,
     broker: Arc<dyn Broker>,
     listen: SocketAddr,
-    metrics: Arc<Metrics>,
+    drain: Arc<Drain>,
     inboxes: Vec<Arc<Inbox>>,
 ) -> Node {
-    let limits = config.limits;
+    let (limits, metrics) = (config.limits, Arc::clone(&drain.metrics));
     let total = if limits.outbox_total_bytes == 0 { usize::MAX } else { limits.outbox_total_bytes };
     Node {
         id: broker.status().node,
@@ -243,7 +243,7 @@ pub(crate) fn node(
         shard_outbox_bytes: (total / config.shards).max(limits.outbox_bytes),
         origins: OriginPolicy::new(config.origins.clone()),
         peers: PeerPolicy::new(config.trusted_proxies.clone(), limits.connections_per_ip),
-        drain: Arc::new(Drain::new(Arc::clone(&metrics))),
+        drain,
         buffer: Buffer::new(Arc::clone(&metrics)),
         metrics,
         drain_window: config.drain,

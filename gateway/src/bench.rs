@@ -6,7 +6,7 @@ pub use crate::shard::Crowd;
 use crate::{
     app,
     config::{self, Config, Environment},
-    node::{inbox::Inbox, metrics::Metrics},
+    node::{drain::Drain, inbox::Inbox, metrics::Metrics},
     protocol::{FrameShape, native, put_frame},
     session::{Frames, HeldBytes, Outbox, OutboxLimits, SLICES_MAX},
 };
@@ -108,7 +108,7 @@ pub fn fan_out(rooms: usize, members: u32) -> io::Result<(Crowd, Runtime)> {
     let inbox = Arc::new(Inbox::new(Arc::clone(&metrics)));
     let broker = Arc::new(MemoryBroker::new(vec![Arc::clone(&inbox) as Arc<dyn Subscriber>]));
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let node = app::node(&config, broker, address, metrics, vec![Arc::clone(&inbox)]);
+    let node = app::node(&config, broker, address, Arc::new(Drain::new(metrics)), vec![Arc::clone(&inbox)]);
     let mut crowd = Crowd::new(Arc::new(node), inbox);
     let head = publication("null", 0).cursor;
     for room in (0..rooms).filter_map(|n| Room::parse(&format!("bench:{n}")).ok()) {

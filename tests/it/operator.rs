@@ -26,6 +26,14 @@ async fn node_as_user(redis: &Redis) -> Cluster {
     cluster
 }
 
+/// A Redis and such a node; in this order, so that the node ends first.
+async fn redis_and_node() -> (Scratch, Redis, Cluster) {
+    let scratch = Scratch::new();
+    let redis = Redis::start(scratch.path()).await;
+    let cluster = node_as_user(&redis).await;
+    (scratch, redis, cluster)
+}
+
 async fn publish(cluster: &Cluster, query: &str) -> Reply {
     http::post(cluster.address(0), &format!("/v1/rooms/a{query}"), &json!(1)).send().await
 }
@@ -79,9 +87,7 @@ async fn a_refused_read_lost_the_code_and_the_words_of_redis() {
 /// refused at once. One that waited in vain was told that Redis is away.
 #[tokio::test]
 async fn what_scripts_have_no_right_to_was_a_fault_of_our_own() {
-    let scratch = Scratch::new();
-    let redis = Redis::start(scratch.path()).await;
-    let cluster = node_as_user(&redis).await;
+    let (_scratch, redis, cluster) = redis_and_node().await;
     for rule in ["resetkeys ~other", "-xadd"] {
         redis.values(&format!("ACL SETUSER node {rule}")).await;
         assert_eq!(detail(&publish(&cluster, "").await), operator(), "{rule}");
@@ -94,9 +100,7 @@ async fn what_scripts_have_no_right_to_was_a_fault_of_our_own() {
 /// It was "away" after a second, while a join was told the cause.
 #[tokio::test]
 async fn a_poll_of_a_new_room_was_not_told_that_an_operator_has_to_act() {
-    let scratch = Scratch::new();
-    let redis = Redis::start(scratch.path()).await;
-    let cluster = node_as_user(&redis).await;
+    let (_scratch, redis, cluster) = redis_and_node().await;
     redis.values("ACL SETUSER node -evalsha").await;
     assert_eq!(detail(&read(&cluster, "/v1/rooms/new/poll?wait=0").await), operator());
 }
@@ -104,9 +108,7 @@ async fn a_poll_of_a_new_room_was_not_told_that_an_operator_has_to_act() {
 /// Reads over new connections were "away" without a line of the log, and a join with history got no reply.
 #[tokio::test]
 async fn a_new_connection_that_redis_refuses_is_told_with_its_cause() {
-    let scratch = Scratch::new();
-    let redis = Redis::start(scratch.path()).await;
-    let cluster = node_as_user(&redis).await;
+    let (_scratch, redis, cluster) = redis_and_node().await;
     redis.values("ACL SETUSER node resetpass >other").await;
     publish(&cluster, "").await.expect(200);
     for path in ["/v1/rooms/a/presence", "/v1/rooms/a/history", "/v1/rooms"] {
@@ -121,9 +123,7 @@ async fn a_new_connection_that_redis_refuses_is_told_with_its_cause() {
 /// The client library read on after Redis's reply, and reported a broken pipe.
 #[tokio::test]
 async fn a_redis_with_too_many_clients_was_a_broken_pipe() {
-    let scratch = Scratch::new();
-    let redis = Redis::start(scratch.path()).await;
-    let cluster = node_as_user(&redis).await;
+    let (_scratch, redis, cluster) = redis_and_node().await;
     redis.values("CONFIG SET maxclients 1").await;
     assert_eq!(read(&cluster, "/v1/rooms/a/presence").await.problem(503), "backplane_overloaded");
     let log = cluster.nodes[0].log();
@@ -133,9 +133,7 @@ async fn a_redis_with_too_many_clients_was_a_broken_pipe() {
 /// Clients were told that Redis is away, and the log had one warning for each connection.
 #[tokio::test]
 async fn connections_that_redis_does_not_let_in_again_are_told_with_their_cause() {
-    let scratch = Scratch::new();
-    let redis = Redis::start(scratch.path()).await;
-    let cluster = node_as_user(&redis).await;
+    let (_scratch, redis, cluster) = redis_and_node().await;
     for command in ["ACL SETUSER node resetpass >other", "CLIENT KILL USER node"] {
         redis.values(command).await;
     }
@@ -154,9 +152,7 @@ async fn connections_that_redis_does_not_let_in_again_are_told_with_their_cause(
 /// Health stayed up while every publish was refused: the write that Redis was asked for needed fewer rights than a publish.
 #[tokio::test]
 async fn health_is_down_for_as_long_as_an_operator_has_to_act() {
-    let scratch = Scratch::new();
-    let redis = Redis::start(scratch.path()).await;
-    let cluster = node_as_user(&redis).await;
+    let (_scratch, redis, cluster) = redis_and_node().await;
     for rule in ["-evalsha", "-hincrby", "-xadd", "-publish", "-set", "resetkeys ~other", "resetchannels &other"] {
         redis.values(&format!("ACL SETUSER node {rule}")).await;
         // A buffered publish has a key, for which it needs SET. One that Redis keeps but does not send is acknowledged.
@@ -175,9 +171,7 @@ async fn health_is_down_for_as_long_as_an_operator_has_to_act() {
 /// It was up between a late reply and the next.
 #[tokio::test]
 async fn health_is_down_while_redis_lets_writes_wait() {
-    let scratch = Scratch::new();
-    let redis = Redis::start(scratch.path()).await;
-    let cluster = node_as_user(&redis).await;
+    let (_scratch, redis, cluster) = redis_and_node().await;
     redis.values("CLIENT PAUSE 600000 WRITE").await;
     publish(&cluster, "").await.problem(503);
     let admin = cluster.nodes[0].admin;
@@ -196,9 +190,7 @@ async fn health_is_down_while_redis_lets_writes_wait() {
 /// One room's keys are no reason to take a node out of service.
 #[tokio::test]
 async fn health_stays_up_if_another_program_has_the_keys_of_one_room() {
-    let scratch = Scratch::new();
-    let redis = Redis::start(scratch.path()).await;
-    let cluster = node_as_user(&redis).await;
+    let (_scratch, redis, cluster) = redis_and_node().await;
     let stream = redis.values("KEYS fanfare:*:s:a").await.remove(0);
     redis.values(&format!("SET {stream} text")).await;
     for _ in 0..20 {

@@ -128,16 +128,22 @@ async fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
     assert!(max > 256.0, "{max}");
 }
 
+/// Connects clients until the node has failed so often to accept one, for want of a descriptor.
+async fn use_up_descriptors(node: &Node, errors: f64) -> Vec<TcpStream> {
+    let mut clients = Vec::new();
+    while metric(node.admin, "fanfare_accept_errors_total").await < errors {
+        clients.push(TcpStream::connect(node.listen).await.expect("the kernel completes the handshake"));
+        assert!(clients.len() < 1_000, "the descriptors are never used up");
+    }
+    clients
+}
+
 /// Without a descriptor the listener for operators could not accept, and each failed accept was a line in the log.
 #[tokio::test]
 async fn out_of_descriptors_the_operators_port_was_silent_and_the_log_was_full() {
     let scratch = Scratch::new();
     let node = node_with_descriptors(&scratch, "-n 200").await;
-    let mut clients = Vec::new();
-    while metric(node.admin, "fanfare_accept_errors_total").await < 20.0 {
-        clients.push(TcpStream::connect(node.listen).await.expect("the kernel completes the handshake"));
-        assert!(clients.len() < 1_000, "the descriptors are never used up");
-    }
+    let clients = use_up_descriptors(&node, 20.0).await;
     assert_eq!(http::get(node.admin, "/readyz").send().await.status, 200);
     let lines = node.log().lines().filter(|line| line.contains("cannot accept")).count();
     let seconds = metric(node.admin, "fanfare_accept_errors_total").await / 20.0;
@@ -155,11 +161,7 @@ async fn out_of_descriptors_the_operators_port_was_silent_and_the_log_was_full()
 async fn idle_connections_to_the_operators_port_made_it_silent() {
     let scratch = Scratch::new();
     let node = node_with_descriptors(&scratch, "-n 150").await;
-    let mut clients = Vec::new();
-    while metric(node.admin, "fanfare_accept_errors_total").await < 1.0 {
-        clients.push(TcpStream::connect(node.listen).await.expect("the kernel completes the handshake"));
-        assert!(clients.len() < 1_000, "the descriptors are never used up");
-    }
+    let _clients = use_up_descriptors(&node, 1.0).await;
     let mut idle = Vec::new();
     for _ in 0..200 {
         idle.push(TcpStream::connect(node.admin).await.expect("the kernel completes the handshake"));

@@ -182,15 +182,17 @@ impl Broker for MemoryBroker {
 
     fn update_presence(&self, room: &Room, update: PresenceUpdate) -> BrokerFuture<'_, ()> {
         self.with_room(room, |state| {
-            let leased = if let PresenceUpdate::Lease { session, .. } = update { Some(session) } else { None };
-            let is_renewal = leased.is_some_and(|session| state.leased_until(session).is_some());
+            // A renewed lease is looked at when it would have ended without that.
+            let new_lease = match update {
+                PresenceUpdate::Lease { session, .. } if state.leased_until(session).is_none() => Some(session),
+                _ => None,
+            };
             if let Some(event) = state.update_presence(update) {
                 self.deliver(room, state, &RoomEvent::Presence(event));
             }
-            // A renewed lease is looked at when it would have ended without that.
-            let until =
-                leased.filter(|_| !is_renewal).and_then(|session| Some((session, state.leased_until(session)?)));
-            if let Some((session, until)) = until {
+            if let Some(session) = new_lease
+                && let Some(until) = state.leased_until(session)
+            {
                 self.leases.lock().insert((until, room.clone(), session));
             }
         });

@@ -202,10 +202,7 @@ impl RoomState {
                 self.sessions.insert(session, present);
                 self.change(PresenceKind::Joined, Who::Session(session), None, announce)
             }
-            PresenceUpdate::EndLease { session, announce } => {
-                self.sessions.get(&session)?.lease?;
-                self.update_presence(PresenceUpdate::Leave { session, announce })
-            }
+            PresenceUpdate::EndLease { session, .. } => self.end_lease(session),
             PresenceUpdate::Leave { session, announce } => {
                 let PresentSession { user, info, .. } = self.sessions.remove(&session)?;
                 let who = user.clone().map_or(Who::Session(session), Who::User);
@@ -227,7 +224,7 @@ impl RoomState {
         self.sessions.get(&session)?.lease.map(|(until, _)| until)
     }
 
-    /// Ends a session's lease, and returns the event to announce.
+    /// Ends a session's lease, and returns the event to announce. A session without one stays.
     pub(super) fn end_lease(&mut self, session: SessionId) -> Option<PresenceEvent> {
         let (_, announce) = self.sessions.get(&session)?.lease?;
         self.update_presence(PresenceUpdate::Leave { session, announce })

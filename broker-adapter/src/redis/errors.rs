@@ -172,8 +172,12 @@ fn refused(error: &RedisError) -> Option<ServerError> {
 
 /// Redis's own words, or those of the client library if Redis has said nothing.
 pub(crate) fn words(error: &RedisError) -> String {
-    refused(error)
-        .map_or_else(|| error.to_string(), |why| format!("{} {}", why.code(), why.details().unwrap_or_default()))
+    refused(error).as_ref().map_or_else(|| error.to_string(), refusal_words)
+}
+
+/// Redis's own words.
+pub(crate) fn refusal_words(error: &ServerError) -> String {
+    format!("{} {}", error.code(), error.details().unwrap_or_default())
 }
 
 /// Turns what Redis refuses into what a caller of the broker gets, and says it in the log: one line a second for each

@@ -34,6 +34,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod walk;
 mod write;
 
 // What the files below use of each other.

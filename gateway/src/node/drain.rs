@@ -22,7 +22,7 @@ pub(crate) enum NodePhase {
 pub(crate) struct Drain {
     phase: watch::Sender<NodePhase>,
     is_behind_proxy: AtomicBool,
-    metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Drain {

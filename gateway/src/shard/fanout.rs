@@ -93,7 +93,7 @@ impl<'a> Pass<'a> {
             RoomEvent::Head(head) => self.result.catch_ups.extend(entry.feed.on_head(head).map(|since| (room, since))),
             RoomEvent::Presence(event) => self.announce(index, &event),
             RoomEvent::PresenceVersion(version) if version > entry.presence_version => {
-                self.on_presence_behind(&delivery.room, version);
+                self.lose_presence(index, version);
             }
             RoomEvent::PresenceVersion(_) => {}
         }
@@ -107,9 +107,15 @@ impl<'a> Pass<'a> {
         self.result.catch_ups.extend(entry.feed.on_behind().map(|since| (room, since)));
     }
 
-    /// Presence events of this room up to a version were lost.
+    /// The inbox dropped presence events of this room, up to a version.
     pub(super) fn on_presence_behind(&mut self, room: &Room, version: u64) {
-        let Some(index) = self.rooms.find(room.as_str()) else { return };
+        if let Some(index) = self.rooms.find(room.as_str()) {
+            self.lose_presence(index, version);
+        }
+    }
+
+    /// Presence events of this room up to a version were lost.
+    fn lose_presence(&mut self, index: u32, version: u64) {
         let Some(entry) = self.rooms.get_mut(index) else { return };
         if entry.lose_presence() {
             entry.misses_presence(version);

@@ -169,9 +169,8 @@ async fn a_lost_presence_event_was_missing_for_good() {
 #[tokio::test]
 async fn a_presence_event_during_a_reconnect_was_missing_until_the_next_one() {
     let mut cluster = Cluster::over_redis(1).start().await;
-    let mut list = List::default();
     let mut member = Client::connect(cluster.address(0)).await;
-    list.take(&member.join_with(json!({"room": "cut", "presence": true})).await);
+    let mut list = List::of(&member.join_with(json!({"room": "cut", "presence": true})).await);
     let keys = Keys::of(cluster.redis(), "cut").await;
     keys.change(cluster.redis(), &keys.channel, (1, 1), (12, 1)).await;
     list.settle(&mut member, 2).await;

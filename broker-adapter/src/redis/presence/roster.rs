@@ -7,7 +7,7 @@
 use crate::{
     BrokerError, NodeId, PresenceUpdate, Room, User, Who, envelope,
     redis::{
-        Membership, PresenceChange, PresenceCommand, PresenceEntry, Publisher, WriteCommand,
+        Membership, PresenceChange, PresenceCommand, PresenceEntry, Publisher, WriteCommand, walk::Walk,
         write::publisher::RefusedCommand,
     },
 };
@@ -51,10 +51,8 @@ struct RosterState {
     entries: IndexMap<Membership, RosterEntry>,
     /// The latest time that everything had to be written again.
     rewrite: Rewrite,
-    /// The entries before this index have not been marked for that. A roster of a million takes 100 ms to go through, and
-    /// shards wait for the lock meanwhile, so it is done in portions, from the end: if an entry is removed, the last one gets
-    /// its index, and that one is marked already.
-    unmarked: usize,
+    /// Marks the entries for that.
+    marking: Walk,
     /// Changes that Redis does not have and that are not on their way to it.
     unwritten: HashSet<Membership>,
     /// The number of the latest change.
@@ -109,7 +107,7 @@ impl Roster {
             owner,
             entries: IndexMap::new(),
             rewrite: Rewrite { number: 0, loss: Loss::Forgotten },
-            unmarked: 0,
+            marking: Walk::default(),
             unwritten: HashSet::new(),
             changes: 0,
             deferred_leaves: Vec::new(),
@@ -202,7 +200,7 @@ impl Roster {
         let mut state = self.state.lock();
         state.owner = NodeId::random();
         state.rewrite = Rewrite { number: state.rewrite.number + 1, loss };
-        state.unmarked = state.entries.len();
+        state.marking = Walk::over(&state.entries);
     }
 
     /// Counts a regular heartbeat: deferred leaves that have waited for [`LEAVE_ROUNDS`] of them are to be written now.
@@ -221,8 +219,8 @@ impl Roster {
     /// Records that every session leaves.
     pub(crate) fn leave_all(&self) {
         let mut state = self.state.lock();
-        let RosterState { entries, unwritten, unmarked, rewrite, .. } = &mut *state;
-        *unmarked = 0;
+        let RosterState { entries, unwritten, marking, rewrite, .. } = &mut *state;
+        *marking = Walk::default();
         for (membership, entry) in entries.iter_mut() {
             entry.rewrite = rewrite.number;
             (entry.is_present, entry.is_returning, entry.is_silent) = (false, false, false);
@@ -251,13 +249,10 @@ impl RosterEntry {
 impl RosterState {
     /// Marks the next entries that have to be written again.
     fn mark(&mut self) {
-        let Self { entries, unwritten, unmarked, rewrite, .. } = self;
+        let Self { entries, unwritten, marking, rewrite, .. } = self;
         for _ in 0..MARKED {
-            let Some(next) = (*unmarked).min(entries.len()).checked_sub(1) else { return };
-            *unmarked = next;
-            if let Some((membership, entry)) = entries.get_index_mut(next)
-                && entry.mark(*rewrite)
-            {
+            let Some((membership, entry)) = marking.next(entries) else { return };
+            if entry.mark(*rewrite) {
                 unwritten.insert(membership.clone());
             }
         }

@@ -5,8 +5,8 @@ use crate::{
     BrokerError, Room,
     redis::{
         CommandBuilder, ComparisonPace, ConnectError, Driver, Fence, NodeContext, OpenConnection, Part, Partition,
-        PubSubConnection, RefusalClass, Signals, commands, scripts::is_forgotten, subscribe::interest::BatchReplies,
-        subscribe::interest::STEP, subscribe::interest::SubscriptionBatch,
+        PubSubConnection, RefusalClass, Signals, commands, errors::refusal_words, scripts::is_forgotten,
+        subscribe::interest::BatchReplies, subscribe::interest::STEP, subscribe::interest::SubscriptionBatch,
     },
 };
 use futures_util::{
@@ -138,7 +138,7 @@ impl SubscriberDriver {
         let Some(error) = refused else { return Ok(()) };
         // At the start the error goes to the caller, who connects again and again, and not to the log.
         let address = open.server.address.addr().to_string();
-        let why = format!("{} {}", error.code(), error.details().unwrap_or_default());
+        let why = refusal_words(&error);
         let has_remedy = RefusalClass::of(&error).remedy().is_some();
         if has_remedy || !self.connection.status.set_first(Err(ConnectError::Refused { address, why })) {
             self.refusal(&error, signals)?;

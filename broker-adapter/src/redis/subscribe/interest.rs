@@ -9,10 +9,12 @@
 //! A room that Redis refuses leaves the others alone: callers who wait for its head get the refusal, and it is subscribed
 //! again every [`RETRY_STEPS`] for as long as it has followers.
 //!
-//! A table of a million rooms takes 100 ms to go through, and shards wait for the lock meanwhile. So what concerns every
-//! room is done by a [`Walk`], a few rooms at a time.
+//! What concerns every room is done by a [`Walk`], a few rooms at a time.
 
-use crate::{BrokerError, Cursor, Delivery, Retention, Room, RoomEvent, Subscriber, SubscriberId, redis::Partition};
+use crate::{
+    BrokerError, Cursor, Delivery, Retention, Room, RoomEvent, Subscriber, SubscriberId, redis::Partition,
+    redis::walk::Walk,
+};
 use indexmap::IndexMap;
 use std::{
     collections::{HashMap, VecDeque},
@@ -102,25 +104,6 @@ pub(crate) struct Interest {
     steps_left: usize,
     /// How many heads may be read now.
     credit: usize,
-}
-
-/// Goes through a table from its end to its beginning. It sees each room at least once that was there when it began and
-/// still is: if a room is removed, its index goes to a later one, which it has seen, and new ones come at the end.
-#[derive(Debug, Default)]
-struct Walk {
-    /// The rooms before this index have not been seen.
-    unseen: usize,
-}
-
-impl Walk {
-    fn over<T>(rooms: &IndexMap<Room, T>) -> Self {
-        Self { unseen: rooms.len() }
-    }
-
-    fn next<'a, T>(&mut self, rooms: &'a mut IndexMap<Room, T>) -> Option<(&'a Room, &'a mut T)> {
-        self.unseen = self.unseen.min(rooms.len()).checked_sub(1)?;
-        rooms.get_index_mut(self.unseen)
-    }
 }
 
 /// One followed room.
@@ -312,18 +295,17 @@ impl Interest {
         self.steps_left = self.steps_left.saturating_sub(1);
         for _ in 0..SEARCHED {
             // A comparison comes after the room's subscription.
-            if self.credit == 0 || self.comparison.unseen <= self.resubscription.unseen {
+            if self.credit == 0 || self.comparison.unseen() <= self.resubscription.unseen() {
                 break;
             }
             let Some((_, entry)) = self.comparison.next(&mut self.rooms) else { break };
             if take(&mut entry.is_uncertain) {
                 self.credit -= 1;
-                self.queue.extend(entry.compare());
-                self.queue.push_back(QueueItem::Reply(PendingReply::Presence(entry.room.clone())));
+                entry.queue_comparisons(&mut self.queue);
             }
         }
         // A new sweep spreads all rooms evenly over its steps.
-        if self.steps_left == 0 && self.sweep.unseen == 0 && self.is_resubscribed {
+        if self.steps_left == 0 && self.sweep.unseen() == 0 && self.is_resubscribed {
             self.sweep = Walk::over(&self.rooms);
             (self.sweep_per_step, self.steps_left) = (self.rooms.len().div_ceil(pace.steps), pace.steps);
         }
@@ -340,7 +322,7 @@ impl Interest {
     /// Queues the next refused rooms, at most `count`, so that they come by themselves once Redis takes them.
     fn retry_refused(&mut self, count: usize) {
         self.steps_to_retry = self.steps_to_retry.saturating_sub(1);
-        if self.steps_to_retry == 0 && self.retry.unseen == 0 {
+        if self.steps_to_retry == 0 && self.retry.unseen() == 0 {
             (self.retry, self.steps_to_retry) = (Walk::over(&self.refused), RETRY_STEPS);
         }
         for _ in 0..count {
@@ -350,7 +332,7 @@ impl Interest {
                     entry.queue_change(self.connection, &mut self.queue);
                 }
                 Some(_) => {} // the next attempt is in flight
-                None => drop(self.refused.swap_remove_index(self.retry.unseen)),
+                None => drop(self.refused.swap_remove_index(self.retry.unseen())),
             }
         }
     }
@@ -479,8 +461,7 @@ impl Interest {
                 if self.refused.swap_remove(&room).is_some()
                     && let Some(entry) = self.rooms.get(&room)
                 {
-                    self.queue.extend(entry.compare());
-                    self.queue.push_back(QueueItem::Reply(PendingReply::Presence(room)));
+                    entry.queue_comparisons(&mut self.queue);
                 }
             }
             Err(why) => {
@@ -538,6 +519,12 @@ impl RoomInterest {
         if replace(&mut self.queued_on, connection) != connection {
             queue.push_back(QueueItem::Change(self.room.clone()));
         }
+    }
+
+    /// Queues what shows whether messages or presence events were lost.
+    fn queue_comparisons(&self, queue: &mut VecDeque<QueueItem>) {
+        queue.extend(self.compare());
+        queue.push_back(QueueItem::Reply(PendingReply::Presence(self.room.clone())));
     }
 
     /// The item that compares the room's head; `None` in a room without history, and before the first head is known.

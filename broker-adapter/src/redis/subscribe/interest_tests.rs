@@ -171,33 +171,6 @@ proptest! {
     }
 }
 
-proptest! {
-    #[test]
-    fn a_walk_sees_every_room_that_stays(changes in proptest::collection::vec((any::<bool>(), 0usize..20), 0..60)) {
-        let mut interest = Interest::default();
-        let follow = |interest: &mut Interest, n| {
-            interest.follow(SubscriberId(0), &name(n), None, oneshot::channel().0);
-        };
-        (0..20).for_each(|n| follow(&mut interest, n));
-        let mut owed: HashSet<Room> = interest.rooms.keys().cloned().collect();
-        let (mut walk, mut new) = (Walk::over(&interest.rooms), 20);
-        for (is_step, at) in changes {
-            if is_step {
-                walk.next(&mut interest.rooms).map(|(room, _)| owed.remove(room));
-            } else if let Some((room, _)) = interest.rooms.swap_remove_index(at) {
-                owed.remove(&room);
-            } else {
-                follow(&mut interest, new);
-                new += 1;
-            }
-        }
-        while let Some((room, _)) = walk.next(&mut interest.rooms) {
-            owed.remove(room);
-        }
-        prop_assert!(owed.is_empty(), "{owed:?}");
-    }
-}
-
 /// Follows a room whose head is `at`.
 fn follow_at(interest: &mut Interest, room: u8, at: u64, seen: &[Arc<dyn Subscriber>]) {
     let (reply, _result) = oneshot::channel();

@@ -12,7 +12,7 @@ use super::Shard;
 use crate::{
     app,
     config::Config,
-    node::{inbox::Inbox, metrics::Metrics},
+    node::{drain::Drain, inbox::Inbox, metrics::Metrics},
 };
 use broker::{Fate, Pick, ScriptedBroker};
 use client::{Client, Heard, Wish};
@@ -175,7 +175,8 @@ impl World {
         let inbox = Arc::new(Inbox::new(Arc::clone(metrics)));
         let broker = Arc::new(ScriptedBroker::new(Arc::clone(&inbox), &rooms));
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let node = app::node(&config, Arc::clone(&broker) as _, listen, Arc::clone(metrics), vec![Arc::clone(&inbox)]);
+        let drain = Arc::new(Drain::new(Arc::clone(metrics)));
+        let node = app::node(&config, Arc::clone(&broker) as _, listen, drain, vec![Arc::clone(&inbox)]);
         let shard = Shard::new(Arc::new(node), SubscriberId(0), inbox, Arc::default());
         spawn_local(Rc::clone(&shard).run());
         let clients = (0..CLIENTS).map(|number| Client::connect(number, &shard, &rooms)).collect();
